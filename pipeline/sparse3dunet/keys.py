@@ -1,0 +1,19 @@
+"""Keys of the data dictionaries that all transforms, engines and configs share."""
+
+IMAGE = "image"
+"""(C, X, Y, Z) float32: the scan."""
+
+LABEL = "label"
+"""(1, X, Y, Z) integer: the class, 0 ... K-1; meaningless where the weight is 0."""
+
+WEIGHT = "weight"
+"""(1, X, Y, Z) float32, >= 0: how much the voxel counts; 0 means unlabeled."""
+
+REFERENCE = "reference"
+"""(1, X, Y, Z) integer: a dense label, for scoring alone; never trained on."""
+
+CENTERS = "centers"
+"""(1, X, Y, Z) float32: how likely a patch is centred on the voxel."""
+
+PRED = "pred"
+"""(K, X, Y, Z) logits, or (1, X, Y, Z) the segmentation made from them."""
