@@ -1,0 +1,182 @@
+"""The 3D U-Net of Çiçek et al., MICCAI 2016 (arXiv 1606.06650), figure 2, configurable."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from monai.networks.layers.utils import get_act_layer, get_norm_layer
+from monai.utils import ensure_tuple_rep
+from torch import nn
+
+from sparse3dunet.shapes import center_crop
+
+PADDINGS = ("valid", "same")
+
+
+class UNet3D(nn.Module):
+    """3D U-Net that returns logits. The defaults are the paper's network.
+
+    Each resolution step is two 3x3x3 convolutions, each followed by normalisation and activation. On the way down the
+    first of the two has half the channels of the second, so that channels double *before* each pooling and nothing is
+    a bottleneck; on the way up the (centre-cropped) skip connection is concatenated to the up-convolution's output.
+
+    The paper's figures hold for ``UNet3D(in_channels=3, out_channels=3)``: 132x132x116 voxels in, 44x44x28 out, and
+    19,069,955 parameters besides the affine pairs of batch normalisation (page 3 of the paper; 4,672 with them, none
+    with ``norm=("batch", {"affine": False})``). Its batch normalisation uses the current batch's statistics at test
+    time too: ``norm=("batch", {"track_running_stats": False})``.
+
+    Args:
+        in_channels: channels of the image.
+        out_channels: classes, background included.
+        channels: channels at the end of each resolution step, from the finest; its length is the number of steps.
+        strides: downsampling between two steps, one entry fewer than `channels`; each an integer or three, for
+            anisotropic voxels: ``strides=((2, 2, 1), 2, 2)``.
+        norm: MONAI's name of a normalisation, or name and arguments: ``"batch"``, ``"instance"``,
+            ``("group", {"num_groups": 8})``; None for none (the paper's variant "without BN").
+        act: MONAI's name of an activation, or name and arguments.
+        padding: ``"valid"`` as in the paper (every convolution takes two voxels off each axis) or ``"same"`` (output
+            as large as the input).
+        dropout: probability with which a channel of the coarsest step is dropped in training.
+
+    Shapes: (B, in_channels, X, Y, Z) -> (B, out_channels, X', Y', Z'), where :meth:`output_size` tells X', Y', Z'.
+
+    Raises:
+        ValueError: when an argument is out of range, or an input has a size that the network cannot take; the
+            message names the sizes that it can.
+
+    Example:
+        >>> UNet3D(in_channels=3, out_channels=3).output_size((132, 132, 116))
+        (44, 44, 28)
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        channels: Sequence[int] = (64, 128, 256, 512),
+        strides: Sequence[int | Sequence[int]] | int = 2,
+        norm: str | tuple[str, dict] | Sequence | None = "batch",
+        act: str | tuple[str, dict] | Sequence = ("relu", {"inplace": True}),
+        padding: str = "valid",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if padding not in PADDINGS:
+            raise ValueError(f"padding must be one of {PADDINGS}, got {padding!r}.")
+        if len(channels) < 2 or any(c < 2 or c % 2 for c in channels):
+            raise ValueError(f"channels needs at least two even, positive numbers, got {tuple(channels)}.")
+        steps = len(channels) - 1
+        per_step = (strides,) * steps if isinstance(strides, int) else tuple(strides)
+        if len(per_step) != steps:
+            raise ValueError(f"strides needs {steps} entries for {steps + 1} channels, got {per_step}.")
+        self.in_channels = in_channels
+        self.padding = padding
+        per_axis: list[tuple[int, int, int]] = [ensure_tuple_rep(s, 3) for s in per_step]
+        self.strides = per_axis
+        self.config = {
+            "in_channels": in_channels,
+            "out_channels": out_channels,
+            "channels": list(channels),
+            "strides": [list(s) for s in self.strides],
+            "norm": norm,
+            "act": act,
+            "padding": padding,
+            "dropout": dropout,
+        }
+        """The arguments that build this network again, as plain values."""
+
+        layers = _Layers(norm, act, padding)
+        self.down = nn.ModuleList([layers.double_conv(in_channels, channels[0] // 2, channels[0])])
+        for stride, coarse, fine in zip(self.strides, channels[1:], channels):
+            pool = nn.MaxPool3d(stride, stride)
+            self.down.append(nn.Sequential(pool, layers.double_conv(fine, coarse // 2, coarse)))
+        self.drop = nn.Dropout3d(dropout)
+        self.upsample = nn.ModuleList()
+        self.up = nn.ModuleList()
+        for stride, coarse, fine in reversed(list(zip(self.strides, channels[1:], channels))):
+            self.upsample.append(nn.ConvTranspose3d(coarse, coarse, stride, stride, bias=False))
+            self.up.append(layers.double_conv(coarse + fine, fine, fine))
+        self.head = nn.Conv3d(channels[0], out_channels, kernel_size=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not (torch.jit.is_scripting() or torch.jit.is_tracing()):
+            self.check_input(x.shape)
+        features: list[torch.Tensor] = []
+        for down in self.down:
+            x = down(x)
+            features.append(x)
+        x = self.drop(features.pop())
+        for upsample, up in zip(self.upsample, self.up):
+            x = upsample(x)
+            x = up(torch.cat([center_crop(features.pop(), list(x.shape[2:])), x], dim=1))
+        return self.head(x)
+
+    def check_input(self, shape: Sequence[int]) -> None:
+        """Raise ValueError, naming the sizes that fit, unless a batch of `shape` (B, C, X, Y, Z) can pass."""
+        if len(shape) != 5 or shape[1] != self.in_channels:
+            raise ValueError(f"UNet3D expects (batch, {self.in_channels}, X, Y, Z), got {tuple(shape)}.")
+        self.output_size(shape[2:])
+
+    def output_size(self, input_size: Sequence[int]) -> tuple[int, ...]:
+        """Size of the output for an input of size (X, Y, Z).
+
+        Raises:
+            ValueError: when the network cannot take that size; names the nearest that it can.
+        """
+        outputs = tuple(self._output_length(n, axis) for axis, n in enumerate(input_size))
+        for axis, (n, out) in enumerate(zip(input_size, outputs)):
+            if out is None:
+                fitting = self._fitting_lengths(n, axis)
+                raise ValueError(
+                    f"UNet3D (padding={self.padding!r}) cannot take {n} voxels along axis {axis} of an input of "
+                    f"{tuple(input_size)}: nearest sizes that fit are {' and '.join(map(str, fitting))}, then every "
+                    f"{self._period(axis)}."
+                )
+        return tuple(out for out in outputs if out is not None)
+
+    def _output_length(self, n: int, axis: int) -> int | None:
+        """Voxels out for `n` voxels in along one axis, or None where `n` does not fit."""
+        margin = 4 if self.padding == "valid" else 0
+        strides = [s[axis] for s in self.strides]
+        for stride in strides:
+            n -= margin
+            if n <= 0 or n % stride:
+                return None
+            n //= stride
+        n -= margin
+        for stride in reversed(strides):
+            n = n * stride - margin
+            if n <= 0:
+                return None
+        return n
+
+    def _period(self, axis: int) -> int:
+        period = 1
+        for stride in self.strides:
+            period *= stride[axis]
+        return period
+
+    def _fitting_lengths(self, n: int, axis: int) -> list[int]:
+        """The nearest lengths below (where there is one) and above `n` that fit."""
+        below = next((k for k in range(n, 0, -1) if self._output_length(k, axis)), None)
+        above = n + 1
+        while not self._output_length(above, axis):
+            above += 1
+        return [above] if below is None else [below, above]
+
+
+class _Layers:
+    """Builds the U-Net's steps, all with the same normalisation, activation and padding."""
+
+    def __init__(self, norm, act, padding: str) -> None:
+        self.norm, self.act, self.pad = norm, act, 1 if padding == "same" else 0
+
+    def conv(self, inputs: int, outputs: int) -> list[nn.Module]:
+        layers: list[nn.Module] = [nn.Conv3d(inputs, outputs, kernel_size=3, padding=self.pad)]
+        if self.norm is not None:
+            layers.append(get_norm_layer(self.norm, spatial_dims=3, channels=outputs))
+        return [*layers, get_act_layer(self.act)]
+
+    def double_conv(self, inputs: int, middle: int, outputs: int) -> nn.Sequential:
+        return nn.Sequential(*self.conv(inputs, middle), *self.conv(middle, outputs))

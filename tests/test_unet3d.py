@@ -1,0 +1,108 @@
+"""The network: the paper's figures, sizes, and that configurations build what they say."""
+
+import pytest
+import torch
+from sparse3dunet.networks import UNet3D
+
+PAPER_PARAMETERS = 19_069_955
+
+
+def parameters(network: torch.nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+def test_paper_parameter_count():
+    assert parameters(UNet3D(3, 3, norm=("batch", {"affine": False}))) == PAPER_PARAMETERS
+    assert parameters(UNet3D(3, 3)) == PAPER_PARAMETERS + 4_672
+    assert parameters(UNet3D(3, 3, norm=None)) == PAPER_PARAMETERS
+
+
+def test_paper_tile_size():
+    assert UNet3D(3, 3).output_size((132, 132, 116)) == (44, 44, 28)
+
+
+def test_paper_tile_runs():
+    """The real layers, thinner, on the paper's tile."""
+    network = UNet3D(3, 3, channels=(2, 4, 8, 16)).eval()
+    with torch.no_grad():
+        assert network(torch.rand(1, 3, 132, 132, 116)).shape == (1, 3, 44, 44, 28)
+
+
+@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize(
+    ("channels", "strides"), [((4, 8), 2), ((4, 6, 8), 2), ((4, 8, 8), ((2, 2, 1), 2)), ((4, 6, 8), (3, 2))]
+)
+def test_output_size_is_what_comes_out(padding, channels, strides):
+    network = UNet3D(1, 2, channels=channels, strides=strides, norm=None, padding=padding).eval()
+    others = [next(n for n in range(30, 90) if network._output_length(n, axis)) for axis in (1, 2)]
+    tried = 0
+    for n in range(1, 60):
+        size = (n, *others)
+        try:
+            expected = network.output_size(size)
+        except ValueError:
+            with pytest.raises(ValueError, match="UNet3D"):
+                network(torch.zeros(1, 1, *size))
+            continue
+        assert network(torch.zeros(1, 1, *size)).shape[2:] == expected
+        tried += 1
+    assert tried
+
+
+@pytest.mark.parametrize(
+    ("network", "size", "named"),
+    [
+        (UNet3D(1, 2), (130, 132, 116), ["axis 0", "124 and 132", "every 8"]),
+        (UNet3D(1, 2), (132, 132, 90), ["axis 2", "are 92,", "every 8"]),
+        (UNet3D(1, 2, channels=(4, 8, 16), padding="same"), (16, 15, 16), ["axis 1", "12 and 16", "every 4"]),
+        (UNet3D(1, 2, (4, 8, 16), ((2, 2, 1), 2), padding="same"), (16, 16, 7), ["axis 2", "6 and 8", "every 2"]),
+    ],
+)
+def test_unfit_size_names_fitting_ones(network, size, named):
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        network(torch.zeros(1, 1, *size))
+    assert all(words in str(error.value) for words in named), error.value
+    with pytest.raises(ValueError, match="expects"):
+        network(torch.zeros(1, 3, 16, 16, 16))
+
+
+def test_named_sizes_fit():
+    network = UNet3D(1, 2)
+    for n in (92, 100, 124, 132):
+        network.output_size((n, n, n))
+
+
+@pytest.mark.parametrize("norm", ["batch", "instance", ("group", {"num_groups": 2}), None])
+def test_norms_train(norm):
+    network = UNet3D(2, 3, channels=(4, 8), norm=norm, padding="same")
+    network(torch.rand(2, 2, 8, 8, 8)).square().mean().backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in network.parameters())
+
+
+def test_valid_convolutions_see_no_border():
+    """Seamless tiling rests on this: a tile's output is the same cut of the whole volume's output."""
+    torch.manual_seed(0)
+    network = UNet3D(1, 2, channels=(4, 8, 8), norm=None).eval()
+    volume = torch.rand(1, 1, 60, 60, 60)
+    with torch.no_grad():
+        whole, tile = network(volume), network(volume[:, :, 8:52, 8:52, 8:52])
+    assert tile.shape[2:] == (4, 4, 4)
+    torch.testing.assert_close(tile, whole[:, :, 8:12, 8:12, 8:12])
+
+
+@pytest.mark.parametrize("padding", ["valid", "same"])
+def test_torchscript_and_config_round_trip(padding):
+    network = UNet3D(1, 2, channels=(4, 8), norm="instance", padding=padding).eval()
+    again = UNet3D(**network.config).eval()
+    again.load_state_dict(network.state_dict())
+    x = torch.rand(1, 1, 20, 20, 20)
+    torch.testing.assert_close(again(x), network(x))
+    torch.testing.assert_close(torch.jit.script(network)(x), network(x))
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"padding": "reflect"}, {"channels": (4,)}, {"channels": (3, 6)}, {"strides": (2, 2)}]
+)
+def test_bad_arguments(arguments):
+    with pytest.raises(ValueError, match=r"padding|channels|strides"):
+        UNet3D(1, 2, **{"channels": (4, 8), **arguments})
