@@ -1,0 +1,5 @@
+"""Losses over annotated voxels."""
+
+from sparse3dunet.losses.masked import MaskedCrossEntropyLoss, MaskedDiceCELoss
+
+__all__ = ["MaskedCrossEntropyLoss", "MaskedDiceCELoss"]

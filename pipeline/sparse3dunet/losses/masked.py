@@ -1,0 +1,141 @@
+"""Cross-entropy and Dice over annotated voxels: what is unlabeled has no say in the loss or in any gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from sparse3dunet.shapes import center_crop
+from sparse3dunet.target import unpack_target
+
+
+class _MaskedLoss(nn.Module):
+    """What both losses share: the class weights, and logits, labels and weights that are safe to compute with."""
+
+    class_weight: torch.Tensor | None
+
+    def __init__(self, class_weight: Sequence[float] | torch.Tensor | None = None) -> None:
+        super().__init__()
+        weights = None if class_weight is None else torch.as_tensor(class_weight, dtype=torch.float32)
+        if weights is not None and (weights.ndim != 1 or not torch.isfinite(weights).all() or (weights < 0).any()):
+            raise ValueError(f"class_weight must be a list of finite numbers >= 0, got {class_weight}.")
+        self.register_buffer("class_weight", weights, persistent=False)
+
+    def _prepare(self, pred: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Logits (B, K, ...) float32, labels (B, ...) int64 and weights (B, ...), all of the prediction's size.
+
+        Logits of unlabeled voxels become 0 *before* the softmax, so that even an infinite one leaves no NaN behind.
+        """
+        if pred.shape[0] != target.shape[0] or any(p > t for p, t in zip(pred.shape[2:], target.shape[2:])):
+            raise ValueError(
+                f"prediction {tuple(pred.shape)} and target {tuple(target.shape)} do not fit: "
+                "expected one batch size and a target at least as large as the prediction."
+            )
+        label, weight = unpack_target(center_crop(target, list(pred.shape[2:])))
+        num_classes = pred.shape[1]
+        if self.class_weight is not None and len(self.class_weight) != num_classes:
+            raise ValueError(f"class_weight has {len(self.class_weight)} entries for {num_classes} classes.")
+        if label.numel() and (label.max() >= num_classes or label.min() < 0):
+            raise ValueError(
+                f"an annotated voxel has label {int(label.max() if label.max() >= num_classes else label.min())}, "
+                f"but the network has {num_classes} classes (0 ... {num_classes - 1})."
+            )
+        annotated = (weight > 0).unsqueeze(1)
+        logits = torch.where(annotated, pred.float(), torch.zeros((), device=pred.device))
+        return logits, label, weight
+
+    def _cross_entropy(self, logits: torch.Tensor, label: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Mean over the annotated voxels, as PyTorch's weighted mean; a differentiable 0 where there are none."""
+        if self.class_weight is not None:
+            weight = weight * self.class_weight[label]
+        loss = F.cross_entropy(logits, label, reduction="none")
+        return (loss * weight).sum() / weight.sum().clamp(min=torch.finfo(torch.float32).tiny)
+
+
+class MaskedCrossEntropyLoss(_MaskedLoss):
+    """Softmax with weighted cross-entropy, the loss of Çiçek et al. 2016 (page 5).
+
+    The mean is over the weights, not over the voxels, so that the loss does not depend on how sparse the annotation
+    is. With all weights 1 it equals ``torch.nn.CrossEntropyLoss(weight=class_weight)``; without an annotated voxel it
+    is a differentiable zero.
+
+    Args:
+        class_weight: one factor >= 0 per class, multiplied into the voxels' weights.
+
+    Shapes:
+        pred: (B, K, X, Y, Z) logits.
+        target: (B, 2, X', Y', Z'), label and weight (:func:`~sparse3dunet.target.pack_target`), or
+            (B, 1, X', Y', Z'), a dense label. Where it is larger than `pred`, as with valid convolutions, its centre
+            counts.
+
+    Raises:
+        ValueError: when the shapes do not fit, or an annotated voxel's label is no class.
+    """
+
+    def forward(self, pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return self._cross_entropy(*self._prepare(pred, target))
+
+
+class MaskedDiceCELoss(_MaskedLoss):
+    """Soft Dice plus cross-entropy over annotated voxels.
+
+    Softmax first, mask after: a mask on the logits would turn every unlabeled voxel into a uniform prediction. With
+    all weights 1 it equals ``monai.losses.DiceCELoss(to_onehot_y=True, softmax=True)`` with the same arguments;
+    without an annotated voxel it is a differentiable zero. Shapes and errors as in :class:`MaskedCrossEntropyLoss`.
+
+    Args:
+        include_background: whether class 0 takes part in the Dice term.
+        batch: whether Dice's sums run over the whole batch; otherwise the mean over the volumes that have an
+            annotated voxel is taken.
+        smooth_nr: added to Dice's numerator.
+        smooth_dr: added to Dice's denominator.
+        class_weight: one factor >= 0 per class, for both terms.
+        lambda_dice: factor of the Dice term.
+        lambda_ce: factor of the cross-entropy term.
+    """
+
+    def __init__(
+        self,
+        include_background: bool = True,
+        batch: bool = False,
+        smooth_nr: float = 1e-5,
+        smooth_dr: float = 1e-5,
+        class_weight: Sequence[float] | torch.Tensor | None = None,
+        lambda_dice: float = 1.0,
+        lambda_ce: float = 1.0,
+    ) -> None:
+        super().__init__(class_weight)
+        if lambda_dice < 0 or lambda_ce < 0:
+            raise ValueError(f"lambda_dice and lambda_ce must be >= 0, got {lambda_dice} and {lambda_ce}.")
+        self.include_background = include_background
+        self.batch = batch
+        self.smooth_nr = smooth_nr
+        self.smooth_dr = smooth_dr
+        self.lambda_dice = lambda_dice
+        self.lambda_ce = lambda_ce
+
+    def forward(self, pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        prepared = self._prepare(pred, target)
+        return self.lambda_dice * self._dice(*prepared) + self.lambda_ce * self._cross_entropy(*prepared)
+
+    def _dice(self, logits: torch.Tensor, label: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        prob = logits.softmax(dim=1)
+        onehot = F.one_hot(label, prob.shape[1]).movedim(-1, 1)
+        factor = self.class_weight
+        if not self.include_background:
+            prob, onehot = prob[:, 1:], onehot[:, 1:]
+            factor = None if factor is None else factor[1:]
+        axes = tuple(range(2, prob.ndim))
+        counted = weight.unsqueeze(1)
+        overlap = (counted * prob * onehot).sum(axes)
+        total = (counted * (prob + onehot)).sum(axes)
+        per_volume = weight.flatten(1).sum(1) > 0
+        if self.batch:
+            overlap, total, per_volume = overlap.sum(0, True), total.sum(0, True), per_volume.any().unsqueeze(0)
+        loss = 1 - (2 * overlap + self.smooth_nr) / (total + self.smooth_dr)
+        if factor is not None:
+            loss = loss * factor
+        return (loss.mean(1) * per_volume).sum() / per_volume.sum().clamp(min=1)
