@@ -1,0 +1,75 @@
+"""From label maps with unlabeled voxels to label and weight."""
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from sparse3dunet.errors import DataError
+from sparse3dunet.transforms import SparseLabel, SparseLabeld
+
+
+def as_map(values, dtype=np.uint8):
+    return np.array(values, dtype=dtype).reshape(1, 1, 1, -1)
+
+
+@pytest.mark.parametrize(
+    ("values", "ignore_index", "label", "weight"),
+    [
+        ([0, 1, 2, 3], 3, [0, 1, 2, 0], [1, 1, 1, 0]),
+        ([0, 1, 2, 255], 255, [0, 1, 2, 0], [1, 1, 1, 0]),
+        ([0, 4, 2, 255], [4, 255], [0, 0, 2, 0], [1, 0, 1, 0]),
+        ([2, 1, 0], None, [2, 1, 0], [1, 1, 1]),
+        ([2, 1, 0], 3, [2, 1, 0], [1, 1, 1]),
+    ],
+)
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32, np.float64])
+def test_values(values, ignore_index, label, weight, dtype):
+    got_label, got_weight = SparseLabel(3, ignore_index)(as_map(values, dtype))
+    assert got_label.flatten().tolist() == label
+    assert got_weight.flatten().tolist() == weight
+    assert (got_label.dtype, got_weight.dtype) == (torch.int16, torch.float32)
+
+
+def test_negative_unlabeled_value():
+    label, weight = SparseLabel(2, -1)(as_map([-1, 0, 1], np.int16))
+    assert label.flatten().tolist() == [0, 0, 1]
+    assert weight.flatten().tolist() == [0, 1, 1]
+
+
+def test_dictionary_twin_keeps_metadata_and_other_keys():
+    annotation = MetaTensor(as_map([0, 3, 2]), affine=np.diag([1.0, 2.0, 3.0, 1.0]), meta={"filename_or_obj": "a.nii"})
+    data = SparseLabeld("label", num_classes=3, ignore_index=3)({"label": annotation, "image": "untouched"})
+    assert data["image"] == "untouched"
+    for key in ("label", "weight"):
+        assert torch.equal(data[key].affine, annotation.affine)
+        assert data[key].meta["filename_or_obj"] == "a.nii"
+    assert SparseLabeld("label", num_classes=3, allow_missing_keys=True)({"image": 1}) == {"image": 1}
+    assert annotation.flatten().tolist() == [0, 3, 2]
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "ignore_index", "words"),
+    [
+        ([0, 1, 7], np.uint8, 3, ["a.nii", "label value 7", "0 ... 2", "ignore_index: 3", "dataset.json"]),
+        ([0, 1, 255], np.uint8, [4, 5], ["label value 255", "4, 5"]),
+        ([-1, 0, 1], np.int16, 3, ["label value -1"]),
+        ([0.5, 1, 2], np.float32, 3, ["label value 0.5"]),
+        ([np.nan, 1, 2], np.float32, 3, ["label value nan"]),
+        ([3, 3, 3], np.uint8, 3, ["a.nii", "no voxel is annotated", "ignore_index: 3"]),
+    ],
+)
+def test_bad_values_are_named(values, dtype, ignore_index, words):
+    annotation = MetaTensor(as_map(values, dtype), meta={"filename_or_obj": "a.nii"})
+    with pytest.raises(DataError) as error:
+        SparseLabel(3, ignore_index)(annotation)
+    assert all(word in str(error.value) for word in words), error.value
+
+
+def test_unlabeled_value_that_is_a_class():
+    with pytest.raises(DataError, match="ignore_index 2 is also a class"):
+        SparseLabel(3, 2)
+
+
+def test_several_channels():
+    with pytest.raises(DataError, match="one channel, found 2"):
+        SparseLabel(3)(np.zeros((2, 3, 3, 3)))
