@@ -1,0 +1,179 @@
+"""Model files: written whole or not at all, and described so that inference rebuilds the network that was trained."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from ignite.handlers import Checkpoint
+from ignite.handlers.checkpoint import BaseSaveHandler
+from monai.bundle import ConfigParser
+
+from sparse3dunet.errors import DataError
+from sparse3dunet.networks import UNet3D
+
+DESCRIPTION_SUFFIX = ".json"
+
+
+class AtomicSaver(BaseSaveHandler):
+    """Ignite save handler for one file, which at any moment is absent, the old one or the new one, and whole.
+
+    Neither MONAI's ``CheckpointSaver`` nor Ignite's ``DiskSaver`` gives that for a fixed file name: the former writes
+    in place, and both delete the old file before they write the new one.
+
+    Args:
+        path: of the file; its folder is made where it is missing.
+        description: written beside the file, as JSON under the same name, before the file itself; None for none.
+    """
+
+    def __init__(self, path: str | Path, description: Mapping[str, Any] | None = None) -> None:
+        self.path = Path(path)
+        self.description = description
+
+    def __call__(self, checkpoint: Mapping, filename: str, metadata: Mapping | None = None) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.description is not None:
+            text = json.dumps(self.description, indent=1) + "\n"
+            _replace(self.path.with_suffix(DESCRIPTION_SUFFIX), lambda draft: draft.write_text(text, encoding="utf-8"))
+        _replace(self.path, lambda draft: torch.save(checkpoint, draft))
+
+    def remove(self, filename: str) -> None:
+        """Nothing: the new file replaces the old one."""
+
+
+def _replace(path: Path, write: Any) -> None:
+    draft = path.with_name(path.name + ".part")
+    write(draft)
+    with draft.open("rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(draft, path)
+
+
+class BestModelSaver:
+    """Handler of the *evaluator*: keeps the network's flat state_dict of the best validation so far.
+
+    A metric that is NaN (nothing evaluable) counts as worst; of equal ones the latest is kept.
+
+    Args:
+        network: the network that is trained.
+        path: of the file.
+        key_metric: name in ``engine.state.metrics``, larger is better.
+        description: see :class:`AtomicSaver`.
+    """
+
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        path: str | Path,
+        key_metric: str,
+        description: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.checkpoint = Checkpoint(
+            to_save={"model": network},
+            save_handler=AtomicSaver(path, description),
+            filename_pattern=Path(path).name,
+            score_function=lambda engine: finite_score(engine.state.metrics[key_metric]),
+            score_name=key_metric,
+            n_saved=1,
+            greater_or_equal=True,
+        )
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.COMPLETED, self.checkpoint)
+
+
+class LastCheckpointSaver:
+    """Handler of the *trainer*: after every epoch, all that a training needs to go on, as plain tensors and values.
+
+    Args:
+        path: of the file.
+        to_save: objects with a state_dict, by name (network, optimizer, lr_scheduler ...); the trainer is added.
+    """
+
+    def __init__(self, path: str | Path, to_save: Mapping[str, Any]) -> None:
+        self.path = Path(path)
+        self.to_save = dict(to_save)
+
+    def attach(self, engine: Engine) -> None:
+        checkpoint = Checkpoint(
+            to_save={**self.to_save, "trainer": engine},
+            save_handler=AtomicSaver(self.path),
+            filename_pattern=self.path.name,
+            n_saved=1,
+        )
+        engine.add_event_handler(Events.EPOCH_COMPLETED, checkpoint)
+
+
+def finite_score(value: float) -> float:
+    """The value, or minus infinity for NaN, so that comparisons of scores are well-defined."""
+    return -math.inf if math.isnan(value) else float(value)
+
+
+def describe_model(network: torch.nn.Module, class_names: Sequence[str], patch_size: Sequence[int]) -> dict[str, Any]:
+    """What inference must know of a trained model, as plain values.
+
+    Returns:
+        ``network``: the arguments of :class:`~sparse3dunet.networks.UNet3D`, None for another network;
+        ``class_names``: by class number; ``patch_size``: in voxels.
+    """
+    description = {
+        "network": network.config if isinstance(network, UNet3D) else None,
+        "class_names": list(class_names),
+        "patch_size": [int(n) for n in patch_size],
+    }
+    return json.loads(json.dumps(description))
+
+
+def read_description(
+    model_file: str | Path, train_config: str | Path, in_channels: int = 1, num_classes: int = 3
+) -> dict[str, Any]:
+    """The description that training wrote beside `model_file`.
+
+    Before any training, tools that look at the bundle get the network that `train_config` defines, for an image of
+    `in_channels` and `num_classes`.
+
+    Raises:
+        DataError: when the description is unreadable, or the model was trained with a network other than UNet3D.
+    """
+    path = Path(model_file).with_suffix(DESCRIPTION_SUFFIX)
+    if path.is_file():
+        try:
+            description = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DataError(f"{path}: not readable as JSON ({error}); train again, or restore the file.") from error
+    else:
+        config = ConfigParser.load_config_file(str(train_config))
+        network = {key: value for key, value in config["network_def"].items() if not key.startswith("_")}
+        description = {
+            "network": {**network, "in_channels": in_channels, "out_channels": num_classes},
+            "class_names": [f"class {i}" for i in range(num_classes)],
+            "patch_size": config["largest_patch_size"],
+        }
+    if not description.get("network"):
+        raise DataError(f"{path}: describes no UNet3D; give the network yourself, as network_def.")
+    return description
+
+
+def existing_model(model_file: str | Path) -> str:
+    """Return the path, having made sure that it is a model file that can be loaded.
+
+    Raises:
+        DataError: when the file is missing or no file of tensors.
+    """
+    path = Path(model_file)
+    if not path.is_file():
+        raise DataError(
+            f"{path.absolute()}: there is no trained model. Train one first (run training), or name one: "
+            "--model_file FILE."
+        )
+    try:
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # zipfile, pickle and PyTorch raise many kinds here
+        raise DataError(f"{path.absolute()}: not a model file ({type(error).__name__}); train again.") from error
+    return str(path)

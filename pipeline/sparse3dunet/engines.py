@@ -1,0 +1,298 @@
+"""What MONAI's trainer and evaluator need to learn from sparse labels: batches, logs, scores and pictures."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from monai.data import MetaTensor
+from monai.engines import Evaluator, PrepareBatch
+from monai.transforms import Orientation
+from monai.utils import convert_to_tensor
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from sparse3dunet.datalist import case_name
+from sparse3dunet.keys import IMAGE, LABEL, PRED, REFERENCE, WEIGHT
+from sparse3dunet.metrics import class_scores, mean_score, overlap_counts, overlap_scores
+from sparse3dunet.pictures import save_picture
+from sparse3dunet.target import pack_target
+
+REGIONS = ("annotated", "unlabeled", "all")
+"""Voxels on which a volume is scored: by its annotation; by its dense label where unlabeled; by it everywhere."""
+
+METRIC_NAMES = tuple(f"{kind}_{region}" for region in REGIONS for kind in ("dice", "iou"))
+
+
+class PrepareSparseBatch(PrepareBatch):
+    """Makes (image, target) of a batch, the target being label and weight in one tensor (B, 2, X, Y, Z)."""
+
+    def __call__(
+        self,
+        batchdata: dict[str, torch.Tensor],
+        device: str | torch.device | None = None,
+        non_blocking: bool = False,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        # Plain tensors: a MetaTensor would carry its metadata through every operation of the network and the loss.
+        image, label, weight = (
+            convert_to_tensor(batchdata[key], track_meta=False).to(device=device, non_blocking=non_blocking, **kwargs)
+            for key in (IMAGE, LABEL, WEIGHT)
+        )
+        return image, pack_target(label, weight)
+
+
+class FinalValidation:
+    """Handler of the trainer: validates after the last epoch, which MONAI's ``ValidationHandler`` leaves out where its
+    interval does not divide the number of epochs. Attach it after that one.
+    """
+
+    def __init__(self, validator: Evaluator) -> None:
+        self.validator = validator
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        epoch = engine.state.epoch
+        if epoch == engine.state.max_epochs and self.validator.state.epoch != epoch:
+            self.validator.run(epoch)
+
+
+class TrainingLog:
+    """Handler of the trainer: progress bar, a printed line per epoch, ``training.csv``, and a summary at the end.
+
+    The bar shows the loss and the time left; where the output is no terminal, only the lines are printed. Attach it
+    after the ``ValidationHandler``.
+
+    Args:
+        evaluator: of the validation, with a :class:`ScoreReport`.
+        optimizer: its first group's learning rate is logged.
+        output_dir: where ``training.csv`` is written (a former one is replaced) and pictures lie.
+        model_file: of the best model, for the summary.
+    """
+
+    def __init__(
+        self, evaluator: Engine, optimizer: torch.optim.Optimizer, output_dir: str | Path, model_file: str | Path
+    ) -> None:
+        self.evaluator = evaluator
+        self.optimizer = optimizer
+        self.csv_file = Path(output_dir) / "training.csv"
+        self.model_file = Path(model_file)
+        self.losses: list[float] = []
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.iteration)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch)
+        engine.add_event_handler(Events.COMPLETED, self.finish)
+
+    def start(self, engine: Engine) -> None:
+        self.started = time.perf_counter()
+        self.csv_file.parent.mkdir(parents=True, exist_ok=True)
+        with self.csv_file.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerow(["epoch", "iteration", "seconds", "learning_rate", "loss", *METRIC_NAMES])
+        total = (engine.state.max_epochs or 0) * (engine.state.epoch_length or 0)
+        self.bar = tqdm(total=total, desc="training", unit="it", disable=None, dynamic_ncols=True)
+
+    def iteration(self, engine: Engine) -> None:
+        outputs: Any = engine.state.output
+        self.losses.append(float(outputs[0]["loss"]))
+        self.bar.set_postfix(loss=f"{self.losses[-1]:.3f}", refresh=False)
+        self.bar.update()
+
+    def epoch(self, engine: Engine) -> None:
+        state: Any = engine.state
+        loss = sum(self.losses) / len(self.losses)
+        self.losses.clear()
+        seconds = time.perf_counter() - self.started
+        scores = self.evaluator.state.metrics if self.evaluator.state.epoch == state.epoch else {}
+        rate = self.optimizer.param_groups[0]["lr"]
+        with self.csv_file.open("a", newline="", encoding="utf-8") as file:
+            values = [f"{scores[name]:.4f}" if name in scores else "" for name in METRIC_NAMES]
+            csv.writer(file).writerow(
+                [state.epoch, state.iteration, f"{seconds:.1f}", f"{rate:.3g}", f"{loss:.4f}", *values]
+            )
+        left = seconds / state.epoch * (state.max_epochs - state.epoch)
+        shown = "".join(f"  {name.replace('_', ' ')} {scores[name]:.3f}" for name in METRIC_NAMES if name in scores)
+        tqdm.write(f"epoch {state.epoch}/{state.max_epochs}  loss {loss:.3f}{shown}  {clock(left)} left")
+
+    def finish(self, engine: Engine) -> None:
+        self.bar.close()
+        state: Any = self.evaluator.state
+        best = f"best {state.key_metric_name} {state.best_metric:.3f} (epoch {state.best_metric_epoch})"
+        print(
+            f"Trained {engine.state.iteration} iterations in {clock(time.perf_counter() - self.started)}; {best}.\n"
+            f"Model: {self.model_file}  log: {self.csv_file}  pictures: {self.csv_file.parent / 'pictures'}"
+        )
+
+
+class ScoreReport:
+    """Handler of an evaluator: Dice and IoU by class on annotated voxels and, given dense labels, on all others.
+
+    Puts into ``engine.state.metrics``, each where it can be evaluated: ``dice_annotated`` and ``iou_annotated`` (on the
+    annotated voxels), ``dice_unlabeled``, ``iou_unlabeled`` (on those which are not, by the dense label) and
+    ``dice_all``, ``iou_all`` (on all, by the dense label). The mean Dice is over the foreground classes, the mean IoU
+    over all. A class that no volume shows is reported as not evaluable (n = 0) and is in no mean.
+
+    Needs ``pred`` argmaxed to (1, X, Y, Z) by the evaluator's postprocessing.
+
+    Args:
+        class_names: by class number.
+        output_dir: where ``scores.csv`` is written, a row for each volume, region and class; None for none.
+        print_table: whether to print a table at the end.
+    """
+
+    def __init__(
+        self, class_names: Sequence[str], output_dir: str | Path | None = None, print_table: bool = False
+    ) -> None:
+        self.class_names = list(class_names)
+        self.csv_file = None if output_dir is None else Path(output_dir) / "scores.csv"
+        self.print_table = print_table
+        self.names: dict[str, list[str]] = {}
+        self.counts: dict[str, list[torch.Tensor]] = {}
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_STARTED, self.reset)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.update)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.compute)
+        if self.csv_file is not None:
+            engine.add_event_handler(Events.COMPLETED, self.write_csv)
+        if self.print_table:
+            engine.add_event_handler(Events.COMPLETED, self.show)
+
+    def reset(self) -> None:
+        self.names = {region: [] for region in REGIONS}
+        self.counts = {region: [] for region in REGIONS}
+
+    def update(self, engine: Engine) -> None:
+        for item, output in _decollated(engine):
+            for region, target in _targets(item).items():
+                pred = output[PRED].to(target.device)
+                self.names[region].append(_name_of(item))
+                self.counts[region].append(overlap_counts(pred[None], target, len(self.class_names))[0])
+
+    def compute(self, engine: Engine) -> None:
+        for region in REGIONS:
+            for kind in ("dice", "iou"):
+                mean = mean_score(self.scores(region, kind)[1 if kind == "dice" else 0 :])
+                if mean is not None:
+                    engine.state.metrics[f"{kind}_{region}"] = mean
+
+    def scores(self, region: str, kind: str) -> list:
+        """The :class:`~sparse3dunet.metrics.ClassScore` of each class; an empty list where no volume has the region."""
+        if not self.counts[region]:
+            return []
+        return class_scores(overlap_scores(torch.stack(self.counts[region]), kind))
+
+    def write_csv(self) -> None:
+        assert self.csv_file is not None
+        self.csv_file.parent.mkdir(parents=True, exist_ok=True)
+        with self.csv_file.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["case", "region", "class", "voxels", "dice", "iou"])
+            for region in REGIONS:
+                for name, counts in zip(self.names[region], self.counts[region]):
+                    dice, iou = overlap_scores(counts, "dice").tolist(), overlap_scores(counts, "iou").tolist()
+                    voxels = (counts[:, 0] + counts[:, 2]).tolist()
+                    for row in zip(self.class_names, voxels, dice, iou):
+                        scores = [f"{v:.4f}" if row[1] else "" for v in row[2:]]
+                        writer.writerow([name, region, row[0], row[1], *scores])
+
+    def show(self) -> None:
+        table = Table(title=f"Scores of {len(self.names['annotated'])} volume(s)")
+        for heading in ("voxels", "class"):
+            table.add_column(heading)
+        for heading in ("n", "Dice", "IoU"):
+            table.add_column(heading, justify="right")
+        for region in REGIONS:
+            dice, iou = self.scores(region, "dice"), self.scores(region, "iou")
+            for number, (name, d, i) in enumerate(zip(self.class_names, dice, iou)):
+                table.add_row("" if number else region, name, str(d.n), _text(d.mean), _text(i.mean))
+            if dice:
+                table.add_row("", "mean", "", _text(mean_score(dice[1:])), _text(mean_score(iou)), end_section=True)
+        table.caption = "n: volumes that show the class. Mean Dice: without background; mean IoU: all classes."
+        Console().print(table)
+
+
+class PictureWriter:
+    """Handler of an evaluator: a PNG for each volume, as :func:`~sparse3dunet.pictures.save_picture` draws it.
+
+    Needs ``pred`` argmaxed; image and prediction are turned to RAS orientation by their affines.
+
+    Args:
+        output_dir: pictures go to its subfolder ``pictures``.
+        class_names: for the legend.
+        limit: only the first so many volumes; None for all.
+    """
+
+    def __init__(self, output_dir: str | Path, class_names: Sequence[str] = (), limit: int | None = None) -> None:
+        self.folder = Path(output_dir) / "pictures"
+        self.class_names = list(class_names)
+        self.limit = limit
+        self.drawn = 0
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_STARTED, self.reset)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.draw)
+
+    def reset(self) -> None:
+        self.drawn = 0
+
+    def draw(self, engine: Engine) -> None:
+        for item, output in _decollated(engine):
+            if self.limit is not None and self.drawn >= self.limit:
+                return
+            name = _name_of(item)
+            known = {key: _as_ras(item[key]) for key in (LABEL, WEIGHT, REFERENCE) if key in item}
+            save_picture(
+                self.folder / f"{name}.png",
+                _as_ras(item[IMAGE]),
+                _as_ras(output[PRED]),
+                **known,
+                class_names=self.class_names,
+                title=name,
+            )
+            self.drawn += 1
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
+    return str(timedelta(seconds=round(seconds)))
+
+
+def _decollated(engine: Engine) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """The volumes of the current batch, each with the engine's output for it."""
+    batch: Any = engine.state.batch
+    output: Any = engine.state.output
+    return zip(batch, output)
+
+
+def _targets(item: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """By region, the target (1, 2, X, Y, Z) to score a volume against."""
+    label, weight = item[LABEL][None], item[WEIGHT][None]
+    targets = {"annotated": pack_target(label, weight)}
+    if REFERENCE in item:
+        reference = item[REFERENCE][None]
+        targets["unlabeled"] = pack_target(reference, weight == 0)
+        targets["all"] = pack_target(reference, torch.ones_like(weight))
+    return targets
+
+
+def _as_ras(volume: torch.Tensor) -> torch.Tensor:
+    return Orientation("RAS", labels=None)(volume) if isinstance(volume, MetaTensor) else volume
+
+
+def _name_of(item: Mapping[str, Any]) -> str:
+    return case_name(item[IMAGE].meta["filename_or_obj"])
+
+
+def _text(score: float | None) -> str:
+    return "not evaluable" if score is None else f"{score:.3f}"

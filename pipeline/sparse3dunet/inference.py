@@ -1,0 +1,57 @@
+"""Inferers: how an engine runs the network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from monai.inferers import Inferer, SlidingWindowInferer
+
+from sparse3dunet.errors import DataError
+
+
+def bfloat16_is_fast(device: torch.device | str) -> bool:
+    """Whether the device computes bfloat16 in hardware (CPU: AVX512_BF16 or AMX; CUDA: Ampere or newer)."""
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if kind == "cpu":
+        # Private in PyTorch, hence asked with care; False merely costs time.
+        checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+        return any(check is not None and check() for check in checks)
+    return False
+
+
+class AutocastInferer(Inferer):
+    """Runs another inferer with the network in bfloat16, on CPU as on CUDA; returns float32.
+
+    MONAI's engines offer ``amp`` for CUDA alone. Bfloat16 has float32's range, so that no gradient scaler is needed.
+
+    Args:
+        inferer: the inferer that runs the network, ``SimpleInferer`` or ``SlidingWindowInferer`` for example.
+        enabled: whether to use bfloat16; None where the device computes it in hardware.
+
+    Raises:
+        DataError: when sliding windows give a result of another size than the volume, as with valid convolutions.
+    """
+
+    def __init__(self, inferer: Inferer, enabled: bool | None = None) -> None:
+        self.inferer = inferer
+        self.enabled = enabled
+
+    def __call__(self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> Any:
+        enabled = bfloat16_is_fast(inputs.device) if self.enabled is None else self.enabled
+
+        def run(*a: Any, **k: Any) -> torch.Tensor:
+            with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=enabled):
+                return network(*a, **k).float()
+
+        result = self.inferer(inputs, run, *args, **kwargs)
+        if isinstance(self.inferer, SlidingWindowInferer) and result.shape[2:] != inputs.shape[2:]:
+            # MONAI would take the smaller windows for downsampled ones, and place them wrongly.
+            raise DataError(
+                f"sliding windows made {tuple(result.shape[2:])} voxels of a volume of {tuple(inputs.shape[2:])}: they "
+                "need a network whose output is as large as its input. Set padding of the network to 'same'."
+            )
+        return result

@@ -1,0 +1,158 @@
+"""The built-in real data: the ICBM 2009a MNI152 T1 template with gray and white matter, sparsely annotated.
+
+nilearn ships the template and its tissue maps inside its wheel, so that nothing is downloaded. Prepared by
+``python -m sparse3dunet.mni152 [FOLDER]`` and, where its default folder is absent, by the training config.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from sparse3dunet.errors import DataError
+
+DEFAULT_DIR = "data/mni152"
+CLASS_NAMES = ("background", "gray matter", "white matter")
+UNLABELED = 3
+SPACING = 2
+"""Resolution in mm."""
+SLICES_PER_AXIS = 3
+FILE_NAME = "mni152.nii.gz"
+
+LICENCE = """\
+ICBM 152 Nonlinear atlases version 2009 (symmetric, 2009a)
+Copyright (C) 1993-2009 Louis Collins, McConnell Brain Imaging Centre, Montreal Neurological Institute,
+McGill University. Permission to use, copy, modify, and distribute this software and its documentation for any
+purpose and without fee is hereby granted, provided that the above copyright notice appear in all copies. The authors
+and McGill University make no representations about the suitability of this software for any purpose. It is provided
+"as is" without express or implied warranty. The authors are not responsible for any data loss, equipment damage,
+property loss, or injury to subjects or patients resulting from the use or misuse of this software package.
+
+Fonov, Evans, Botteron, Almli, McKinstry, Collins: Unbiased average age-appropriate atlases for pediatric studies,
+NeuroImage 54(1), 2011.
+"""
+
+
+def annotated_slices(foreground: np.ndarray, count: int) -> list[list[int]]:
+    """Per axis the indices of `count` slices, equally spaced strictly within the extent of `foreground` (X, Y, Z)."""
+    slices = []
+    for axis in range(foreground.ndim):
+        occupied = np.flatnonzero(foreground.any(axis=tuple(a for a in range(foreground.ndim) if a != axis)))
+        inner = np.linspace(occupied[0], occupied[-1], count + 2)[1:-1]
+        slices.append([int(i) for i in np.rint(inner)])
+    return slices
+
+
+def keep_slices(label: np.ndarray, slices: list[list[int]], unlabeled: int) -> np.ndarray:
+    """The label map with every voxel outside of the given slices (a list of indices per axis) set to `unlabeled`."""
+    sparse = np.full_like(label, unlabeled)
+    for axis, indices in enumerate(slices):
+        for index in indices:
+            plane = (slice(None),) * axis + (index,)
+            sparse[plane] = label[plane]
+    return sparse
+
+
+def load_template() -> tuple[nib.Nifti1Image, np.ndarray]:
+    """The T1 template (intensities 0 ... 1) and its label map (X, Y, Z) uint8, both at 2 mm.
+
+    A voxel is gray (1) or white (2) matter by the larger of the two maps where that is over one half, else background.
+
+    Raises:
+        DataError: when nilearn is not installed.
+    """
+    try:
+        from nilearn.datasets import load_mni152_gm_template, load_mni152_template, load_mni152_wm_template
+    except ImportError as error:
+        raise DataError(
+            "the built-in data comes with the package nilearn, which is not installed: pip install nilearn, "
+            "or pass your own data with --dataset_dir FOLDER."
+        ) from error
+    image = load_mni152_template(resolution=SPACING)
+    gray = load_mni152_gm_template(resolution=SPACING).get_fdata()
+    white = load_mni152_wm_template(resolution=SPACING).get_fdata()
+    tissue = np.where(white > gray, 2, 1).astype(np.uint8)
+    return image, np.where(np.maximum(gray, white) > 0.5, tissue, 0).astype(np.uint8)
+
+
+def prepare(folder: str | Path = DEFAULT_DIR, slices_per_axis: int = SLICES_PER_AXIS) -> Path:
+    """Write the data set to `folder`, in the Decathlon's layout, and return it; replaces nothing that exists.
+
+    ``labelsTr/`` holds the sparse annotation (unlabeled: 3), ``labelsTr_dense/`` the dense label for scoring alone.
+
+    Raises:
+        DataError: when `folder` exists already and is not empty, cannot be written, or nilearn is missing.
+    """
+    target = Path(folder).expanduser()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise DataError(f"{target.absolute()} exists already; remove it to prepare the data anew.")
+    image, dense = load_template()
+    slices = annotated_slices(dense > 0, slices_per_axis)
+    sparse = keep_slices(dense, slices, UNLABELED)
+    entry = {key: f"{sub}/{FILE_NAME}" for key, sub in _FOLDERS.items()}
+    description = {
+        "name": "MNI152",
+        "description": f"T1 template at {SPACING} mm with gray and white matter on {slices_per_axis} slices an axis",
+        "reference": "ICBM 2009a nonlinear symmetric, Fonov et al., NeuroImage 54(1), 2011; from the package nilearn",
+        "licence": "see LICENSE",
+        "tensorImageSize": "3D",
+        "modality": {"0": "MRI"},
+        "labels": {str(number): name for number, name in enumerate(CLASS_NAMES)},
+        "annotated_slices": slices,
+        "numTraining": 1,
+        "training": [entry],
+    }
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # Whole or not at all: an interrupted preparation must not pass for a data set.
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".mni152-") as scratch:
+            draft = Path(scratch) / "mni152"
+            arrays = {"image": image.get_fdata().astype(np.float32), "label": sparse, "reference": dense}
+            for key, array in arrays.items():
+                path = draft / entry[key]
+                path.parent.mkdir(parents=True)
+                nib.save(nib.Nifti1Image(array, image.affine), path)
+            (draft / "dataset.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+            (draft / "LICENSE").write_text(LICENCE, encoding="utf-8")
+            if target.exists():
+                target.rmdir()
+            shutil.move(draft, target)
+    except OSError as error:
+        raise DataError(f"{target.absolute()} cannot be written ({error}); choose another folder.") from error
+    return target
+
+
+_FOLDERS = {"image": "imagesTr", "label": "labelsTr", "reference": "labelsTr_dense"}
+
+
+def ensure_default(dataset_dir: str | Path) -> str:
+    """Return `dataset_dir`, having prepared the built-in data there if it is the default folder and absent."""
+    if Path(dataset_dir) == Path(DEFAULT_DIR) and not Path(dataset_dir).exists():
+        print(f"Preparing the built-in data in {DEFAULT_DIR} ...")
+        prepare(dataset_dir)
+    return str(dataset_dir)
+
+
+def main() -> None:
+    """The command ``python -m sparse3dunet.mni152``."""
+    parser = argparse.ArgumentParser(prog="python -m sparse3dunet.mni152", description="Prepare the built-in data.")
+    parser.add_argument("folder", nargs="?", default=DEFAULT_DIR, help=f"where to (default: {DEFAULT_DIR})")
+    parser.add_argument("--slices", type=int, default=SLICES_PER_AXIS, help="annotated slices per axis (default: 3)")
+    arguments = parser.parse_args()
+    if arguments.slices < 1:
+        parser.error(f"--slices must be at least 1, got {arguments.slices}")
+    try:
+        folder = prepare(arguments.folder, arguments.slices)
+    except DataError as error:
+        parser.exit(1, f"error: {error}\n")
+    print(f"Prepared {folder}: 1 volume, {arguments.slices} annotated slices per axis.")
+
+
+if __name__ == "__main__":
+    main()

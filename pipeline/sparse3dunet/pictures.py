@@ -1,0 +1,137 @@
+"""Pictures of a segmented volume: three orthogonal planes; image, annotation, prediction and error."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+PLANES = ("sagittal", "coronal", "axial")
+"""Names of the planes across axis 0, 1 and 2 of a volume in RAS orientation."""
+
+CLASS_COLORS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
+"""Colours of the classes 1, 2, ..., repeated where there are more (Okabe and Ito, for all kinds of colour vision)."""
+WRONG, UNLABELED = "#d62728", "#3b3b58"
+
+
+def save_picture(
+    path: str | Path,
+    image: Any,
+    segmentation: Any,
+    label: Any = None,
+    weight: Any = None,
+    reference: Any = None,
+    class_names: Sequence[str] = (),
+    title: str = "",
+) -> None:
+    """Write a PNG of a volume: one row for each plane; columns for the image, what is known of it, and the prediction.
+
+    Args:
+        path: of the PNG; its folder is made where it is missing.
+        image: (X, Y, Z) or (C, X, Y, Z), of which the first channel is shown; RAS orientation.
+        segmentation: (X, Y, Z) or (1, X, Y, Z) classes.
+        label: annotation, shaped as `segmentation`; with it a column "annotation" and one "error" are drawn.
+        weight: of the annotation; unlabeled voxels are tinted, and count as no error.
+        reference: dense label; with it errors are shown on all voxels.
+        class_names: by class number, for the legend.
+        title: above the picture.
+    """
+    scan, guess = _volume(image), _volume(segmentation)
+    annotation = None if label is None else _volume(label)
+    counted = np.ones(guess.shape, bool) if weight is None else _volume(weight) > 0
+    dense = None if reference is None else _volume(reference)
+    columns = ["image", "prediction"] if annotation is None else ["image", "annotation", "prediction", "error"]
+    low, high = np.percentile(scan, (0.5, 99.5))
+    overlay = _class_colormap(max(int(guess.max()), len(class_names) - 1, 1))
+    marks = ListedColormap([WRONG, UNLABELED])
+
+    figure = Figure(figsize=(2.2 * len(columns), 6.9), dpi=100, facecolor="black", layout="constrained")
+    axes = figure.subplots(3, len(columns), squeeze=False)
+    for row, axis in enumerate((2, 1, 0)):
+        index = _most_telling_slice(guess, annotation, counted, dense, axis)
+        for name, ax in zip(columns, axes[row]):
+            ax.set_axis_off()
+            ax.imshow(_plane(scan, axis, index), cmap="gray", vmin=low, vmax=max(high, low + 1e-6))
+            if name == "annotation" and annotation is not None:
+                _draw_classes(ax, _plane(np.where(counted, annotation, 0), axis, index), overlay)
+                _draw_mask(ax, _plane(~counted, axis, index), marks, 1, 0.55)
+            elif name == "prediction":
+                _draw_classes(ax, _plane(guess, axis, index), overlay)
+            elif name == "error" and annotation is not None:
+                wrong = guess != dense if dense is not None else counted & (guess != annotation)
+                _draw_mask(ax, _plane(wrong, axis, index), marks, 0, 0.9)
+                if dense is None:
+                    _draw_mask(ax, _plane(~counted, axis, index), marks, 1, 0.55)
+            if row == 0:
+                ax.set_title(name, color="white", fontsize=10)
+            if name == "image":
+                ax.text(0.02, 0.98, f"{PLANES[axis]} {index}", color="white", fontsize=8, va="top",
+                        transform=ax.transAxes)  # fmt: skip
+    figure.suptitle(title, color="white", fontsize=10)
+    _add_legend(figure, overlay, class_names, annotation is not None, dense is None and not counted.all())
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer)
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(buffer.getvalue())
+
+
+def _volume(values: Any) -> np.ndarray:
+    array = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
+    return array[0] if array.ndim == 4 else array
+
+
+def _plane(volume: np.ndarray, axis: int, index: int) -> np.ndarray:
+    """A slice as it is looked at: the second remaining axis (superior, or anterior) upwards."""
+    return np.rot90(np.take(volume, index, axis=axis))
+
+
+def _most_telling_slice(
+    guess: np.ndarray, annotation: np.ndarray | None, counted: np.ndarray, dense: np.ndarray | None, axis: int
+) -> int:
+    """The index along `axis` of the slice to show.
+
+    Of the slices with most foreground: one that was *not* annotated where a dense label can judge it, an annotated one
+    where only the annotation can; without either, as predicted.
+    """
+    others = tuple(a for a in range(3) if a != axis)
+    if dense is not None:
+        amounts = (dense > 0).sum(axis=others) * (counted.mean(axis=others) < 0.5)
+    elif annotation is not None:
+        amounts = ((annotation > 0) & counted).sum(axis=others)
+    else:
+        amounts = (guess > 0).sum(axis=others)
+    return int(amounts.argmax()) if amounts.any() else guess.shape[axis] // 2
+
+
+def _class_colormap(num_classes: int) -> ListedColormap:
+    return ListedColormap([CLASS_COLORS[i % len(CLASS_COLORS)] for i in range(num_classes)])
+
+
+def _draw_classes(ax: Any, plane: np.ndarray, colors: ListedColormap) -> None:
+    ax.imshow(np.ma.masked_equal(plane, 0), cmap=colors, vmin=1, vmax=max(colors.N, 2), alpha=0.6,
+              interpolation="nearest")  # fmt: skip
+
+
+def _draw_mask(ax: Any, plane: np.ndarray, colors: ListedColormap, color: int, alpha: float) -> None:
+    shown = np.ma.masked_array(np.full(plane.shape, color), mask=~plane)
+    ax.imshow(shown, cmap=colors, vmin=0, vmax=1, alpha=alpha, interpolation="nearest")
+
+
+def _add_legend(figure: Figure, colors: ListedColormap, names: Sequence[str], errors: bool, unlabeled: bool) -> None:
+    handles = [
+        Patch(color=colors(i), label=names[i + 1] if i + 1 < len(names) else f"class {i + 1}") for i in range(colors.N)
+    ]
+    if errors:
+        handles.append(Patch(color=WRONG, label="wrong"))
+        handles.append(Patch(color=UNLABELED, label="unlabeled"))
+    legend = figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=8, frameon=False)
+    for text in legend.get_texts():
+        text.set_color("white")

@@ -1,0 +1,114 @@
+"""Model files: whole at any moment, the best one kept, and enough beside them to rebuild the network."""
+
+import json
+import math
+import multiprocessing
+import time
+
+import pytest
+import torch
+from ignite.engine import Engine
+from sparse3dunet.checkpoints import (
+    AtomicSaver,
+    BestModelSaver,
+    LastCheckpointSaver,
+    describe_model,
+    existing_model,
+    read_description,
+)
+from sparse3dunet.errors import DataError
+from sparse3dunet.networks import UNet3D
+
+from tests.conftest import ROOT
+
+TRAIN_CONFIG = ROOT / "bundle/configs/train.yaml"
+
+
+def write_for_ever(path, ready):
+    number = 0
+    while True:
+        number += 1
+        saver = AtomicSaver(path, {"number": number})
+        saver({"number": torch.full((300, 300, 10), float(number))}, "ignored")
+        ready.set()
+
+
+def test_killed_while_writing_the_file_is_whole(tmp_path):
+    """A process that does nothing but replace the file is killed at any moment, 20 times."""
+    path = tmp_path / "models" / "model.pt"
+    context = multiprocessing.get_context("fork")
+    for round_ in range(20):
+        ready = context.Event()
+        process = context.Process(target=write_for_ever, args=(path, ready), daemon=True)
+        process.start()
+        assert ready.wait(60)
+        time.sleep(0.003 * round_)
+        process.kill()
+        process.join()
+        number = torch.load(path, weights_only=True)["number"]
+        assert (number == number[0, 0, 0]).all()
+        assert json.loads(path.with_suffix(".json").read_text())["number"] - number[0, 0, 0] in (0, 1)
+    assert len(list(path.parent.iterdir())) <= 4  # model.pt, model.json and at most a draft of each
+
+
+@pytest.mark.parametrize(
+    ("scores", "best"),
+    [([0.1, 0.5, 0.3], 1), ([0.5, 0.5], 1), ([math.nan, 0.2, math.nan], 1), ([math.nan], 0), ([-0.5, -0.6], 0)],
+)
+def test_best_model_is_kept(tmp_path, scores, best):
+    network = torch.nn.Linear(1, 1, bias=False)
+    saver = BestModelSaver(network, tmp_path / "model.pt", "score")
+    evaluator = Engine(lambda engine, batch: None)
+    saver.attach(evaluator)
+    for number, score in enumerate(scores):
+        with torch.no_grad():
+            network.weight.fill_(number)
+        evaluator.state.metrics = {"score": score}
+        evaluator.run([0], max_epochs=1)
+    state = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert list(state) == ["weight"]
+    assert state["weight"].item() == best
+
+
+def test_last_checkpoint_holds_all_and_no_pickled_object(trained):
+    state = torch.load(trained / "models/last.pt", weights_only=True)
+    assert set(state) == {"network", "optimizer", "lr_scheduler", "trainer"}
+    assert state["trainer"]["iteration"] == 4
+
+
+def test_last_checkpoint_each_epoch(tmp_path):
+    network = torch.nn.Linear(1, 1)
+    trainer = Engine(lambda engine, batch: None)
+    LastCheckpointSaver(tmp_path / "last.pt", {"network": network}).attach(trainer)
+    trainer.run([0, 1], max_epochs=3)
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["trainer"]["iteration"] == 6
+
+
+def test_description_rebuilds_the_network(tmp_path):
+    network = UNet3D(2, 5, channels=(4, 8), norm=("group", {"num_groups": 2}), padding="same", dropout=0.1)
+    description = describe_model(network, list("abcde"), (16, 16, 8))
+    saver = AtomicSaver(tmp_path / "model.pt", description)
+    saver(network.state_dict(), "model.pt")
+    again = read_description(tmp_path / "model.pt", TRAIN_CONFIG)
+    assert again == description
+    UNet3D(**again["network"]).load_state_dict(torch.load(existing_model(tmp_path / "model.pt"), weights_only=True))
+
+
+def test_before_training_the_configs_network(tmp_path):
+    description = read_description(tmp_path / "model.pt", TRAIN_CONFIG, in_channels=2, num_classes=4)
+    network = UNet3D(**description["network"])
+    assert (network.in_channels, network.head.out_channels) == (2, 4)
+
+
+def test_faults_are_named(tmp_path):
+    with pytest.raises(DataError, match="no trained model"):
+        existing_model(tmp_path / "model.pt")
+    (tmp_path / "model.pt").write_bytes(b"no tensors")
+    with pytest.raises(DataError, match="not a model file"):
+        existing_model(tmp_path / "model.pt")
+    (tmp_path / "model.json").write_text("{")
+    with pytest.raises(DataError, match=r"model\.json: not readable"):
+        read_description(tmp_path / "model.pt", TRAIN_CONFIG)
+    (tmp_path / "model.json").write_text(json.dumps(describe_model(torch.nn.Linear(1, 1), [], (8, 8, 8))))
+    with pytest.raises(DataError, match="describes no UNet3D"):
+        read_description(tmp_path / "model.pt", TRAIN_CONFIG)

@@ -1,0 +1,103 @@
+"""Files are looked at before a run, and each fault is told with its file and cure."""
+
+import gzip
+
+import nibabel as nib
+import numpy as np
+import pytest
+from sparse3dunet.checks import check_cases, check_images, fit_patch_size
+from sparse3dunet.datalist import read_decathlon
+from sparse3dunet.errors import DataError
+
+from tests.conftest import make_volume, write_nifti
+
+
+def change(path, function):
+    image = nib.load(path)
+    write_nifti(path, function(np.asarray(image.dataobj).copy()), image.affine)
+
+
+def put(value):
+    def function(array):
+        array[2, 3, 4] = value
+        return array
+
+    return function
+
+
+def zero_spacing(path):
+    image = nib.load(path)
+    array, header = np.asarray(image.dataobj), image.header
+    header.set_sform(np.diag([0.0, 2, 2, 1]), code=1)
+    nib.save(nib.Nifti1Image(array, None, header), path)
+
+
+def shift(path, voxels):
+    image = nib.load(path)
+    affine = image.affine.copy()
+    affine[0, 3] += voxels * 2
+    write_nifti(path, np.asarray(image.dataobj), affine)
+
+
+def test_good_data_passes(dataset):
+    assert check_cases(read_decathlon(dataset).cases, 3, 3) == [(24, 20, 18)] * 3
+    shift(dataset / "labelsTr/case_1.nii.gz", 0.05)
+    check_cases(read_decathlon(dataset).cases, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("file", "spoil", "words"),
+    [
+        ("imagesTr", lambda p: p.write_bytes(p.read_bytes()[:500]), ["cannot be read", "truncated"]),
+        ("imagesTr", lambda p: p.write_bytes(b""), ["cannot be read", "copy or export it again"]),
+        ("imagesTr", lambda p: p.write_bytes(gzip.compress(b"not a volume" * 99)), ["cannot be read"]),
+        ("imagesTr", lambda p: change(p, put(np.nan)), ["1 of 8640 voxels are NaN or infinite"]),
+        ("imagesTr", lambda p: change(p, put(np.inf)), ["NaN or infinite"]),
+        ("imagesTr", lambda p: change(p, lambda a: np.stack([a, a], -1)), ["expected a 3D image with 1 channel"]),
+        ("imagesTr", lambda p: change(p, lambda a: a[0]), ["expected a 3D image"]),
+        ("imagesTr", zero_spacing, ["affine is degenerate"]),
+        ("labelsTr", lambda p: p.write_bytes(p.read_bytes()[:200]), ["cannot be read", "truncated"]),
+        ("labelsTr", lambda p: change(p, lambda a: a[1:]), ["(23, 20, 18)", "(24, 20, 18)", "one grid"]),
+        ("labelsTr", lambda p: shift(p, 1), ["position in space", "1.0 voxels"]),
+        ("labelsTr", lambda p: change(p, put(7)), ["label value 7", "ignore_index"]),
+        ("labelsTr", lambda p: change(p, lambda a: a * 0 + 3), ["no voxel is annotated"]),
+        ("labelsDense", lambda p: change(p, put(3)), ["label value 3"]),
+    ],
+)
+def test_faults_are_named(dataset, file, spoil, words):
+    path = dataset / file / "case_1.nii.gz"
+    spoil(path)
+    with pytest.raises(DataError) as error:
+        check_cases(read_decathlon(dataset).cases, 3, 3)
+    message = str(error.value)
+    assert all(word in message for word in [str(path), *words]), message
+    assert "\n" not in message
+
+
+def test_all_faults_at_once(dataset):
+    for number in (0, 2):
+        change(dataset / f"imagesTr/case_{number}.nii.gz", put(np.nan))
+    for check in (lambda c: check_cases(c, 3, 3), check_images):
+        with pytest.raises(DataError, match=r"2 of 3 cases(.|\n)*case_0(.|\n)*case_2"):
+            check(read_decathlon(dataset).cases)
+
+
+def test_several_channels(tmp_path):
+    image, *_ = make_volume(0)
+    path = write_nifti(tmp_path / "a.nii.gz", np.stack([image] * 3, -1))
+    assert check_images([{"image": str(path)}], num_channels=3)
+    with pytest.raises(DataError, match="3D image with 1 channel"):
+        check_images([{"image": str(path)}])
+
+
+@pytest.mark.parametrize(
+    ("shapes", "largest", "expected"),
+    [
+        ([(35, 50, 36)] * 5, (64, 64, 64), [40, 56, 40]),
+        ([(100, 100, 20)], (64, 64, 64), [64, 64, 24]),
+        ([(16, 16, 16)], (64, 64, 64), [16, 16, 16]),
+        ([(300, 300, 300)], (60, 64, 64), [64, 64, 64]),
+    ],
+)
+def test_patch_size(shapes, largest, expected):
+    assert fit_patch_size(shapes, largest) == expected

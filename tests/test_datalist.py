@@ -1,0 +1,135 @@
+"""Data sets read from folders, splits, and images to predict."""
+
+import json
+from pathlib import Path
+
+import pytest
+from sparse3dunet.datalist import case_name, list_images, read_decathlon, split_cases
+from sparse3dunet.errors import DataError
+
+HIPPOCAMPUS = Path(__file__).resolve().parents[2] / "shared" / "hippocampus"
+
+
+def change_json(folder: Path, **changes) -> None:
+    path = folder / "dataset.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_reads_paths_classes_and_channels(dataset):
+    found = read_decathlon(dataset)
+    assert found.class_names == ["background", "shell", "core"]
+    assert found.num_channels == 1
+    assert [case_name(case["image"]) for case in found.cases] == ["case_0", "case_1", "case_2"]
+    assert all(Path(path).is_file() for case in found.cases for path in case.values())
+    assert set(found.cases[0]) == {"image", "label", "reference"}
+
+
+def test_other_folders(dataset):
+    cases = read_decathlon(dataset, label_dir="labelsDense", reference_dir="labelsTr").cases
+    assert Path(cases[0]["label"]).parent.name == "labelsDense"
+    assert Path(cases[0]["reference"]).parent.name == "labelsTr"
+
+
+@pytest.mark.skipif(not HIPPOCAMPUS.is_dir(), reason="../shared/hippocampus is not on this machine")
+def test_reads_the_decathlons_own_folder():
+    found = read_decathlon(HIPPOCAMPUS, "labelsTr_sparse", "labelsTr")
+    assert found.class_names == ["background", "Anterior", "Posterior"]
+    train, val = split_cases(found.cases, split_file=HIPPOCAMPUS / "split.json")
+    assert (len(train), len(val)) == (160, 40)
+    assert Path(train[0]["label"]).parent.name == "labelsTr_sparse"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda d: (d / "dataset.json").unlink(), ["holds no dataset.json", "data/README.md"]),
+        (lambda d: (d / "dataset.json").write_text("{"), ["dataset.json", "not readable as JSON"]),
+        (lambda d: (d / "dataset.json").write_text("[]"), ["expected a JSON object"]),
+        (lambda d: change_json(d, training=[]), ["lists no cases"]),
+        (lambda d: change_json(d, training=["a.nii"]), ["training case 0", "a.nii"]),
+        (lambda d: change_json(d, labels={"1": "a", "2": "b"}), ["labels", "0 ... K-1"]),
+        (lambda d: change_json(d, labels=["a"]), ["labels", "0 ... K-1"]),
+        (lambda d: (d / "labelsTr/case_1.nii.gz").unlink(), ["case_1.nii.gz", "label of training case 1"]),
+        (
+            lambda d: change_json(d, training=json.loads((d / "dataset.json").read_text())["training"] * 2),
+            ["more than once", "case_0"],
+        ),
+    ],
+)
+def test_faults_are_named(dataset, spoil, words):
+    spoil(dataset)
+    with pytest.raises(DataError) as error:
+        read_decathlon(dataset)
+    assert all(word in str(error.value) for word in words), error.value
+
+
+def test_missing_folders(tmp_path, dataset):
+    with pytest.raises(DataError, match="nowhere does not exist"):
+        read_decathlon(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"labelsX: no such folder.*imagesTr, labelsDense, labelsTr"):
+        read_decathlon(dataset, label_dir="labelsX")
+
+
+def cases(count):
+    return [{"image": f"/data/{i}.nii.gz", "label": f"/labels/{i}.nii.gz"} for i in range(count)]
+
+
+@pytest.mark.parametrize(("count", "fraction", "expected"), [(10, 0.2, 2), (2, 0.2, 1), (3, 0.9, 2), (200, 0.2, 40)])
+def test_split(count, fraction, expected):
+    train, val = split_cases(cases(count), fraction, seed=1)
+    assert len(val) == expected
+    assert sorted(c["image"] for c in train + val) == sorted(c["image"] for c in cases(count))
+    assert (train, val) == split_cases(cases(count), fraction, seed=1)
+
+
+def test_split_to_densify():
+    assert split_cases(cases(1)) == (cases(1), cases(1))
+    assert split_cases(cases(4), 0) == (cases(4), cases(4))
+
+
+def test_split_file(tmp_path):
+    path = tmp_path / "split.json"
+    path.write_text(json.dumps({"train": ["2", "0"], "val": ["1"]}))
+    train, val = split_cases(cases(3), split_file=path)
+    assert [case_name(c["image"]) for c in train] == ["2", "0"]
+    assert [case_name(c["image"]) for c in val] == ["1"]
+    for content, words in [
+        ({"train": ["7"], "val": ["1"]}, "lacks: 7"),
+        ({"train": ["1"]}, '"val"'),
+        ({"train": [], "val": ["1"]}, '"train"'),
+    ]:
+        path.write_text(json.dumps(content))
+        with pytest.raises(DataError, match=words):
+            split_cases(cases(3), split_file=path)
+    with pytest.raises(DataError, match="val_fraction"):
+        split_cases(cases(3), 1.0)
+
+
+def test_images_to_predict(dataset):
+    folder = dataset / "imagesTr"
+    names = [f"case_{i}.nii.gz" for i in range(3)]
+    assert [Path(c["image"]).name for c in list_images(folder)] == names
+    assert [Path(c["image"]).name for c in list_images(folder / names[1])] == names[1:2]
+    for content in (names, {"testing": [{"image": name} for name in names]}):
+        (folder / "list.json").write_text(json.dumps(content))
+        assert [Path(c["image"]).name for c in list_images(folder / "list.json")] == names
+
+
+def test_no_images_to_predict(tmp_path, dataset):
+    with pytest.raises(DataError, match="does not exist"):
+        list_images(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="holds no image"):
+        list_images(tmp_path)
+    (tmp_path / "list.json").write_text('["a.nii.gz"]')
+    with pytest.raises(DataError, match="entry 0"):
+        list_images(tmp_path / "list.json")
+    (dataset / "imagesTr" / "case_0.nii").write_bytes(b"")
+    with pytest.raises(DataError, match="several images are named case_0"):
+        list_images(dataset / "imagesTr")
+
+
+@pytest.mark.parametrize(
+    ("path", "name"), [("/a/b.nii.gz", "b"), ("b.nii", "b"), ("x.y.nii.gz", "x.y"), ("b.mha", "b")]
+)
+def test_case_name(path, name):
+    assert case_name(path) == name
