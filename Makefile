@@ -24,7 +24,7 @@ demo: $(VENV)/installed
 	@echo "Look at $(OUT)/pictures/mni152.png; the segmentation is $(OUT)/predictions/mni152_seg.nii.gz"
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest -n 2 tests
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
