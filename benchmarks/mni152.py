@@ -18,6 +18,7 @@ import nibabel as nib
 import numpy as np
 import torch
 from skimage.segmentation import random_walker
+
 from sparse3dunet.datalist import read_decathlon
 from sparse3dunet.metrics import overlap_counts, overlap_scores
 from sparse3dunet.mni152 import CLASS_NAMES, DEFAULT_DIR, UNLABELED, ensure_default

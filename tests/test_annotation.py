@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+
 from sparse3dunet.errors import DataError
 from sparse3dunet.transforms import SparseLabel, SparseLabeld
 

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import create_workflow
+
 from sparse3dunet.checkpoints import existing_model, read_description
 from sparse3dunet.networks import UNet3D
-
 from tests.conftest import ROOT, TINY, bundle_command, bundle_environment, make_dataset, run_bundle, run_training
 
 CONFIGS = ROOT / "bundle/configs"
@@ -177,6 +177,29 @@ def test_options(tmp_path):
     assert " all" in result.stdout
     assert "epoch  2/30" in result.stdout
     assert "epoch  5/30" not in result.stdout, "nothing is learned at learning rate 0, so that training ends early"
+
+
+def test_several_channels(tmp_path):
+    """Three channels an image, as in the paper, from training to prediction."""
+    dataset = make_dataset(tmp_path / "dataset", 2)
+    for path in (dataset / "imagesTr").iterdir():
+        image = nib.load(path)
+        array = np.asarray(image.dataobj)
+        nib.save(nib.Nifti1Image(np.stack([array, -array, array**2], -1), image.affine), path)
+    description = json.loads((dataset / "dataset.json").read_text())
+    (dataset / "dataset.json").write_text(json.dumps({**description, "modality": {"0": "a", "1": "b", "2": "c"}}))
+    result = run_training(dataset, tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert read_description(tmp_path / "models/model.pt", TRAIN)["network"]["in_channels"] == 3
+    places = ("--dataset_dir", dataset / "imagesTr", "--output_dir", tmp_path / "out")
+    model = ("--model_file", tmp_path / "models/model.pt")
+    result = run_bundle("run", "inference", "--config_file", INFERENCE, *places, *model)
+    assert result.returncode == 0, result.stderr
+    assert nib.load(tmp_path / "out/case_1_seg.nii.gz").shape == (24, 20, 18)
+    make_dataset(tmp_path / "other", 1)
+    places = ("--dataset_dir", tmp_path / "other/imagesTr", "--output_dir", tmp_path / "out")
+    message = error_of(run_bundle("run", "inference", "--config_file", INFERENCE, *places, *model))
+    assert "expected a 3D image with 3 channel(s)" in message
 
 
 def spoil_nan(dataset: Path) -> None:

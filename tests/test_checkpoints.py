@@ -2,12 +2,14 @@
 
 import json
 import math
-import multiprocessing
+import subprocess
+import sys
 import time
 
 import pytest
 import torch
 from ignite.engine import Engine
+
 from sparse3dunet.checkpoints import (
     AtomicSaver,
     BestModelSaver,
@@ -18,33 +20,34 @@ from sparse3dunet.checkpoints import (
 )
 from sparse3dunet.errors import DataError
 from sparse3dunet.networks import UNet3D
-
-from tests.conftest import ROOT
+from tests.conftest import ROOT, bundle_environment
 
 TRAIN_CONFIG = ROOT / "bundle/configs/train.yaml"
 
 
-def write_for_ever(path, ready):
-    number = 0
-    while True:
-        number += 1
-        saver = AtomicSaver(path, {"number": number})
-        saver({"number": torch.full((300, 300, 10), float(number))}, "ignored")
-        ready.set()
+WRITER = """
+import sys, torch
+from sparse3dunet.checkpoints import AtomicSaver
+number = 0
+while True:
+    number += 1
+    saver = AtomicSaver(sys.argv[1], {"number": number})
+    saver({"number": torch.full((300, 300, 10), float(number))}, "ignored")
+    print(number, flush=True)
+"""
 
 
 def test_killed_while_writing_the_file_is_whole(tmp_path):
-    """A process that does nothing but replace the file is killed at any moment, 20 times."""
+    """A process that does nothing but replace the file is killed at any moment, six times."""
     path = tmp_path / "models" / "model.pt"
-    context = multiprocessing.get_context("fork")
-    for round_ in range(20):
-        ready = context.Event()
-        process = context.Process(target=write_for_ever, args=(path, ready), daemon=True)
-        process.start()
-        assert ready.wait(60)
-        time.sleep(0.003 * round_)
+    command = [sys.executable, "-c", WRITER, str(path)]
+    for round_ in range(6):
+        process = subprocess.Popen(command, env=bundle_environment(), stdout=subprocess.PIPE)
+        assert process.stdout.readline() == b"1\n"
+        time.sleep(0.05 + 0.0173 * round_)
         process.kill()
-        process.join()
+        assert process.stdout.read().count(b"\n") > 0, "it went on writing until it was killed"
+        process.wait()
         number = torch.load(path, weights_only=True)["number"]
         assert (number == number[0, 0, 0]).all()
         assert json.loads(path.with_suffix(".json").read_text())["number"] - number[0, 0, 0] in (0, 1)

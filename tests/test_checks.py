@@ -5,10 +5,10 @@ import gzip
 import nibabel as nib
 import numpy as np
 import pytest
+
 from sparse3dunet.checks import check_cases, check_images, fit_patch_size
 from sparse3dunet.datalist import read_decathlon
 from sparse3dunet.errors import DataError
-
 from tests.conftest import make_volume, write_nifti
 
 

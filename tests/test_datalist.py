@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from sparse3dunet.datalist import case_name, list_images, read_decathlon, split_cases
 from sparse3dunet.errors import DataError
 

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 from monai.inferers import SimpleInferer, SlidingWindowInferer
+
 from sparse3dunet.errors import DataError
 from sparse3dunet.inference import AutocastInferer
 from sparse3dunet.networks import UNet3D
-
 from tests.conftest import ROOT, make_volume, run_bundle, write_nifti
 
 INFERENCE = ("run", "inference", "--config_file", ROOT / "bundle/configs/inference.yaml")

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from monai.losses import DiceCELoss
+
 from sparse3dunet.losses import MaskedCrossEntropyLoss, MaskedDiceCELoss
 from sparse3dunet.target import pack_target, unpack_target
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from monai.metrics import DiceMetric, MeanIoU
 from monai.networks import one_hot
+
 from sparse3dunet.metrics import OverlapMetric, overlap_counts, overlap_scores
 from sparse3dunet.target import pack_target
 

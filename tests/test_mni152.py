@@ -7,11 +7,11 @@ import sys
 import nibabel as nib
 import numpy as np
 import pytest
+
 from sparse3dunet import mni152
 from sparse3dunet.checks import check_cases
 from sparse3dunet.datalist import read_decathlon
 from sparse3dunet.errors import DataError
-
 from tests.conftest import bundle_environment
 
 

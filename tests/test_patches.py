@@ -5,9 +5,9 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 from monai.transforms import BorderPadd, Compose, RandWeightedCropd, SpatialPadd
+
 from sparse3dunet.errors import DataError
 from sparse3dunet.transforms import PatchCenters, PatchCentersd
-
 from tests.conftest import ROOT, make_dataset
 
 

@@ -4,8 +4,8 @@ import matplotlib.image
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
-from sparse3dunet.pictures import CLASS_COLORS, WRONG, save_picture
 
+from sparse3dunet.pictures import CLASS_COLORS, WRONG, save_picture
 from tests.conftest import make_volume
 
 
@@ -40,9 +40,14 @@ def test_unlabeled_errors_do_not_show_without_reference(case, tmp_path):
     save_picture(tmp_path / "a.png", image, spoiled, label, weight)
     save_picture(tmp_path / "b.png", image, dense, label, weight)
     assert share_of_color(tmp_path / "a.png", WRONG) == share_of_color(tmp_path / "b.png", WRONG)
-    save_picture(tmp_path / "c.png", image, dense, label, np.ones_like(weight))
-    annotation, annotated = (matplotlib.image.imread(tmp_path / name)[:, 230:450] for name in ("b.png", "c.png"))
-    assert (annotation != annotated).mean() > 0.05, "the second column tints unlabeled voxels"
+
+
+def test_unlabeled_voxels_are_tinted(case, tmp_path):
+    image, dense, label, weight = case
+    for name, counted in (("sparse", weight), ("dense", np.ones_like(weight))):
+        save_picture(tmp_path / f"{name}.png", image, dense, label, counted, dense)
+    columns = [matplotlib.image.imread(tmp_path / f"{name}.png")[:, 230:450] for name in ("sparse", "dense")]
+    assert (columns[0] != columns[1]).mean() > 0.05
 
 
 def test_prediction_alone(case, tmp_path):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from sparse3dunet.networks import UNet3D
 
 PAPER_PARAMETERS = 19_069_955

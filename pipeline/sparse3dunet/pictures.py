@@ -30,6 +30,7 @@ def save_picture(
     reference: Any = None,
     class_names: Sequence[str] = (),
     title: str = "",
+    spacing: Sequence[float] = (1.0, 1.0, 1.0),
 ) -> None:
     """Write a PNG of a volume: one row for each plane; columns for the image, what is known of it, and the prediction.
 
@@ -42,6 +43,7 @@ def save_picture(
         reference: dense label; with it errors are shown on all voxels.
         class_names: by class number, for the legend.
         title: above the picture.
+        spacing: the voxels' size, for true proportions.
     """
     scan, guess = _volume(image), _volume(segmentation)
     annotation = None if label is None else _volume(label)
