@@ -256,13 +256,15 @@ class PictureWriter:
                 return
             name = _name_of(item)
             known = {key: _as_ras(item[key]) for key in (LABEL, WEIGHT, REFERENCE) if key in item}
+            image = _as_ras(item[IMAGE])
             save_picture(
                 self.folder / f"{name}.png",
-                _as_ras(item[IMAGE]),
+                image,
                 _as_ras(output[PRED]),
                 **known,
                 class_names=self.class_names,
                 title=name,
+                spacing=image.pixdim.tolist() if isinstance(image, MetaTensor) else (1, 1, 1),
             )
             self.drawn += 1
 

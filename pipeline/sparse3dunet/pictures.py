@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,40 +50,68 @@ def save_picture(
     annotation = None if label is None else _volume(label)
     counted = np.ones(guess.shape, bool) if weight is None else _volume(weight) > 0
     dense = None if reference is None else _volume(reference)
-    columns = ["image", "prediction"] if annotation is None else ["image", "annotation", "prediction", "error"]
+    colors = _class_colormap(max(int(guess.max()), len(class_names) - 1, 1))
+    columns = _columns(guess, annotation, counted, dense, colors)
     low, high = np.percentile(scan, (0.5, 99.5))
-    overlay = _class_colormap(max(int(guess.max()), len(class_names) - 1, 1))
-    marks = ListedColormap([WRONG, UNLABELED])
 
     figure = Figure(figsize=(2.2 * len(columns), 6.9), dpi=100, facecolor="black", layout="constrained")
     axes = figure.subplots(3, len(columns), squeeze=False)
-    for row, axis in enumerate((2, 1, 0)):
+    for row, axis in zip(axes, (2, 1, 0)):
         index = _most_telling_slice(guess, annotation, counted, dense, axis)
-        for name, ax in zip(columns, axes[row]):
-            ax.set_axis_off()
+        across, up = (a for a in range(3) if a != axis)
+        for ax, (name, layers) in zip(row, columns.items()):
             ax.imshow(_plane(scan, axis, index), cmap="gray", vmin=low, vmax=max(high, low + 1e-6))
-            if name == "annotation" and annotation is not None:
-                _draw_classes(ax, _plane(np.where(counted, annotation, 0), axis, index), overlay)
-                _draw_mask(ax, _plane(~counted, axis, index), marks, 1, 0.55)
-            elif name == "prediction":
-                _draw_classes(ax, _plane(guess, axis, index), overlay)
-            elif name == "error" and annotation is not None:
-                wrong = guess != dense if dense is not None else counted & (guess != annotation)
-                _draw_mask(ax, _plane(wrong, axis, index), marks, 0, 0.9)
-                if dense is None:
-                    _draw_mask(ax, _plane(~counted, axis, index), marks, 1, 0.55)
-            if row == 0:
+            for layer in layers:
+                layer.draw(ax, axis, index)
+            ax.set_aspect(spacing[up] / spacing[across])
+            ax.set_axis_off()
+            if axis == 2:
                 ax.set_title(name, color="white", fontsize=10)
-            if name == "image":
-                ax.text(0.02, 0.98, f"{PLANES[axis]} {index}", color="white", fontsize=8, va="top",
-                        transform=ax.transAxes)  # fmt: skip
+        box = {"facecolor": "black", "edgecolor": "none", "pad": 1.5}
+        place = {"x": 0.02, "y": 0.98, "va": "top", "transform": row[0].transAxes}
+        row[0].text(s=f"{PLANES[axis]} {index}", color="white", fontsize=8, bbox=box, **place)
     figure.suptitle(title, color="white", fontsize=10)
-    _add_legend(figure, overlay, class_names, annotation is not None, dense is None and not counted.all())
+    _add_legend(figure, colors, class_names, annotation is not None)
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(buffer.getvalue())
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """Translucent colours over the image: a masked volume of colour numbers from 1."""
+
+    volume: np.ma.MaskedArray
+    colors: ListedColormap
+    alpha: float
+
+    def draw(self, ax: Any, axis: int, index: int) -> None:
+        plane, last = _plane(self.volume, axis, index), max(self.colors.N, 2)
+        ax.imshow(plane, cmap=self.colors, vmin=1, vmax=last, alpha=self.alpha, interpolation="nearest")
+
+
+def _columns(
+    guess: np.ndarray, annotation: np.ndarray | None, counted: np.ndarray, dense: np.ndarray | None, colors: Any
+) -> dict[str, list[_Layer]]:
+    """What is drawn over the image in each column."""
+
+    def classes(volume: np.ndarray) -> _Layer:
+        return _Layer(np.ma.masked_equal(volume, 0), colors, 0.6)
+
+    def mark(where: np.ndarray, color: str, alpha: float) -> _Layer:
+        return _Layer(np.ma.masked_equal(where.astype(np.uint8), 0), ListedColormap([color, color]), alpha)
+
+    if annotation is None:
+        return {"image": [], "prediction": [classes(guess)]}
+    unlabeled = mark(~counted, UNLABELED, 0.55)
+    if dense is not None:
+        error = [mark(guess != dense, WRONG, 0.9)]
+    else:
+        error = [mark(counted & (guess != annotation), WRONG, 0.9), unlabeled]
+    known = classes(np.where(counted, annotation, 0))
+    return {"image": [], "annotation": [known, unlabeled], "prediction": [classes(guess)], "error": error}
 
 
 def _volume(values: Any) -> np.ndarray:
@@ -92,7 +121,7 @@ def _volume(values: Any) -> np.ndarray:
 
 def _plane(volume: np.ndarray, axis: int, index: int) -> np.ndarray:
     """A slice as it is looked at: the second remaining axis (superior, or anterior) upwards."""
-    return np.rot90(np.take(volume, index, axis=axis))
+    return np.rot90(volume[(slice(None),) * axis + (index,)])
 
 
 def _most_telling_slice(
@@ -117,17 +146,7 @@ def _class_colormap(num_classes: int) -> ListedColormap:
     return ListedColormap([CLASS_COLORS[i % len(CLASS_COLORS)] for i in range(num_classes)])
 
 
-def _draw_classes(ax: Any, plane: np.ndarray, colors: ListedColormap) -> None:
-    ax.imshow(np.ma.masked_equal(plane, 0), cmap=colors, vmin=1, vmax=max(colors.N, 2), alpha=0.6,
-              interpolation="nearest")  # fmt: skip
-
-
-def _draw_mask(ax: Any, plane: np.ndarray, colors: ListedColormap, color: int, alpha: float) -> None:
-    shown = np.ma.masked_array(np.full(plane.shape, color), mask=~plane)
-    ax.imshow(shown, cmap=colors, vmin=0, vmax=1, alpha=alpha, interpolation="nearest")
-
-
-def _add_legend(figure: Figure, colors: ListedColormap, names: Sequence[str], errors: bool, unlabeled: bool) -> None:
+def _add_legend(figure: Figure, colors: ListedColormap, names: Sequence[str], errors: bool) -> None:
     handles = [
         Patch(color=colors(i), label=names[i + 1] if i + 1 < len(names) else f"class {i + 1}") for i in range(colors.N)
     ]
