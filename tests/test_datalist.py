@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sparse3dunet.datalist import case_name, list_images, read_decathlon, split_cases
+from sparse3dunet.datalist import case_name, held_out_cases, list_images, read_decathlon, split_cases
 from sparse3dunet.errors import DataError
 
 HIPPOCAMPUS = Path(__file__).resolve().parents[2] / "shared" / "hippocampus"
@@ -134,3 +134,9 @@ def test_no_images_to_predict(tmp_path, dataset):
 )
 def test_case_name(path, name):
     assert case_name(path) == name
+
+
+def test_held_out_cases():
+    assert held_out_cases(cases(4), ["2", "0"]) == [cases(4)[0], cases(4)[2]]
+    assert held_out_cases(cases(4), ["x"]) == cases(4)
+    assert held_out_cases(cases(4), []) == cases(4)

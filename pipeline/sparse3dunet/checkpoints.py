@@ -15,7 +15,9 @@ from ignite.handlers import Checkpoint
 from ignite.handlers.checkpoint import BaseSaveHandler
 from monai.bundle import ConfigParser
 
+from sparse3dunet.datalist import Case, case_name
 from sparse3dunet.errors import DataError
+from sparse3dunet.keys import IMAGE
 from sparse3dunet.networks import UNet3D
 
 DESCRIPTION_SUFFIX = ".json"
@@ -115,17 +117,20 @@ def finite_score(value: float) -> float:
     return -math.inf if math.isnan(value) else float(value)
 
 
-def describe_model(network: torch.nn.Module, class_names: Sequence[str], patch_size: Sequence[int]) -> dict[str, Any]:
+def describe_model(
+    network: torch.nn.Module, class_names: Sequence[str], patch_size: Sequence[int], validation: Sequence[Case] = ()
+) -> dict[str, Any]:
     """What inference must know of a trained model, as plain values.
 
     Returns:
         ``network``: the arguments of :class:`~sparse3dunet.networks.UNet3D`, None for another network;
-        ``class_names``: by class number; ``patch_size``: in voxels.
+        ``class_names``: by class number; ``patch_size``: in voxels; ``validation``: names of the validation's cases.
     """
     description = {
         "network": network.config if isinstance(network, UNet3D) else None,
         "class_names": list(class_names),
         "patch_size": [int(n) for n in patch_size],
+        "validation": [case_name(case[IMAGE]) for case in validation],
     }
     return json.loads(json.dumps(description))
 
@@ -154,6 +159,7 @@ def read_description(
             "network": {**network, "in_channels": in_channels, "out_channels": num_classes},
             "class_names": [f"class {i}" for i in range(num_classes)],
             "patch_size": config["largest_patch_size"],
+            "validation": [],
         }
     if not description.get("network"):
         raise DataError(f"{path}: describes no UNet3D; give the network yourself, as network_def.")

@@ -187,6 +187,11 @@ def _split_by_file(cases: Sequence[Case], path: Path) -> tuple[list[Case], list[
     return parts[0], parts[1]
 
 
+def held_out_cases(cases: Sequence[Case], names: Sequence[str]) -> list[Case]:
+    """The cases that a model was validated on, by their names; all cases where it knows none of them (other data)."""
+    return [case for case in cases if case_name(case[IMAGE]) in set(names)] or list(cases)
+
+
 def list_images(source: str | Path) -> list[Case]:
     """Images to predict, as ``[{"image": path}, ...]``.
 

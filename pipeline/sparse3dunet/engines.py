@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
@@ -20,6 +21,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from sparse3dunet.datalist import case_name
+from sparse3dunet.errors import DataError
 from sparse3dunet.keys import IMAGE, LABEL, PRED, REFERENCE, WEIGHT
 from sparse3dunet.metrics import class_scores, mean_score, overlap_counts, overlap_scores
 from sparse3dunet.pictures import save_picture
@@ -106,6 +108,11 @@ class TrainingLog:
     def iteration(self, engine: Engine) -> None:
         outputs: Any = engine.state.output
         self.losses.append(float(outputs[0]["loss"]))
+        if not math.isfinite(self.losses[-1]):
+            raise DataError(
+                f"the loss became {self.losses[-1]} at iteration {engine.state.iteration}. Lower the learning rate "
+                f"(--learning_rate) and train again; the best model so far, if any, is {self.model_file}."
+            )
         self.bar.set_postfix(loss=f"{self.losses[-1]:.3f}", refresh=False)
         self.bar.update()
 
