@@ -311,11 +311,18 @@ def test_verify_net_in_out(config, tmp_path):
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize(("config", "kind"), [(TRAIN, "train"), (INFERENCE, "infer")], ids=["train", "inference"])
-def test_check_properties(config, kind, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    workflow = create_workflow(config_file=str(config), workflow_type=kind, meta_file=str(CONFIGS / "metadata.json"))
-    assert workflow.check_properties() == []
+def test_check_properties(tmp_path, monkeypatch):
+    """In a folder where nothing has been trained or prepared."""
+    for name in ("bundle", "data"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "bundle/configs").symlink_to(CONFIGS)
+    monkeypatch.chdir(tmp_path)
+    for config, kind in ((INFERENCE, "infer"), (TRAIN, "train")):
+        workflow = create_workflow(
+            config_file=str(config), workflow_type=kind, meta_file=str(CONFIGS / "metadata.json")
+        )
+        assert workflow.check_properties() == []
+    assert sorted(p.name for p in (tmp_path / "data").iterdir()) == ["mni152"]
 
 
 def test_network_is_defined_once():

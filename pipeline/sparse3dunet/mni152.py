@@ -132,10 +132,11 @@ _FOLDERS = {"image": "imagesTr", "label": "labelsTr", "reference": "labelsTr_den
 
 
 def ensure_default(dataset_dir: str | Path) -> str:
-    """Return `dataset_dir`, having prepared the built-in data there if it is the default folder and absent."""
-    if Path(dataset_dir) == Path(DEFAULT_DIR) and not Path(dataset_dir).exists():
+    """Return `dataset_dir`, having prepared the built-in data if it is their default folder, or in it, and absent."""
+    default = Path(DEFAULT_DIR)
+    if default in (Path(dataset_dir), *Path(dataset_dir).parents) and not default.exists():
         print(f"Preparing the built-in data in {DEFAULT_DIR} ...")
-        prepare(dataset_dir)
+        prepare(default)
     return str(dataset_dir)
 
 
