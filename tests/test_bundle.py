@@ -49,6 +49,7 @@ def test_training_leaves_what_it_says(trained):
     assert all(np.isfinite(float(row["loss"])) for row in rows)
     assert list((trained / "eval/tensorboard").glob("events*"))
     (picture,) = (trained / "eval/pictures").iterdir()
+    assert picture.stem in json.loads((trained / "models/model.json").read_text())["validation"]
     assert matplotlib.image.imread(picture).std() > 0.01
 
 
@@ -60,7 +61,7 @@ def test_best_model_rebuilds_and_loads(trained):
 
 
 def test_training_is_repeatable_and_learns_nothing_from_references(trained, tmp_path):
-    """The same seed gives the same weights, also when the dense labels are others (here: the images' noise)."""
+    """The same seed gives the same weights, also when the dense labels are others: each class the next."""
     dataset = make_dataset(tmp_path / "dataset")
     for path in (dataset / "labelsDense").iterdir():
         image = nib.load(path)
@@ -249,10 +250,37 @@ def spoil_empty(dataset: Path) -> None:
 )
 def test_bad_data_ends_in_one_message(dataset, tmp_path, spoil, words):
     spoil(dataset)
-    message = error_of(run_training(dataset, tmp_path))
+    # the patch size given: no check may hang on it being worked out from the data
+    message = error_of(run_training(dataset, tmp_path, "--patch_size", "[16,16,16]"))
     assert all(word in message for word in words), message
     assert len(message.strip().splitlines()) == 1
     assert not (tmp_path / "models").exists()
+
+
+def test_evaluating_looks_at_the_data_too(trained, dataset):
+    """Bad data, and a data set with other classes than the model's, both before anything is scored."""
+    places = ("--ckpt_dir", trained / "models", "--output_dir", dataset / "eval", "--dataset_dir", dataset)
+    spoil_nan(dataset)
+    message = error_of(run_bundle("run", "evaluating", "--config_file", EVALUATING, *places))
+    assert "case_1.nii.gz" in message
+    assert "NaN" in message
+    description = json.loads((dataset / "dataset.json").read_text())
+    (dataset / "dataset.json").write_text(json.dumps({**description, "labels": {"0": "a", "1": "b"}}))
+    message = error_of(run_bundle("run", "evaluating", "--config_file", EVALUATING, *places))
+    assert "the model has 3 classes" in message
+    assert not (dataset / "eval").exists()
+
+
+def test_settings_that_cannot_work(dataset, tmp_path):
+    (tmp_path / "file").write_text("")
+    for options, words in [
+        (("--network_def#padding", "valid", "--patch_size", "[28,28,28]"), "set --network_def#padding same"),
+        (("--patch_size", "[16,16,10]"), "patch_size [16, 16, 10]"),
+        (("--output_dir", tmp_path / "file"), "is a file"),
+        (("--label_dir", 2024), "2024: no such folder"),
+    ]:
+        message = error_of(run_training(dataset, tmp_path, *options))
+        assert words in message, message
 
 
 def test_evaluating_without_a_model(dataset, tmp_path):

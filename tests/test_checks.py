@@ -6,9 +6,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from sparse3dunet.checks import check_cases, check_images, fit_patch_size
+from sparse3dunet.checks import check_cases, check_images, check_output_dir, check_patch_size, fit_patch_size
 from sparse3dunet.datalist import read_decathlon
 from sparse3dunet.errors import DataError
+from sparse3dunet.networks import UNet3D
 from tests.conftest import make_volume, write_nifti
 
 
@@ -61,6 +62,8 @@ def test_good_data_passes(dataset):
         ("labelsTr", lambda p: shift(p, 1), ["position in space", "1.0 voxels"]),
         ("labelsTr", lambda p: change(p, put(7)), ["label value 7", "ignore_index"]),
         ("labelsTr", lambda p: change(p, lambda a: a * 0 + 3), ["no voxel is annotated"]),
+        ("labelsTr", lambda p: change(p, lambda a: a * 0.9), ["label value 0.9", "whole numbers"]),
+        ("labelsTr", lambda p: change(p, lambda a: np.zeros(a.shape, [(c, "u1") for c in "RGB"])), ["holds colours"]),
         ("labelsDense", lambda p: change(p, put(3)), ["label value 3"]),
     ],
 )
@@ -91,13 +94,55 @@ def test_several_channels(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("shapes", "largest", "expected"),
+    ("shapes", "largest", "multiple_of", "expected"),
     [
-        ([(35, 50, 36)] * 5, (64, 64, 64), [40, 56, 40]),
-        ([(100, 100, 20)], (64, 64, 64), [64, 64, 24]),
-        ([(16, 16, 16)], (64, 64, 64), [16, 16, 16]),
-        ([(300, 300, 300)], (60, 64, 64), [64, 64, 64]),
+        ([(35, 50, 36)] * 5, (64, 64, 64), 8, [40, 56, 40]),
+        ([(35, 50, 36)] * 5, (64, 64, 64), (16, 16, 4), [48, 64, 36]),
+        ([(100, 100, 20)], (64, 64, 64), 8, [64, 64, 24]),
+        ([(16, 16, 16)], (64, 64, 64), 8, [16, 16, 16]),
+        ([(300, 300, 300)], (60, 64, 4), 8, [56, 64, 8]),
     ],
 )
-def test_patch_size(shapes, largest, expected):
-    assert fit_patch_size(shapes, largest) == expected
+def test_patch_size(shapes, largest, multiple_of, expected):
+    assert fit_patch_size(shapes, largest, multiple_of) == expected
+
+
+def test_shapes_are_in_ras_order(tmp_path):
+    """A sagittal stack: the first axis on disk runs from front to back, the last from left to right."""
+    affine = np.array([[0, 0, 3.0, 0], [1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1.0]])
+    case = {"image": str(write_nifti(tmp_path / "a.nii.gz", np.ones((12, 10, 4), np.float32), affine))}
+    assert check_cases([case], 3) == [(4, 12, 10)]
+
+
+def test_axes_that_round_to_different_directions(tmp_path):
+    """Two affines that nearly agree, half-way between two orientations."""
+    paths = {}
+    for key, degrees in (("image", 44.999), ("label", 45.001)):
+        c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+        affine = np.array([[c, -s, 0, 0], [s, c, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+        paths[key] = str(write_nifti(tmp_path / f"{key}.nii.gz", np.ones((8, 8, 8), np.uint8), affine))
+    with pytest.raises(DataError, match="round to different directions"):
+        check_cases([paths], 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("network", "patch_size", "words"),
+    [
+        (UNet3D(1, 2, (4, 8, 8, 8, 8), padding="same"), (24, 32, 32), "16 and 32"),
+        (UNet3D(1, 2, (4, 8)), (24, 24, 24), "padding same"),
+        (UNet3D(1, 2, (4, 8), norm="instance", padding="same"), (2, 2, 2), "one axis must be longer"),
+    ],
+)
+def test_patch_size_that_the_network_cannot_take(network, patch_size, words):
+    with pytest.raises(DataError, match=words):
+        check_patch_size(network, patch_size)
+
+
+def test_where_results_go(tmp_path):
+    check_output_dir(tmp_path / "new", tmp_path)
+    check_output_dir(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="is a file"):
+        check_output_dir(tmp_path / "file")
+    with pytest.raises(DataError, match="where the images are read from"):
+        check_output_dir(tmp_path, str(tmp_path) + "/")

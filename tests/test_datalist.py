@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sparse3dunet.datalist import case_name, held_out_cases, list_images, read_decathlon, split_cases
+from sparse3dunet.datalist import case_name, cases_to_score, list_images, read_decathlon, split_cases
 from sparse3dunet.errors import DataError
 
 HIPPOCAMPUS = Path(__file__).resolve().parents[2] / "shared" / "hippocampus"
@@ -53,7 +53,7 @@ def test_reads_the_decathlons_own_folder():
         (lambda d: (d / "labelsTr/case_1.nii.gz").unlink(), ["case_1.nii.gz", "label of training case 1"]),
         (
             lambda d: change_json(d, training=json.loads((d / "dataset.json").read_text())["training"] * 2),
-            ["more than once", "case_0"],
+            ["several cases have one name", "case_0"],
         ),
     ],
 )
@@ -98,6 +98,8 @@ def test_split_file(tmp_path):
         ({"train": ["7"], "val": ["1"]}, "lacks: 7"),
         ({"train": ["1"]}, '"val"'),
         ({"train": [], "val": ["1"]}, '"train"'),
+        ({"train": [["1"]], "val": ["1"]}, "lacks"),
+        ({"train": ["0", "1"], "val": ["1"]}, "in both parts: 1"),
     ]:
         path.write_text(json.dumps(content))
         with pytest.raises(DataError, match=words):
@@ -136,7 +138,12 @@ def test_case_name(path, name):
     assert case_name(path) == name
 
 
-def test_held_out_cases():
-    assert held_out_cases(cases(4), ["2", "0"]) == [cases(4)[0], cases(4)[2]]
-    assert held_out_cases(cases(4), ["x"]) == cases(4)
-    assert held_out_cases(cases(4), []) == cases(4)
+def test_cases_to_score(capsys):
+    some = cases(4)
+    assert cases_to_score(some, ["1", "3"], ["2", "0"]) == [some[0], some[2]]
+    assert "Scoring 2 volume(s), which the model was not trained on: 0, 2" in capsys.readouterr().out
+    assert cases_to_score(some, ["0"], ["x", "2"]) == some, "another data set that happens to share names"
+    assert cases_to_score(some, [], []) == some
+    capsys.readouterr()
+    cases_to_score(some, ["0", "1", "2", "3"], ["0", "1", "2", "3"])
+    assert "which the model was trained on" in capsys.readouterr().out

@@ -59,7 +59,7 @@ def test_does_not_depend_on_sparsity(loss):
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("factor", [0.01, 50.0])
-def test_cross_entropy_does_not_depend_on_the_weights_scale(loss, factor):
+def test_does_not_depend_on_the_weights_scale(loss, factor):
     logits, label, weight = example()
     a, b = (loss(logits, pack_target(label, w)) for w in (weight, weight * factor))
     torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
@@ -141,5 +141,8 @@ def test_readable_errors():
         MaskedCrossEntropyLoss([1, float("nan")])
     with pytest.raises(ValueError, match="one shape"):
         pack_target(label, weight[..., :3])
+    for bad in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="weight that is negative"):
+            MaskedDiceCELoss()(logits, pack_target(label, torch.where(weight > 0.5, bad, weight)))
     with pytest.raises(ValueError, match="channel"):
         unpack_target(logits)

@@ -7,7 +7,7 @@ from monai.bundle import ConfigParser
 from monai.transforms import BorderPadd, Compose, RandWeightedCropd, SpatialPadd
 
 from sparse3dunet.errors import DataError
-from sparse3dunet.transforms import PatchCenters, PatchCentersd
+from sparse3dunet.transforms import PatchCenters, PatchCentersd, UntilAnnotated
 from tests.conftest import ROOT, make_dataset
 
 
@@ -73,23 +73,56 @@ def test_nothing_annotated():
         PatchCenters(4)(torch.zeros(1, 8, 8, 8))
 
 
-@pytest.fixture(scope="module")
-def training_patches(tmp_path_factory):
-    """Patches as the bundle's training config makes them, of volumes smaller than the patch in one axis."""
-    root = make_dataset(tmp_path_factory.mktemp("data") / "set", 2)
+def training_config(**changes):
     parser = ConfigParser()
     parser.read_config(str(ROOT / "bundle/configs/train.yaml"))
-    parser.update(
-        {"dataset_dir": str(root), "val_fraction": 0, "patch_size": [24, 24, 16], "train#margin": 4, "epoch_length": 30}
-    )
-    parser["train#augment"] = [t for t in parser["train#augment"] if "keys" in t and isinstance(t["keys"], list)]
-    parser["train#augment"][0]["prob"] = 1.0
-    # the image is the dense label: what the label says must be what is seen
-    for case in root.glob("imagesTr/*"):
-        case.write_bytes((root / "labelsDense" / case.name).read_bytes())
-    monai_loader = parser.get_parsed_content("train#dataloader")
+    parser.update({"patch_size": [16, 16, 16], "train#margin": 8, **changes})
+    return parser
+
+
+@pytest.mark.parametrize("shape", [(40, 44, 42), (20, 40, 18), (10, 30, 30)])
+@pytest.mark.parametrize("warp", [0.0, 1.0])
+def test_the_bundle_draws_no_empty_patch(shape, warp):
+    """One annotated slice, next to each border and inside, through the training config's own steps."""
+    parser = training_config()
+    parser["train#draw"][1]["prob"] = warp
+    transform = parser.get_parsed_content("train#preprocessing")
+    names = [type(step).__name__ for step in transform.transforms]
+    transform = Compose(transform.transforms[names.index("BorderPadd") :])
+    transform.set_random_state(0)
+    for axis in range(3):
+        for index in (0, 1, shape[axis] // 2, shape[axis] - 2, shape[axis] - 1):
+            weight = torch.zeros(1, *shape)
+            weight[(slice(None),) * (axis + 1) + (index,)] = 1
+            for _ in range(4):
+                (patch,) = transform({"image": torch.rand(1, *shape), "label": weight, "weight": weight})
+                assert patch["weight"].shape == (1, 16, 16, 16)
+                assert patch["weight"].any(), f"empty patch for slice {index} of axis {axis} in {shape}"
+
+
+def test_until_annotated_gives_up():
+    calls = []
+    transform = UntilAnnotated(lambda data: calls.append(1) or data, attempts=3)
+    assert transform({"weight": torch.zeros(1, 2, 2, 2)})["weight"].sum() == 0
+    assert len(calls) == 3
+    transform([{"weight": torch.ones(1)}][0])
+    assert len(calls) == 4
+
+
+@pytest.fixture(scope="module")
+def training_patches(tmp_path_factory):
+    """Patches as the bundle's training config makes them, of volumes smaller than the patch in two axes.
+
+    Without the intensity transforms, the image being the dense label: what the label says must be what is seen.
+    """
+    root = make_dataset(tmp_path_factory.mktemp("data") / "set", 2)
+    for image in root.glob("imagesTr/*"):
+        image.write_bytes((root / "labelsDense" / image.name).read_bytes())
+    parser = training_config(patch_size=[24, 24, 16], dataset_dir=str(root), val_fraction=0, epoch_length=30)
+    parser["train#draw"][1]["prob"] = 1.0
+    parser["train#intensity"] = []
     torch.manual_seed(0)
-    return list(monai_loader)
+    return list(parser.get_parsed_content("train#dataloader"))
 
 
 def test_patches_have_the_networks_shape(training_patches):
@@ -126,22 +159,39 @@ def test_what_comes_from_outside_has_weight_zero(training_patches):
         assert (share < 0.35).all()
 
 
-def test_dense_annotation_padding_is_unlabeled():
-    """A densely annotated volume of ones, rotated and padded: wherever the image is not, the weight is 0."""
-    parser = ConfigParser()
-    parser.read_config(str(ROOT / "bundle/configs/train.yaml"))
-    parser.update({"patch_size": [32, 32, 32], "train#margin": 8})
-    steps = [*parser["train#crop"], parser["train#augment"][0], *parser["train#finish"]]
-    steps[4]["prob"] = 1.0
-    steps[4]["padding_mode"][0] = "zeros"
-    parser["steps"] = {"_target_": "Compose", "transforms": steps}
+@pytest.mark.parametrize("shape", [(12, 40, 12), (60, 60, 60)])
+def test_dense_annotation_from_outside_is_unlabeled(shape):
+    """Rotated, scaled and cropped next to the border: where the image is not, the weight is 0.
+
+    In the larger volume the patch and its margin lie within, so that only the warp brings in what is outside of them.
+    """
+    parser = training_config()
+    parser["train#draw"][1].update(prob=1.0, rotate_range=[1.0] * 3)
+    parser["train#draw"][1]["padding_mode"][0] = "zeros"  # so that the image shows what is outside
+    parser["steps"] = {"_target_": "Compose", "transforms": "$@train#pad + [@train#patch]"}
     transform = parser.get_parsed_content("steps")
     transform.set_random_state(0)
     outside = 0
     for _ in range(10):
-        volume = {key: torch.ones(1, 20, 24, 22) for key in ("image", "label", "weight")}
-        patch = transform(volume)[0]
+        (patch,) = transform({key: torch.ones(1, *shape) for key in ("image", "label", "weight")})
         assert not patch["weight"][patch["image"] == 0].any()
         assert torch.equal(patch["weight"] > 0, patch["label"] > 0)
         outside += int((patch["image"] == 0).sum())
-    assert outside > 1000
+    assert outside > 200
+
+
+def test_folding_equals_moving_each_voxel():
+    """The fast way against the obvious one: each annotated voxel counted at its nearest centre."""
+    random = torch.Generator().manual_seed(0)
+    for shape, size in (((9, 14, 11), (4, 5, 11)), ((8, 8, 8), (8, 3, 20)), ((6, 5, 30), (1, 2, 7))):
+        weight = (torch.rand(1, *shape, generator=random) < 0.2).float()
+        expected = torch.zeros(shape)
+        for voxel in torch.nonzero(weight[0]).tolist():
+            center = []
+            for v, n, patch in zip(voxel, shape, size):
+                patch = min(patch, n)
+                first, last = patch // 2, patch // 2 + max(n - patch, 1) - 1
+                center.append(min(max(v, first), last) if v < last - first + patch else None)
+            if None not in center:
+                expected[tuple(center)] += 1
+        assert torch.equal(PatchCenters(size)(weight)[0], expected)

@@ -21,17 +21,19 @@ from sparse3dunet.keys import IMAGE
 from sparse3dunet.networks import UNet3D
 
 DESCRIPTION_SUFFIX = ".json"
+_NO_MODEL = "{path}: there is no trained model. Train one first (run training), or name one: --model_file FILE."
 
 
 class AtomicSaver(BaseSaveHandler):
-    """Ignite save handler for one file, which at any moment is absent, the old one or the new one, and whole.
+    """Ignite save handler for one file, which at any moment is the old one or the new one, and whole.
 
     Neither MONAI's ``CheckpointSaver`` nor Ignite's ``DiskSaver`` gives that for a fixed file name: the former writes
     in place, and both delete the old file before they write the new one.
 
     Args:
         path: of the file; its folder is made where it is missing.
-        description: written beside the file, as JSON under the same name, before the file itself; None for none.
+        description: written beside the file, as JSON under the same name, before the file itself; a former file with
+            another description is removed first. None for none.
     """
 
     def __init__(self, path: str | Path, description: Mapping[str, Any] | None = None) -> None:
@@ -41,9 +43,16 @@ class AtomicSaver(BaseSaveHandler):
     def __call__(self, checkpoint: Mapping, filename: str, metadata: Mapping | None = None) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.description is not None:
-            text = json.dumps(self.description, indent=1) + "\n"
-            _replace(self.path.with_suffix(DESCRIPTION_SUFFIX), lambda draft: draft.write_text(text, encoding="utf-8"))
+            self._describe(json.dumps(self.description, indent=1) + "\n")
         _replace(self.path, lambda draft: torch.save(checkpoint, draft))
+
+    def _describe(self, text: str) -> None:
+        path = self.path.with_suffix(DESCRIPTION_SUFFIX)
+        if path.is_file() and path.read_text(encoding="utf-8") == text:
+            return
+        # A former model of another kind: at no moment may it lie beside a description that is not its own.
+        self.path.unlink(missing_ok=True)
+        _replace(path, lambda draft: draft.write_text(text, encoding="utf-8"))
 
     def remove(self, filename: str) -> None:
         """Nothing: the new file replaces the old one."""
@@ -60,7 +69,8 @@ def _replace(path: Path, write: Any) -> None:
 class BestModelSaver:
     """Handler of the *evaluator*: keeps the network's flat state_dict of the best validation so far.
 
-    A metric that is NaN (nothing evaluable) counts as worst; of equal ones the latest is kept.
+    A metric that is NaN (nothing evaluable) counts as worst; of equal ones the first is kept. Give the evaluator
+    :func:`is_better` as ``metric_cmp_fn``, so that what it calls best is what is kept.
 
     Args:
         network: the network that is trained.
@@ -83,7 +93,6 @@ class BestModelSaver:
             score_function=lambda engine: finite_score(engine.state.metrics[key_metric]),
             score_name=key_metric,
             n_saved=1,
-            greater_or_equal=True,
         )
 
     def attach(self, engine: Engine) -> None:
@@ -91,7 +100,7 @@ class BestModelSaver:
 
 
 class LastCheckpointSaver:
-    """Handler of the *trainer*: after every epoch, all that a training needs to go on, as plain tensors and values.
+    """Handler of the *trainer*: after every epoch, the state of all that is trained, as plain tensors and values.
 
     Args:
         path: of the file.
@@ -112,25 +121,34 @@ class LastCheckpointSaver:
         engine.add_event_handler(Events.EPOCH_COMPLETED, checkpoint)
 
 
+def is_better(metric: float, best: float) -> bool:
+    """Whether a metric is larger than the best so far; NaN (nothing evaluable) is smaller than any."""
+    return finite_score(metric) > finite_score(best)
+
+
 def finite_score(value: float) -> float:
     """The value, or minus infinity for NaN, so that comparisons of scores are well-defined."""
     return -math.inf if math.isnan(value) else float(value)
 
 
 def describe_model(
-    network: torch.nn.Module, class_names: Sequence[str], patch_size: Sequence[int], validation: Sequence[Case] = ()
+    network: torch.nn.Module,
+    class_names: Sequence[str],
+    patch_size: Sequence[int],
+    split: Sequence[Sequence[Case]] = ((), ()),
 ) -> dict[str, Any]:
     """What inference must know of a trained model, as plain values.
 
     Returns:
         ``network``: the arguments of :class:`~sparse3dunet.networks.UNet3D`, None for another network;
-        ``class_names``: by class number; ``patch_size``: in voxels; ``validation``: names of the validation's cases.
+        ``class_names``: by class number; ``patch_size``: in voxels; ``training`` and ``validation``: the cases' names.
     """
     description = {
         "network": network.config if isinstance(network, UNet3D) else None,
         "class_names": list(class_names),
         "patch_size": [int(n) for n in patch_size],
-        "validation": [case_name(case[IMAGE]) for case in validation],
+        "training": [case_name(case[IMAGE]) for case in split[0]],
+        "validation": [case_name(case[IMAGE]) for case in split[1]],
     }
     return json.loads(json.dumps(description))
 
@@ -152,18 +170,33 @@ def read_description(
             description = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise DataError(f"{path}: not readable as JSON ({error}); train again, or restore the file.") from error
-    else:
+    elif Path(model_file).is_file():
+        raise DataError(f"{path} is missing, which describes {model_file}; copy it along with the model.")
+    elif Path(train_config).is_file():
         config = ConfigParser.load_config_file(str(train_config))
         network = {key: value for key, value in config["network_def"].items() if not key.startswith("_")}
         description = {
             "network": {**network, "in_channels": in_channels, "out_channels": num_classes},
             "class_names": [f"class {i}" for i in range(num_classes)],
             "patch_size": config["largest_patch_size"],
-            "validation": [],
         }
+    else:
+        raise DataError(_NO_MODEL.format(path=Path(model_file).absolute()))
     if not description.get("network"):
         raise DataError(f"{path}: describes no UNet3D; give the network yourself, as network_def.")
-    return description
+    return {"training": [], "validation": [], **description}
+
+
+def check_model_fits(description: Mapping[str, Any], class_names: Sequence[str], num_channels: int) -> None:
+    """Raise DataError unless a model has as many classes as a data set, and takes images of as many channels."""
+    network = description["network"]
+    found = (network["out_channels"], network["in_channels"])
+    if found != (len(class_names), num_channels):
+        raise DataError(
+            f"the model has {found[0]} classes and takes {found[1]} channel(s), but the data set has "
+            f"{len(class_names)} ({', '.join(class_names)}) and {num_channels}. Choose another --ckpt_dir or "
+            "--dataset_dir."
+        )
 
 
 def existing_model(model_file: str | Path) -> str:
@@ -174,10 +207,7 @@ def existing_model(model_file: str | Path) -> str:
     """
     path = Path(model_file)
     if not path.is_file():
-        raise DataError(
-            f"{path.absolute()}: there is no trained model. Train one first (run training), or name one: "
-            "--model_file FILE."
-        )
+        raise DataError(_NO_MODEL.format(path=path.absolute()))
     try:
         torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # zipfile, pickle and PyTorch raise many kinds here

@@ -15,6 +15,7 @@ from monai.data import MetaTensor
 from sparse3dunet.datalist import Case
 from sparse3dunet.errors import DataError
 from sparse3dunet.keys import IMAGE, LABEL, REFERENCE
+from sparse3dunet.networks import UNet3D
 from sparse3dunet.transforms.annotation import SparseLabel
 
 AFFINE_TOLERANCE = 0.1
@@ -46,6 +47,8 @@ def read_volume(path: str | Path) -> Volume:
             f"{path}: cannot be read ({type(error).__name__}: {error}). The file is missing, truncated or no NIfTI "
             "image; copy or export it again, or take the case out of the data set."
         ) from error
+    if data.dtype.names is not None:
+        raise DataError(f"{path}: holds colours ({data.dtype}), expected one number per voxel. Export it as numbers.")
     affine = np.asarray(image.affine, dtype=np.float64)  # type: ignore[attr-defined]
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
         raise DataError(f"{path}: its affine is degenerate (a spacing of 0 or NaN): {affine[:3].tolist()}.")
@@ -56,7 +59,7 @@ def check_image(volume: Volume, num_channels: int = 1) -> None:
     """Raise DataError unless the volume is three-dimensional, has `num_channels`, and all its values are finite."""
     shape = volume.data.shape
     channels = shape[3] if len(shape) == 4 else 1
-    if len(shape) not in (3, 4) or channels != num_channels or volume.data.dtype.names is not None:
+    if len(shape) not in (3, 4) or channels != num_channels:
         raise DataError(
             f"{volume.path}: expected a 3D image with {num_channels} channel(s), found shape {shape} of "
             f"{volume.data.dtype}."
@@ -83,12 +86,18 @@ def check_same_grid(label: Volume, image: Volume) -> None:
             f"{label.path}: its position in space differs from the image's by up to {np.abs(off).max():.1f} voxels "
             f"({image.path}). Copy the image's header to the label if the voxels belong together."
         )
+    if not np.array_equal(nib.io_orientation(label.affine), nib.io_orientation(image.affine)):
+        # Only possible for oblique grids, half-way between two orientations.
+        raise DataError(
+            f"{label.path}: its axes and the image's ({image.path}) round to different directions, although their "
+            "affines nearly agree. Copy the image's header to the label."
+        )
 
 
 def check_case(
     case: Case, num_classes: int, ignore_index: int | Sequence[int] | None, num_channels: int
 ) -> tuple[int, ...]:
-    """Read all files of a case and return the image's spatial shape; raise DataError for the first fault."""
+    """Read all files of a case and return the image's shape in RAS order; raise DataError for the first fault."""
     image = read_volume(case[IMAGE])
     check_image(image, num_channels)
     for key, unlabeled in ((LABEL, ignore_index), (REFERENCE, None)):
@@ -97,7 +106,8 @@ def check_case(
             check_same_grid(label, image)
             values = torch.as_tensor(np.ascontiguousarray(label.data, dtype=np.float32))
             SparseLabel(num_classes, unlabeled)(MetaTensor(values[None], meta={"filename_or_obj": label.path}))
-    return tuple(image.data.shape[:3])
+    by_axis = zip(nib.io_orientation(image.affine)[:, 0], image.data.shape)
+    return tuple(n for _, n in sorted(by_axis, key=lambda pair: pair[0]))
 
 
 def check_cases(
@@ -106,7 +116,7 @@ def check_cases(
     ignore_index: int | Sequence[int] | None = None,
     num_channels: int = 1,
 ) -> list[tuple[int, ...]]:
-    """Read every file of a data set and return the images' spatial shapes.
+    """Read every file of a data set and return the images' spatial shapes, in RAS order as the network sees them.
 
     Checks that files can be read whole; that images are finite and have `num_channels`; that labels lie on their
     image's grid, hold only classes and unlabeled values, and have an annotated voxel.
@@ -159,9 +169,37 @@ def fit_patch_size(
         multiple_of: what the network needs each length to be a multiple of.
 
     Returns:
-        Per axis the smaller of `largest` and the 90th percentile of the volumes' lengths, rounded up to a multiple.
+        Per axis the 90th percentile of the volumes' lengths, rounded up to a multiple, but no more than `largest`,
+        rounded down to one (and at least one multiple).
     """
-    typical = np.percentile(np.asarray(shapes), 90, axis=0)
     factors = np.broadcast_to(multiple_of, 3)
-    lengths = np.minimum(typical, np.asarray(largest))
-    return [int(np.ceil(n / factor) * factor) for n, factor in zip(lengths, factors)]
+    typical = np.ceil(np.percentile(np.asarray(shapes), 90, axis=0) / factors)
+    bound = np.maximum(np.asarray(largest) // factors, 1)
+    return [int(n) for n in np.minimum(typical, bound) * factors]
+
+
+def check_patch_size(network: torch.nn.Module, patch_size: Sequence[int]) -> None:
+    """Raise DataError unless a UNet3D makes of a patch an output of the same size, as sliding windows need it."""
+    if not isinstance(network, UNet3D):
+        return
+    if network.padding != "same":
+        raise DataError(
+            "the bundle's sliding windows need a network whose output is as large as its input, but its convolutions "
+            f"are {network.padding!r}: set --network_def#padding same."
+        )
+    try:
+        network.output_size(patch_size)
+    except ValueError as error:
+        raise DataError(f"patch_size {list(patch_size)}: {error} Set --patch_size, or other channels.") from error
+
+
+def check_output_dir(output_dir: str | Path, inputs: str | Path | None = None) -> None:
+    """Raise DataError where results cannot go: to a file, or to the folder that the inputs are read from."""
+    path = Path(str(output_dir)).expanduser()
+    if path.exists() and not path.is_dir():
+        raise DataError(f"output_dir {path.absolute()} is a file; pass a folder.")
+    if inputs is not None and path.resolve() == Path(str(inputs)).expanduser().resolve():
+        raise DataError(
+            f"output_dir {path.absolute()} is where the images are read from, so that a second run would take the "
+            "results for images. Pass another folder: --output_dir FOLDER."
+        )

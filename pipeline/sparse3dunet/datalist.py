@@ -48,7 +48,7 @@ def read_decathlon(dataset_dir: str | Path, label_dir: str | None = None, refere
     Raises:
         DataError: when the folder or a file is missing, empty or unreadable as JSON, or declares no cases or classes.
     """
-    root = Path(dataset_dir).expanduser()
+    root = Path(str(dataset_dir)).expanduser()
     if not root.is_dir():
         raise DataError(
             f"dataset_dir {root.absolute()} does not exist or is no folder. "
@@ -63,14 +63,18 @@ def read_decathlon(dataset_dir: str | Path, label_dir: str | None = None, refere
     entries = description.get("training")
     if not isinstance(entries, list) or not entries:
         raise DataError(f'{root / "dataset.json"}: "training" lists no cases; expected a list of image and label.')
-    folders = {LABEL: label_dir, REFERENCE: reference_dir}
+    folders = {key: None if d is None else str(d) for key, d in ((LABEL, label_dir), (REFERENCE, reference_dir))}
     for folder in folders.values():
         if folder is not None and not (root / folder).is_dir():
             raise DataError(f"{root / folder}: no such folder in dataset_dir. Found: {_folders(root)}.")
     cases = [_case(root, entry, number, folders) for number, entry in enumerate(entries)]
-    duplicates = {c[IMAGE] for c in cases if sum(c[IMAGE] == other[IMAGE] for other in cases) > 1}
-    if duplicates:
-        raise DataError(f"{root / 'dataset.json'}: listed more than once: {', '.join(sorted(duplicates)[:3])}.")
+    names = [case_name(case[IMAGE]) for case in cases]
+    if len(set(names)) < len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise DataError(
+            f"{root / 'dataset.json'}: several cases have one name: {', '.join(twice[:3])}. Splits, labels and results "
+            "go by the images' file names; give each case one of its own."
+        )
     return DataSet(cases, _class_names(root, description), len(description.get("modality") or {"0": ""}))
 
 
@@ -161,7 +165,7 @@ def split_cases(
             not in [0, 1).
     """
     if split_file is not None:
-        return _split_by_file(cases, Path(split_file).expanduser())
+        return _split_by_file(cases, Path(str(split_file)).expanduser())
     if not 0 <= val_fraction < 1:
         raise DataError(f"val_fraction must be at least 0 and below 1, got {val_fraction}.")
     if len(cases) == 1 or val_fraction == 0:
@@ -180,16 +184,35 @@ def _split_by_file(cases: Sequence[Case], path: Path) -> tuple[list[Case], list[
         names = split.get(part)
         if not isinstance(names, list) or not names:
             raise DataError(f'{path}: expected a list of case names under "{part}", found {names!r}.')
-        unknown = [str(name) for name in names if name not in by_name]
+        unknown = [str(name) for name in names if str(name) not in by_name]
         if unknown:
             raise DataError(f'{path}: "{part}" names cases that the data set lacks: {", ".join(unknown[:5])}.')
-        parts.append([by_name[name] for name in names])
+        parts.append([by_name[str(name)] for name in names])
+    both = [case_name(case[IMAGE]) for case in parts[0] if case in parts[1]]
+    if both:
+        raise DataError(
+            f"{path}: in both parts: {', '.join(both[:5])}. Validation on what is trained on tells nothing of new "
+            "volumes; to densify all volumes, pass --val_fraction 0 instead of a split file."
+        )
     return parts[0], parts[1]
 
 
-def held_out_cases(cases: Sequence[Case], names: Sequence[str]) -> list[Case]:
-    """The cases that a model was validated on, by their names; all cases where it knows none of them (other data)."""
-    return [case for case in cases if case_name(case[IMAGE]) in set(names)] or list(cases)
+def cases_to_score(cases: Sequence[Case], training: Sequence[str], validation: Sequence[str]) -> list[Case]:
+    """The cases by which to judge a model, given the names of those that it was trained and validated on.
+
+    Those that it was validated on, if the data set has them all; otherwise, for another data set, all cases. Prints
+    which, and says so where they were trained on too.
+    """
+    held_out = [case for case in cases if case_name(case[IMAGE]) in set(validation)]
+    chosen = held_out if held_out and len(held_out) == len(set(validation)) else list(cases)
+    names = [case_name(case[IMAGE]) for case in chosen]
+    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    if set(names) & set(training):
+        note = "which the model was trained on: its scores on annotated voxels tell nothing of others"
+    else:
+        note = "which the model was not trained on"
+    print(f"Scoring {len(names)} volume(s), {note}: {shown}")
+    return chosen
 
 
 def list_images(source: str | Path) -> list[Case]:
@@ -202,7 +225,7 @@ def list_images(source: str | Path) -> list[Case]:
     Raises:
         DataError: when `source` does not exist, names a missing file, or holds no image.
     """
-    path = Path(source).expanduser()
+    path = Path(str(source)).expanduser()
     if path.suffix == ".json":
         files = _listed_images(path)
     elif path.is_file():

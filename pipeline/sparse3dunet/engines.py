@@ -137,9 +137,10 @@ class TrainingLog:
     def finish(self, engine: Engine) -> None:
         self.bar.close()
         state: Any = self.evaluator.state
+        best = None if math.isnan(state.best_metric) else state.best_metric
         print(
             f"Trained {engine.state.iteration} iterations in {clock(time.perf_counter() - self.started)}. "
-            f"Best {state.key_metric_name}: {state.best_metric:.3f} (epoch {state.best_metric_epoch}). "
+            f"Best {state.key_metric_name}: {_text(best)} (epoch {state.best_metric_epoch}). "
             f"Last: {_in_words(state.metrics).strip()}.\n"
             f"Model: {self.model_file}  log: {self.csv_file}  pictures: {self.csv_file.parent / 'pictures'}"
         )
@@ -242,12 +243,20 @@ class PictureWriter:
         output_dir: pictures go to its subfolder ``pictures``.
         class_names: for the legend.
         limit: only the first so many volumes; None for all.
+        final_epoch: in this epoch (of a training, the last) all volumes are drawn, whatever the limit.
     """
 
-    def __init__(self, output_dir: str | Path, class_names: Sequence[str] = (), limit: int | None = None) -> None:
+    def __init__(
+        self,
+        output_dir: str | Path,
+        class_names: Sequence[str] = (),
+        limit: int | None = None,
+        final_epoch: int | None = None,
+    ) -> None:
         self.folder = Path(output_dir) / "pictures"
         self.class_names = list(class_names)
         self.limit = limit
+        self.final_epoch = final_epoch
         self.drawn = 0
 
     def attach(self, engine: Engine) -> None:
@@ -259,7 +268,8 @@ class PictureWriter:
 
     def draw(self, engine: Engine) -> None:
         for item, output in _decollated(engine):
-            if self.limit is not None and self.drawn >= self.limit:
+            limited = self.limit is not None and engine.state.epoch != self.final_epoch
+            if limited and self.drawn >= (self.limit or 0):
                 return
             name = _name_of(item)
             known = {key: _as_ras(item[key]) for key in (LABEL, WEIGHT, REFERENCE) if key in item}

@@ -35,9 +35,11 @@ def overlap_counts(pred: torch.Tensor, target: torch.Tensor, num_classes: int) -
     label, weight = unpack_target(target)
     counts = []
     for guess, truth, counted in zip(pred[:, 0].long(), label, weight > 0):
-        pairs = truth[counted] * num_classes + guess[counted]
-        if pairs.numel() and (int(pairs.min()) < 0 or int(pairs.max()) >= num_classes**2):
-            raise ValueError(f"a label or a predicted class is outside of 0 ... {num_classes - 1}.")
+        truth, guess = truth[counted], guess[counted]
+        for name, classes in (("label", truth), ("predicted class", guess)):
+            if classes.numel() and not 0 <= int(classes.min()) <= int(classes.max()) < num_classes:
+                raise ValueError(f"a {name} is outside of 0 ... {num_classes - 1}: {classes.unique().tolist()[:9]}.")
+        pairs = truth * num_classes + guess
         confusion = torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes)
         true_positive = confusion.diagonal()
         counts.append(

@@ -31,5 +31,7 @@ def unpack_target(target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         raise ValueError(f"a target has 1 channel (label) or 2 (label, weight), got {tuple(target.shape)}.")
     label = target[:, 0]
     weight = target[:, 1].to(torch.float32) if target.shape[1] == 2 else torch.ones_like(label, dtype=torch.float32)
+    if bool((weight < 0).any()) or not bool(torch.isfinite(weight).all()):
+        raise ValueError("a target has a weight that is negative, NaN or infinite; weights are finite and >= 0.")
     # Whatever stands in unlabeled voxels (255, -1, NaN after a warp) must reach no index and no one-hot.
     return torch.where(weight > 0, label, torch.zeros_like(label)).long(), weight

@@ -50,7 +50,7 @@ class _MaskedLoss(nn.Module):
     def _cross_entropy(self, logits: torch.Tensor, label: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Mean over the annotated voxels, as PyTorch's weighted mean; a differentiable 0 where there are none."""
         if self.class_weight is not None:
-            weight = weight * self.class_weight[label]
+            weight = weight * self.class_weight.to(label.device)[label]
         loss = F.cross_entropy(logits, label, reduction="none")
         return (loss * weight).sum() / weight.sum().clamp(min=torch.finfo(torch.float32).tiny)
 
@@ -124,7 +124,7 @@ class MaskedDiceCELoss(_MaskedLoss):
     def _dice(self, logits: torch.Tensor, label: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         prob = logits.softmax(dim=1)
         onehot = F.one_hot(label, prob.shape[1]).movedim(-1, 1)
-        factor = self.class_weight
+        factor = None if self.class_weight is None else self.class_weight.to(label.device)
         if not self.include_background:
             prob, onehot = prob[:, 1:], onehot[:, 1:]
             factor = None if factor is None else factor[1:]

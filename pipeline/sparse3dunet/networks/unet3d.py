@@ -74,6 +74,8 @@ class UNet3D(nn.Module):
         self.padding = padding
         per_axis: list[tuple[int, int, int]] = [ensure_tuple_rep(s, 3) for s in per_step]
         self.strides = per_axis
+        self.size_multiple = [self._period(axis) for axis in range(3)]
+        """What each length of an input must be a multiple of, with same padding."""
         self.config = {
             "in_channels": in_channels,
             "out_channels": out_channels,
@@ -133,7 +135,21 @@ class UNet3D(nn.Module):
                     f"{tuple(input_size)}: nearest sizes that fit are {' and '.join(map(str, fitting))}, then every "
                     f"{self._period(axis)}."
                 )
+        if "instance" in str(self.config["norm"]) and self._coarsest_voxels(input_size) == 1:
+            raise ValueError(
+                f"UNet3D cannot normalise an input of {tuple(input_size)} by instance, since one voxel of it is left "
+                f"at the coarsest step: at least one axis must be longer by {self._period(0)} or more."
+            )
         return tuple(out for out in outputs if out is not None)
+
+    def _coarsest_voxels(self, input_size: Sequence[int]) -> int:
+        margin = 4 if self.padding == "valid" else 0
+        count = 1
+        for axis, n in enumerate(input_size):
+            for stride in self.strides:
+                n = (n - margin) // stride[axis]
+            count *= n - margin
+        return count
 
     def _output_length(self, n: int, axis: int) -> int | None:
         """Voxels out for `n` voxels in along one axis, or None where `n` does not fit."""

@@ -63,11 +63,11 @@ class SparseLabel(Transform):
         classes = torch.arange(self.num_classes, device=plain.device)
         unknown = annotated[~torch.isin(annotated, classes.to(annotated.dtype))].unique()
         if unknown.numel():
-            found = ", ".join(f"{v:g}" for v in unknown[:5].tolist())
+            found = ", ".join(f"{v:.7g}" for v in unknown[:5].tolist())
             raise DataError(
                 f"{source}: label value {found} is neither a class (0 ... {self.num_classes - 1}) nor unlabeled "
-                f"({self._unlabeled_text()}). If it means unlabeled, pass it as ignore_index; if it is a class, "
-                "declare it (num_classes, or labels in dataset.json)."
+                f"({self._unlabeled_text()}); labels must be whole numbers. If it means unlabeled, pass it as "
+                "ignore_index; if it is a class, declare it (num_classes, or labels in dataset.json)."
             )
         label = torch.where(unlabeled, torch.zeros_like(plain), plain).to(torch.int16)
         return _like(label, values), _like((~unlabeled).to(torch.float32), values)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, Transform
+from monai.transforms import MapTransform, Randomizable, Transform
 from monai.utils import convert_to_tensor, ensure_tuple_rep
 
 from sparse3dunet.errors import DataError
@@ -41,22 +42,56 @@ class PatchCenters(Transform):
     def __call__(self, weight: Any) -> torch.Tensor:
         tensor = convert_to_tensor(weight, track_meta=True)
         plain = tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
-        voxels = torch.nonzero(plain[0] > 0)
+        # The cumulative sum that MONAI draws from would stand still in float32 beyond 2^24.
+        centers = (plain > 0).to(torch.float32 if plain.numel() < 2**24 else torch.float64)
         for axis, (patch, size) in enumerate(zip(self.spatial_size, plain.shape[1:])):
             patch = min(patch, size) if patch > 0 else size
             # The range of centres in monai.transforms.utils.weighted_patch_samples.
             first = patch // 2
             last = first + max(size - patch, 1) - 1
-            voxels = voxels[voxels[:, axis] < last - first + patch]
-            voxels[:, axis].clamp_(first, last)
-        if len(voxels) == 0:
+            _fold(centers, axis + 1, first, last, reach=last - first + patch)
+        if not centers.any():
             raise DataError("no voxel within reach of a patch is annotated (weight > 0), so that none can be drawn.")
-        # The cumulative sum that MONAI draws from would stand still in float32 beyond 2^24.
-        dtype = torch.float32 if len(voxels) < 2**24 else torch.float64
-        centers = torch.zeros(plain.shape, dtype=dtype, device=plain.device)
-        ones = torch.ones(len(voxels), dtype=dtype, device=plain.device)
-        centers[0].index_put_(tuple(voxels.T), ones, accumulate=True)
         return MetaTensor(centers).copy_meta_from(tensor) if isinstance(tensor, MetaTensor) else centers
+
+
+def _fold(counts: torch.Tensor, axis: int, first: int, last: int, reach: int) -> None:
+    """Move, in place, what lies before `first`, and after `last` but before `reach`, to these planes; drop the rest."""
+    counts.select(axis, first).add_(counts.narrow(axis, 0, first).sum(axis))
+    counts.narrow(axis, 0, first).zero_()
+    counts.select(axis, last).add_(counts.narrow(axis, last + 1, reach - last - 1).sum(axis))
+    counts.narrow(axis, last + 1, counts.shape[axis] - last - 1).zero_()
+
+
+class UntilAnnotated(Randomizable, Transform):
+    """Applies random transforms anew until the patch has an annotated voxel.
+
+    A patch is drawn around one, but a rotation can carry it out where it lies in a corner.
+
+    Args:
+        transform: of a data dictionary to one, or to a list of them (several patches, each of which must be annotated).
+        weight_key: key of the weight.
+        attempts: after which the last patch is passed on, annotated or not; the losses are then zero.
+    """
+
+    def __init__(self, transform: Callable, weight_key: str = WEIGHT, attempts: int = 20) -> None:
+        self.transform = transform
+        self.weight_key = weight_key
+        self.attempts = attempts
+
+    def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> UntilAnnotated:
+        super().set_random_state(seed, state)
+        if isinstance(self.transform, Randomizable):
+            self.transform.set_random_state(seed, state)
+        return self
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Any:
+        for _ in range(self.attempts):
+            result = self.transform(data)
+            patches = result if isinstance(result, list) else [result]
+            if all(bool((patch[self.weight_key] > 0).any()) for patch in patches):
+                break
+        return result
 
 
 class PatchCentersd(MapTransform):
