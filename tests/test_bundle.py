@@ -169,6 +169,8 @@ def test_options(tmp_path):
     more = (
         "--network_def#norm",
         "batch",
+        "--cache_rate",
+        0.5,
         "--num_workers",
         2,
         "--patience",
@@ -277,6 +279,9 @@ def test_settings_that_cannot_work(dataset, tmp_path):
         (("--network_def#padding", "valid", "--patch_size", "[28,28,28]"), "set --network_def#padding same"),
         (("--patch_size", "[16,16,10]"), "patch_size [16, 16, 10]"),
         (("--output_dir", tmp_path / "file"), "is a file"),
+        (("--ckpt_dir", 7), "write it as ./7"),
+        (("--patch_size", 16), '--patch_size "[64,64,64]"'),
+        (("--dataset_dir", 2024), "2024 does not exist"),
         (("--label_dir", 2024), "2024: no such folder"),
     ]:
         message = error_of(run_training(dataset, tmp_path, *options))

@@ -146,4 +146,4 @@ def test_cases_to_score(capsys):
     assert cases_to_score(some, [], []) == some
     capsys.readouterr()
     cases_to_score(some, ["0", "1", "2", "3"], ["0", "1", "2", "3"])
-    assert "which the model was trained on" in capsys.readouterr().out
+    assert "all or some of which the model was trained on" in capsys.readouterr().out

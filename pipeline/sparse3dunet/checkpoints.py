@@ -183,7 +183,9 @@ def read_description(
     else:
         raise DataError(_NO_MODEL.format(path=Path(model_file).absolute()))
     if not description.get("network"):
-        raise DataError(f"{path}: describes no UNet3D; give the network yourself, as network_def.")
+        raise DataError(
+            f"{path}: describes no UNet3D. The bundle scores and predicts with UNet3D alone; load yours yourself."
+        )
     return {"training": [], "validation": [], **description}
 
 

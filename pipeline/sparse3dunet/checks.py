@@ -180,6 +180,8 @@ def fit_patch_size(
 
 def check_patch_size(network: torch.nn.Module, patch_size: Sequence[int]) -> None:
     """Raise DataError unless a UNet3D makes of a patch an output of the same size, as sliding windows need it."""
+    if not isinstance(patch_size, (list, tuple)) or len(patch_size) != 3:
+        raise DataError(f'patch_size must be three whole numbers, as --patch_size "[64,64,64]"; found {patch_size!r}.')
     if not isinstance(network, UNet3D):
         return
     if network.padding != "same":
@@ -190,14 +192,20 @@ def check_patch_size(network: torch.nn.Module, patch_size: Sequence[int]) -> Non
     try:
         network.output_size(patch_size)
     except ValueError as error:
-        raise DataError(f"patch_size {list(patch_size)}: {error} Set --patch_size, or other channels.") from error
+        raise DataError(
+            f'patch_size {list(patch_size)}: {error} Set --patch_size "[64,64,64]", for example, or other channels.'
+        ) from error
 
 
 def check_output_dir(output_dir: str | Path, inputs: str | Path | None = None) -> None:
     """Raise DataError where results cannot go: to a file, or to the folder that the inputs are read from."""
-    path = Path(str(output_dir)).expanduser()
+    if not isinstance(output_dir, (str, Path)):
+        raise DataError(
+            f"a folder for results is {output_dir!r}, which is no text; write it as ./{output_dir} instead."
+        )
+    path = Path(output_dir)
     if path.exists() and not path.is_dir():
-        raise DataError(f"output_dir {path.absolute()} is a file; pass a folder.")
+        raise DataError(f"{path.absolute()}, to which results should go, is a file; pass a folder.")
     if inputs is not None and path.resolve() == Path(str(inputs)).expanduser().resolve():
         raise DataError(
             f"output_dir {path.absolute()} is where the images are read from, so that a second run would take the "

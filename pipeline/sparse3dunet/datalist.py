@@ -208,7 +208,7 @@ def cases_to_score(cases: Sequence[Case], training: Sequence[str], validation: S
     names = [case_name(case[IMAGE]) for case in chosen]
     shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
     if set(names) & set(training):
-        note = "which the model was trained on: its scores on annotated voxels tell nothing of others"
+        note = "all or some of which the model was trained on: scores on annotated voxels tell nothing of others"
     else:
         note = "which the model was not trained on"
     print(f"Scoring {len(names)} volume(s), {note}: {shown}")

@@ -243,7 +243,8 @@ class PictureWriter:
         output_dir: pictures go to its subfolder ``pictures``.
         class_names: for the legend.
         limit: only the first so many volumes; None for all.
-        final_epoch: in this epoch (of a training, the last) all volumes are drawn, whatever the limit.
+        final_epoch: in this epoch (of a training, the last) all volumes are drawn, whatever the limit; not reached
+            where training stops early.
     """
 
     def __init__(

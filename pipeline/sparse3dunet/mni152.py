@@ -133,11 +133,12 @@ _FOLDERS = {"image": "imagesTr", "label": "labelsTr", "reference": "labelsTr_den
 
 def ensure_default(dataset_dir: str | Path) -> str:
     """Return `dataset_dir`, having prepared the built-in data if it is their default folder, or in it, and absent."""
+    dataset_dir = str(dataset_dir)  # the command line makes an integer of a folder named 2024
     default = Path(DEFAULT_DIR)
     if default in (Path(dataset_dir), *Path(dataset_dir).parents) and not default.exists():
         print(f"Preparing the built-in data in {DEFAULT_DIR} ...")
         prepare(default)
-    return str(dataset_dir)
+    return dataset_dir
 
 
 def main() -> None:

@@ -135,10 +135,10 @@ class UNet3D(nn.Module):
                     f"{tuple(input_size)}: nearest sizes that fit are {' and '.join(map(str, fitting))}, then every "
                     f"{self._period(axis)}."
                 )
-        if "instance" in str(self.config["norm"]) and self._coarsest_voxels(input_size) == 1:
+        if "instance" in str(self.config["norm"]).lower() and self._coarsest_voxels(input_size) == 1:
             raise ValueError(
                 f"UNet3D cannot normalise an input of {tuple(input_size)} by instance, since one voxel of it is left "
-                f"at the coarsest step: at least one axis must be longer by {self._period(0)} or more."
+                f"at the coarsest step: at least one axis must be longer, by a multiple of {self.size_multiple}."
             )
         return tuple(out for out in outputs if out is not None)
 

@@ -1,4 +1,4 @@
-"""Where training patches are drawn: never one without an annotated voxel."""
+"""Where training patches are drawn: around annotated voxels."""
 
 from __future__ import annotations
 
@@ -75,6 +75,8 @@ class UntilAnnotated(Randomizable, Transform):
     """
 
     def __init__(self, transform: Callable, weight_key: str = WEIGHT, attempts: int = 20) -> None:
+        if attempts < 1:
+            raise ValueError(f"attempts must be at least 1, got {attempts}.")
         self.transform = transform
         self.weight_key = weight_key
         self.attempts = attempts
