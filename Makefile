@@ -9,6 +9,7 @@ RUN := $(BIN)/python -W ignore -m monai.bundle run
 
 $(VENV)/installed: requirements.txt setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "sparse3dunet needs Python 3.10 or newer, this is %s; choose another: make PYTHON=python3.12 ..." % sys.version.split()[0])'
+	@echo "Setting up $(VENV), once; the downloads take a few minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -e .
 	@touch $@

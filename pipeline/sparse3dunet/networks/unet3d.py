@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -74,7 +75,8 @@ class UNet3D(nn.Module):
         self.padding = padding
         per_axis: list[tuple[int, int, int]] = [ensure_tuple_rep(s, 3) for s in per_step]
         self.strides = per_axis
-        self.size_multiple = [self._period(axis) for axis in range(3)]
+        self._margin = 4 if padding == "valid" else 0  # voxels that the two convolutions of a step take off an axis
+        self.size_multiple = [math.prod(stride[axis] for stride in per_axis) for axis in range(3)]
         """What each length of an input must be a multiple of, with same padding."""
         self.config = {
             "in_channels": in_channels,
@@ -133,45 +135,35 @@ class UNet3D(nn.Module):
                 raise ValueError(
                     f"UNet3D (padding={self.padding!r}) cannot take {n} voxels along axis {axis} of an input of "
                     f"{tuple(input_size)}: nearest sizes that fit are {' and '.join(map(str, fitting))}, then every "
-                    f"{self._period(axis)}."
+                    f"{self.size_multiple[axis]}."
                 )
-        if "instance" in str(self.config["norm"]).lower() and self._coarsest_voxels(input_size) == 1:
+        coarsest = [self._coarsest_length(n, axis) for axis, n in enumerate(input_size)]
+        if "instance" in str(self.config["norm"]).lower() and coarsest == [1, 1, 1]:
             raise ValueError(
                 f"UNet3D cannot normalise an input of {tuple(input_size)} by instance, since one voxel of it is left "
                 f"at the coarsest step: at least one axis must be longer, by a multiple of {self.size_multiple}."
             )
         return tuple(out for out in outputs if out is not None)
 
-    def _coarsest_voxels(self, input_size: Sequence[int]) -> int:
-        margin = 4 if self.padding == "valid" else 0
-        count = 1
-        for axis, n in enumerate(input_size):
-            for stride in self.strides:
-                n = (n - margin) // stride[axis]
-            count *= n - margin
-        return count
+    def _coarsest_length(self, n: int, axis: int) -> int | None:
+        """Voxels that the coarsest step leaves of `n` along one axis, or None where `n` does not fit."""
+        for stride in self.strides:
+            n -= self._margin
+            if n <= 0 or n % stride[axis]:
+                return None
+            n //= stride[axis]
+        return n - self._margin
 
     def _output_length(self, n: int, axis: int) -> int | None:
         """Voxels out for `n` voxels in along one axis, or None where `n` does not fit."""
-        margin = 4 if self.padding == "valid" else 0
-        strides = [s[axis] for s in self.strides]
-        for stride in strides:
-            n -= margin
-            if n <= 0 or n % stride:
+        length = self._coarsest_length(n, axis)
+        if length is None:
+            return None
+        for stride in reversed(self.strides):
+            length = length * stride[axis] - self._margin
+            if length <= 0:
                 return None
-            n //= stride
-        n -= margin
-        for stride in reversed(strides):
-            n = n * stride - margin
-            if n <= 0:
-                return None
-        return n
-
-    def _period(self, axis: int) -> int:
-        period = 1
-        for stride in self.strides:
-            period *= stride[axis]
-        return period
+        return length
 
     def _fitting_lengths(self, n: int, axis: int) -> list[int]:
         """The nearest lengths below (where there is one) and above `n` that fit."""
