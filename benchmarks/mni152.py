@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from skimage.segmentation import random_walker
 
-from sparse3dunet.datalist import read_decathlon
+from sparse3dunet.datalist import read_data_set
 from sparse3dunet.metrics import overlap_counts, overlap_scores
 from sparse3dunet.mni152 import CLASS_NAMES, DEFAULT_DIR, UNLABELED, ensure_default
 from sparse3dunet.target import pack_target
@@ -50,7 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("segmentation", type=Path, help="our segmentation of the built-in volume")
     arguments = parser.parse_args()
-    (case,) = read_decathlon(ensure_default(DEFAULT_DIR)).cases
+    (case,) = read_data_set(ensure_default(DEFAULT_DIR)).cases
     image, sparse, dense = (np.asarray(nib.load(case[key]).dataobj) for key in ("image", "label", "reference"))
     unannotated = sparse == UNLABELED
     ours = iou(np.asarray(nib.load(arguments.segmentation).dataobj), dense, unannotated)

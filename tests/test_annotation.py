@@ -39,12 +39,12 @@ def test_negative_unlabeled_value():
 
 def test_dictionary_twin_keeps_metadata_and_other_keys():
     annotation = MetaTensor(as_map([0, 3, 2]), affine=np.diag([1.0, 2.0, 3.0, 1.0]), meta={"filename_or_obj": "a.nii"})
-    data = SparseLabeld("label", num_classes=3, ignore_index=3)({"label": annotation, "image": "untouched"})
+    data = SparseLabeld("label", classes=3, ignore_index=3)({"label": annotation, "image": "untouched"})
     assert data["image"] == "untouched"
     for key in ("label", "weight"):
         assert torch.equal(data[key].affine, annotation.affine)
         assert data[key].meta["filename_or_obj"] == "a.nii"
-    assert SparseLabeld("label", num_classes=3, allow_missing_keys=True)({"image": 1}) == {"image": 1}
+    assert SparseLabeld("label", classes=3, allow_missing_keys=True)({"image": 1}) == {"image": 1}
     assert annotation.flatten().tolist() == [0, 3, 2]
 
 
@@ -72,5 +72,5 @@ def test_unlabeled_value_that_is_a_class():
 
 
 def test_several_channels():
-    with pytest.raises(DataError, match="one channel, found 2"):
+    with pytest.raises(DataError, match=r"one channel and three dimensions, found shape \(2, 3"):
         SparseLabel(3)(np.zeros((2, 3, 3, 3)))

@@ -18,11 +18,13 @@ from sparse3dunet.checkpoints import (
     existing_model,
     read_description,
 )
+from sparse3dunet.datalist import DataSet
 from sparse3dunet.errors import DataError
 from sparse3dunet.networks import UNet3D
 from tests.conftest import ROOT, bundle_environment
 
 TRAIN_CONFIG = ROOT / "bundle/configs/train.yaml"
+DATA_SET = DataSet([], list("abcde"), [0, 7, 8, 100, -1], (9,), 1)
 
 
 WRITER = """
@@ -89,7 +91,7 @@ def test_last_checkpoint_each_epoch(tmp_path):
 
 def test_description_rebuilds_the_network(tmp_path):
     network = UNet3D(2, 5, channels=(4, 8), norm=("group", {"num_groups": 2}), padding="same", dropout=0.1)
-    description = describe_model(network, list("abcde"), (16, 16, 8))
+    description = describe_model(network, DATA_SET, (16, 16, 8), [1.0, 1.0, 2.5])
     saver = AtomicSaver(tmp_path / "model.pt", description)
     saver(network.state_dict(), "model.pt")
     again = read_description(tmp_path / "model.pt", TRAIN_CONFIG)
@@ -130,6 +132,6 @@ def test_faults_are_named(tmp_path):
     (tmp_path / "model.json").write_text("{")
     with pytest.raises(DataError, match=r"model\.json: not readable"):
         read_description(tmp_path / "model.pt", TRAIN_CONFIG)
-    (tmp_path / "model.json").write_text(json.dumps(describe_model(torch.nn.Linear(1, 1), [], (8, 8, 8))))
+    (tmp_path / "model.json").write_text(json.dumps(describe_model(torch.nn.Linear(1, 1), DATA_SET, (8, 8, 8))))
     with pytest.raises(DataError, match="describes no UNet3D"):
         read_description(tmp_path / "model.pt", TRAIN_CONFIG)

@@ -6,10 +6,18 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from sparse3dunet.checks import check_cases, check_images, check_output_dir, check_patch_size, fit_patch_size
-from sparse3dunet.datalist import read_decathlon
+from sparse3dunet.checks import check_data, check_images
+from sparse3dunet.datalist import DataSet, read_data_set
 from sparse3dunet.errors import DataError
 from sparse3dunet.networks import UNet3D
+from sparse3dunet.settings import (
+    case_weights,
+    check_output_dir,
+    check_patch_size,
+    fit_patch_size,
+    network_shapes,
+    target_spacing,
+)
 from tests.conftest import make_volume, write_nifti
 
 
@@ -41,9 +49,11 @@ def shift(path, voxels):
 
 
 def test_good_data_passes(dataset):
-    assert check_cases(read_decathlon(dataset).cases, 3, 3) == [(24, 20, 18)] * 3
+    report = check_data(read_data_set(dataset))
+    assert [case.shape for case in report.cases] == [(24, 20, 18)] * 3
+    assert report.warning_lines() == []
     shift(dataset / "labelsTr/case_1.nii.gz", 0.05)
-    check_cases(read_decathlon(dataset).cases, 3, 3)
+    check_data(read_data_set(dataset))
 
 
 @pytest.mark.parametrize(
@@ -55,7 +65,7 @@ def test_good_data_passes(dataset):
         ("imagesTr", lambda p: change(p, put(np.nan)), ["1 of 8640 voxels are NaN or infinite"]),
         ("imagesTr", lambda p: change(p, put(np.inf)), ["NaN or infinite"]),
         ("imagesTr", lambda p: change(p, lambda a: np.stack([a, a], -1)), ["expected a 3D image with 1 channel"]),
-        ("imagesTr", lambda p: change(p, lambda a: a[0]), ["expected a 3D image"]),
+        ("imagesTr", lambda p: change(p, lambda a: a[0]), ["expected a three-dimensional volume"]),
         ("imagesTr", zero_spacing, ["affine is degenerate"]),
         ("labelsTr", lambda p: p.write_bytes(p.read_bytes()[:200]), ["cannot be read", "truncated"]),
         ("labelsTr", lambda p: change(p, lambda a: a[1:]), ["(23, 20, 18)", "(24, 20, 18)", "one grid"]),
@@ -71,7 +81,7 @@ def test_faults_are_named(dataset, file, spoil, words):
     path = dataset / file / "case_1.nii.gz"
     spoil(path)
     with pytest.raises(DataError) as error:
-        check_cases(read_decathlon(dataset).cases, 3, 3)
+        check_data(read_data_set(dataset))
     message = str(error.value)
     assert all(word in message for word in [str(path), *words]), message
     assert "\n" not in message
@@ -80,9 +90,10 @@ def test_faults_are_named(dataset, file, spoil, words):
 def test_all_faults_at_once(dataset):
     for number in (0, 2):
         change(dataset / f"imagesTr/case_{number}.nii.gz", put(np.nan))
-    for check in (lambda c: check_cases(c, 3, 3), check_images):
-        with pytest.raises(DataError, match=r"2 of 3 cases(.|\n)*case_0(.|\n)*case_2"):
-            check(read_decathlon(dataset).cases)
+    data_set = read_data_set(dataset)
+    for check, what in ((lambda: check_data(data_set), "cases"), (lambda: check_images(data_set.cases), "images")):
+        with pytest.raises(DataError, match=rf"2 problems in 3 {what}(.|\n)*case_0(.|\n)*case_2"):
+            check()
 
 
 def test_several_channels(tmp_path):
@@ -107,11 +118,26 @@ def test_patch_size(shapes, largest, multiple_of, expected):
     assert fit_patch_size(shapes, largest, multiple_of) == expected
 
 
-def test_shapes_are_in_ras_order(tmp_path):
+def a_case(**files):
+    return DataSet([{key: str(path) for key, path in files.items()}], ["background", "a", "b"], [0, 1, 2], (3,), 1)
+
+
+def test_shapes_and_spacings_are_in_ras_order(tmp_path):
     """A sagittal stack: the first axis on disk runs from front to back, the last from left to right."""
-    affine = np.array([[0, 0, 3.0, 0], [1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1.0]])
-    case = {"image": str(write_nifti(tmp_path / "a.nii.gz", np.ones((12, 10, 4), np.float32), affine))}
-    assert check_cases([case], 3) == [(4, 12, 10)]
+    affine = np.array([[0, 0, 3.0, 0], [1, 0, 0, 0], [0, -2, 0, 0], [0, 0, 0, 1.0]])
+    image = write_nifti(tmp_path / "a.nii.gz", np.ones((12, 10, 4), np.float32), affine)
+    annotation = np.full((12, 10, 4), 3, np.uint8)
+    annotation[:, :, 1] = 0
+    annotation[5] = 1
+    label = write_nifti(tmp_path / "b.nii.gz", annotation, affine)
+    report = check_data(a_case(image=image, label=label))
+    (case,) = report.cases
+    assert case.shape == (4, 12, 10)
+    assert case.spacing == (3, 1, 2)
+    assert case.slices == {"sagittal": [1], "coronal": [5], "axial": []}
+    assert case.class_counts == [110, 40, 0]
+    assert network_shapes(report) == [(4, 12, 10)]
+    assert network_shapes(report, [1, 2, 2]) == [(12, 6, 10)]
 
 
 def test_axes_that_round_to_different_directions(tmp_path):
@@ -120,9 +146,34 @@ def test_axes_that_round_to_different_directions(tmp_path):
     for key, degrees in (("image", 44.999), ("label", 45.001)):
         c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
         affine = np.array([[c, -s, 0, 0], [s, c, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
-        paths[key] = str(write_nifti(tmp_path / f"{key}.nii.gz", np.ones((8, 8, 8), np.uint8), affine))
+        paths[key] = write_nifti(tmp_path / f"{key}.nii.gz", np.ones((8, 8, 8), np.uint8), affine)
     with pytest.raises(DataError, match="round to different directions"):
-        check_cases([paths], 3, 3)
+        check_data(a_case(**paths))
+
+
+def test_spacing_setting(dataset):
+    report = check_data(read_data_set(dataset))
+    assert target_spacing(report, None) is None
+    assert target_spacing(report, [1, 2, 2.5]) == [1, 2, 2.5]
+    assert target_spacing(report, "median") == [2, 2, 2]
+    for wrong in ("mean", [1, 1], [1, 1, 0], 2):
+        with pytest.raises(DataError, match="spacing must be three sizes in mm"):
+            target_spacing(report, wrong)
+
+
+def test_case_balance(dataset):
+    """Twice the annotation, twice the patches, or as many: as the user sets it."""
+    path = dataset / "labelsTr/case_0.nii.gz"
+    change(path, lambda a: np.where(np.arange(24)[:, None, None] < 12, 0, a).astype(np.uint8))
+    data_set = read_data_set(dataset)
+    report = check_data(data_set)
+    more, *others = (case.annotated for case in report.cases)
+    assert more > 2 * max(others)
+    assert case_weights(report, data_set.cases, 0.0) == [1, 1, 1]
+    assert case_weights(report, data_set.cases[1:], 1.0) == others
+    assert case_weights(report, data_set.cases[:1], 0.5) == [pytest.approx(more**0.5)]
+    with pytest.raises(DataError, match="case_balance"):
+        case_weights(report, data_set.cases, 2)
 
 
 @pytest.mark.parametrize(

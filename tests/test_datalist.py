@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from sparse3dunet.datalist import case_name, cases_to_score, list_images, read_decathlon, split_cases
+from sparse3dunet.datalist import case_name, list_images, read_data_set
 from sparse3dunet.errors import DataError
+from sparse3dunet.splits import cases_to_score, split_cases
 
 HIPPOCAMPUS = Path(__file__).resolve().parents[2] / "shared" / "hippocampus"
 
@@ -17,7 +18,7 @@ def change_json(folder: Path, **changes) -> None:
 
 
 def test_reads_paths_classes_and_channels(dataset):
-    found = read_decathlon(dataset)
+    found = read_data_set(dataset)
     assert found.class_names == ["background", "shell", "core"]
     assert found.num_channels == 1
     assert [case_name(case["image"]) for case in found.cases] == ["case_0", "case_1", "case_2"]
@@ -26,14 +27,14 @@ def test_reads_paths_classes_and_channels(dataset):
 
 
 def test_other_folders(dataset):
-    cases = read_decathlon(dataset, label_dir="labelsDense", reference_dir="labelsTr").cases
+    cases = read_data_set(dataset, label_dir="labelsDense", reference_dir="labelsTr").cases
     assert Path(cases[0]["label"]).parent.name == "labelsDense"
     assert Path(cases[0]["reference"]).parent.name == "labelsTr"
 
 
 @pytest.mark.skipif(not HIPPOCAMPUS.is_dir(), reason="../shared/hippocampus is not on this machine")
 def test_reads_the_decathlons_own_folder():
-    found = read_decathlon(HIPPOCAMPUS, "labelsTr_sparse", "labelsTr")
+    found = read_data_set(HIPPOCAMPUS, label_dir="labelsTr_sparse", reference_dir="labelsTr")
     assert found.class_names == ["background", "Anterior", "Posterior"]
     train, val = split_cases(found.cases, split_file=HIPPOCAMPUS / "split.json")
     assert (len(train), len(val)) == (160, 40)
@@ -43,13 +44,18 @@ def test_reads_the_decathlons_own_folder():
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda d: (d / "dataset.json").unlink(), ["holds no dataset.json", "data/README.md"]),
+        (
+            lambda d: [(d / "dataset.json").unlink(), (d / "labelsTr").rename(d / "x")],
+            ["no data set", "data/README.md"],
+        ),
         (lambda d: (d / "dataset.json").write_text("{"), ["dataset.json", "not readable as JSON"]),
         (lambda d: (d / "dataset.json").write_text("[]"), ["expected a JSON object"]),
         (lambda d: change_json(d, training=[]), ["lists no cases"]),
         (lambda d: change_json(d, training=["a.nii"]), ["training case 0", "a.nii"]),
-        (lambda d: change_json(d, labels={"1": "a", "2": "b"}), ["labels", "0 ... K-1"]),
-        (lambda d: change_json(d, labels=["a"]), ["labels", "0 ... K-1"]),
+        (lambda d: change_json(d, labels={"1": "a"}), ["labels", "at least two classes"]),
+        (lambda d: change_json(d, labels=["a"]), ["labels", "at least two classes"]),
+        (lambda d: change_json(d, labels={"background": 0, "whole": [1, 2]}), ["regions of several values"]),
+        (lambda d: change_json(d, ignore_index="3"), ["ignore_index must be a whole number", "'3'"]),
         (lambda d: (d / "labelsTr/case_1.nii.gz").unlink(), ["case_1.nii.gz", "label of training case 1"]),
         (
             lambda d: change_json(d, training=json.loads((d / "dataset.json").read_text())["training"] * 2),
@@ -60,15 +66,15 @@ def test_reads_the_decathlons_own_folder():
 def test_faults_are_named(dataset, spoil, words):
     spoil(dataset)
     with pytest.raises(DataError) as error:
-        read_decathlon(dataset)
+        read_data_set(dataset)
     assert all(word in str(error.value) for word in words), error.value
 
 
 def test_missing_folders(tmp_path, dataset):
     with pytest.raises(DataError, match="nowhere does not exist"):
-        read_decathlon(tmp_path / "nowhere")
+        read_data_set(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"labelsX: no such folder.*imagesTr, labelsDense, labelsTr"):
-        read_decathlon(dataset, label_dir="labelsX")
+        read_data_set(dataset, label_dir="labelsX")
 
 
 def cases(count):

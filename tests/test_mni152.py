@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from sparse3dunet import mni152
-from sparse3dunet.checks import check_cases
-from sparse3dunet.datalist import read_decathlon
+from sparse3dunet.checks import check_data
+from sparse3dunet.datalist import read_data_set
 from sparse3dunet.errors import DataError
+from sparse3dunet.slices import PLANES
 from tests.conftest import bundle_environment
 
 
@@ -30,15 +31,18 @@ def prepared(tmp_path_factory):
 
 
 def volumes(folder):
-    (case,) = read_decathlon(folder).cases
+    (case,) = read_data_set(folder).cases
     images = {key: nib.load(path) for key, path in case.items()}
     return images, {key: np.asarray(image.dataobj) for key, image in images.items()}
 
 
 def test_passes_the_check(prepared):
-    found = read_decathlon(prepared)
+    found = read_data_set(prepared)
     assert found.class_names == ["background", "gray matter", "white matter"]
-    assert check_cases(found.cases, 3, mni152.UNLABELED) == [(99, 117, 95)]
+    report = check_data(found)
+    assert [case.shape for case in report.cases] == [(99, 117, 95)]
+    assert report.warning_lines() == []
+    assert {plane: len(slices) for plane, slices in report.cases[0].slices.items()} == dict.fromkeys(PLANES, 3)
 
 
 def test_two_millimetres_on_one_grid(prepared):
@@ -57,7 +61,7 @@ def test_annotation_is_three_slices_an_axis_of_the_dense_label(prepared):
     assert set(np.unique(dense)) == {0, 1, 2}
     assert 0.07 < annotated.mean() < 0.1
     assert set(np.unique(sparse[annotated])) == {0, 1, 2}
-    slices = json.loads((prepared / "dataset.json").read_text())["annotated_slices"]
+    slices = json.loads((prepared / "dataset.json").read_text())["kept_slices"]
     brain = dense > 0
     for axis in range(3):
         others = tuple(a for a in range(3) if a != axis)
@@ -65,13 +69,6 @@ def test_annotation_is_three_slices_an_axis_of_the_dense_label(prepared):
         extent = np.flatnonzero(brain.any(axis=others))
         gaps = np.diff([extent[0], *slices[axis], extent[-1]])
         assert gaps.max() - gaps.min() <= 1
-
-
-def test_slices_of_a_box():
-    box = np.zeros((20, 30, 40), bool)
-    box[4:15, 10:21, 0:40] = True
-    assert mni152.annotated_slices(box, 1) == [[9], [15], [20]]
-    assert mni152.annotated_slices(box, 3)[0] == [6, 9, 12]
 
 
 def test_only_the_default_folder_is_prepared(tmp_path, monkeypatch):

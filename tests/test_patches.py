@@ -1,10 +1,13 @@
 """Patches: never one without annotation, every annotated voxel reached, and nothing from outside annotated."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
-from monai.transforms import BorderPadd, Compose, RandWeightedCropd, SpatialPadd
+from monai.data import MetaTensor
+from monai.transforms import BorderPadd, Compose, RandWeightedCrop, RandWeightedCropd, SpatialPadd
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.transforms import PatchCenters, PatchCentersd, UntilAnnotated
@@ -180,12 +183,14 @@ def test_dense_annotation_from_outside_is_unlabeled(shape):
     assert outside > 200
 
 
-def test_folding_equals_moving_each_voxel():
-    """The fast way against the obvious one: each annotated voxel counted at its nearest centre."""
+@pytest.mark.parametrize("balance", [0.0, 0.3, 1.0])
+def test_folding_equals_moving_each_voxel(balance):
+    """The fast way against the obvious one: each annotated voxel within reach counted at its nearest centre."""
     random = torch.Generator().manual_seed(0)
     for shape, size in (((9, 14, 11), (4, 5, 11)), ((8, 8, 8), (8, 3, 20)), ((6, 5, 30), (1, 2, 7))):
         weight = (torch.rand(1, *shape, generator=random) < 0.2).float()
-        expected = torch.zeros(shape)
+        label = (torch.rand(1, *shape, generator=random) ** 3 * 4).to(torch.int16)
+        moved = []
         for voxel in torch.nonzero(weight[0]).tolist():
             center = []
             for v, n, patch in zip(voxel, shape, size):
@@ -193,5 +198,77 @@ def test_folding_equals_moving_each_voxel():
                 first, last = patch // 2, patch // 2 + max(n - patch, 1) - 1
                 center.append(min(max(v, first), last) if v < last - first + patch else None)
             if None not in center:
-                expected[tuple(center)] += 1
-        assert torch.equal(PatchCenters(size)(weight)[0], expected)
+                moved.append((tuple(center), int(label[0][tuple(voxel)])))
+        voxels = Counter(number for _, number in moved)
+        expected = torch.zeros(shape, dtype=torch.float64)
+        for center, number in moved:
+            expected[center] += 1 - balance + balance * len(moved) / (len(voxels) * voxels[number])
+        centers = PatchCenters(size, balance)(weight, label)
+        torch.testing.assert_close(centers[0].double(), expected, rtol=1e-12, atol=0)
+        assert centers.dtype == (torch.float64 if balance else torch.float32)
+        assert centers.sum().item() == pytest.approx(len(moved))
+
+
+def imbalanced_volume():
+    """Three slices, annotated but for the border: 1 voxel in 50 of class 1, two of class 2; 9 where unlabeled."""
+    weight = torch.zeros(1, 40, 40, 40)
+    weight[:, 3:-3, 3:-3, [10, 20, 30]] = 1
+    random = torch.Generator().manual_seed(0)
+    label = (torch.rand(weight.shape, generator=random) < 0.02).to(torch.int16)
+    label[0, 20, 20:22, 20] = 2
+    label[weight == 0] = 9
+    return weight, label
+
+
+@pytest.mark.parametrize("balance", [0.0, 0.4, 1.0])
+def test_classes_are_drawn_by_the_mixture(balance):
+    weight, label = imbalanced_volume()
+    centers = PatchCenters(5, balance)(weight, label)
+    crop = RandWeightedCrop((5, 5, 5), num_samples=3000).set_random_state(0)
+    drawn = torch.stack([patch[0, 2, 2, 2] for patch in crop(label, centers)]).long()
+    shares = torch.bincount(drawn) / len(drawn)
+    voxels = torch.bincount(label[weight > 0].long(), minlength=3)
+    expected = (1 - balance) * voxels / voxels.sum() + balance / 3
+    assert (shares - expected).abs().max() < 0.04
+
+
+def test_a_class_out_of_reach_takes_no_share():
+    """The last plane is never drawn (see PatchCenters): a class only there must not thin out the others."""
+    weight = torch.ones(1, 10, 10, 10)
+    label = torch.zeros(1, 10, 10, 10, dtype=torch.int16)
+    label[0, 4, 4, 4] = 1
+    label[0, 9] = 2
+    centers = PatchCenters(4, class_balance=1)(weight, label)
+    assert centers[0, 4, 4, 4] == pytest.approx(9**3 / 2)
+    assert centers.sum() == pytest.approx(9**3)
+
+
+def test_one_class_is_drawn_alike_with_any_balance():
+    weight = (torch.rand(1, 9, 9, 9) < 0.3).float()
+    label = torch.where(weight > 0, 1, 255)
+    assert torch.equal(PatchCenters(4, class_balance=0.7)(weight, label).float(), PatchCenters(4)(weight))
+
+
+def test_class_balance_needs_the_label():
+    weight = torch.ones(1, 8, 8, 8)
+    with pytest.raises(ValueError, match="needs the label"):
+        PatchCenters(4, class_balance=0.5)(weight)
+    with pytest.raises(ValueError, match="needs the label"):
+        PatchCentersd(spatial_size=4, class_balance=0.5)({"weight": weight})
+    assert PatchCentersd(spatial_size=4)({"weight": weight})["centers"].any()
+
+
+@pytest.mark.parametrize("balance", [-0.1, 1.1, float("nan")])
+def test_wrong_class_balance(balance):
+    with pytest.raises(DataError, match=f"class_balance must be between 0 and 1, got {balance}"):
+        PatchCentersd(spatial_size=4, class_balance=balance)
+
+
+def test_class_balance_of_the_dictionary_twin():
+    weight, label = (MetaTensor(v, affine=torch.diag(torch.tensor([1.0, 2, 3, 1]))) for v in imbalanced_volume())
+    data = {"weight": weight, "classes": label}
+    twin = PatchCentersd(spatial_size=5, class_balance=0.5, label_key="classes")
+    centers = twin(data)["centers"]
+    assert torch.equal(centers, PatchCenters(5, 0.5)(weight, label))
+    assert torch.equal(centers.affine, weight.affine)
+    assert set(data) == {"weight", "classes"}

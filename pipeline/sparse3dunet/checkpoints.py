@@ -15,7 +15,7 @@ from ignite.handlers import Checkpoint
 from ignite.handlers.checkpoint import BaseSaveHandler
 from monai.bundle import ConfigParser
 
-from sparse3dunet.datalist import Case, case_name
+from sparse3dunet.datalist import Case, DataSet, case_name
 from sparse3dunet.errors import DataError
 from sparse3dunet.keys import IMAGE
 from sparse3dunet.networks import UNet3D
@@ -133,20 +133,24 @@ def finite_score(value: float) -> float:
 
 def describe_model(
     network: torch.nn.Module,
-    class_names: Sequence[str],
+    data_set: DataSet,
     patch_size: Sequence[int],
+    spacing: Sequence[float] | None = None,
     split: Sequence[Sequence[Case]] = ((), ()),
 ) -> dict[str, Any]:
     """What inference must know of a trained model, as plain values.
 
     Returns:
         ``network``: the arguments of :class:`~sparse3dunet.networks.UNet3D`, None for another network;
-        ``class_names``: by class number; ``patch_size``: in voxels; ``training`` and ``validation``: the cases' names.
+        ``class_names`` and ``class_values`` (on disk): by class number; ``patch_size``: in voxels; ``spacing``: in mm
+        by axis, None where volumes are not resampled; ``training`` and ``validation``: the cases' names.
     """
     description = {
         "network": network.config if isinstance(network, UNet3D) else None,
-        "class_names": list(class_names),
+        "class_names": list(data_set.class_names),
+        "class_values": list(data_set.class_values),
         "patch_size": [int(n) for n in patch_size],
+        "spacing": spacing,
         "training": [case_name(case[IMAGE]) for case in split[0]],
         "validation": [case_name(case[IMAGE]) for case in split[1]],
     }
@@ -186,7 +190,8 @@ def read_description(
         raise DataError(
             f"{path}: describes no UNet3D. The bundle scores and predicts with UNet3D alone; load yours yourself."
         )
-    return {"training": [], "validation": [], **description}
+    values = list(range(len(description["class_names"])))
+    return {"training": [], "validation": [], "spacing": None, "class_values": values, **description}
 
 
 def check_model_fits(description: Mapping[str, Any], class_names: Sequence[str], num_channels: int) -> None:

@@ -1,130 +1,175 @@
-"""Look at every file before a long run, and say in one message what is wrong with which."""
+"""Look at every file before a long run: what is there, and what is wrong with which."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 
-import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor
 
-from sparse3dunet.datalist import Case
+from sparse3dunet.datalist import Case, DataSet, case_name
 from sparse3dunet.errors import DataError
-from sparse3dunet.keys import IMAGE, LABEL, REFERENCE
-from sparse3dunet.networks import UNet3D
+from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL, REFERENCE, WEIGHT
+from sparse3dunet.slices import find_slices, plane_names
 from sparse3dunet.transforms.annotation import SparseLabel
-
-AFFINE_TOLERANCE = 0.1
-"""Voxels by which any corner of a label may lie off the image's."""
+from sparse3dunet.volumes import Volume, check_channels, check_finite, check_same_grid, read_volume, values_found
 
 SHOWN_PROBLEMS = 10
+INTENSITY_RATIO = 100
+"""Between the largest and the smallest case's intensities, above which a data set is warned of."""
+SPACING_RATIO = 1.5
+"""Between the largest and the smallest spacing along an axis, above which a data set is warned of."""
+MEMORY_SHARE = 0.7
+"""Of the machine's memory, which kept volumes may take before a data set is warned of."""
 
 
-@dataclass(frozen=True)
-class Volume:
-    """One file's voxels (X, Y, Z) or (X, Y, Z, C) and its voxel-to-world affine, in mm."""
+@dataclass
+class CaseReport:
+    """What was found in one case's files; "by axis" is left-right, posterior-anterior, inferior-superior.
 
-    path: str
-    data: np.ndarray
-    affine: np.ndarray
+    Attributes:
+        name: of the case.
+        errors: what makes the case unusable; what could not be read for it is left empty.
+        warnings: kind and text of what is suspicious.
+        shape: voxels by axis.
+        spacing: voxel size by axis, mm.
+        dtypes: number types on disk of image and label.
+        intensity: 0.5th and 99.5th percentile of the image.
+        values: the label map's values and their numbers of voxels.
+        voxels: of the volume.
+        annotated: voxels that are annotated.
+        class_counts: annotated voxels of each class.
+        slices: annotated slices by plane; None where the annotation is not made of slices (scribbles, for example),
+            empty lists where all voxels are annotated.
+    """
+
+    name: str
+    errors: list[str] = field(default_factory=list)
+    warnings: list[tuple[str, str]] = field(default_factory=list)
+    shape: tuple[int, ...] = ()
+    spacing: tuple[float, ...] = ()
+    dtypes: tuple[str, ...] = ()
+    intensity: tuple[float, ...] = ()
+    values: dict[float, int] = field(default_factory=dict)
+    voxels: int = 0
+    annotated: int = 0
+    class_counts: list[int] = field(default_factory=list)
+    slices: dict[str, list[int]] | None = None
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether every voxel is annotated."""
+        return 0 < self.voxels == self.annotated
 
 
-def read_volume(path: str | Path) -> Volume:
-    """Read a NIfTI file whole.
+@dataclass
+class DataReport:
+    """What was found in a data set's files.
+
+    Attributes:
+        data_set: that was looked at.
+        cases: a report for each case, in the data set's order.
+        errors: of the data set as a whole; each makes it unusable.
+        warnings: kind and text of what is suspicious in the data set as a whole.
+    """
+
+    data_set: DataSet
+    cases: list[CaseReport]
+    errors: list[str] = field(default_factory=list)
+    warnings: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def all_errors(self) -> list[str]:
+        """The errors of all cases and of the data set."""
+        return [error for case in self.cases for error in case.errors] + self.errors
+
+    @property
+    def class_counts(self) -> list[int]:
+        """Annotated voxels of each class in the whole data set."""
+        counts = [case.class_counts for case in self.cases if case.class_counts]
+        return [sum(column) for column in zip(*counts)] if counts else [0] * len(self.data_set.class_names)
+
+    @property
+    def memory(self) -> int:
+        """Bytes that all volumes take while they are kept for training: image, label, weight and patch centres."""
+        return sum(case.voxels for case in self.cases) * (4 * max(self.data_set.num_channels, 1) + 2 + 4 + 8)
+
+    def warning_lines(self) -> list[str]:
+        """All warnings; of those that many cases share, the first, with the number of the others."""
+        by_kind: dict[str, list[str]] = {}
+        for kind, text in [w for case in self.cases for w in case.warnings] + self.warnings:
+            by_kind.setdefault(kind, []).append(text)
+        return [
+            texts[0] + (f" So {len(texts) - 1} more case(s)." if len(texts) > 1 else "") for texts in by_kind.values()
+        ]
+
+
+def complete(data_set: DataSet) -> DataSet:
+    """The data set with what it does not declare (classes, channels) taken from its files.
+
+    The classes are then all values of the label maps that do not mean "unlabeled".
 
     Raises:
-        DataError: when it is missing, empty, truncated, no NIfTI file, or has a degenerate affine.
+        DataError: when the label maps do not show two classes.
     """
+    if not data_set.class_values:
+        values: set[float] = set()
+        for found in _in_parallel(_label_values, data_set.cases):
+            values |= found
+        slices = any(ANNOTATED_SLICES in case for case in data_set.cases)
+        classes = sorted({v for v in values if v == int(v)} - set(data_set.ignore_index) | ({0} if slices else set()))
+        if len(classes) < 2:
+            raise DataError(
+                f"the label maps of {len(data_set.cases)} case(s) show the value(s) {sorted(values)}, unlabeled being "
+                f"{list(data_set.ignore_index)}; expected two classes or more. Look whether the labels were exported, "
+                "or declare the classes in a dataset.json."
+            )
+        names = ["background" if number == 0 else f"class {value:g}" for number, value in enumerate(classes)]
+        data_set = replace(data_set, class_names=names, class_values=[int(v) for v in classes])
+    if not data_set.num_channels:
+        data_set = replace(data_set, num_channels=_channels_of(data_set.cases[0]))
+    return data_set
+
+
+def _label_values(case: Case) -> set[float]:
+    """The values of a label map; none where the file is bad, which the check of all files tells."""
     try:
-        image = nib.load(path)
-        data = np.asanyarray(image.dataobj)  # type: ignore[attr-defined]
-    except Exception as error:  # nibabel, zlib and the file system raise a dozen kinds here
-        raise DataError(
-            f"{path}: cannot be read ({type(error).__name__}: {error}). The file is missing, truncated or no NIfTI "
-            "image; copy or export it again, or take the case out of the data set."
-        ) from error
-    if data.dtype.names is not None:
-        raise DataError(f"{path}: holds colours ({data.dtype}), expected one number per voxel. Export it as numbers.")
-    affine = np.asarray(image.affine, dtype=np.float64)  # type: ignore[attr-defined]
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
-        raise DataError(f"{path}: its affine is degenerate (a spacing of 0 or NaN): {affine[:3].tolist()}.")
-    return Volume(str(path), data, affine)
+        return set(values_found(read_volume(case[LABEL]).data))
+    except DataError:
+        return set()
 
 
-def check_image(volume: Volume, num_channels: int = 1) -> None:
-    """Raise DataError unless the volume is three-dimensional, has `num_channels`, and all its values are finite."""
-    shape = volume.data.shape
-    channels = shape[3] if len(shape) == 4 else 1
-    if len(shape) not in (3, 4) or channels != num_channels:
-        raise DataError(
-            f"{volume.path}: expected a 3D image with {num_channels} channel(s), found shape {shape} of "
-            f"{volume.data.dtype}."
-        )
-    bad = int(volume.data.size - np.isfinite(volume.data).sum())
-    if bad:
-        raise DataError(
-            f"{volume.path}: {bad} of {volume.data.size} voxels are NaN or infinite. "
-            "Replace them, by the background's value for example."
-        )
+def _channels_of(case: Case) -> int:
+    """The number of channels of an image; 1 where the file is bad, which the check of all files tells."""
+    if isinstance(case[IMAGE], list):
+        return len(case[IMAGE])
+    try:
+        return read_volume(case[IMAGE]).num_channels
+    except DataError:
+        return 1
 
 
-def check_same_grid(label: Volume, image: Volume) -> None:
-    """Raise DataError unless both have one shape and their affines agree within a tenth of a voxel at every corner."""
-    if label.data.shape != image.data.shape[:3]:
-        raise DataError(
-            f"{label.path}: shape {label.data.shape} differs from the image's, {image.data.shape[:3]} ({image.path}). "
-            "Label and image must lie on one grid; resample the label to the image, or look for a mix-up of files."
-        )
-    corners = np.array(np.meshgrid(*[(0, n - 1) for n in label.data.shape], [1], indexing="ij")).reshape(4, -1)
-    off = np.linalg.solve(image.affine, label.affine @ corners) - corners
-    if np.abs(off).max() > AFFINE_TOLERANCE:
-        raise DataError(
-            f"{label.path}: its position in space differs from the image's by up to {np.abs(off).max():.1f} voxels "
-            f"({image.path}). Copy the image's header to the label if the voxels belong together."
-        )
-    if not np.array_equal(nib.io_orientation(label.affine), nib.io_orientation(image.affine)):
-        # Only possible for oblique grids, half-way between two orientations.
-        raise DataError(
-            f"{label.path}: its axes and the image's ({image.path}) round to different directions, although their "
-            "affines nearly agree. Copy the image's header to the label."
-        )
+def inspect(data_set: DataSet) -> DataReport:
+    """Read every file of a data set and report what is there and what is wrong, without raising."""
+    report = DataReport(data_set, _in_parallel(lambda case: inspect_case(case, data_set), data_set.cases))
+    _inspect_classes(report)
+    _inspect_images(report)
+    return report
 
 
-def check_case(
-    case: Case, num_classes: int, ignore_index: int | Sequence[int] | None, num_channels: int
-) -> tuple[int, ...]:
-    """Read all files of a case and return the image's shape in RAS order; raise DataError for the first fault."""
-    image = read_volume(case[IMAGE])
-    check_image(image, num_channels)
-    for key, unlabeled in ((LABEL, ignore_index), (REFERENCE, None)):
-        if key in case:
-            label = read_volume(case[key])
-            check_same_grid(label, image)
-            values = torch.as_tensor(np.ascontiguousarray(label.data, dtype=np.float32))
-            SparseLabel(num_classes, unlabeled)(MetaTensor(values[None], meta={"filename_or_obj": label.path}))
-    by_axis = zip(nib.io_orientation(image.affine)[:, 0], image.data.shape)
-    return tuple(n for _, n in sorted(by_axis, key=lambda pair: pair[0]))
-
-
-def check_cases(
-    cases: Sequence[Case],
-    num_classes: int,
-    ignore_index: int | Sequence[int] | None = None,
-    num_channels: int = 1,
-) -> list[tuple[int, ...]]:
-    """Read every file of a data set and return the images' spatial shapes, in RAS order as the network sees them.
-
-    Checks that files can be read whole; that images are finite and have `num_channels`; that labels lie on their
-    image's grid, hold only classes and unlabeled values, and have an annotated voxel.
+def check_data(data_set: DataSet) -> DataReport:
+    """Read every file of a data set and report what is there.
 
     Raises:
         DataError: when anything is wrong; the message lists each bad case.
     """
-    return _check_all(lambda case: check_case(case, num_classes, ignore_index, num_channels), cases)
+    report = inspect(data_set)
+    _raise_problems(report.all_errors, f"{len(data_set.cases)} cases")
+    return report
 
 
 def check_images(cases: Sequence[Case], num_channels: int = 1) -> list[Case]:
@@ -133,81 +178,176 @@ def check_images(cases: Sequence[Case], num_channels: int = 1) -> list[Case]:
     Raises:
         DataError: when an image cannot be read whole, has another number of channels, or holds NaN or infinity.
     """
-    _check_all(lambda case: check_image(read_volume(case[IMAGE]), num_channels), cases)
+
+    def problem(case: Case) -> str | None:
+        try:
+            _read_image(case, num_channels)
+        except DataError as error:
+            return str(error)
+        return None
+
+    _raise_problems([p for p in _in_parallel(problem, cases) if p is not None], f"{len(cases)} images")
     return list(cases)
 
 
-def _check_all(check: Callable, cases: Sequence[Case]) -> list:
-    """Apply `check` to all cases, two at a time (decompression releases the interpreter lock)."""
+def inspect_case(case: Case, data_set: DataSet) -> CaseReport:
+    """Read all files of a case and report what is there and what is wrong."""
+    report = CaseReport(case_name(case[IMAGE]))
+    image = None
+    try:
+        image = _read_image(case, data_set.num_channels)
+        _describe_image(report, image)
+    except DataError as error:
+        report.errors.append(str(error))
+    try:
+        label = read_volume(case[LABEL])
+        report.dtypes = (*report.dtypes, str(label.data.dtype))
+        report.values = values_found(label.data)
+        weight = read_volume(case[WEIGHT]) if WEIGHT in case else None
+        for volume in filter(None, (label, weight)):
+            if image is not None:
+                check_same_grid(volume, image)
+        _describe_annotation(report, label, weight, case.get(ANNOTATED_SLICES), data_set)
+        if REFERENCE in case:
+            reference = read_volume(case[REFERENCE])
+            check_same_grid(reference, label)
+            SparseLabel(data_set.class_values)(_as_tensor(reference))
+    except DataError as error:
+        report.errors.append(str(error))
+    return report
 
-    def attempt(case: Case) -> tuple[object, str | None]:
-        try:
-            return check(case), None
-        except DataError as error:
-            return None, str(error)
 
+def _read_image(case: Case, num_channels: int) -> Volume:
+    """The image, its channels checked; the first one where they come in files of their own."""
+    paths = case[IMAGE] if isinstance(case[IMAGE], list) else [case[IMAGE]]
+    volumes = [read_volume(path) for path in paths]
+    check_channels(volumes, num_channels)
+    for volume in volumes:
+        check_finite(volume)
+    return volumes[0]
+
+
+def _describe_image(report: CaseReport, image: Volume) -> None:
+    report.shape = image.in_ras_order(image.spatial_shape)
+    report.spacing = image.in_ras_order(image.spacing)
+    report.dtypes = (str(image.data.dtype),)
+    report.voxels = int(np.prod(image.spatial_shape))
+    sample = image.data.reshape(-1)[:: max(image.data.size // 100_000, 1)]  # a percentile needs no more
+    report.intensity = tuple(float(v) for v in np.percentile(sample.astype(np.float64), (0.5, 99.5)))
+    if image.data.min() == image.data.max():
+        text = f"{image.path}: all voxels have the value {image.data.flat[0]}; there is nothing to learn from."
+        report.warnings.append(("constant", text))
+
+
+def _as_tensor(volume: Volume) -> MetaTensor:
+    values = torch.as_tensor(np.ascontiguousarray(volume.data, dtype=np.float32))
+    return MetaTensor(values[None], affine=torch.from_numpy(volume.affine), meta={"filename_or_obj": volume.path})
+
+
+def _describe_annotation(
+    report: CaseReport, label: Volume, weight: Volume | None, slices: object, data_set: DataSet
+) -> None:
+    split = SparseLabel(data_set.class_values, data_set.ignore_index)
+    classes, weights = split(_as_tensor(label), None if weight is None else _as_tensor(weight), slices)
+    annotated = weights[0].numpy() > 0
+    numbers = np.asarray(classes[0])[annotated]
+    report.voxels, report.annotated = annotated.size, int(annotated.sum())
+    report.class_counts = np.bincount(numbers, minlength=len(data_set.class_names)).tolist()
+    found = [[], [], []] if report.is_dense else find_slices(annotated)
+    report.slices = None if found is None else dict(sorted(zip(plane_names(label.affine), found)))
+    if report.class_counts[0] == 0:
+        text = (
+            f"{label.path}: no voxel is labelled {data_set.class_names[0]} ({data_set.class_values[0]}). Annotate on "
+            "each annotated slice what is not foreground too."
+        )
+        report.warnings.append(("no background", text))
+    if report.is_dense and data_set.class_values[0] == 0:
+        _suspect_forgotten_slices(report, label)
+
+
+def _suspect_forgotten_slices(report: CaseReport, label: Volume) -> None:
+    """Warn of a label map that counts as dense, but whose foreground lies on single slices."""
+    found = find_slices(label.data != 0)
+    if found is not None and any(found):
+        where = ", ".join(f"{plane} {indices}" for plane, indices in zip(plane_names(label.affine), found) if indices)
+        text = (
+            f"{label.path}: every voxel counts as annotated, but only these slices show any foreground: {where[:200]}. "
+            "If nobody annotated the others, say so (annotated_slices: all), or they are learned as background."
+        )
+        report.warnings.append(("slices", text))
+
+
+def _inspect_classes(report: DataReport) -> None:
+    data_set, counts = report.data_set, report.class_counts
+    total = sum(counts)
+    for number, (name, value, count) in enumerate(zip(data_set.class_names, data_set.class_values, counts)):
+        if count or not total:
+            continue
+        if number == 0:
+            report.errors.append(
+                f"no voxel of any case is labelled {name} (value {value}): expected background on every annotated "
+                "slice. Without any, the network learns foreground everywhere. Label what is not foreground as "
+                f"{value}, and what nobody looked at with another value (ignore_index)."
+            )
+        else:
+            text = f"nobody annotated {name} (value {value}); it cannot be learned."
+            report.warnings.append((f"class {number}", text))
+    if len(counts) > 2 and counts[-1] > max(total / 2, counts[0]) and not data_set.ignore_index:
+        report.warnings.append(
+            (
+                "majority",
+                f"{data_set.class_names[-1]} covers {counts[-1] / total:.0%} of the voxels. If the value "
+                f"{data_set.class_values[-1]} means unlabeled, say so: ignore_index {data_set.class_values[-1]}.",
+            )
+        )
+
+
+def _inspect_images(report: DataReport) -> None:
+    cases = [case for case in report.cases if case.spacing]
+    scales = {case.name: max(map(abs, case.intensity)) for case in cases if any(case.intensity)}
+    if scales and max(scales.values()) > INTENSITY_RATIO * min(scales.values()):
+        low, high = min(scales, key=scales.__getitem__), max(scales, key=scales.__getitem__)
+        report.warnings.append(
+            (
+                "intensity",
+                f"intensities differ by orders of magnitude, up to {scales[low]:.4g} in {low} and {scales[high]:.4g} "
+                f"in {high}. Each image is normalised by itself, so that MRI is fine; CT should be in Hounsfield units "
+                "in all.",
+            )
+        )
+    if cases:
+        spacings = np.array([case.spacing for case in cases])
+        if (spacings.max(0) > SPACING_RATIO * spacings.min(0)).any():
+            low, high = ("x".join(f"{s:.3g}" for s in f(spacings, axis=0)) for f in (np.min, np.max))
+            text = f'voxel sizes differ, from {low} to {high} mm: resample to one (spacing "[1,1,1]" or median).'
+            report.warnings.append(("spacing", text))
+    memory = machine_memory()
+    if memory and report.memory > MEMORY_SHARE * memory:
+        text = (
+            f"keeping all volumes takes about {report.memory / 1e9:.1f} GB, this machine has {memory / 1e9:.1f}: lower "
+            f"cache_rate to {MEMORY_SHARE * memory / report.memory:.2g}."
+        )
+        report.warnings.append(("memory", text))
+
+
+def machine_memory() -> int:
+    """The machine's memory in bytes; 0 where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 0
+
+
+def _in_parallel(function: Callable, cases: Iterable[Case]) -> list:
+    """Apply to all cases, two at a time (decompression releases the interpreter lock)."""
     with ThreadPoolExecutor(max_workers=2) as pool:
-        results = list(pool.map(attempt, cases))
-    problems = [problem for _, problem in results if problem is not None]
+        return list(pool.map(function, cases))
+
+
+def _raise_problems(problems: Sequence[str], of_what: str) -> None:
     if len(problems) == 1:
         raise DataError(problems[0])
     if problems:
         more = f"\n  ... and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
         listed = "\n  ".join(problems[:SHOWN_PROBLEMS])
-        raise DataError(f"{len(problems)} of {len(cases)} cases cannot be used:\n  {listed}{more}")
-    return [result for result, _ in results]
-
-
-def fit_patch_size(
-    shapes: Sequence[Sequence[int]], largest: Sequence[int], multiple_of: Sequence[int] | int = 8
-) -> list[int]:
-    """The patch size for volumes of the given shapes: `largest`, or less where most volumes are smaller.
-
-    Args:
-        shapes: spatial shapes of the volumes.
-        largest: upper bound per axis.
-        multiple_of: what the network needs each length to be a multiple of.
-
-    Returns:
-        Per axis the 90th percentile of the volumes' lengths, rounded up to a multiple, but no more than `largest`,
-        rounded down to one (and at least one multiple).
-    """
-    factors = np.broadcast_to(multiple_of, 3)
-    typical = np.ceil(np.percentile(np.asarray(shapes), 90, axis=0) / factors)
-    bound = np.maximum(np.asarray(largest) // factors, 1)
-    return [int(n) for n in np.minimum(typical, bound) * factors]
-
-
-def check_patch_size(network: torch.nn.Module, patch_size: Sequence[int]) -> None:
-    """Raise DataError unless a UNet3D makes of a patch an output of the same size, as sliding windows need it."""
-    if not isinstance(patch_size, (list, tuple)) or len(patch_size) != 3:
-        raise DataError(f'patch_size must be three whole numbers, as --patch_size "[64,64,64]"; found {patch_size!r}.')
-    if not isinstance(network, UNet3D):
-        return
-    if network.padding != "same":
-        raise DataError(
-            "the bundle's sliding windows need a network whose output is as large as its input, but its convolutions "
-            f"are {network.padding!r}: set --network_def#padding same."
-        )
-    try:
-        network.output_size(patch_size)
-    except ValueError as error:
-        raise DataError(
-            f'patch_size {list(patch_size)}: {error} Set --patch_size "[64,64,64]", for example, or other channels.'
-        ) from error
-
-
-def check_output_dir(output_dir: str | Path, inputs: str | Path | None = None) -> None:
-    """Raise DataError where results cannot go: to a file, or to the folder that the inputs are read from."""
-    if not isinstance(output_dir, (str, Path)):
-        raise DataError(
-            f"a folder for results is {output_dir!r}, which is no text; write it as ./{output_dir} instead."
-        )
-    path = Path(output_dir)
-    if path.exists() and not path.is_dir():
-        raise DataError(f"{path.absolute()}, to which results should go, is a file; pass a folder.")
-    if inputs is not None and path.resolve() == Path(str(inputs)).expanduser().resolve():
-        raise DataError(
-            f"output_dir {path.absolute()} is where the images are read from, so that a second run would take the "
-            "results for images. Pass another folder: --output_dir FOLDER."
-        )
+        raise DataError(f"{len(problems)} problems in {of_what}:\n  {listed}{more}")

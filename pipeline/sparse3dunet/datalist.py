@@ -1,262 +1,277 @@
-"""Lists of cases: read from a folder, checked, and split (standard library only).
+"""Data sets: read from a folder or a datalist in any of the usual layouts (standard library only).
 
-A case is a dictionary of absolute paths: ``image``, ``label`` (may have unlabeled voxels) and, where there is one,
-``reference``, a dense label for scoring alone.
+A case is a dictionary: ``image``, an absolute path or the list of its channels' paths; ``label``, the path of the
+annotation; where there are any, ``weight``, the path of a weight image, ``annotated_slices`` as the datalist has them,
+and ``reference``, the path of a dense label for scoring alone.
 """
 
 from __future__ import annotations
 
-import json
-import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sparse3dunet.errors import DataError
-from sparse3dunet.keys import IMAGE, LABEL, REFERENCE
+from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL, REFERENCE, WEIGHT
+from sparse3dunet.layouts import SUFFIXES, Listing, file_stem, group_channels, read_json, read_listing
 
-SUFFIXES = (".nii", ".nii.gz")
-Case = dict[str, str]
+Case = dict[str, Any]
+FILE_KEYS = (IMAGE, LABEL, WEIGHT, REFERENCE)
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """The training cases of one folder, and what its ``dataset.json`` declares.
+    """The training cases of one source, and what it declares.
 
     Attributes:
-        cases: dictionaries of absolute paths.
-        class_names: the class names, by class number 0 ... K-1.
-        num_channels: channels of the images.
+        cases: see the module's docstring.
+        class_names: the class names, by class number 0 ... K-1, background first; empty where undeclared.
+        class_values: the classes' values on disk, by class number; empty where undeclared.
+        ignore_index: the values of unlabeled voxels on disk.
+        num_channels: channels of the images; 0 where undeclared.
+        validation: names of the cases that the source itself sets apart for validation.
     """
 
     cases: list[Case]
     class_names: list[str]
+    class_values: list[int]
+    ignore_index: tuple[int, ...]
     num_channels: int
+    validation: tuple[str, ...] = ()
 
 
-def read_decathlon(dataset_dir: str | Path, label_dir: str | None = None, reference_dir: str | None = None) -> DataSet:
-    """Read a folder in the Medical Segmentation Decathlon's layout: ``dataset.json``, ``imagesTr/``, ``labelsTr/``.
+def read_data_set(
+    source: str | Path,
+    *,
+    label_dir: str | None = None,
+    weight_dir: str | None = None,
+    reference_dir: str | None = None,
+    ignore_index: int | Sequence[int] | None = None,
+    annotated_slices: Any = None,
+) -> DataSet:
+    """Read a data set: a Decathlon folder, an nnU-Net v2 raw folder, a folder of pairs, or a JSON datalist.
 
     Args:
-        dataset_dir: the folder.
-        label_dir: folder within it to take the labels from, by their file names, instead of the one that
-            ``dataset.json`` names.
-        reference_dir: folder within it that holds dense labels for scoring; by default the ``reference`` that
-            ``dataset.json`` names for a case, if it does.
+        source: the folder, or the JSON file.
+        label_dir: folder within it to take the labels from, by their file names, instead of where they are listed.
+        weight_dir: folder within it that holds a weight image (>= 0) for each label, by the labels' file names.
+        reference_dir: folder within it that holds dense labels, for scoring alone, by the labels' file names.
+        ignore_index: values of unlabeled voxels; by default what the source declares ("ignore_index", or a label
+            "ignore"), else one past the last class.
+        annotated_slices: for cases whose list has none, see :class:`~sparse3dunet.transforms.SparseLabel`; by default
+            what the source declares for all.
 
     Raises:
-        DataError: when the folder or a file is missing, empty or unreadable as JSON, or declares no cases or classes.
+        DataError: when the source or a file is missing, empty, unreadable as JSON, or lists no cases; the message says
+            what was expected.
     """
-    root = Path(str(dataset_dir)).expanduser()
-    if not root.is_dir():
+    path = Path(str(source)).expanduser()
+    if not path.exists():
         raise DataError(
-            f"dataset_dir {root.absolute()} does not exist or is no folder. "
-            "Pass the folder that holds dataset.json, imagesTr/ and labelsTr/: --dataset_dir FOLDER."
+            f"dataset_dir {path.absolute()} does not exist. Pass a folder with dataset.json, imagesTr/ and labelsTr/, "
+            "a folder of images and labels, or a JSON datalist: --dataset_dir FOLDER."
         )
-    if not (root / "dataset.json").is_file():
-        raise DataError(
-            f"{root.absolute()} holds no dataset.json, which lists a data set's cases and classes; "
-            "data/README.md of this project shows how to write one."
-        )
-    description = _read_json(root / "dataset.json")
-    entries = description.get("training")
-    if not isinstance(entries, list) or not entries:
-        raise DataError(f'{root / "dataset.json"}: "training" lists no cases; expected a list of image and label.')
-    folders = {key: None if d is None else str(d) for key, d in ((LABEL, label_dir), (REFERENCE, reference_dir))}
+    listing = read_listing(path, label_dir)
+    folders = {LABEL: label_dir, WEIGHT: weight_dir, REFERENCE: reference_dir}
     for folder in folders.values():
-        if folder is not None and not (root / folder).is_dir():
-            raise DataError(f"{root / folder}: no such folder in dataset_dir. Found: {_folders(root)}.")
-    cases = [_case(root, entry, number, folders) for number, entry in enumerate(entries)]
-    names = [case_name(case[IMAGE]) for case in cases]
-    if len(set(names)) < len(names):
-        twice = sorted({name for name in names if names.count(name) > 1})
+        if folder is not None and not (listing.root / str(folder)).is_dir():
+            raise DataError(f"{listing.root / str(folder)}: no such folder in dataset_dir. Found: {_folders(listing)}.")
+    cases = [_case(listing, entry, number, folders) for number, entry in enumerate(listing.entries)]
+    _check_names(listing, cases)
+    _check_files(listing, cases)
+    slices = listing.annotated_slices if annotated_slices is None else annotated_slices
+    if slices is not None:
+        cases = [{ANNOTATED_SLICES: slices, **case} for case in cases]
+    class_names, class_values, ignore = _classes(listing)
+    if ignore_index is not None:
+        ignore = _whole_numbers(ignore_index, "ignore_index")
+    elif not ignore and class_values:
+        ignore = (max(class_values) + 1,)
+    validation = tuple(case_name(case[IMAGE]) for case in cases[len(cases) - listing.num_validation :])
+    return DataSet(cases, class_names, class_values, ignore, listing.num_channels, validation)
+
+
+def _case(listing: Listing, entry: Any, number: int, folders: Mapping[str, str | None]) -> Case:
+    where = f"training case {number} in {listing.source}"
+    named = isinstance(entry, Mapping) and all(_paths(entry.get(key)) for key in (IMAGE, LABEL))
+    if not named or isinstance(entry[LABEL], list):
         raise DataError(
-            f"{root / 'dataset.json'}: several cases have one name: {', '.join(twice[:3])}. Splits, labels and results "
-            "go by the images' file names; give each case one of its own."
-        )
-    return DataSet(cases, _class_names(root, description), len(description.get("modality") or {"0": ""}))
-
-
-def _load_json(path: Path) -> Any:
-    if not path.is_file():
-        raise DataError(f"{path.absolute()} does not exist.")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise DataError(f"{path}: not readable as JSON ({error}).") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    content = _load_json(path)
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: expected a JSON object, found {type(content).__name__}.")
-    return content
-
-
-def _class_names(root: Path, description: dict[str, Any]) -> list[str]:
-    """Names by class number, from ``{"0": "background", "1": "anterior"}``."""
-    labels = description.get("labels")
-    try:
-        names = {int(number): str(name) for number, name in labels.items()}  # type: ignore[union-attr]
-    except (AttributeError, ValueError):
-        names = {}
-    if len(names) < 2 or sorted(names) != list(range(len(names))):
-        raise DataError(
-            f'{root / "dataset.json"}: "labels" must name the classes 0 ... K-1, background first, as in '
-            f'{{"0": "background", "1": "tubule"}}; found {labels!r}.'
-        )
-    return [names[number] for number in range(len(names))]
-
-
-def _case(root: Path, entry: Any, number: int, folders: dict[str, str | None]) -> Case:
-    if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in (IMAGE, LABEL)):
-        raise DataError(
-            f"{root / 'dataset.json'}: training case {number} must be like "
+            f"{where} must name an image (or the list of its channels) and a label, as in "
             f'{{"image": "imagesTr/a.nii.gz", "label": "labelsTr/a.nii.gz"}}; found {entry!r}.'
         )
-    case = {}
-    for key in (IMAGE, LABEL, REFERENCE):
+    case: Case = {}
+    for key in FILE_KEYS:
         folder = folders.get(key)
         if folder is not None:
-            path = root / folder / Path(entry[LABEL]).name
-        elif isinstance(entry.get(key), str):
-            path = root / entry[key]
+            files = [listing.root / str(folder) / Path(entry[LABEL]).name]
         else:
-            continue
-        if not path.is_file():
-            raise DataError(
-                f"{path.absolute()} ({key} of training case {number} in {root / 'dataset.json'}) does not exist. "
-                "Put the file there, or take the case out of the list."
-            )
-        case[key] = str(path.resolve())
+            files = [_inside(listing, name, f"{key} of {where}") for name in _paths(entry.get(key))]
+        for file in files:
+            if not file.is_file():
+                raise DataError(
+                    f"{file.absolute()} ({key} of {where}) does not exist. "
+                    "Put the file there, or take the case out of the list."
+                )
+            if not file.name.endswith(SUFFIXES):
+                raise DataError(
+                    f"{file.absolute()} ({key} of {where}) is no NIfTI file by its name; expected "
+                    f"{' or '.join(SUFFIXES)}. Export it as NIfTI."
+                )
+        absolute = [str(file.resolve()) for file in files]
+        if absolute:
+            case[key] = absolute[0] if len(absolute) == 1 else absolute
+    if entry.get(ANNOTATED_SLICES) is not None:
+        case[ANNOTATED_SLICES] = entry[ANNOTATED_SLICES]
     return case
 
 
-def _folders(root: Path) -> str:
-    return ", ".join(sorted(p.name for p in root.iterdir() if p.is_dir())) or "none"
+def _paths(value: Any) -> list[str]:
+    """A path, or a list of paths, as a list; empty for anything else."""
+    listed = value if isinstance(value, list) else [value]
+    return listed if all(isinstance(name, str) and name for name in listed) else []
 
 
-def case_name(path: str | Path) -> str:
-    """The name of a case: its file's name without the ending."""
-    name = Path(path).name
-    for suffix in sorted(SUFFIXES, key=len, reverse=True):
-        if name.endswith(suffix):
-            return name[: -len(suffix)]
-    return Path(path).stem
+def _inside(listing: Listing, name: str, what: str) -> Path:
+    """The file that a list names: relative to the list's folder and within it; absolute only in a datalist."""
+    file = listing.root / name
+    if Path(name).is_absolute() and listing.allows_absolute:
+        return file
+    root = listing.root.absolute()
+    steps = 0
+    for part in Path(name).parts:
+        steps += {"..": -1, ".": 0}.get(part, 1)
+        if steps < 0:
+            break
+    if steps < 0 or (Path(name).is_absolute() and not file.is_relative_to(root)):
+        raise DataError(
+            f"{name} ({what}) lies outside of the data set's folder {root}. Move the file into the folder; or list the "
+            "cases in a datalist of your own, with absolute paths, and pass that JSON file."
+        )
+    return file
 
 
-def split_cases(
-    cases: Sequence[Case], val_fraction: float = 0.2, seed: int = 0, split_file: str | Path | None = None
-) -> tuple[list[Case], list[Case]]:
-    """Split cases into training and validation.
+def _check_names(listing: Listing, cases: Sequence[Case]) -> None:
+    names = [case_name(case[IMAGE]) for case in cases]
+    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if twice:
+        raise DataError(
+            f"{listing.source}: several cases have one name: {', '.join(twice[:3])}. Splits, labels and results "
+            "go by the images' file names; give each case one of its own, and list it once."
+        )
 
-    A single case is used for both: its annotated slices are learned from, and the rest of it is predicted.
+
+def _check_files(listing: Listing, cases: Sequence[Case]) -> None:
+    """Raise DataError where one file stands for two things."""
+    users: dict[str, str] = {}
+    for case in cases:
+        for key in (IMAGE, LABEL):
+            for file in _paths(case[key]):
+                user = f"{key} of {case_name(case[IMAGE])}"
+                if file in users:
+                    raise DataError(
+                        f"{listing.source}: {file} is both the {users[file]} and the {user}. Each image, channel and "
+                        "label needs a file of its own; correct the list."
+                    )
+                users[file] = user
+
+
+def _classes(listing: Listing) -> tuple[list[str], list[int], tuple[int, ...]]:
+    """Names and values by class number, and the values of unlabeled voxels, as declared."""
+    ignore = _whole_numbers(listing.ignore_index, f"{listing.source}: ignore_index")
+    if listing.labels is None:
+        return [], [], ignore
+    values: dict[int, str] = {}
+    try:
+        for key, value in listing.labels.items():
+            # {"0": "background"} as in the Decathlon, or {"background": 0} as in nnU-Net v2.
+            number, name = (int(value), key) if not isinstance(value, str) else (int(key), value)
+            if number in values or isinstance(value, (bool, float)):
+                raise ValueError(f"{value!r} twice")
+            values[number] = str(name)
+    except (AttributeError, TypeError, ValueError):
+        values = {}
+    unlabeled = tuple(number for number, name in values.items() if name.lower() == "ignore")
+    classes = {number: name for number, name in sorted(values.items()) if number not in unlabeled}
+    if len(classes) < 2:
+        raise DataError(
+            f'{listing.source}: "labels" must name at least two classes by their values, background first, as in '
+            '{"0": "background", "1": "tubule"} or {"background": 0, "tubule": 1, "ignore": 2}, each value a whole '
+            f"number of its own (regions of several values are not supported); found {listing.labels!r}."
+        )
+    # The background is class 0 even where its value is not the smallest, as in the paper's data.
+    order = sorted(classes, key=lambda number: (classes[number].lower() != "background", number))
+    return [classes[number] for number in order], order, ignore or unlabeled
+
+
+def _whole_numbers(value: Any, what: str) -> tuple[int, ...]:
+    listed = [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
+    if not all(isinstance(number, int) and not isinstance(number, bool) for number in listed):
+        raise DataError(f"{what} must be a whole number or a list of them, as 255 or [4, 255]; found {value!r}.")
+    return tuple(listed)
+
+
+def _folders(listing: Listing) -> str:
+    return ", ".join(sorted(p.name for p in listing.root.iterdir() if p.is_dir())) or "none"
+
+
+def case_name(image: str | Path | Sequence[str]) -> str:
+    """The name of a case: its image's file name without the ending and without nnU-Net's channel number ``_0000``.
 
     Args:
-        cases: from :func:`read_decathlon`.
-        val_fraction: share of the cases, at least one, that validation takes; 0 puts *all* cases into both parts, to
-            densify the volumes that were annotated.
-        seed: of the random split.
-        split_file: JSON file ``{"train": [names], "val": [names]}`` that decides instead.
-
-    Raises:
-        DataError: when the split file is unreadable, names an unknown case or leaves a part empty, or the fraction is
-            not in [0, 1).
+        image: path of the image, or of its channels.
     """
-    if split_file is not None:
-        return _split_by_file(cases, Path(str(split_file)).expanduser())
-    if not 0 <= val_fraction < 1:
-        raise DataError(f"val_fraction must be at least 0 and below 1, got {val_fraction}.")
-    if len(cases) == 1 or val_fraction == 0:
-        return list(cases), list(cases)
-    order = list(cases)
-    random.Random(seed).shuffle(order)
-    count = min(max(round(val_fraction * len(cases)), 1), len(cases) - 1)
-    return order[count:], order[:count]
+    return file_stem(image if isinstance(image, (str, Path)) else image[0]).removesuffix("_0000")
 
 
-def _split_by_file(cases: Sequence[Case], path: Path) -> tuple[list[Case], list[Case]]:
-    split = _read_json(path)
-    by_name = {case_name(case[IMAGE]): case for case in cases}
-    parts = []
-    for part in ("train", "val"):
-        names = split.get(part)
-        if not isinstance(names, list) or not names:
-            raise DataError(f'{path}: expected a list of case names under "{part}", found {names!r}.')
-        unknown = [str(name) for name in names if str(name) not in by_name]
-        if unknown:
-            raise DataError(f'{path}: "{part}" names cases that the data set lacks: {", ".join(unknown[:5])}.')
-        parts.append([by_name[str(name)] for name in names])
-    both = [case_name(case[IMAGE]) for case in parts[0] if case in parts[1]]
-    if both:
-        raise DataError(
-            f"{path}: in both parts: {', '.join(both[:5])}. Validation on what is trained on tells nothing of new "
-            "volumes; to densify all volumes, pass --val_fraction 0 instead of a split file."
-        )
-    return parts[0], parts[1]
-
-
-def cases_to_score(cases: Sequence[Case], training: Sequence[str], validation: Sequence[str]) -> list[Case]:
-    """The cases by which to judge a model, given the names of those that it was trained and validated on.
-
-    Those that it was validated on, if the data set has them all; otherwise, for another data set, all cases. Prints
-    which, and says so where they were trained on too.
-    """
-    held_out = [case for case in cases if case_name(case[IMAGE]) in set(validation)]
-    chosen = held_out if held_out and len(held_out) == len(set(validation)) else list(cases)
-    names = [case_name(case[IMAGE]) for case in chosen]
-    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-    if set(names) & set(training):
-        note = "all or some of which the model was trained on: scores on annotated voxels tell nothing of others"
-    else:
-        note = "which the model was not trained on"
-    print(f"Scoring {len(names)} volume(s), {note}: {shown}")
-    return chosen
-
-
-def list_images(source: str | Path) -> list[Case]:
+def list_images(source: str | Path, num_channels: int = 1) -> list[Case]:
     """Images to predict, as ``[{"image": path}, ...]``.
 
     Args:
         source: a folder (its subfolders are not looked into), a single image, or a JSON file: a list of paths or of
             ``{"image": path}``, by itself or under "testing" as in MONAI's datalists; relative to the JSON file.
+        num_channels: of the model. With several, files in a folder that are numbered as nnU-Net numbers channels
+            (``a_0000.nii.gz``, ``a_0001.nii.gz``) are one image; any other file has all its channels in it.
 
     Raises:
         DataError: when `source` does not exist, names a missing file, or holds no image.
     """
     path = Path(str(source)).expanduser()
+    images: list[list[Path]]
     if path.suffix == ".json":
-        files = _listed_images(path)
+        images = _listed_images(path)
     elif path.is_file():
-        files = [path]
+        images = [[path]]
     elif path.is_dir():
         files = sorted(p for p in path.iterdir() if p.name.endswith(SUFFIXES) and not p.name.startswith("."))
+        images = list(group_channels(files).values()) if num_channels > 1 else [[file] for file in files]
     else:
         raise DataError(f"dataset_dir {path.absolute()} does not exist. Pass a folder of images: --dataset_dir FOLDER.")
-    if not files:
+    if not images:
         raise DataError(
             f"dataset_dir {path.absolute()} holds no image ({', '.join('*' + s for s in SUFFIXES)}). "
             "Pass the folder that holds the images themselves."
         )
-    names = [case_name(file) for file in files]
+    names = [case_name(files[0]) for files in images]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise DataError(
             f"{path}: several images are named {twice[0]}, so that their results would overwrite each other."
         )
-    return [{IMAGE: str(file.resolve())} for file in files]
+    resolved = [[str(file.resolve()) for file in files] for files in images]
+    return [{IMAGE: files[0] if len(files) == 1 else files} for files in resolved]
 
 
-def _listed_images(path: Path) -> list[Path]:
-    content = _load_json(path)
+def _listed_images(path: Path) -> list[list[Path]]:
+    content = read_json(path)
     entries = content.get("testing") if isinstance(content, dict) else content
     if not isinstance(entries, list):
         raise DataError(f'{path}: expected a list of images, by itself or under "testing".')
-    files = []
+    images = []
     for number, entry in enumerate(entries):
-        name = entry.get(IMAGE) if isinstance(entry, dict) else entry
-        if not isinstance(name, str) or not (path.parent / name).is_file():
+        names = _paths(entry.get(IMAGE) if isinstance(entry, dict) else entry)
+        files = [path.parent / name for name in names]
+        if not files or not all(file.is_file() for file in files):
             raise DataError(f"{path}: entry {number} names no existing image: {entry!r}.")
-        files.append(path.parent / name)
-    return files
+        images.append(files)
+    return images

@@ -14,7 +14,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.engines import Evaluator, PrepareBatch
-from monai.transforms import Orientation
+from monai.transforms import Orientation, ResampleToMatch
 from monai.utils import convert_to_tensor
 from rich.console import Console
 from rich.table import Table
@@ -237,12 +237,14 @@ class ScoreReport:
 class PictureWriter:
     """Handler of an evaluator: a PNG for each volume, as :func:`~sparse3dunet.pictures.save_picture` draws it.
 
-    Needs ``pred`` argmaxed; image and prediction are turned to RAS orientation by their affines.
+    Needs ``pred`` argmaxed; image and prediction are turned to RAS orientation by their affines, and an image that was
+    resampled is drawn on the prediction's grid.
 
     Args:
         output_dir: pictures go to its subfolder ``pictures``.
         class_names: for the legend.
         limit: only the first so many volumes; None for all.
+        class_values: the values that stand for the classes in ``pred``, by class number; None for 0 ... K-1.
         final_epoch: in this epoch (of a training, the last) all volumes are drawn, whatever the limit; not reached
             where training stops early.
     """
@@ -253,7 +255,9 @@ class PictureWriter:
         class_names: Sequence[str] = (),
         limit: int | None = None,
         final_epoch: int | None = None,
+        class_values: Sequence[int] | None = None,
     ) -> None:
+        self.class_values = class_values
         self.folder = Path(output_dir) / "pictures"
         self.class_names = list(class_names)
         self.limit = limit
@@ -274,17 +278,28 @@ class PictureWriter:
                 return
             name = _name_of(item)
             known = {key: _as_ras(item[key]) for key in (LABEL, WEIGHT, REFERENCE) if key in item}
+            pred = _as_ras(output[PRED])
             image = _as_ras(item[IMAGE])
+            if image.shape[1:] != pred.shape[1:]:
+                image = ResampleToMatch()(image, pred)
             save_picture(
                 self.folder / f"{name}.png",
                 image,
-                _as_ras(output[PRED]),
+                self._class_numbers(pred),
                 **known,
                 class_names=self.class_names,
                 title=name,
                 spacing=image.pixdim.tolist() if isinstance(image, MetaTensor) else (1, 1, 1),
             )
             self.drawn += 1
+
+    def _class_numbers(self, pred: torch.Tensor) -> torch.Tensor:
+        if self.class_values is None:
+            return pred
+        numbers = torch.zeros_like(pred)
+        for number, value in enumerate(self.class_values):
+            numbers[pred == value] = number
+        return numbers
 
 
 def clock(seconds: float) -> str:

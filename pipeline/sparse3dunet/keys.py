@@ -13,7 +13,10 @@ REFERENCE = "reference"
 """(1, X, Y, Z) integer: a dense label, for scoring alone; never trained on."""
 
 CENTERS = "centers"
-"""(1, X, Y, Z) float32: how likely a patch is centred on the voxel."""
+"""(1, X, Y, Z) float32 or float64: how likely a patch is centred on the voxel."""
 
 PRED = "pred"
 """(K, X, Y, Z) logits, or (1, X, Y, Z) the segmentation made from them."""
+
+ANNOTATED_SLICES = "annotated_slices"
+"""Which slices of a label map are annotated, as its datalist says; used up when label and weight are made."""

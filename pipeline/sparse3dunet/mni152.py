@@ -16,6 +16,8 @@ import nibabel as nib
 import numpy as np
 
 from sparse3dunet.errors import DataError
+from sparse3dunet.slices import slices_mask
+from sparse3dunet.transforms.simulate import choose_slices
 
 DEFAULT_DIR = "data/mni152"
 CLASS_NAMES = ("background", "gray matter", "white matter")
@@ -37,26 +39,6 @@ property loss, or injury to subjects or patients resulting from the use or misus
 Fonov, Evans, Botteron, Almli, McKinstry, Collins: Unbiased average age-appropriate atlases for pediatric studies,
 NeuroImage 54(1), 2011.
 """
-
-
-def annotated_slices(foreground: np.ndarray, count: int) -> list[list[int]]:
-    """Per axis the indices of `count` slices, equally spaced strictly within the extent of `foreground` (X, Y, Z)."""
-    slices = []
-    for axis in range(foreground.ndim):
-        occupied = np.flatnonzero(foreground.any(axis=tuple(a for a in range(foreground.ndim) if a != axis)))
-        inner = np.linspace(occupied[0], occupied[-1], count + 2)[1:-1]
-        slices.append([int(i) for i in np.rint(inner)])
-    return slices
-
-
-def keep_slices(label: np.ndarray, slices: list[list[int]], unlabeled: int) -> np.ndarray:
-    """The label map with every voxel outside of the given slices (a list of indices per axis) set to `unlabeled`."""
-    sparse = np.full_like(label, unlabeled)
-    for axis, indices in enumerate(slices):
-        for index in indices:
-            plane = (slice(None),) * axis + (index,)
-            sparse[plane] = label[plane]
-    return sparse
 
 
 def load_template() -> tuple[nib.Nifti1Image, np.ndarray]:
@@ -93,8 +75,8 @@ def prepare(folder: str | Path = DEFAULT_DIR, slices_per_axis: int = SLICES_PER_
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise DataError(f"{target.absolute()} exists already; remove it to prepare the data anew.")
     image, dense = load_template()
-    slices = annotated_slices(dense > 0, slices_per_axis)
-    sparse = keep_slices(dense, slices, UNLABELED)
+    slices = choose_slices(dense > 0, slices_per_axis, "equidistant")
+    sparse = np.where(slices_mask(dense.shape, slices), dense, UNLABELED).astype(np.uint8)
     entry = {key: f"{sub}/{FILE_NAME}" for key, sub in _FOLDERS.items()}
     description = {
         "name": "MNI152",
@@ -104,7 +86,7 @@ def prepare(folder: str | Path = DEFAULT_DIR, slices_per_axis: int = SLICES_PER_
         "tensorImageSize": "3D",
         "modality": {"0": "MRI"},
         "labels": {str(number): name for number, name in enumerate(CLASS_NAMES)},
-        "annotated_slices": slices,
+        "kept_slices": slices,
         "numTraining": 1,
         "training": [entry],
     }

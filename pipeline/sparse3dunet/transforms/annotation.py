@@ -1,10 +1,11 @@
-"""From a label map with unlabeled voxels, as it lies on disk, to label and weight."""
+"""From an annotation, in any convention that it came in on disk, to label and weight."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
@@ -12,65 +13,126 @@ from monai.transforms import MapTransform, Transform
 from monai.utils import convert_to_tensor, ensure_tuple
 
 from sparse3dunet.errors import DataError
-from sparse3dunet.keys import LABEL, WEIGHT
+from sparse3dunet.keys import ANNOTATED_SLICES, LABEL, WEIGHT
+from sparse3dunet.slices import listed_slices, nonempty_slices, slices_mask
 
 
 class SparseLabel(Transform):
-    """Split a label map with unlabeled voxels into label and weight.
+    """Turn a label map, and what is known of where it was annotated, into label and weight.
+
+    A voxel is annotated unless something says otherwise: its value (`ignore_index`), a weight of 0, or its lying
+    outside of the annotated slices. These add up.
 
     Args:
-        num_classes: K; the classes on disk are 0 ... K-1.
-        ignore_index: the value, or values, that mean "unlabeled" on disk; None where every voxel is annotated.
+        classes: the classes' values on disk in the order of their numbers 0 ... K-1, as ``[0, 100, 200]``; or K, where
+            the values are 0 ... K-1.
+        ignore_index: the value, or values, that mean "unlabeled" on disk; None for none.
+        annotated_slices: for label maps in which every unannotated voxel is 0: the annotated slices, in any of the
+            forms of :func:`~sparse3dunet.slices.listed_slices`, or a word by which to find them
+            (:func:`~sparse3dunet.slices.nonempty_slices`); None where slices do not matter.
 
-    Shapes: (1, X, Y, Z), any number type -> label (1, X, Y, Z) int16, 0 where unlabeled; weight (1, X, Y, Z) float32,
-    1 where annotated, 0 where unlabeled. Both keep the input's metadata.
+    Shapes: label map (1, X, Y, Z), any number type, and optionally a weight image of the same shape, >= 0 -> label
+    (1, X, Y, Z) int16, the class number, 0 where unlabeled; weight (1, X, Y, Z) float32, 0 where unlabeled, elsewhere 1
+    or as in the weight image. Both keep the label map's metadata. Slices go by array axes and by the affine: apply it
+    before anything turns or resamples the label map.
 
     Raises:
-        DataError: when a value is neither a class nor unlabeled, when no voxel is annotated, or when the map has more
-            than one channel.
+        DataError: when an annotated voxel's value is no class, when no voxel is annotated, when the weight image has
+            another shape or a value below 0, or when the annotated slices are wrong or cannot be told.
 
     Example:
-        >>> label, weight = SparseLabel(num_classes=3, ignore_index=3)(torch.tensor([[[[0, 1, 3]]]]))
+        >>> label, weight = SparseLabel(classes=3, ignore_index=3)(torch.tensor([[[[0, 1, 3]]]]))
         >>> label.tolist(), weight.tolist()
         ([[[[0, 1, 0]]]], [[[[1.0, 1.0, 0.0]]]])
     """
 
-    def __init__(self, num_classes: int, ignore_index: int | Sequence[int] | None = None) -> None:
-        self.num_classes = int(num_classes)
+    def __init__(
+        self,
+        classes: int | Sequence[int],
+        ignore_index: int | Sequence[int] | None = None,
+        annotated_slices: Any = None,
+    ) -> None:
+        self.classes = tuple(range(classes)) if isinstance(classes, int) else tuple(int(c) for c in classes)
         self.ignore_index = () if ignore_index is None else tuple(int(i) for i in ensure_tuple(ignore_index))
-        clash = [i for i in self.ignore_index if 0 <= i < self.num_classes]
+        self.annotated_slices = annotated_slices
+        clash = [i for i in self.ignore_index if i in self.classes]
         if clash:
             raise DataError(
-                f"ignore_index {clash[0]} is also a class: the {num_classes} classes are 0 ... {num_classes - 1}. "
-                f"Choose another value for unlabeled voxels, {num_classes} for example."
+                f"ignore_index {clash[0]} is also a class: the classes are {_listed(self.classes)}. "
+                f"Choose another value for unlabeled voxels, {max(self.classes) + 1} for example."
             )
 
-    def __call__(self, annotation: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(
+        self, annotation: Any, weight: Any = None, annotated_slices: Any = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         values = convert_to_tensor(annotation, track_meta=True)
         source = source_of(values)
-        if values.shape[0] != 1:
-            raise DataError(f"{source}: a label map must have one channel, found {values.shape[0]}.")
-        unlabeled = torch.zeros(values.shape, dtype=torch.bool, device=values.device)
+        if values.shape[0] != 1 or values.ndim != 4:
+            raise DataError(
+                f"{source}: a label map must have one channel and three dimensions, found shape "
+                f"{tuple(values.shape)} with the channel first."
+            )
         plain = values.as_tensor() if isinstance(values, MetaTensor) else values
+        slices = self.annotated_slices if annotated_slices is None else annotated_slices
+        weights = self._weights(plain, weight, source)
+        weights = torch.where(self._unlabeled(values, slices, source), 0.0, weights)
+        label = self._class_numbers(plain, weights > 0, source)
+        return _like(label, values), _like(weights, values)
+
+    def _weights(self, plain: torch.Tensor, weight: Any, source: str) -> torch.Tensor:
+        if weight is None:
+            return torch.ones(plain.shape, dtype=torch.float32, device=plain.device)
+        given = convert_to_tensor(weight, track_meta=True)
+        name = source_of(given)
+        given = torch.as_tensor(convert_to_tensor(given, track_meta=False), dtype=torch.float32, device=plain.device)
+        if given.shape != plain.shape:
+            raise DataError(
+                f"{name}: the weight image has shape {tuple(given.shape[1:])}, its label map {tuple(plain.shape[1:])} "
+                f"({source}). Both must lie on one grid."
+            )
+        if not bool(torch.isfinite(given).all()) or bool((given < 0).any()):
+            raise DataError(
+                f"{name}: the weight image has values that are negative, NaN or infinite; expected numbers of at least "
+                "0, where 0 means unlabeled."
+            )
+        return given
+
+    def _unlabeled(self, values: torch.Tensor, slices: Any, source: str) -> torch.Tensor:
+        """Where the values or the slices say that nobody annotated."""
+        plain = values.as_tensor() if isinstance(values, MetaTensor) else values
+        unlabeled = torch.zeros(plain.shape, dtype=torch.bool, device=plain.device)
         for value in self.ignore_index:
             unlabeled |= plain == value
-        annotated = plain[~unlabeled]
-        if annotated.numel() == 0:
+        if slices is None:
+            return unlabeled
+        affine = values.affine if isinstance(values, MetaTensor) else np.eye(4)
+        annotated = listed_slices(slices, plain.shape[1:], affine, source)
+        if annotated is None:
+            foreground = ((plain != 0) & ~unlabeled)[0].cpu().numpy()
+            annotated = nonempty_slices(slices, foreground, affine, source)
+        return unlabeled | ~torch.from_numpy(slices_mask(plain.shape[1:], annotated)).to(plain.device)
+
+    def _class_numbers(self, plain: torch.Tensor, annotated: torch.Tensor, source: str) -> torch.Tensor:
+        label = torch.zeros(plain.shape, dtype=torch.int16, device=plain.device)
+        known = ~annotated
+        for number, value in enumerate(self.classes):
+            match = (plain == value) & annotated
+            label[match] = number
+            known |= match
+        if not bool(annotated.any()):
             raise DataError(
                 f"{source}: no voxel is annotated; all are unlabeled ({self._unlabeled_text()}). "
                 "Annotate at least one slice, or take the case out of the data set."
             )
-        classes = torch.arange(self.num_classes, device=plain.device)
-        unknown = annotated[~torch.isin(annotated, classes.to(annotated.dtype))].unique()
+        unknown = plain[~known].unique()
         if unknown.numel():
             found = ", ".join(f"{v:.7g}" for v in unknown[:5].tolist())
             raise DataError(
-                f"{source}: label value {found} is neither a class (0 ... {self.num_classes - 1}) nor unlabeled "
+                f"{source}: label value {found} is neither a class ({_listed(self.classes)}) nor unlabeled "
                 f"({self._unlabeled_text()}); labels must be whole numbers. If it means unlabeled, pass it as "
-                "ignore_index; if it is a class, declare it (num_classes, or labels in dataset.json)."
+                "ignore_index; if it is a class, declare it (labels in dataset.json)."
             )
-        label = torch.where(unlabeled, torch.zeros_like(plain), plain).to(torch.int16)
-        return _like(label, values), _like((~unlabeled).to(torch.float32), values)
+        return label
 
     def _unlabeled_text(self) -> str:
         return "ignore_index: " + (", ".join(map(str, self.ignore_index)) or "none set")
@@ -79,11 +141,15 @@ class SparseLabel(Transform):
 class SparseLabeld(MapTransform):
     """Dictionary twin of :class:`SparseLabel`: replaces the label map and adds its weight.
 
+    A case's own ``annotated_slices`` and weight image, where the dictionary has them, are used up.
+
     Args:
         keys: key of the label map.
-        num_classes: see :class:`SparseLabel`.
+        classes: see :class:`SparseLabel`.
         ignore_index: see :class:`SparseLabel`.
-        weight_key: key under which the weight is put.
+        annotated_slices: see :class:`SparseLabel`; for cases without slices of their own.
+        weight_key: key under which the weight is put; where there is a weight image under it, it counts.
+        slices_key: key of a case's own annotated slices.
         allow_missing_keys: whether to pass on a dictionary without the label map as it is.
     """
 
@@ -91,27 +157,38 @@ class SparseLabeld(MapTransform):
         self,
         keys: KeysCollection = LABEL,
         *,
-        num_classes: int,
+        classes: int | Sequence[int],
         ignore_index: int | Sequence[int] | None = None,
+        annotated_slices: Any = None,
         weight_key: str = WEIGHT,
+        slices_key: str = ANNOTATED_SLICES,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         if len(self.keys) != 1:
             raise ValueError(f"SparseLabeld takes one key, got {self.keys}.")
         self.weight_key = weight_key
-        self.split = SparseLabel(num_classes, ignore_index)
+        self.slices_key = slices_key
+        self.split = SparseLabel(classes, ignore_index, annotated_slices)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
-            d[key], d[self.weight_key] = self.split(d[key])
+            slices = d.pop(self.slices_key, None)
+            d[key], d[self.weight_key] = self.split(d[key], d.get(self.weight_key), slices)
         return d
 
 
 def source_of(image: Any) -> str:
     """The file that a MetaTensor was read from, for messages; "label map" where that is unknown."""
     return str(image.meta.get("filename_or_obj", "label map")) if isinstance(image, MetaTensor) else "label map"
+
+
+def _listed(values: Sequence[int]) -> str:
+    """Values as a range where they are one."""
+    if list(values) == list(range(len(values))):
+        return f"0 ... {len(values) - 1}"
+    return ", ".join(map(str, values))
 
 
 def _like(values: torch.Tensor, source: torch.Tensor) -> torch.Tensor:

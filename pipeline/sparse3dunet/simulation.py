@@ -1,0 +1,101 @@
+"""Sparse label maps made from dense ones on disk, for experiments on how much annotation is needed."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from monai.transforms import Randomizable
+
+from sparse3dunet.datalist import case_name
+from sparse3dunet.errors import DataError
+from sparse3dunet.layouts import SUFFIXES
+from sparse3dunet.volumes import Volume, read_volume, values_found
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """What :func:`simulate` wrote: the files, the share of the voxels kept in each, and the value of the others."""
+
+    files: list[Path]
+    shares: list[float]
+    ignore_index: int
+
+
+def simulate(
+    source: str | Path, output_dir: str | Path, keep: Randomizable, seed: int = 0, ignore_index: int | None = None
+) -> Simulated:
+    """Write a sparse copy of each dense label map: what is not kept gets the value of unlabeled voxels.
+
+    Args:
+        source: a label map, or a folder of them (its subfolders are not looked into).
+        output_dir: the copies go here under the same names; a former copy is replaced.
+        keep: :class:`~sparse3dunet.transforms.KeepSlices` or its like; called with a label map (1, X, Y, Z).
+        seed: a file's draw depends on the seed and on the file's name alone.
+        ignore_index: of unlabeled voxels; by default one past the largest value in any of the files.
+
+    Raises:
+        DataError: when there is no label map or one is unreadable or without foreground, when `ignore_index` is a value
+            that they use, or when the copies would replace the originals.
+    """
+    files = _label_files(Path(source).expanduser())
+    folder = Path(output_dir).expanduser()
+    if folder.resolve() == files[0].parent.resolve():
+        raise DataError(
+            f"{folder.absolute()} is where the dense label maps are; pass another folder for the sparse ones."
+        )
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"{folder.absolute()}, to which label maps should go, is a file; pass a folder.")
+    used = {value for file in files for value in values_found(_read_label(file).data)}
+    unlabeled = int(max(used)) + 1 if ignore_index is None else ignore_index
+    if unlabeled in used:
+        raise DataError(
+            f"ignore_index {unlabeled} is a value of the label maps in {source}, which have {sorted(used)}; choose "
+            "another."
+        )
+    shares = [_write_sparse(_read_label(file), folder / file.name, keep, seed, unlabeled) for file in files]
+    return Simulated([folder / file.name for file in files], shares, unlabeled)
+
+
+def _label_files(path: Path) -> list[Path]:
+    files = [path] if path.is_file() else []
+    if path.is_dir():
+        files = sorted(p for p in path.iterdir() if p.name.endswith(SUFFIXES) and not p.name.startswith("."))
+    if not files:
+        raise DataError(
+            f"{path.absolute()} is no label map and no folder of label maps ({', '.join('*' + s for s in SUFFIXES)}). "
+            "Pass a dense label map, or the folder that holds them, labelsTr/ for example."
+        )
+    return files
+
+
+def _read_label(file: Path) -> Volume:
+    volume = read_volume(file)
+    if volume.data.ndim != 3 or not np.array_equal(volume.data, np.round(volume.data)):
+        raise DataError(
+            f"{file}: expected a label map, three-dimensional with whole numbers; found shape {volume.data.shape} of "
+            f"{volume.data.dtype}. Pass the folder of labels, not of images."
+        )
+    return volume
+
+
+def _write_sparse(label: Volume, target: Path, keep: Randomizable, seed: int, unlabeled: int) -> float:
+    """Write the sparse copy, whole or not at all, and return the share of the voxels that it keeps."""
+    keep.set_random_state(seed=zlib.crc32(f"{case_name(label.path)}/{seed}".encode()))
+    numbers = np.unique(label.data, return_inverse=True)[1].reshape(label.data.shape).astype(np.int16)
+    try:
+        kept = np.asarray(keep(numbers[None])[0]) > 0  # type: ignore[operator]
+    except DataError as error:
+        raise DataError(f"{label.path}: {error}") from error
+    dtype = np.result_type(np.min_scalar_type(int(label.data.min())), np.min_scalar_type(int(label.data.max())),
+                           np.min_scalar_type(unlabeled))  # fmt: skip
+    sparse = np.where(kept, label.data, unlabeled).astype(dtype)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.with_name(".part-" + target.name)
+    nib.save(nib.Nifti1Image(sparse, label.affine), draft)
+    os.replace(draft, target)
+    return float(kept.mean())

@@ -1,0 +1,112 @@
+"""Annotated slices held out of training, to score by: cross-validation within volumes."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform, Transform
+from monai.utils import convert_to_tensor
+
+from sparse3dunet.errors import DataError
+from sparse3dunet.keys import WEIGHT
+from sparse3dunet.slices import Slices, find_slices, slices_mask
+
+TRAINING, VALIDATION = PARTS = ("training", "validation")
+
+
+class HoldOutSlices(Transform):
+    """Split a volume's annotated slices into folds and keep one part of the annotation.
+
+    Çiçek et al. 2016, table 1: a third of the annotated slices is left out each time and used for scoring. The slices
+    of all directions are dealt out to the folds in turn, beginning with a fold that depends on `name` and `seed`. A
+    fold's slices are whole: where training slices cross them, the crossing line is held out as well, so that no voxel
+    is both trained on and scored.
+
+    Args:
+        fold: which fold is held out, 0 ... folds-1.
+        folds: number of folds.
+        part: "training": the weight without the held-out slices; "validation": the weight on them alone.
+        seed: of the dealing.
+
+    Shapes: weight (1, X, Y, Z) -> weight (1, X, Y, Z); the two parts have no voxel in common and add up to the whole.
+
+    Raises:
+        DataError: when the annotation is not made of slices, or of one slice alone.
+    """
+
+    def __init__(self, fold: int, folds: int = 3, part: str = TRAINING, seed: int = 0) -> None:
+        if part not in PARTS:
+            raise ValueError(f"part must be one of {PARTS}, got {part!r}.")
+        if not isinstance(folds, int) or folds < 2 or not isinstance(fold, int) or not 0 <= fold < folds:
+            raise DataError(f"fold must be 0 ... folds-1 and folds at least 2, got fold {fold!r} of {folds!r}.")
+        self.fold, self.folds, self.part, self.seed = fold, folds, part, seed
+
+    def __call__(self, weight: Any, name: str = "") -> torch.Tensor:
+        tensor = convert_to_tensor(weight, track_meta=True)
+        plain = tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
+        held_out = torch.from_numpy(slices_mask(plain.shape[1:], self.held_out((plain > 0)[0], name)))[None]
+        keep = held_out if self.part == VALIDATION else ~held_out
+        kept = torch.where(keep.to(plain.device), plain, 0)
+        return MetaTensor(kept).copy_meta_from(tensor) if isinstance(tensor, MetaTensor) else kept
+
+    def held_out(self, annotated: torch.Tensor, name: str = "") -> Slices:
+        """The slices of this fold, by axis, given the (X, Y, Z) annotated voxels and the case's name."""
+        dense = bool(annotated.all())
+        slices = None if dense else find_slices(annotated.cpu().numpy())
+        if slices is None:
+            what = "every voxel is annotated" if dense else "the annotation is not made of slices"
+            raise DataError(
+                f"{name or 'a case'}: {what}, so that no annotated slices can be held out. Hold out "
+                "cases instead (val_fraction), or keep some slices of a dense label (sparse3dunet simulate)."
+            )
+        listed = [(axis, index) for axis, indices in enumerate(slices) for index in indices]
+        if len(listed) < 2:
+            raise DataError(
+                f"{name or 'a case'}: only one slice is annotated, so that none can be held out. Annotate another one, "
+                "or take the case out of the list."
+            )
+        first = zlib.crc32(f"{name}/{self.seed}".encode())
+        chosen: Slices = [[], [], []]
+        for number, (axis, index) in enumerate(listed):
+            if (first + number) % self.folds == self.fold:
+                chosen[axis].append(index)
+        return chosen
+
+
+class HoldOutSlicesd(MapTransform):
+    """Dictionary twin of :class:`HoldOutSlices`; the case's name is that of the file that the weight came from.
+
+    Args:
+        keys: key of the weight.
+        fold: see :class:`HoldOutSlices`.
+        folds: see :class:`HoldOutSlices`.
+        part: see :class:`HoldOutSlices`.
+        seed: see :class:`HoldOutSlices`.
+        allow_missing_keys: whether to pass on a dictionary without the weight as it is.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection = WEIGHT,
+        *,
+        fold: int,
+        folds: int = 3,
+        part: str = TRAINING,
+        seed: int = 0,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.hold_out = HoldOutSlices(fold, folds, part, seed)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            file = d[key].meta.get("filename_or_obj", "") if isinstance(d[key], MetaTensor) else ""
+            # The file's own name, not its place, so that a data set that is moved keeps its folds.
+            d[key] = self.hold_out(d[key], str(file).replace("\\", "/").rsplit("/", 1)[-1])
+        return d

@@ -1,0 +1,360 @@
+"""A sparse annotation made from a dense one, for experiments on how much annotation is needed.
+
+Each call draws anew. To train on one fixed annotation, apply these before training and keep the result: in the
+transform of a data set they would, epoch by epoch, disclose the whole dense label; so too in MONAI's ``CacheDataset``,
+which caches what comes before the first random transform alone.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.transforms import MapTransform, Randomizable, Transform
+from monai.utils import convert_to_dst_type, convert_to_tensor
+
+from sparse3dunet.errors import DataError
+from sparse3dunet.keys import LABEL, WEIGHT
+from sparse3dunet.slices import slices_mask
+from sparse3dunet.transforms.annotation import source_of
+
+PLACEMENTS = ("equidistant", "random", "foreground")
+
+
+def choose_slices(
+    foreground: np.ndarray,
+    slices: int | Sequence[int] = 3,
+    placement: str = "equidistant",
+    random: np.random.RandomState | None = None,
+) -> list[list[int]]:
+    """Per axis the ascending indices of the slices to annotate; none is chosen twice.
+
+    Args:
+        foreground: (X, Y, Z), nonzero in the foreground.
+        slices: how many, along each axis or one number per axis; 0 is allowed, but not for all.
+        placement: "equidistant": equally spaced strictly within the extent of the foreground; "random": any slices;
+            "foreground": random ones that cross the foreground.
+        random: where random numbers come from; None for a fresh, unseeded state.
+
+    Raises:
+        DataError: when an axis has fewer such slices than asked for, nothing is foreground although `placement` goes
+            by it, or a setting is not one of the above.
+
+    Example:
+        >>> choose_slices(np.ones((9, 5, 7)), [3, 1, 0])
+        [[2, 4, 6], [2], []]
+    """
+    counts = _counts_per_axis(slices, foreground.ndim)
+    _check_placement(placement)
+    if placement != "random" and not foreground.any():
+        raise DataError(_NO_FOREGROUND)
+    random = np.random.RandomState() if random is None else random
+    return [
+        _choose_along(axis, _crossed(foreground, axis), count, placement, random) for axis, count in enumerate(counts)
+    ]
+
+
+def _counts_per_axis(slices: int | Sequence[int], axes: int = 3) -> list[int]:
+    counts = list(slices) if isinstance(slices, (Sequence, np.ndarray)) else [slices] * axes
+    if len(counts) != axes or not all(_is_whole(n) and n >= 0 for n in counts) or not any(counts):
+        raise DataError(
+            f"slices must be a whole number above 0, or {axes} of them, one for each axis, of which some may be 0; "
+            f"got {slices!r}."
+        )
+    return [int(n) for n in counts]
+
+
+def _check_placement(placement: str) -> None:
+    if placement not in PLACEMENTS:
+        raise DataError(f"placement must be one of {', '.join(PLACEMENTS)}; got {placement!r}.")
+
+
+def _choose_along(
+    axis: int, crossed: np.ndarray, count: int, placement: str, random: np.random.RandomState
+) -> list[int]:
+    """`count` slices of the axis along which `crossed` (n,) tells which slices cross the foreground."""
+    occupied = np.flatnonzero(crossed)
+    if placement == "random":
+        candidates, where = np.arange(len(crossed)), "there"
+    elif placement == "foreground":
+        candidates, where = occupied, "that cross the foreground (label > 0)"
+    else:
+        candidates = np.arange(occupied[0] + 1, occupied[-1])
+        where = f"strictly within the foreground (label > 0), which spans slices {occupied[0]} to {occupied[-1]}"
+    if count > len(candidates):
+        raise DataError(
+            f"axis {axis} has {len(candidates)} slices {where}, but {count} were asked for; ask for fewer"
+            + ("." if placement == "random" else ", or choose another placement.")
+        )
+    if placement == "equidistant":
+        return [int(i) for i in np.rint(np.linspace(occupied[0], occupied[-1], count + 2)[1:-1])]
+    return sorted(int(i) for i in random.choice(candidates, count, replace=False))
+
+
+class _Keep(Randomizable, Transform):
+    """From a dense label to a weight that keeps part of it; where that lies is up to the subclass."""
+
+    def __call__(self, label: Any) -> torch.Tensor:
+        values = convert_to_tensor(label, track_meta=True)
+        if values.ndim != 4 or values.shape[0] != 1:
+            raise DataError(f"{source_of(values)}: expected a label (1, X, Y, Z), found shape {tuple(values.shape)}.")
+        try:
+            kept = self.choose(values[0].detach().cpu().numpy())
+        except DataError as error:
+            raise DataError(f"{source_of(values)}: {error}") from error
+        return convert_to_dst_type(kept[None], values, dtype=torch.float32)[0]
+
+    @abstractmethod
+    def choose(self, label: np.ndarray) -> np.ndarray:
+        """Where the label (X, Y, Z) is kept: (X, Y, Z), 1 or True there, 0 or False elsewhere."""
+
+
+class KeepSlices(_Keep):
+    """Keep a dense label in some slices along each axis, as in table 2 of the 3D U-Net paper (Çiçek et al. 2016).
+
+    Args:
+        slices: how many, along each axis of the array or one number per axis; 0 is allowed, but not for all.
+        placement: where, see :func:`choose_slices`.
+
+    Shapes: dense label (1, X, Y, Z) -> weight (1, X, Y, Z) float32, 1 where kept, else 0, with the label's metadata.
+
+    Raises:
+        DataError: as :func:`choose_slices`; about the settings when made, about the label when called.
+    """
+
+    def __init__(self, slices: int | Sequence[int] = 3, placement: str = "equidistant") -> None:
+        _check_placement(placement)
+        self.slices = _counts_per_axis(slices)
+        self.placement = placement
+
+    def choose(self, label: np.ndarray) -> np.ndarray:
+        return slices_mask(label.shape, choose_slices(label > 0, self.slices, self.placement, self.R))
+
+
+class KeepFraction(_Keep):
+    """Keep a dense label in a random share of all voxels: round(fraction * voxels) of them, at least one.
+
+    Args:
+        fraction: above 0, up to 1.
+
+    Shapes: dense label (1, X, Y, Z) -> weight (1, X, Y, Z) float32, 1 where kept, else 0, with the label's metadata.
+
+    Raises:
+        DataError: when `fraction` is out of range.
+    """
+
+    def __init__(self, fraction: float) -> None:
+        if not 0 < fraction <= 1:
+            raise DataError(f"fraction must be above 0 and at most 1, got {fraction}.")
+        self.fraction = float(fraction)
+
+    def choose(self, label: np.ndarray) -> np.ndarray:
+        kept = np.zeros(label.size, bool)
+        kept[self.R.permutation(label.size)[: max(1, round(self.fraction * label.size))]] = True
+        return kept.reshape(label.shape)
+
+
+class KeepScribbles(_Keep):
+    """Keep a dense label along scribbles, as an annotator draws them: each inside one structure, within one slice.
+
+    The classes take turns, the background too. A scribble lies in a random slice, along a random axis, that crosses
+    both the foreground (label > 0) and its class. It starts in a random voxel of the class and goes on to neighbours of
+    the same class (diagonal ones too), mostly straight on, never to the same voxel twice; where it is trapped it
+    branches off farther back.
+
+    Args:
+        count: scribbles in the volume, at least one for each class in it.
+        length: voxels along each scribble; fewer only where the structure has fewer in the slice.
+        width: diameter of the brush in voxels, within the slice; the stroke is clipped to its class.
+
+    Shapes: dense label (1, X, Y, Z) -> weight (1, X, Y, Z) float32, 1 where kept, else 0, with the label's metadata.
+
+    Raises:
+        DataError: when nothing is foreground, the volume has more classes than scribbles, or a setting is not a whole
+            number above 0.
+    """
+
+    def __init__(self, count: int = 12, length: int = 50, width: int = 1) -> None:
+        for name, value in (("count", count), ("length", length), ("width", width)):
+            if not _is_whole(value) or value < 1:
+                raise DataError(f"{name} must be a whole number above 0, got {value!r}.")
+        self.count = int(count)
+        self.length = int(length)
+        self.width = int(width)
+
+    def choose(self, label: np.ndarray) -> np.ndarray:
+        foreground = label > 0
+        if not foreground.any():
+            raise DataError(_NO_FOREGROUND)
+        classes = np.unique(label)
+        if len(classes) > self.count:
+            raise DataError(
+                f"{self.count} scribbles are too few for the {len(classes)} classes in the volume; "
+                f"set count to {len(classes)} or more."
+            )
+        crossed = [_crossed(foreground, axis) for axis in range(3)]
+        kept = np.zeros(label.shape, bool)
+        for turn, number in enumerate(classes):
+            region = label == number
+            slices = [np.flatnonzero(_crossed(region, axis) & crossed[axis]) for axis in range(3)]
+            axes = [axis for axis in range(3) if len(slices[axis])]
+            for _ in range(turn, self.count, len(classes)):
+                axis = self.R.choice(axes)
+                plane = _plane(axis, self.R.choice(slices[axis]))
+                stroke = _walk(region[plane], self.length, self.R)
+                kept[plane] |= _paint(stroke, region[plane], self.width)
+        return kept
+
+
+def _walk(region: np.ndarray, length: int, random: np.random.RandomState) -> list[tuple[int, int]]:
+    """Up to `length` different pixels of `region` (X, Y), from a random one on, each next to one before it."""
+    free = np.pad(region, 1)  # its rim stops the walk
+    starts = np.argwhere(free)
+    x, y = (int(i) for i in starts[random.randint(len(starts))])
+    free[x, y] = False
+    stroke = [(x - 1, y - 1)]
+    path = [(x, y, random.randint(len(_STEPS)))]
+    while path and len(stroke) < length:
+        x, y, heading = path[-1]
+        open_ways = [way for way, (i, j) in enumerate(_STEPS) if free[x + i, y + j]]
+        if not open_ways:
+            path.pop()
+            continue
+        odds = _STEADINESS[[way - heading for way in open_ways]]
+        way = random.choice(open_ways, p=odds / odds.sum())
+        x, y = x + _STEPS[way][0], y + _STEPS[way][1]
+        free[x, y] = False
+        stroke.append((x - 1, y - 1))
+        path.append((x, y, way))
+    return stroke
+
+
+def _paint(stroke: list[tuple[int, int]], region: np.ndarray, width: int) -> np.ndarray:
+    """The pixels (X, Y) of `region` under a round brush of diameter `width` that is led along the stroke."""
+    across = np.arange(width) - (width - 1) / 2
+    brush = np.hypot(across[:, None], across) <= width / 2
+    canvas = np.zeros([n + width - 1 for n in region.shape], bool)
+    for x, y in stroke:
+        canvas[x : x + width, y : y + width] |= brush
+    before = (width - 1) // 2
+    return canvas[before : before + region.shape[0], before : before + region.shape[1]] & region
+
+
+class _Keepd(Randomizable, MapTransform):
+    """Dictionary twin of a :class:`_Keep`."""
+
+    def __init__(self, keys: KeysCollection, keep: _Keep, weight_key: str, allow_missing_keys: bool) -> None:
+        super().__init__(keys, allow_missing_keys)
+        if len(self.keys) != 1:
+            raise ValueError(f"{type(self).__name__} takes one key, got {self.keys}.")
+        self.keep = keep
+        self.weight_key = weight_key
+
+    def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> _Keepd:
+        super().set_random_state(seed, state)
+        self.keep.set_random_state(seed, state)
+        return self
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            kept = self.keep(d[key])
+            if self.weight_key in d:
+                kept = convert_to_tensor(d[self.weight_key], dtype=torch.float32, track_meta=True) * kept
+            d[self.weight_key] = kept
+        return d
+
+
+class KeepSlicesd(_Keepd):
+    """Dictionary twin of :class:`KeepSlices`: adds the weight, or multiplies the one that is there with it.
+
+    Args:
+        keys: key of the dense label.
+        slices: see :class:`KeepSlices`.
+        placement: see :class:`KeepSlices`.
+        weight_key: key of the weight.
+        allow_missing_keys: whether to pass on a dictionary without the label as it is.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection = LABEL,
+        *,
+        slices: int | Sequence[int] = 3,
+        placement: str = "equidistant",
+        weight_key: str = WEIGHT,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, KeepSlices(slices, placement), weight_key, allow_missing_keys)
+
+
+class KeepFractiond(_Keepd):
+    """Dictionary twin of :class:`KeepFraction`: adds the weight, or multiplies the one that is there with it.
+
+    Args:
+        keys: key of the dense label.
+        fraction: see :class:`KeepFraction`.
+        weight_key: key of the weight.
+        allow_missing_keys: whether to pass on a dictionary without the label as it is.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection = LABEL,
+        *,
+        fraction: float,
+        weight_key: str = WEIGHT,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, KeepFraction(fraction), weight_key, allow_missing_keys)
+
+
+class KeepScribblesd(_Keepd):
+    """Dictionary twin of :class:`KeepScribbles`: adds the weight, or multiplies the one that is there with it.
+
+    Args:
+        keys: key of the dense label.
+        count: see :class:`KeepScribbles`.
+        length: see :class:`KeepScribbles`.
+        width: see :class:`KeepScribbles`.
+        weight_key: key of the weight.
+        allow_missing_keys: whether to pass on a dictionary without the label as it is.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection = LABEL,
+        *,
+        count: int = 12,
+        length: int = 50,
+        width: int = 1,
+        weight_key: str = WEIGHT,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, KeepScribbles(count, length, width), weight_key, allow_missing_keys)
+
+
+def _crossed(mask: np.ndarray, axis: int) -> np.ndarray:
+    """(n,): which slices along `axis` have a voxel of the mask."""
+    return np.any(mask, axis=tuple(a for a in range(mask.ndim) if a != axis))
+
+
+def _plane(axis: int, index: int) -> tuple[slice | int, ...]:
+    return (slice(None),) * axis + (index,)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+_NO_FOREGROUND = "no voxel is foreground (label > 0), so that there is nowhere to annotate; take the case out."
+
+_STEPS = ((1, 0), (1, 1), (0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1))
+"""To the eight neighbours of a pixel, by the angle in eighths of a turn."""
+
+_STEADINESS = np.exp(6 * np.cos(np.arange(8) * np.pi / 4))
+"""The odds that a scribble turns by so many eighths: 3 of 4 steps go straight on, and few turn sharply."""

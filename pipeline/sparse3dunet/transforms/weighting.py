@@ -1,0 +1,140 @@
+"""Voxel weights by class, so that the frequent classes do not drown the rare ones in the loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.transforms import MapTransform, Transform
+from monai.utils import convert_to_dst_type, convert_to_tensor
+
+from sparse3dunet.errors import DataError
+from sparse3dunet.keys import LABEL, WEIGHT
+from sparse3dunet.transforms.annotation import source_of
+
+
+def class_weights(counts: Sequence[float], scheme: str | None = "inverse", cap: float = 10.0) -> list[float]:
+    """The weight of each class from how often it is annotated.
+
+    Args:
+        counts: annotated voxels of each class in the whole data set, not in a patch.
+        scheme: "inverse": each class weighs as much as any other in total; "inverse_sqrt": the square root of these
+            weights; "none" or None: every voxel weighs 1.
+        cap: no class weighs more than this many times the lightest one.
+
+    Returns:
+        Per class a weight above 0. Their mean over all annotated voxels is 1, so that the loss keeps its scale. A class
+        that is never annotated gets 1.
+
+    Raises:
+        DataError: when a count is negative or not finite, nothing is annotated, or a setting is not one of the above.
+
+    Example:
+        >>> [round(w, 3) for w in class_weights([800, 100, 100, 0])]
+        [0.417, 3.333, 3.333, 1.0]
+    """
+    counts = [float(n) for n in counts]
+    if not all(math.isfinite(n) and n >= 0 for n in counts):
+        raise DataError(f"voxels per class must be finite and not negative, got {counts}.")
+    if not any(counts):
+        raise DataError(f"no voxel of any class is annotated (voxels per class: {counts}); annotate some.")
+    if not cap >= 1:
+        raise DataError(f"cap must be at least 1, got {cap}.")
+    relative = _scheme(scheme)
+    total = sum(counts)
+    weights = [relative(total / n) if n else math.inf for n in counts]
+    limit = cap * min(weights)
+    weights = [min(w, limit) for w in weights]
+    scale = total / sum(w * n for w, n in zip(weights, counts) if n)
+    return [w * scale if n else 1.0 for w, n in zip(weights, counts)]
+
+
+def _scheme(name: str | None) -> Callable[[float], float]:
+    """From the inverse of a class's share to its weight, up to a factor."""
+    if name not in _SCHEMES:
+        raise DataError(f"scheme must be one of {', '.join(str(s) for s in _SCHEMES if s)}; got {name!r}.")
+    return _SCHEMES[name]
+
+
+_SCHEMES: dict[str | None, Callable[[float], float]] = {
+    "inverse": float,
+    "inverse_sqrt": math.sqrt,
+    "none": lambda inverse: 1.0,
+    None: lambda inverse: 1.0,
+}
+
+
+class ClassWeight(Transform):
+    """Multiply the weight of each annotated voxel by that of its class.
+
+    So do Çiçek et al. (3D U-Net, MICCAI 2016): in their weighted cross-entropy the frequent background weighs less and
+    the rare inner tubule more, for a balanced influence of both on the loss.
+
+    Args:
+        weights: of class 0 ... K-1, finite and above 0, for example from :func:`class_weights`.
+
+    Shapes: weight (1, X, Y, Z), label (1, X, Y, Z) -> weight (1, X, Y, Z) float32, with the weight's metadata.
+    Unlabeled voxels stay 0, whatever their label.
+
+    Raises:
+        DataError: when an annotated voxel has a class without a weight, or a class's weight is not above 0.
+
+    Example:
+        >>> ClassWeight([0.5, 2.0])(torch.tensor([[[[1.0, 1.0, 0.0]]]]), torch.tensor([[[[0, 1, 255]]]])).tolist()
+        [[[[0.5, 2.0, 0.0]]]]
+    """
+
+    def __init__(self, weights: Sequence[float]) -> None:
+        self.weights = tuple(float(w) for w in weights)
+        if not self.weights or not all(math.isfinite(w) and w > 0 for w in self.weights):
+            raise DataError(
+                f"the weights of the classes must be finite and above 0, got {list(self.weights)}; "
+                "a voxel that is not to count has to be unlabeled."
+            )
+
+    def __call__(self, weight: Any, label: Any) -> torch.Tensor:  # type: ignore[override]
+        source = convert_to_tensor(weight, track_meta=True)
+        result = convert_to_tensor(source, dtype=torch.float32, track_meta=False).clone()
+        annotated = result > 0
+        classes = convert_to_tensor(label, device=result.device, track_meta=False)[annotated]
+        unknown = classes[~torch.isin(classes, torch.arange(len(self.weights)).to(classes))].unique()
+        if unknown.numel():
+            found = ", ".join(f"{v:.7g}" for v in unknown[:5].tolist())
+            raise DataError(
+                f"{source_of(label)}: an annotated voxel has class {found}, which has no weight; the "
+                f"{len(self.weights)} weights are for the classes 0 ... {len(self.weights) - 1}. Give each class one."
+            )
+        result[annotated] *= torch.tensor(self.weights, device=result.device)[classes.long()]
+        return convert_to_dst_type(result, source, dtype=torch.float32)[0]
+
+
+class ClassWeightd(MapTransform):
+    """Dictionary twin of :class:`ClassWeight`.
+
+    Args:
+        keys: key of the weight.
+        label_key: key of the label.
+        weights: see :class:`ClassWeight`.
+        allow_missing_keys: whether to pass on a dictionary without the weight as it is.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection = WEIGHT,
+        label_key: str = LABEL,
+        *,
+        weights: Sequence[float],
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.label_key = label_key
+        self.weigh = ClassWeight(weights)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = self.weigh(d[key], d[self.label_key])
+        return d

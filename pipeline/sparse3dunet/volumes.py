@@ -1,0 +1,139 @@
+"""Volumes on disk: read whole, with a message for whatever is wrong with a file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from sparse3dunet.errors import DataError
+
+AFFINE_TOLERANCE = 0.1
+"""Voxels by which any corner of a volume may lie off another's that it belongs to."""
+
+
+@dataclass(frozen=True)
+class Volume:
+    """One file's voxels (X, Y, Z) or (X, Y, Z, C) and its voxel-to-world affine, in mm."""
+
+    path: str
+    data: np.ndarray
+    affine: np.ndarray
+
+    @property
+    def spatial_shape(self) -> tuple[int, ...]:
+        return self.data.shape[:3]
+
+    @property
+    def num_channels(self) -> int:
+        return self.data.shape[3] if self.data.ndim == 4 else 1
+
+    def in_ras_order(self, values: Sequence) -> tuple:
+        """Values by array axis, in the order left-right, posterior-anterior, inferior-superior."""
+        by_axis = zip(nib.io_orientation(self.affine)[:, 0], values)
+        return tuple(value for _, value in sorted(by_axis, key=lambda pair: pair[0]))
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """Voxel size by array axis, in mm."""
+        return tuple(float(s) for s in np.linalg.norm(self.affine[:3, :3], axis=0))
+
+
+def read_volume(path: str | Path) -> Volume:
+    """Read a NIfTI file whole.
+
+    Raises:
+        DataError: when it is missing, empty, truncated, no NIfTI file, in colours, or has a degenerate affine.
+    """
+    try:
+        image = nib.load(path)
+        data = np.asanyarray(image.dataobj)  # type: ignore[attr-defined]
+    except Exception as error:  # nibabel, zlib and the file system raise a dozen kinds here
+        raise DataError(
+            f"{path}: cannot be read ({type(error).__name__}: {error}). The file is missing, truncated or no NIfTI "
+            "image; copy or export it again, or take the case out of the data set."
+        ) from error
+    if data.dtype.names is not None:
+        raise DataError(f"{path}: holds colours ({data.dtype}), expected one number per voxel. Export it as numbers.")
+    if np.iscomplexobj(data):
+        raise DataError(f"{path}: holds complex numbers ({data.dtype}); export the magnitude, for example.")
+    if data.ndim not in (3, 4) or 0 in data.shape:
+        raise DataError(
+            f"{path}: expected a three-dimensional volume, found shape {data.shape}. Export the whole stack "
+            "as one volume."
+        )
+    data = data[..., 0] if data.shape[3:] == (1,) else data
+    affine = np.asarray(image.affine, dtype=np.float64)  # type: ignore[attr-defined]
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+        raise DataError(
+            f"{path}: its affine is degenerate (a spacing of 0 or NaN): {affine[:3].tolist()}. Set the voxel size in "
+            "the header, or export the volume again."
+        )
+    return Volume(str(path), data, affine)
+
+
+def check_channels(volumes: Sequence[Volume], num_channels: int) -> None:
+    """Raise DataError unless an image, in one file or in a file per channel, has `num_channels` that fit together."""
+    first = volumes[0]
+    found = sum(volume.num_channels for volume in volumes)
+    if found != num_channels or (len(volumes) > 1 and any(volume.data.ndim == 4 for volume in volumes)):
+        raise DataError(
+            f"{first.path}: expected a 3D image with {num_channels} channel(s), found shape {first.data.shape} of "
+            f"{first.data.dtype}{f' in {len(volumes)} files' if len(volumes) > 1 else ''}. The number of channels is "
+            'declared in dataset.json ("modality" or "channel_names"); a series over time must be split into volumes.'
+        )
+    for volume in volumes[1:]:
+        check_same_grid(volume, first)
+        if not np.allclose(volume.affine, first.affine):  # MONAI's readers stack channels only so
+            raise DataError(
+                f"{volume.path}: its affine differs from that of the image's first channel ({first.path}). Copy the "
+                "first channel's header to it."
+            )
+
+
+def check_finite(volume: Volume) -> None:
+    """Raise DataError where a voxel is NaN or infinite."""
+    if volume.data.dtype.kind != "f":
+        return
+    bad = int(volume.data.size - np.isfinite(volume.data).sum())
+    if bad:
+        raise DataError(
+            f"{volume.path}: {bad} of {volume.data.size} voxels are NaN or infinite. "
+            "Replace them, by the background's value for example."
+        )
+
+
+def check_same_grid(volume: Volume, image: Volume) -> None:
+    """Raise DataError unless both have one shape and their affines agree within a tenth of a voxel at every corner."""
+    if volume.data.shape != image.spatial_shape:
+        raise DataError(
+            f"{volume.path}: shape {volume.data.shape} differs from the image's, {image.spatial_shape} ({image.path}). "
+            "Both must lie on one grid; resample this one to the image, or look for a mix-up of files."
+        )
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in volume.data.shape], [1], indexing="ij")).reshape(4, -1)
+    off = np.linalg.solve(image.affine, volume.affine @ corners) - corners
+    if np.abs(off).max() > AFFINE_TOLERANCE:
+        raise DataError(
+            f"{volume.path}: its position in space differs from the image's by up to {np.abs(off).max():.1f} voxels "
+            f"({image.path}), more than {AFFINE_TOLERANCE}. Copy the image's header to it if the voxels belong "
+            "together."
+        )
+    if not np.array_equal(nib.io_orientation(volume.affine), nib.io_orientation(image.affine)):
+        # Only possible for oblique grids, half-way between two orientations.
+        raise DataError(
+            f"{volume.path}: its axes and the image's ({image.path}) round to different directions, although their "
+            "affines nearly agree. Copy the image's header to it."
+        )
+
+
+def values_found(data: np.ndarray) -> dict[float, int]:
+    """The distinct values of a label map with their numbers of voxels, in order; NaN not among them."""
+    if data.dtype.kind in "iub" and data.size and int(data.max()) - int(data.min()) < 2**16:
+        low = int(data.min())
+        counts = np.bincount((data.astype(np.int64) - low).ravel())  # much faster than sorting
+        return {int(i) + low: int(counts[i]) for i in np.flatnonzero(counts)}
+    values, counts = np.unique(data[np.isfinite(data)], return_counts=True)
+    return {float(v): int(n) for v, n in zip(values, counts)}
