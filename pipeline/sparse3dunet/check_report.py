@@ -40,19 +40,21 @@ def as_json(report: DataReport) -> str:
     return json.dumps(content, indent=1)
 
 
-def show(report: DataReport, console: Console | None = None, all_cases: bool = False, table: bool = True) -> None:
-    """Print the report: a table of the cases, the classes, the warnings and the errors.
+def show(
+    report: DataReport, cases: bool = True, all_cases: bool = False, class_weights: Sequence[float] | None = None
+) -> None:
+    """Print the report: the cases, the classes, the warnings and the errors.
 
     Args:
         report: of :func:`~sparse3dunet.checks.inspect`.
-        console: to print on; standard output by default.
+        cases: whether to list cases.
         all_cases: whether to list each case, not only the first ones and the bad ones.
-        table: whether to list cases at all.
+        class_weights: what a voxel of each class weighs, to be shown with the classes.
     """
-    console = console or Console()
-    if table:
+    console = Console()
+    if cases:
         console.print(_case_table(report, all_cases))
-    console.print(_class_table(report))
+    console.print(_class_table(report, class_weights))
     annotated, voxels = (sum(getattr(case, key) for case in report.cases) for key in ("annotated", "voxels"))
     share = annotated / voxels if voxels else 0
     console.print(
@@ -80,7 +82,9 @@ def _case_table(report: DataReport, all_cases: bool) -> Table:
         style = "red" if case.errors else "yellow" if case.warnings else ""
         table.add_row(*_row(case), style=style)
     more = len(report.cases) - len(shown)
-    table.caption = "slices: sagittal/coronal/axial" + (f". {more} more cases, without errors: --all" if more else "")
+    table.caption = "slices: sagittal/coronal/axial; none: annotated, but not in slices" + (
+        f". {more} more cases, without errors: --all" if more else ""
+    )
     return table
 
 
@@ -103,19 +107,20 @@ def _slices_text(case: CaseReport) -> str:
     if not case.annotated:
         return ""
     if case.is_dense:
-        return "all voxels"
+        return "dense"
     if case.slices is None:
-        return "no slices"
+        return "none"
     return "/".join(str(len(case.slices[plane])) for plane in ("sagittal", "coronal", "axial"))
 
 
-def _class_table(report: DataReport) -> Table:
+def _class_table(report: DataReport, weights: Sequence[float] | None) -> Table:
     counts = report.class_counts
     table = Table(title="Classes", box=box.SIMPLE_HEAD)
-    for heading in ("class", "value", "annotated voxels", "share", "cases"):
+    for heading in ("class", "value", "annotated voxels", "share", "cases", *(["weight"] if weights else [])):
         table.add_column(heading, justify="left" if heading == "class" else "right")
     for number, (name, value) in enumerate(zip(report.data_set.class_names, report.data_set.class_values)):
         cases = sum(1 for case in report.cases if case.class_counts and case.class_counts[number])
         share = f"{counts[number] / sum(counts):.1%}" if sum(counts) else ""
-        table.add_row(escape(name), str(value), f"{counts[number]:,}", share, str(cases))
+        weight = [f"{weights[number]:.3g}"] if weights else []
+        table.add_row(escape(name), str(value), f"{counts[number]:,}", share, str(cases), *weight)
     return table

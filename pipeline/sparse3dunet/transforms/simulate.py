@@ -205,9 +205,13 @@ class KeepScribbles(_Keep):
             for _ in range(turn, self.count, len(classes)):
                 axis = self.R.choice(axes)
                 plane = _plane(axis, self.R.choice(slices[axis]))
-                stroke = _walk(region[plane], self.length, self.R)
-                kept[plane] |= _paint(stroke, region[plane], self.width)
+                kept[plane] |= scribble(region[plane], self.length, self.width, self.R)
         return kept
+
+
+def scribble(region: np.ndarray, length: int, width: int, random: np.random.RandomState) -> np.ndarray:
+    """The pixels (X, Y) of one scribble, by random walk inside `region` (X, Y), led by a round brush of `width`."""
+    return _paint(_walk(region, length, random), region, width)
 
 
 def _walk(region: np.ndarray, length: int, random: np.random.RandomState) -> list[tuple[int, int]]:
