@@ -179,6 +179,28 @@ def test_scribbles_by_value_or_mask(annotation, tmp_path):
             check_data(read_data_set(folder, annotated_slices=word))
 
 
+def test_scribbles_with_a_class_for_background(annotation, tmp_path):
+    """As in Slicer and ITK-SNAP: background is label 1, and what nobody touched is 0."""
+    a = annotation
+    expected = read(a.write(tmp_path / "a", np.where(a.annotated, a.dense, 3).astype(np.uint8)))
+    labels = {"1": "background", "2": "shell", "3": "core"}
+    found = a.write(tmp_path / "b", ((a.dense + 1) * a.annotated).astype(np.uint8), labels=labels, ignore_index=0)
+    assert_same(read(found), expected)
+
+
+@pytest.mark.parametrize("word", ["listed", "all"])
+def test_an_unfinished_slice(annotation, tmp_path, word):
+    """What is left out on an annotated slice has a value of its own."""
+    a = annotation
+    label = a.dense * a.annotated
+    label[a.slices[0][0], :, 12:] = 7
+    a.annotated[a.slices[0][0], :, 12:] = False
+    a.annotated[:, a.slices[1][0], :][a.slices[0][0], 12:] = False
+    expected = read(a.write(tmp_path / "a", np.where(a.annotated, a.dense, 3).astype(np.uint8)))
+    slices = a.slices if word == "listed" else word
+    assert_same(read(a.write(tmp_path / "b", label), annotated_slices=slices, ignore_index=7), expected)
+
+
 def test_dense(annotation, tmp_path):
     """Every voxel counts; a case of a data set whose other cases are sparse needs no other setting."""
     label, weight = read(annotation.write(tmp_path, annotation.dense))
