@@ -6,11 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+
+from sparse3dunet.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
 UNLABELED = 3
@@ -63,6 +66,31 @@ def make_dataset(root: Path, count: int = 3) -> Path:
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
     return make_dataset(tmp_path / "dataset")
+
+
+@pytest.fixture
+def error_of(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Runs the command ``sparse3dunet``, in this process, and returns the one error that it ends with.
+
+    Any other exception than the command's own exit gets out of it, and fails the test.
+    """
+
+    def run(*arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["sparse3dunet", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main()
+        lines = capsys.readouterr().out.splitlines()
+        if isinstance(end.value.code, str):  # printed on standard error, with exit status 1
+            lines += end.value.code.split("\n")
+        else:
+            assert end.value.code == 1
+        errors = [line for line in lines if line.startswith("error: ")]
+        assert len(errors) == 1, lines
+        assert lines[-1] == errors[0], lines
+        return errors[0]
+
+    return run
 
 
 def bundle_command(*arguments: object) -> list[str]:

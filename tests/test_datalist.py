@@ -70,6 +70,16 @@ def test_faults_are_named(dataset, spoil, words):
     assert all(word in str(error.value) for word in words), error.value
 
 
+def test_links_keep_their_names(tmp_path, dataset):
+    """Stores of large files keep them under names of their own, without an ending, and link to them."""
+    for path in [*dataset.glob("imagesTr/*"), *dataset.glob("labelsTr/*")]:
+        path.rename(tmp_path / f"{path.parent.name}-{path.name[5]}")
+        path.symlink_to(tmp_path / f"{path.parent.name}-{path.name[5]}")
+    found = read_data_set(dataset).cases
+    assert [case_name(case["image"]) for case in found] == ["case_0", "case_1", "case_2"]
+    assert [case_name(case["image"]) for case in list_images(dataset / "imagesTr")] == ["case_0", "case_1", "case_2"]
+
+
 def test_missing_folders(tmp_path, dataset):
     with pytest.raises(DataError, match="nowhere does not exist"):
         read_data_set(tmp_path / "nowhere")

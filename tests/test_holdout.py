@@ -43,6 +43,14 @@ def test_folds(folds, seed):
     assert sorted(held_out) == [(0, 3), (0, 7), (0, 8), (1, 5), (2, 2), (2, 11)]
 
 
+def test_outermost_slices_are_spread_over_the_folds():
+    """Three slices an axis in three folds: none holds out the first, or the last, of two directions."""
+    slices = [[2, 5, 8]] * 3
+    for fold in range(3):
+        held_out = HoldOutSlices(fold, 3, "validation")(weight(slices), "a")
+        assert sorted(find_slices(held_out[0].numpy() > 0)) == [[2], [5], [8]]
+
+
 def test_cases_begin_with_different_folds():
     """With one slice an axis, no fold holds out the same direction of all cases."""
     w = weight([[3], [4], [5]])

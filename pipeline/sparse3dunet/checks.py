@@ -16,13 +16,23 @@ from sparse3dunet.errors import DataError
 from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL, REFERENCE, WEIGHT
 from sparse3dunet.slices import find_slices, plane_names
 from sparse3dunet.transforms.annotation import SparseLabel
-from sparse3dunet.volumes import Volume, check_channels, check_finite, check_same_grid, read_volume, values_found
+from sparse3dunet.volumes import (
+    Volume,
+    check_channels,
+    check_finite,
+    check_same_grid,
+    count_channels,
+    read_volume,
+    values_found,
+)
 
 SHOWN_PROBLEMS = 10
 INTENSITY_RATIO = 100
 """Between the largest and the smallest case's intensities, above which a data set is warned of."""
 SPACING_RATIO = 1.5
 """Between the largest and the smallest spacing along an axis, above which a data set is warned of."""
+MOST_VALUES = 255
+"""Of undeclared classes in label maps; more are a mix-up with images."""
 MEMORY_SHARE = 0.7
 """Of the machine's memory, which kept volumes may take before a data set is warned of."""
 
@@ -114,24 +124,35 @@ def complete(data_set: DataSet) -> DataSet:
     The classes are then all values of the label maps that do not mean "unlabeled".
 
     Raises:
-        DataError: when the label maps do not show two classes.
+        DataError: when the label maps do not show two classes, or far too many.
     """
     if not data_set.class_values:
-        values: set[float] = set()
-        for found in _in_parallel(_label_values, data_set.cases):
-            values |= found
+        found = _in_parallel(_label_values, data_set.cases)
+        values: set[float] = set().union(*found)
         slices = any(ANNOTATED_SLICES in case for case in data_set.cases)
         classes = sorted({v for v in values if v == int(v)} - set(data_set.ignore_index) | ({0} if slices else set()))
-        if len(classes) < 2:
+        if len(classes) < 2 or len(values) > MOST_VALUES:
+            if not values:
+                read_volume(data_set.cases[0][LABEL])  # what is wrong with it is the better message
+            shown = ", ".join([f"{value:.7g}" for value in sorted(values)[:10]] + ["..."] * (len(values) > 10))
+            most = max(range(len(found)), key=lambda number: len(found[number]))
             raise DataError(
-                f"the label maps of {len(data_set.cases)} case(s) show the value(s) {sorted(values)}, unlabeled being "
-                f"{list(data_set.ignore_index)}; expected two classes or more. Look whether the labels were exported, "
-                "or declare the classes in a dataset.json."
+                f"{data_set.source}: the label maps of {len(data_set.cases)} case(s) show {len(values)} value(s), "
+                f"{shown}, most of them in {data_set.cases[most][LABEL]}, unlabeled being "
+                f"{list(data_set.ignore_index)}; expected 2 to {MOST_VALUES} classes, whole numbers. Look whether the "
+                "labels were exported, and are no images, or declare the classes in a dataset.json."
             )
         names = ["background" if number == 0 else f"class {value:g}" for number, value in enumerate(classes)]
         data_set = replace(data_set, class_names=names, class_values=[int(v) for v in classes])
+    wide = [value for value in data_set.class_values if not -(2**15) <= value < 2**15]
+    if wide:
+        raise DataError(
+            f"{data_set.source}: the class value {wide[0]} is too large; expected -32768 ... 32767, which is what "
+            "segmentations are written as. Give it another, or pass it as ignore_index if it means unlabeled."
+        )
     if not data_set.num_channels:
-        data_set = replace(data_set, num_channels=_channels_of(data_set.cases[0]))
+        counts = [_channels_of(case) for case in data_set.cases]
+        data_set = replace(data_set, num_channels=max(sorted({*counts} - {0}), key=counts.count, default=1))
     return data_set
 
 
@@ -144,13 +165,8 @@ def _label_values(case: Case) -> set[float]:
 
 
 def _channels_of(case: Case) -> int:
-    """The number of channels of an image; 1 where the file is bad, which the check of all files tells."""
-    if isinstance(case[IMAGE], list):
-        return len(case[IMAGE])
-    try:
-        return read_volume(case[IMAGE]).num_channels
-    except DataError:
-        return 1
+    """The number of channels of an image; 0 where the file is bad, which the check of all files tells."""
+    return len(case[IMAGE]) if isinstance(case[IMAGE], list) else count_channels(case[IMAGE])
 
 
 def inspect(data_set: DataSet) -> DataReport:
@@ -209,9 +225,7 @@ def inspect_case(case: Case, data_set: DataSet) -> CaseReport:
                 check_same_grid(volume, image)
         _describe_annotation(report, label, weight, case.get(ANNOTATED_SLICES), data_set)
         if REFERENCE in case:
-            reference = read_volume(case[REFERENCE])
-            check_same_grid(reference, label)
-            SparseLabel(data_set.class_values)(_as_tensor(reference))
+            _check_reference(read_volume(case[REFERENCE]), label, data_set.class_values)
     except DataError as error:
         report.errors.append(str(error))
     return report
@@ -265,6 +279,19 @@ def _describe_annotation(
         _suspect_forgotten_slices(report, label)
 
 
+def _check_reference(reference: Volume, label: Volume, class_values: Sequence[int]) -> None:
+    """Raise DataError unless the reference has a class in every voxel."""
+    check_same_grid(reference, label)
+    found = values_found(reference.data)
+    bad = reference.data.size - sum(count for value, count in found.items() if value in class_values)
+    if bad:
+        shown = ", ".join(f"{v:.7g}" for v in found if v not in class_values)[:100] or "NaN or infinity"
+        raise DataError(
+            f"{reference.path}: label value {shown} in {bad} of {reference.data.size} voxels is no class; expected a "
+            f"dense label for scoring, of {', '.join(map(str, class_values))} alone. Correct it, or leave it out."
+        )
+
+
 def _suspect_forgotten_slices(report: CaseReport, label: Volume) -> None:
     """Warn of a label map that counts as dense, but whose foreground lies on single slices."""
     found = find_slices(label.data != 0)
@@ -278,17 +305,21 @@ def _suspect_forgotten_slices(report: CaseReport, label: Volume) -> None:
 
 
 def _inspect_classes(report: DataReport) -> None:
+    if any(not case.class_counts for case in report.cases):
+        return  # what a bad case lacks is no fault of its own
     data_set, counts = report.data_set, report.class_counts
     total = sum(counts)
     for number, (name, value, count) in enumerate(zip(data_set.class_names, data_set.class_values, counts)):
-        if count or not total:
+        if count:
             continue
         if number == 0:
             report.errors.append(
-                f"no voxel of any case is labelled {name} (value {value}): expected background on every annotated "
-                "slice. Without any, the network learns foreground everywhere. Label what is not foreground as "
-                f"{value}, and what nobody looked at with another value (ignore_index)."
+                f"{data_set.source}: no voxel of any case is labelled {name} (value {value}): expected background on "
+                "every annotated slice. Without any, the network learns foreground everywhere. Label what is not "
+                f"foreground as {value}, and what nobody looked at with another value (ignore_index)."
             )
+            for case in report.cases:
+                case.warnings = [warning for warning in case.warnings if warning[0] != "no background"]
         else:
             text = f"nobody annotated {name} (value {value}); it cannot be learned."
             report.warnings.append((f"class {number}", text))

@@ -82,8 +82,13 @@ def simulate(
     """Make sparse label maps from dense ones, for experiments: how much annotation is needed?"""
     from sparse3dunet import simulation, transforms
 
-    if sum(option is not None for option in (slices, fraction, scribbles)) != 1:
-        raise DataError("say what to keep with exactly one of --slices, --fraction and --scribbles.")
+    kinds = {"--slices": slices, "--fraction": fraction, "--scribbles": scribbles}
+    if sum(option is not None for option in kinds.values()) != 1:
+        given = [name for name, option in kinds.items() if option is not None]
+        raise DataError(
+            f"found {' and '.join(given) or 'no option'} for what to keep; expected exactly one of {', '.join(kinds)}. "
+            "Pass one, --slices 3 for example."
+        )
     keep: Any
     if slices is not None:
         counts = _numbers(slices, "--slices") or []
@@ -106,7 +111,9 @@ def _numbers(text: str | None, option: str) -> list[int] | None:
     try:
         return [int(part) for part in text.strip("[] ").split(",")]
     except ValueError as error:
-        raise DataError(f"{option} must be a whole number or several, as 255 or 4,255; found {text!r}.") from error
+        raise DataError(
+            f"{option} must be a whole number or several; found {text!r}. Write it as 255 or 4,255."
+        ) from error
 
 
 def _slices(text: str | None) -> Any:
@@ -118,7 +125,7 @@ def _slices(text: str | None) -> Any:
     except ValueError as error:
         raise DataError(
             f"--annotated-slices {text!r} is no JSON ({error}); expected a word (axial, coronal, sagittal, all) or "
-            "'{\"axial\": [3, 20]}'."
+            "JSON. Write it as '{\"axial\": [3, 20]}'."
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Data sets: read from a folder or a datalist in any of the usual layouts (standard library only).
+"""Data sets: read from a folder or a datalist in any of the usual layouts.
 
 A case is a dictionary: ``image``, an absolute path or the list of its channels' paths; ``label``, the path of the
 annotation; where there are any, ``weight``, the path of a weight image, ``annotated_slices`` as the datalist has them,
@@ -7,6 +7,7 @@ and ``reference``, the path of a dense label for scoring alone.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,12 @@ from typing import Any
 from sparse3dunet.errors import DataError
 from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL, REFERENCE, WEIGHT
 from sparse3dunet.layouts import SUFFIXES, Listing, file_stem, group_channels, read_json, read_listing
+from sparse3dunet.slices import check_specification
 
 Case = dict[str, Any]
 FILE_KEYS = (IMAGE, LABEL, WEIGHT, REFERENCE)
+LARGEST_VALUE = 2**32
+"""Of a class or of unlabeled voxels."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class DataSet:
         ignore_index: the values of unlabeled voxels on disk.
         num_channels: channels of the images; 0 where undeclared.
         validation: names of the cases that the source itself sets apart for validation.
+        source: the file or folder that lists the cases, for messages.
     """
 
     cases: list[Case]
@@ -39,6 +44,7 @@ class DataSet:
     ignore_index: tuple[int, ...]
     num_channels: int
     validation: tuple[str, ...] = ()
+    source: str = "the data set"
 
 
 def read_data_set(
@@ -67,7 +73,7 @@ def read_data_set(
             what was expected.
     """
     path = Path(str(source)).expanduser()
-    if not path.exists():
+    if not os.path.exists(path):  # unlike Path.exists, false for a name that is too long
         raise DataError(
             f"dataset_dir {path.absolute()} does not exist. Pass a folder with dataset.json, imagesTr/ and labelsTr/, "
             "a folder of images and labels, or a JSON datalist: --dataset_dir FOLDER."
@@ -75,21 +81,28 @@ def read_data_set(
     listing = read_listing(path, label_dir)
     folders = {LABEL: label_dir, WEIGHT: weight_dir, REFERENCE: reference_dir}
     for folder in folders.values():
-        if folder is not None and not (listing.root / str(folder)).is_dir():
-            raise DataError(f"{listing.root / str(folder)}: no such folder in dataset_dir. Found: {_folders(listing)}.")
+        if folder is not None and not os.path.isdir(listing.root / str(folder)):
+            raise DataError(
+                f"{listing.root / str(folder)}: no such folder in dataset_dir; expected one of those that it has: "
+                f"{_folders(listing)}. Pass one of these."
+            )
     cases = [_case(listing, entry, number, folders) for number, entry in enumerate(listing.entries)]
     _check_names(listing, cases)
     _check_files(listing, cases)
     slices = listing.annotated_slices if annotated_slices is None else annotated_slices
     if slices is not None:
+        check_specification(slices, str(listing.source) + ("" if annotated_slices is None else " (as an option says)"))
         cases = [{ANNOTATED_SLICES: slices, **case} for case in cases]
     class_names, class_values, ignore = _classes(listing)
     if ignore_index is not None:
         ignore = _whole_numbers(ignore_index, "ignore_index")
     elif not ignore and class_values:
         ignore = (max(class_values) + 1,)
+    _check_classes(listing, class_names, class_values, ignore)
     validation = tuple(case_name(case[IMAGE]) for case in cases[len(cases) - listing.num_validation :])
-    return DataSet(cases, class_names, class_values, ignore, listing.num_channels, validation)
+    return DataSet(
+        cases, class_names, class_values, ignore, listing.num_channels, validation, str(listing.source.absolute())
+    )
 
 
 def _case(listing: Listing, entry: Any, number: int, folders: Mapping[str, str | None]) -> Case:
@@ -98,32 +111,45 @@ def _case(listing: Listing, entry: Any, number: int, folders: Mapping[str, str |
     if not named or isinstance(entry[LABEL], list):
         raise DataError(
             f"{where} must name an image (or the list of its channels) and a label, as in "
-            f'{{"image": "imagesTr/a.nii.gz", "label": "labelsTr/a.nii.gz"}}; found {entry!r}.'
+            f'{{"image": "imagesTr/a.nii.gz", "label": "labelsTr/a.nii.gz"}}; found {entry!r}. Correct the list.'
         )
     case: Case = {}
     for key in FILE_KEYS:
         folder = folders.get(key)
+        if key in (WEIGHT, REFERENCE) and not isinstance(entry.get(key) or "", str):
+            raise DataError(f"{key} of {where} must be one path; found {entry[key]!r}. Correct the list.")
         if folder is not None:
             files = [listing.root / str(folder) / Path(entry[LABEL]).name]
         else:
             files = [_inside(listing, name, f"{key} of {where}") for name in _paths(entry.get(key))]
         for file in files:
-            if not file.is_file():
-                raise DataError(
-                    f"{file.absolute()} ({key} of {where}) does not exist. "
-                    "Put the file there, or take the case out of the list."
-                )
-            if not file.name.endswith(SUFFIXES):
-                raise DataError(
-                    f"{file.absolute()} ({key} of {where}) is no NIfTI file by its name; expected "
-                    f"{' or '.join(SUFFIXES)}. Export it as NIfTI."
-                )
-        absolute = [str(file.resolve()) for file in files]
+            _check_file(file, f"{key} of {where}")
+        absolute = [str(file.absolute()) for file in files]  # where links point to, files may have other names
         if absolute:
             case[key] = absolute[0] if len(absolute) == 1 else absolute
     if entry.get(ANNOTATED_SLICES) is not None:
+        check_specification(entry[ANNOTATED_SLICES], where)
         case[ANNOTATED_SLICES] = entry[ANNOTATED_SLICES]
     return case
+
+
+def _check_file(file: Path, what: str) -> None:
+    """Raise DataError unless there is such a file, of NIfTI by its name."""
+    if not os.path.isfile(file):  # unlike Path.is_file, false for a name that is too long
+        found = "does not exist"
+        if os.path.islink(file):
+            found = f"is a link to {os.readlink(file)}, which does not exist"
+        elif os.path.isdir(file):
+            found = "is a folder"
+        raise DataError(
+            f"{file.absolute()} ({what}) {found}; expected a NIfTI file. Put the file there, or take the case out of "
+            "the list."
+        )
+    if not file.name.endswith(SUFFIXES):
+        raise DataError(
+            f"{file.absolute()} ({what}) is no NIfTI file by its name; expected {' or '.join(SUFFIXES)}. Export it as "
+            "NIfTI."
+        )
 
 
 def _paths(value: Any) -> list[str]:
@@ -155,9 +181,10 @@ def _check_names(listing: Listing, cases: Sequence[Case]) -> None:
     names = [case_name(case[IMAGE]) for case in cases]
     twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
     if twice:
+        files = [_paths(case[IMAGE])[0] for case, name in zip(cases, names) if name == twice[0]]
         raise DataError(
-            f"{listing.source}: several cases have one name: {', '.join(twice[:3])}. Splits, labels and results "
-            "go by the images' file names; give each case one of its own, and list it once."
+            f"{listing.source}: several cases have one name: {', '.join(twice[:3])} ({' and '.join(files[:2])}). "
+            "Splits, labels and results go by the images' file names; give each case one of its own, and list it once."
         )
 
 
@@ -166,7 +193,8 @@ def _check_files(listing: Listing, cases: Sequence[Case]) -> None:
     users: dict[str, str] = {}
     for case in cases:
         for key in (IMAGE, LABEL):
-            for file in _paths(case[key]):
+            for path in _paths(case[key]):
+                file = os.path.realpath(path)
                 user = f"{key} of {case_name(case[IMAGE])}"
                 if file in users:
                     raise DataError(
@@ -186,10 +214,10 @@ def _classes(listing: Listing) -> tuple[list[str], list[int], tuple[int, ...]]:
         for key, value in listing.labels.items():
             # {"0": "background"} as in the Decathlon, or {"background": 0} as in nnU-Net v2.
             number, name = (int(value), key) if not isinstance(value, str) else (int(key), value)
-            if number in values or isinstance(value, (bool, float)):
-                raise ValueError(f"{value!r} twice")
+            if number in values or isinstance(value, (bool, float)) or abs(number) > LARGEST_VALUE:
+                raise ValueError(f"{value!r} twice, or no whole number")
             values[number] = str(name)
-    except (AttributeError, TypeError, ValueError):
+    except (AttributeError, TypeError, ValueError, OverflowError):
         values = {}
     unlabeled = tuple(number for number, name in values.items() if name.lower() == "ignore")
     classes = {number: name for number, name in sorted(values.items()) if number not in unlabeled}
@@ -197,17 +225,36 @@ def _classes(listing: Listing) -> tuple[list[str], list[int], tuple[int, ...]]:
         raise DataError(
             f'{listing.source}: "labels" must name at least two classes by their values, background first, as in '
             '{"0": "background", "1": "tubule"} or {"background": 0, "tubule": 1, "ignore": 2}, each value a whole '
-            f"number of its own (regions of several values are not supported); found {listing.labels!r}."
+            f"number of its own (regions of several values are not supported); found {listing.labels!r}. Correct them."
         )
     # The background is class 0 even where its value is not the smallest, as in the paper's data.
     order = sorted(classes, key=lambda number: (classes[number].lower() != "background", number))
     return [classes[number] for number in order], order, ignore or unlabeled
 
 
+def _check_classes(listing: Listing, names: Sequence[str], values: Sequence[int], ignore: Sequence[int]) -> None:
+    """Raise DataError where declared classes lack the background, or do not go with the values of unlabeled voxels."""
+    if values and 0 not in (*values, *ignore) and names[0].lower() != "background":
+        raise DataError(
+            f'{listing.source}: "labels" name no background, found {listing.labels!r}; expected the background among '
+            'them, as in {"0": "background", "1": "tubule"}. Add it, or name the class "background" that is.'
+        )
+    clash = [value for value in ignore if value in values]
+    if clash:
+        raise DataError(
+            f"{listing.source}: ignore_index {clash[0]} is also a class, {names[list(values).index(clash[0])]}; "
+            f"expected a value that is none of {', '.join(map(str, sorted(values)))}. Choose another for unlabeled "
+            f"voxels, {max(values) + 1} for example."
+        )
+
+
 def _whole_numbers(value: Any, what: str) -> tuple[int, ...]:
     listed = [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
-    if not all(isinstance(number, int) and not isinstance(number, bool) for number in listed):
-        raise DataError(f"{what} must be a whole number or a list of them, as 255 or [4, 255]; found {value!r}.")
+    if not all(isinstance(n, int) and not isinstance(n, bool) and abs(n) <= LARGEST_VALUE for n in listed):
+        raise DataError(
+            f"{what} must be a whole number of 32 bits or a list of them, as 255 or [4, 255]; found {value!r}. Correct "
+            "it."
+        )
     return tuple(listed)
 
 
@@ -240,9 +287,9 @@ def list_images(source: str | Path, num_channels: int = 1) -> list[Case]:
     images: list[list[Path]]
     if path.suffix == ".json":
         images = _listed_images(path)
-    elif path.is_file():
+    elif os.path.isfile(path):
         images = [[path]]
-    elif path.is_dir():
+    elif os.path.isdir(path):
         files = sorted(p for p in path.iterdir() if p.name.endswith(SUFFIXES) and not p.name.startswith("."))
         images = list(group_channels(files).values()) if num_channels > 1 else [[file] for file in files]
     else:
@@ -258,8 +305,8 @@ def list_images(source: str | Path, num_channels: int = 1) -> list[Case]:
         raise DataError(
             f"{path}: several images are named {twice[0]}, so that their results would overwrite each other."
         )
-    resolved = [[str(file.resolve()) for file in files] for files in images]
-    return [{IMAGE: files[0] if len(files) == 1 else files} for files in resolved]
+    absolute = [[str(file.absolute()) for file in files] for files in images]
+    return [{IMAGE: files[0] if len(files) == 1 else files} for files in absolute]
 
 
 def _listed_images(path: Path) -> list[list[Path]]:
@@ -271,7 +318,7 @@ def _listed_images(path: Path) -> list[list[Path]]:
     for number, entry in enumerate(entries):
         names = _paths(entry.get(IMAGE) if isinstance(entry, dict) else entry)
         files = [path.parent / name for name in names]
-        if not files or not all(file.is_file() for file in files):
+        if not files or not all(map(os.path.isfile, files)):
             raise DataError(f"{path}: entry {number} names no existing image: {entry!r}.")
         images.append(files)
     return images

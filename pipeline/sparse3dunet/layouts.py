@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from sparse3dunet.errors import DataError
 
 SUFFIXES = (".nii.gz", ".nii")
 IMAGE_DIRS, LABEL_DIRS = ("images", "imagesTr"), ("labels", "labelsTr")
+EXAMPLE = '{"training": [{"image": "imagesTr/a.nii.gz", "label": "labelsTr/a.nii.gz"}]}'
 LABEL_ENDINGS = ("_seg", "_label", "_labels", "_mask", "_segmentation", "-label", "-seg", ".seg")
 """What may follow an image's name in its label's, in plain folders."""
 
@@ -51,14 +53,20 @@ def read_listing(path: Path, label_dir: str | None = None) -> Listing:
     """
     if path.is_file():
         if path.suffix != ".json":
-            raise DataError(f"{path.absolute()} is no data set; pass a folder, or a JSON datalist.")
+            raise DataError(
+                f"{path.absolute()} is no data set: found a file that is not .json, expected a folder or a JSON "
+                "datalist. Pass the folder that holds the images and labels."
+            )
         return _datalist(path, read_json(path), allows_absolute=True)
     file = path / "dataset.json"
     if not file.is_file():
         return _pairs(path, label_dir)
     content = read_json(file)
     if not isinstance(content, dict):
-        raise DataError(f"{file}: expected a JSON object, found {type(content).__name__}.")
+        raise DataError(
+            f"{file}: expected a JSON object, as in {EXAMPLE}, found {type(content).__name__}. Correct it; a datalist "
+            "that is a mere list is passed as the file itself."
+        )
     if "channel_names" in content and not isinstance(content.get("training"), list):
         return _nnunet(file, content)
     return _datalist(file, content, allows_absolute=False)
@@ -70,13 +78,13 @@ def _datalist(file: Path, content: Any, allows_absolute: bool) -> Listing:
     entries = content.get("training") if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries:
         raise DataError(
-            f'{file}: "training" lists no cases; expected a list of image and label, as in '
-            '{"training": [{"image": "imagesTr/a.nii.gz", "label": "labelsTr/a.nii.gz"}]}.'
+            f'{file}: "training" lists no cases, found {entries!r}; expected a list of image and label, as in '
+            f"{EXAMPLE}. List the cases."
         )
     validation = content.get("validation") or []
     if not isinstance(validation, list):
-        raise DataError(f'{file}: "validation" must be a list like "training"; found {validation!r}.')
-    channels = content.get("modality") or content.get("channel_names") or ()
+        raise DataError(f'{file}: "validation" must be a list like "training"; found {validation!r}. Correct it.')
+    key = "modality" if content.get("modality") else "channel_names"
     images = entries[0].get("image") if isinstance(entries[0], dict) else None
     return Listing(
         source=file,
@@ -85,10 +93,20 @@ def _datalist(file: Path, content: Any, allows_absolute: bool) -> Listing:
         labels=content.get("labels"),
         ignore_index=content.get("ignore_index"),
         annotated_slices=content.get("annotated_slices"),
-        num_channels=len(channels) or (len(images) if isinstance(images, list) else 0),
+        num_channels=_declared_channels(file, key, content.get(key) or {})
+        or (len(images) if isinstance(images, list) else 0),
         num_validation=len(validation),
         allows_absolute=allows_absolute,
     )
+
+
+def _declared_channels(file: Path, key: str, channels: Any) -> int:
+    if not isinstance(channels, (dict, list)):
+        raise DataError(
+            f'{file}: "{key}" must be like {{"0": "MRI", "1": "CT"}}, one entry for each channel; found {channels!r}. '
+            "Correct it."
+        )
+    return len(channels)
 
 
 def _nnunet(file: Path, content: dict[str, Any]) -> Listing:
@@ -98,18 +116,21 @@ def _nnunet(file: Path, content: dict[str, Any]) -> Listing:
         raise DataError(
             f'{file}: "file_ending" is {ending!r}; supported are {" and ".join(SUFFIXES)}. Convert the files to NIfTI.'
         )
-    channels = content["channel_names"]
-    if not isinstance(channels, dict) or not channels:
-        raise DataError(f'{file}: "channel_names" must be like {{"0": "MRI"}}, found {channels!r}.')
+    num_channels = _declared_channels(file, "channel_names", content["channel_names"] or None)
     listed = content.get("dataset")
-    if isinstance(listed, dict) and listed:
-        if not all(isinstance(entry, dict) for entry in listed.values()):
-            raise DataError(f'{file}: "dataset" must be like {{"a": {{"images": [...], "label": ...}}}}.')
+    if listed:
+        if not isinstance(listed, dict) or not all(isinstance(entry, dict) for entry in listed.values()):
+            raise DataError(
+                f'{file}: "dataset" must be like {{"a": {{"images": ["imagesTr/a_0000.nii.gz"], "label": '
+                f'"labelsTr/a.nii.gz"}}}}; found {listed!r}. Correct it.'
+            )
         entries = [{"image": entry.get("images"), "label": entry.get("label")} for entry in listed.values()]
     else:
-        labels, images = ({p.name for p in _volumes(root / folder)} for folder in ("labelsTr", "imagesTr"))
-        names = {name.removesuffix(ending) for name in labels}
-        lonely = sorted({image.removesuffix(ending)[:-5] for image in images} - names)
+        names, images = (
+            {file_stem(p) for p in _volumes(root / folder) if p.name == file_stem(p) + ending}
+            for folder in ("labelsTr", "imagesTr")
+        )
+        lonely = sorted({re.sub(r"_\d{4}$", "", image) for image in images} - names)
         if lonely:
             raise DataError(
                 f"{root / 'labelsTr' / (lonely[0] + ending)} does not exist, the label of the image "
@@ -118,14 +139,15 @@ def _nnunet(file: Path, content: dict[str, Any]) -> Listing:
             )
         entries = [
             {
-                "image": [f"imagesTr/{name}_{channel:04d}{ending}" for channel in range(len(channels))],
+                "image": [f"imagesTr/{name}_{channel:04d}{ending}" for channel in range(num_channels)],
                 "label": f"labelsTr/{name}{ending}",
             }
             for name in sorted(names)
         ]
         if not entries:
             raise DataError(
-                f"{root / 'labelsTr'} holds no label (*{ending}); expected nnU-Net's layout, as {file} says."
+                f"{root / 'labelsTr'} holds no label (*{ending}); expected nnU-Net's layout, as {file} says. Put the "
+                'labels there, or correct "file_ending".'
             )
         if content.get("numTraining") not in (None, len(entries)):
             raise DataError(
@@ -133,7 +155,9 @@ def _nnunet(file: Path, content: dict[str, Any]) -> Listing:
                 "Copy the missing files, or correct the number."
             )
     if content.get("labels") is None:
-        raise DataError(f'{file}: "labels" is missing, as in {{"background": 0, "tubule": 1, "ignore": 2}}.')
+        raise DataError(
+            f'{file}: "labels" is missing; expected {{"background": 0, "tubule": 1, "ignore": 2}}, for example. Add it.'
+        )
     return Listing(
         source=file,
         root=root,
@@ -141,7 +165,7 @@ def _nnunet(file: Path, content: dict[str, Any]) -> Listing:
         labels=content["labels"],
         ignore_index=content.get("ignore_index"),
         annotated_slices=content.get("annotated_slices"),
-        num_channels=len(channels),
+        num_channels=num_channels,
     )
 
 
@@ -224,5 +248,7 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path.absolute()} does not exist.")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise DataError(f"{path}: not readable as JSON ({error}). Correct it, or export it again.") from error
+    except (ValueError, OSError, RecursionError) as error:
+        raise DataError(
+            f"{path}: not readable as JSON ({error}); expected text as in {EXAMPLE}. Correct it, or export it again."
+        ) from error

@@ -9,12 +9,17 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import torch
+from monai.data import MetaTensor
 from monai.transforms import Randomizable
 
 from sparse3dunet.datalist import case_name
 from sparse3dunet.errors import DataError
 from sparse3dunet.layouts import SUFFIXES
 from sparse3dunet.volumes import Volume, read_volume, values_found
+
+LARGEST = 2**24
+"""Whole number up to which the 32-bit floating-point numbers that label maps are read as tell all apart."""
 
 
 @dataclass(frozen=True)
@@ -48,34 +53,45 @@ def simulate(
         raise DataError(
             f"{folder.absolute()} is where the dense label maps are; pass another folder for the sparse ones."
         )
-    if folder.exists() and not folder.is_dir():
-        raise DataError(f"{folder.absolute()}, to which label maps should go, is a file; pass a folder.")
     used = {value for file in files for value in values_found(_read_label(file).data)}
     unlabeled = int(max(used)) + 1 if ignore_index is None else ignore_index
     if unlabeled in used:
         raise DataError(
-            f"ignore_index {unlabeled} is a value of the label maps in {source}, which have {sorted(used)}; choose "
-            "another."
+            f"ignore_index {unlabeled} is a value of the label maps in {source}, which have {sorted(used)}; expected "
+            "one that is none of these. Choose another."
         )
+    wide = [value for value in (unlabeled, *used) if abs(value) > LARGEST]
+    if wide:
+        raise DataError(
+            f"{source}: the value {wide[0]:.0f}, of unlabeled voxels (ignore_index) or in a label map, is too large; "
+            f"expected -{LARGEST} ... {LARGEST}, which 32-bit numbers tell apart. Choose another."
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"{folder.absolute()}, to which label maps should go, is a file or cannot be made ({error}); expected a "
+            "folder. Pass another."
+        ) from error
     shares = [_write_sparse(_read_label(file), folder / file.name, keep, seed, unlabeled) for file in files]
     return Simulated([folder / file.name for file in files], shares, unlabeled)
 
 
 def _label_files(path: Path) -> list[Path]:
-    files = [path] if path.is_file() else []
-    if path.is_dir():
+    files = [path] if os.path.isfile(path) and path.name.endswith(SUFFIXES) else []
+    if os.path.isdir(path):
         files = sorted(p for p in path.iterdir() if p.name.endswith(SUFFIXES) and not p.name.startswith("."))
     if not files:
         raise DataError(
-            f"{path.absolute()} is no label map and no folder of label maps ({', '.join('*' + s for s in SUFFIXES)}). "
-            "Pass a dense label map, or the folder that holds them, labelsTr/ for example."
+            f"{path.absolute()} is no label map and no folder of label maps; expected {' or '.join(SUFFIXES)}. Pass a "
+            "dense label map, or the folder that holds them, labelsTr/ for example."
         )
     return files
 
 
 def _read_label(file: Path) -> Volume:
     volume = read_volume(file)
-    if volume.data.ndim != 3 or not np.array_equal(volume.data, np.round(volume.data)):
+    if volume.data.ndim != 3 or not (np.isfinite(volume.data) & (volume.data == np.round(volume.data))).all():
         raise DataError(
             f"{file}: expected a label map, three-dimensional with whole numbers; found shape {volume.data.shape} of "
             f"{volume.data.dtype}. Pass the folder of labels, not of images."
@@ -87,14 +103,11 @@ def _write_sparse(label: Volume, target: Path, keep: Randomizable, seed: int, un
     """Write the sparse copy, whole or not at all, and return the share of the voxels that it keeps."""
     keep.set_random_state(seed=zlib.crc32(f"{case_name(label.path)}/{seed}".encode()))
     numbers = np.unique(label.data, return_inverse=True)[1].reshape(label.data.shape).astype(np.int16)
-    try:
-        kept = np.asarray(keep(numbers[None])[0]) > 0  # type: ignore[operator]
-    except DataError as error:
-        raise DataError(f"{label.path}: {error}") from error
+    dense = MetaTensor(torch.from_numpy(numbers[None]), meta={"filename_or_obj": label.path})
+    kept = np.asarray(keep(dense)[0]) > 0  # type: ignore[operator]
     dtype = np.result_type(np.min_scalar_type(int(label.data.min())), np.min_scalar_type(int(label.data.max())),
                            np.min_scalar_type(unlabeled))  # fmt: skip
     sparse = np.where(kept, label.data, unlabeled).astype(dtype)
-    target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(".part-" + target.name)
     nib.save(nib.Nifti1Image(sparse, label.affine), draft)
     os.replace(draft, target)

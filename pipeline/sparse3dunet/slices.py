@@ -105,7 +105,17 @@ def _longest_run(indices: Sequence[int]) -> int:
     return int(np.diff([-1, *breaks, len(indices) - 1]).max())
 
 
-def listed_slices(specification: Any, shape: Sequence[int], affine: Any, source: str) -> Slices | None:
+def check_specification(specification: Any, source: str) -> None:
+    """Raise DataError where annotated slices are written in a way that is wrong for any label map.
+
+    Args:
+        specification: see :func:`listed_slices`.
+        source: names in messages where it is written.
+    """
+    listed_slices(specification, (np.inf,) * 3, np.eye(4), source)
+
+
+def listed_slices(specification: Any, shape: Sequence[float], affine: Any, source: str) -> Slices | None:
     """The slices that a specification lists by plane or axis; None where it is a word, by which to find them.
 
     Args:
@@ -123,17 +133,17 @@ def listed_slices(specification: Any, shape: Sequence[int], affine: Any, source:
         return None
     if isinstance(specification, Mapping):
         pairs = [(_axis_of(key, affine, source), key, indices) for key, indices in specification.items()]
-    elif isinstance(specification, Sequence) and len(specification) == 3:
+    elif isinstance(specification, Sequence) and [isinstance(s, Sequence) for s in specification] == [True] * 3:
         pairs = [(axis, axis, indices) for axis, indices in enumerate(specification)]
     else:
-        raise DataError(f"{source}: annotated_slices is {specification!r}; {SPECIFICATION}.")
+        raise DataError(f"{source}: annotated_slices is {specification!r}; {SPECIFICATION}. Correct it.")
     if pairs and all(indices == NONEMPTY for _, _, indices in pairs):
         return None
     slices: Slices = [[], [], []]
     for axis, key, indices in pairs:
         slices[axis] = sorted({*slices[axis], *_checked_indices(indices, key, shape[axis], source)})
     if not any(slices):
-        raise DataError(f"{source}: annotated_slices lists no slice; {SPECIFICATION}.")
+        raise DataError(f"{source}: annotated_slices lists no slice; {SPECIFICATION}. Correct it, or leave it out.")
     return slices
 
 
@@ -213,15 +223,18 @@ def _axis_of(name: Any, affine: Any, source: str) -> int:
         return planes.index(str(name).lower())
     if str(name) in ("0", "1", "2"):
         return int(name)
-    raise DataError(f"{source}: annotated_slices names {name!r}, which is no plane and no axis; {SPECIFICATION}.")
+    raise DataError(
+        f"{source}: annotated_slices names {name!r}, which is no plane and no axis; {SPECIFICATION}. Correct it."
+    )
 
 
-def _checked_indices(indices: Any, key: Any, count: int, source: str) -> list[int]:
+def _checked_indices(indices: Any, key: Any, count: float, source: str) -> list[int]:
     listed = indices if isinstance(indices, Sequence) and not isinstance(indices, str) else [indices]
     bad = [i for i in listed if not isinstance(i, int) or isinstance(i, bool) or not 0 <= i < count]
     if bad:
         raise DataError(
-            f"{source}: annotated_slices lists {bad[0]!r} under {str(key)!r}, where the label map has the slices "
-            f"0 ... {count - 1}. Indices are whole numbers and count from 0 (ITK-SNAP shows them from 1)."
+            f"{source}: annotated_slices lists {bad[0]!r} under {str(key)!r}"
+            + (f", where the label map has the slices 0 ... {count - 1}" if count < np.inf else "")
+            + ". Indices are whole numbers and count from 0 (ITK-SNAP shows them from 1); correct it."
         )
     return [int(i) for i in listed]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -46,44 +48,68 @@ def read_volume(path: str | Path) -> Volume:
     """Read a NIfTI file whole.
 
     Raises:
-        DataError: when it is missing, empty, truncated, no NIfTI file, in colours, or has a degenerate affine.
+        DataError: when it is missing, empty, truncated, damaged, no NIfTI file, in colours, or has a degenerate affine.
     """
     try:
-        image = nib.load(path)
-        data = np.asanyarray(image.dataobj)  # type: ignore[attr-defined]
+        image: Any = nib.load(path)
+        if str(path).endswith(".gz"):
+            with gzip.open(path) as file:
+                image = type(image).from_stream(file)
+                data = np.asanyarray(image.dataobj)
+                while file.read(2**20):
+                    pass  # to the end, where the checksum is
+        else:
+            data = np.asanyarray(image.dataobj)
     except Exception as error:  # nibabel, zlib and the file system raise a dozen kinds here
+        what = " ".join(f"{type(error).__name__}: {error}".split())
         raise DataError(
-            f"{path}: cannot be read ({type(error).__name__}: {error}). The file is missing, truncated or no NIfTI "
-            "image; copy or export it again, or take the case out of the data set."
+            f"{path}: cannot be read ({what}); expected a whole NIfTI file. It is missing, truncated, damaged or "
+            "something else; copy or export it again, or take the case out of the data set."
         ) from error
     if data.dtype.names is not None:
         raise DataError(f"{path}: holds colours ({data.dtype}), expected one number per voxel. Export it as numbers.")
     if np.iscomplexobj(data):
-        raise DataError(f"{path}: holds complex numbers ({data.dtype}); export the magnitude, for example.")
+        raise DataError(
+            f"{path}: holds complex numbers ({data.dtype}), expected one real number per voxel. Export the magnitude, "
+            "for example."
+        )
     if data.ndim not in (3, 4) or 0 in data.shape:
         raise DataError(
             f"{path}: expected a three-dimensional volume, found shape {data.shape}. Export the whole stack "
             "as one volume."
         )
     data = data[..., 0] if data.shape[3:] == (1,) else data
-    affine = np.asarray(image.affine, dtype=np.float64)  # type: ignore[attr-defined]
+    affine = np.asarray(image.affine, dtype=np.float64)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
         raise DataError(
-            f"{path}: its affine is degenerate (a spacing of 0 or NaN): {affine[:3].tolist()}. Set the voxel size in "
-            "the header, or export the volume again."
+            f"{path}: its affine is degenerate (a spacing of 0 or NaN): {affine[:3].tolist()}; expected three "
+            "independent axes in mm. Set the voxel size in the header, or export the volume again."
         )
     return Volume(str(path), data, affine)
+
+
+def count_channels(path: str | Path) -> int:
+    """The number of channels in a NIfTI file, by its header alone; 0 where that cannot be read."""
+    try:
+        shape = nib.load(path).shape  # type: ignore[attr-defined]
+    except Exception:  # see read_volume
+        return 0
+    return shape[3] if len(shape) == 4 else 1
 
 
 def check_channels(volumes: Sequence[Volume], num_channels: int) -> None:
     """Raise DataError unless an image, in one file or in a file per channel, has `num_channels` that fit together."""
     first = volumes[0]
     found = sum(volume.num_channels for volume in volumes)
-    if found != num_channels or (len(volumes) > 1 and any(volume.data.ndim == 4 for volume in volumes)):
+    bad = first if found != num_channels else None
+    if len(volumes) > 1:
+        bad = next((volume for volume in volumes if volume.data.ndim == 4), bad)
+    if bad is not None:
         raise DataError(
-            f"{first.path}: expected a 3D image with {num_channels} channel(s), found shape {first.data.shape} of "
-            f"{first.data.dtype}{f' in {len(volumes)} files' if len(volumes) > 1 else ''}. The number of channels is "
-            'declared in dataset.json ("modality" or "channel_names"); a series over time must be split into volumes.'
+            f"{bad.path}: expected a 3D image with {num_channels} channel(s), found shape {bad.data.shape} of "
+            f"{bad.data.dtype}{f' in {len(volumes)} files' if len(volumes) > 1 else ''}. The number goes by the "
+            'model, by dataset.json ("modality" or "channel_names"), or by most images: correct the one or the other. '
+            "A series over time must be split into volumes."
         )
     for volume in volumes[1:]:
         check_same_grid(volume, first)
@@ -95,13 +121,13 @@ def check_channels(volumes: Sequence[Volume], num_channels: int) -> None:
 
 
 def check_finite(volume: Volume) -> None:
-    """Raise DataError where a voxel is NaN or infinite."""
+    """Raise DataError where a voxel is NaN or infinite, be it only as the 32-bit number that networks compute with."""
     if volume.data.dtype.kind != "f":
         return
-    bad = int(volume.data.size - np.isfinite(volume.data).sum())
+    bad = int(volume.data.size - (np.abs(volume.data) <= np.finfo(np.float32).max).sum())  # false for NaN, too
     if bad:
         raise DataError(
-            f"{volume.path}: {bad} of {volume.data.size} voxels are NaN or infinite. "
+            f"{volume.path}: {bad} of {volume.data.size} voxels are NaN or infinite; expected numbers. "
             "Replace them, by the background's value for example."
         )
 
@@ -118,8 +144,8 @@ def check_same_grid(volume: Volume, image: Volume) -> None:
     if np.abs(off).max() > AFFINE_TOLERANCE:
         raise DataError(
             f"{volume.path}: its position in space differs from the image's by up to {np.abs(off).max():.1f} voxels "
-            f"({image.path}), more than {AFFINE_TOLERANCE}. Copy the image's header to it if the voxels belong "
-            "together."
+            f"({image.path}); expected at most {AFFINE_TOLERANCE}. Copy the image's header to it if the voxels belong "
+            "together, or resample this one to the image."
         )
     if not np.array_equal(nib.io_orientation(volume.affine), nib.io_orientation(image.affine)):
         # Only possible for oblique grids, half-way between two orientations.
@@ -130,10 +156,12 @@ def check_same_grid(volume: Volume, image: Volume) -> None:
 
 
 def values_found(data: np.ndarray) -> dict[float, int]:
-    """The distinct values of a label map with their numbers of voxels, in order; NaN not among them."""
+    """The finite values of a label map, as 32-bit numbers where they are no integers, and their numbers of voxels."""
     if data.dtype.kind in "iub" and data.size and int(data.max()) - int(data.min()) < 2**16:
         low = int(data.min())
         counts = np.bincount((data.astype(np.int64) - low).ravel())  # much faster than sorting
         return {int(i) + low: int(counts[i]) for i in np.flatnonzero(counts)}
+    with np.errstate(over="ignore"):
+        data = data.astype(np.float32)
     values, counts = np.unique(data[np.isfinite(data)], return_counts=True)
     return {float(v): int(n) for v, n in zip(values, counts)}

@@ -76,6 +76,13 @@ class SparseLabel(Transform):
         slices = self.annotated_slices if annotated_slices is None else annotated_slices
         weights = self._weights(plain, weight, source)
         weights = torch.where(self._unlabeled(values, slices, source), 0.0, weights)
+        if not bool((weights > 0).any()):
+            elsewhere = "" if slices is None else ", or lie outside of the annotated slices"
+            elsewhere += "" if weight is None else f", or have weight 0 in {source_of(weight)}"
+            raise DataError(
+                f"{source}: no voxel is annotated; all are unlabeled ({self._unlabeled_text()}{elsewhere}). "
+                "Annotate at least one slice, or take the case out of the data set."
+            )
         label = self._class_numbers(plain, weights > 0, source)
         return _like(label, values), _like(weights, values)
 
@@ -88,12 +95,17 @@ class SparseLabel(Transform):
         if given.shape != plain.shape:
             raise DataError(
                 f"{name}: the weight image has shape {tuple(given.shape[1:])}, its label map {tuple(plain.shape[1:])} "
-                f"({source}). Both must lie on one grid."
+                f"({source}). Both must lie on one grid; resample the weight image to it."
             )
         if not bool(torch.isfinite(given).all()) or bool((given < 0).any()):
             raise DataError(
                 f"{name}: the weight image has values that are negative, NaN or infinite; expected numbers of at least "
-                "0, where 0 means unlabeled."
+                "0, where 0 means unlabeled. Correct them, or leave the weight image out."
+            )
+        if not bool(given.any()):
+            raise DataError(
+                f"{name}: the weight image is 0 everywhere; expected numbers of at least 0, where 0 means unlabeled. "
+                "Correct it, or leave it out where the values tell what is unlabeled."
             )
         return given
 
@@ -119,18 +131,19 @@ class SparseLabel(Transform):
             match = (plain == value) & annotated
             label[match] = number
             known |= match
-        if not bool(annotated.any()):
-            raise DataError(
-                f"{source}: no voxel is annotated; all are unlabeled ({self._unlabeled_text()}). "
-                "Annotate at least one slice, or take the case out of the data set."
+        unknown = plain[~known].unique().cpu().numpy()
+        if unknown.size:
+            whole = [float(value).is_integer() for value in unknown]
+            found = ", ".join(str(int(v) if is_whole else v) for v, is_whole in zip(unknown[:5], whole))
+            cure = (
+                "If it means unlabeled, pass it as ignore_index; if it is a class, declare it (labels in dataset.json)."
+                if all(whole)
+                else "Round labels that were rescaled or interpolated, and look whether the file is an image."
             )
-        unknown = plain[~known].unique()
-        if unknown.numel():
-            found = ", ".join(f"{v:.7g}" for v in unknown[:5].tolist())
             raise DataError(
-                f"{source}: label value {found} is neither a class ({_listed(self.classes)}) nor unlabeled "
-                f"({self._unlabeled_text()}); labels must be whole numbers. If it means unlabeled, pass it as "
-                "ignore_index; if it is a class, declare it (labels in dataset.json)."
+                f"{source}: label value {found}{', ...' if len(unknown) > 5 else ''} is neither a class "
+                f"({_listed(self.classes)}) nor unlabeled ({self._unlabeled_text()}); labels must be whole numbers. "
+                f"{cure}"
             )
         return label
 

@@ -64,17 +64,18 @@ class HoldOutSlices(Transform):
                 f"{name or 'a case'}: {what}, so that no annotated slices can be held out. Hold out "
                 "cases instead (val_fraction), or keep some slices of a dense label (sparse3dunet simulate)."
             )
-        listed = [(axis, index) for axis, indices in enumerate(slices) for index in indices]
-        if len(listed) < 2:
+        if sum(map(len, slices)) < 2:
             raise DataError(
                 f"{name or 'a case'}: only one slice is annotated, so that none can be held out. Annotate another one, "
                 "or take the case out of the list."
             )
-        first = zlib.crc32(f"{name}/{self.seed}".encode())
-        chosen: Slices = [[], [], []]
-        for number, (axis, index) in enumerate(listed):
-            if (first + number) % self.folds == self.fold:
-                chosen[axis].append(index)
+        turn = zlib.crc32(f"{name}/{self.seed}".encode())
+        chosen: Slices = []
+        for indices in slices:
+            chosen.append([index for number, index in enumerate(indices, turn) if number % self.folds == self.fold])
+            # Passed on by one where an axis ends with the fold it began with: the outermost slices of all directions in
+            # one fold would make it harder than the others.
+            turn += len(indices) + (len(indices) % self.folds == 0)
         return chosen
 
 
