@@ -48,7 +48,7 @@ def show(
     Args:
         report: of :func:`~sparse3dunet.checks.inspect`.
         cases: whether to list cases.
-        all_cases: whether to list each case, not only the first ones and the bad ones.
+        all_cases: whether to list each case and error, not only the first ones and the bad ones.
         class_weights: what a voxel of each class weighs, to be shown with the classes.
     """
     console = Console()
@@ -65,8 +65,11 @@ def show(
     )
     for text in report.warning_lines():
         console.print(f"[yellow]warning:[/] {escape(text)}", highlight=False, soft_wrap=True)
-    for text in report.all_errors:
+    errors = report.all_errors
+    for text in errors if all_cases else errors[:SHOWN_CASES]:
         console.print(f"[red]error:[/] {escape(text)}", highlight=False, soft_wrap=True)
+    if len(errors) > SHOWN_CASES and not all_cases:
+        console.print(f"... and {len(errors) - SHOWN_CASES} more errors: --all", highlight=False)
 
 
 def _case_table(report: DataReport, all_cases: bool) -> Table:

@@ -36,7 +36,7 @@ def check(
         str | None, typer.Option(help='"axial", "coronal", "sagittal", "all", or JSON as in a datalist.')
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
-    all_cases: Annotated[bool, typer.Option("--all", help="List each case.")] = False,
+    all_cases: Annotated[bool, typer.Option("--all", help="List each case and error.")] = False,
 ) -> None:
     """Look at every file of a data set: what is there, and what is wrong. Exit status 1 on errors."""
     from sparse3dunet import check_report, checks

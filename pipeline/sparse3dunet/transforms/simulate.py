@@ -63,7 +63,7 @@ def _counts_per_axis(slices: int | Sequence[int], axes: int = 3) -> list[int]:
     if len(counts) != axes or not all(_is_whole(n) and n >= 0 for n in counts) or not any(counts):
         raise DataError(
             f"slices must be a whole number above 0, or {axes} of them, one for each axis, of which some may be 0; "
-            f"got {slices!r}."
+            f"got {slices!r}. 3 keeps three along each axis, 7,5,21 as many along the first, second and third."
         )
     return [int(n) for n in counts]
 
@@ -149,7 +149,9 @@ class KeepFraction(_Keep):
 
     def __init__(self, fraction: float) -> None:
         if not 0 < fraction <= 1:
-            raise DataError(f"fraction must be above 0 and at most 1, got {fraction}.")
+            raise DataError(
+                f"fraction must be above 0 and at most 1, got {fraction}; 0.05, for example, keeps a twentieth."
+            )
         self.fraction = float(fraction)
 
     def choose(self, label: np.ndarray) -> np.ndarray:
