@@ -7,10 +7,15 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from monai.bundle import ConfigParser
 
 from tests.conftest import ROOT, TINY, make_volume, run_bundle, run_training, write_nifti
 
-TRAIN, CROSSVAL, INFERENCE = (ROOT / f"bundle/configs/{name}.yaml" for name in ("train", "crossval", "inference"))
+TRAIN, CROSSVAL, EVALUATE, INFERENCE = (
+    ROOT / f"bundle/configs/{name}.yaml" for name in ("train", "crossval", "evaluate", "inference")
+)
+SAGITTAL = np.array([[0, 0, 3.0, 5], [-1, 0, 0, 7], [0, 2, 0, -9], [0, 0, 0, 1]])
+"""Affine of a sagittal stack."""
 
 
 def make_nnunet(root: Path) -> Path:
@@ -18,9 +23,9 @@ def make_nnunet(root: Path) -> Path:
     for number in range(3):
         image, _, sparse = make_volume(number)
         for channel, array in enumerate((image, -image)):
-            write_nifti(root / f"imagesTr/kidney_{number}_{channel:04d}.nii.gz", array)
-            write_nifti(root / f"imagesTs/kidney_{number}_{channel:04d}.nii.gz", array)
-        write_nifti(root / f"labelsTr/kidney_{number}.nii.gz", sparse)
+            write_nifti(root / f"imagesTr/kidney_{number}_{channel:04d}.nii.gz", array, SAGITTAL)
+            write_nifti(root / f"imagesTs/kidney_{number}_{channel:04d}.nii.gz", array, SAGITTAL)
+        write_nifti(root / f"labelsTr/kidney_{number}.nii.gz", sparse, SAGITTAL)
     description = {
         "channel_names": {"0": "T1", "1": "T2"},
         "labels": {"background": 0, "shell": 1, "core": 2, "ignore": 3},
@@ -46,6 +51,9 @@ def test_nnunet_raw_folder(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert [p.name for p in sorted((tmp_path / "out").glob("*.nii.gz"))] == [f"kidney_{i}_seg.nii.gz" for i in range(3)]
+    segmentation = nib.load(tmp_path / "out/kidney_1_seg.nii.gz")
+    assert segmentation.shape == (24, 20, 18)
+    assert np.allclose(segmentation.affine, SAGITTAL)
     assert sorted(p.stem for p in (tmp_path / "out/pictures").iterdir()) == ["kidney_0", "kidney_1", "kidney_2"]
 
 
@@ -54,7 +62,7 @@ def test_plain_pairs_with_other_class_values(tmp_path):
 
     What is predicted lies on the image's own grid and has the labels' own values.
     """
-    affine = np.array([[0, 0, 3.0, 5], [-1, 0, 0, 7], [0, 2, 0, -9], [0, 0, 0, 1]])
+    affine = SAGITTAL
     for number in range(2):
         image, dense, sparse = make_volume(number)
         write_nifti(tmp_path / f"data/scan{number}.nii.gz", image, affine)
@@ -80,11 +88,55 @@ def test_plain_pairs_with_other_class_values(tmp_path):
     assert len(values) > 1
 
 
+def test_evaluating_reads_the_annotation_as_training_did(tmp_path):
+    """Without the option that training had, the scores are training's own; other class values are refused."""
+    for number in range(2):
+        image, dense, sparse = make_volume(number)
+        write_nifti(tmp_path / f"data/scan{number}.nii.gz", image)
+        write_nifti(tmp_path / f"data/scan{number}_seg.nii.gz", np.where(sparse < 3, dense, 0).astype(np.uint8))
+    result = run_training(tmp_path / "data", tmp_path, "--annotated_slices", "all", "--overlap", 0.5, "--max_epochs", 1)
+    assert result.returncode == 0, result.stderr
+    with (tmp_path / "eval/training.csv").open() as file:
+        (trained,) = csv.DictReader(file)
+    config = ("--config_file", f"['{TRAIN}','{EVALUATE}']", "--ckpt_dir", tmp_path / "models")
+    result = run_bundle(
+        "run", "evaluating", *config, "--dataset_dir", tmp_path / "data", "--output_dir", tmp_path / "out"
+    )
+    assert result.returncode == 0, result.stderr
+    with (tmp_path / "out/scores.csv").open() as file:
+        scores = [float(row["dice"]) for row in csv.DictReader(file) if row["class"] != "background" and row["dice"]]
+    assert np.mean(scores) == pytest.approx(float(trained["dice_annotated"]), abs=2e-3)
+    for number in range(2):
+        path = tmp_path / f"data/scan{number}_seg.nii.gz"
+        write_nifti(path, np.asarray(nib.load(path).dataobj) * 50)
+    result = run_bundle(
+        "run", "evaluating", *config, "--dataset_dir", tmp_path / "data", "--output_dir", tmp_path / "out"
+    )
+    assert result.returncode == 1
+    assert "label value 50" in result.stderr
+
+
+def test_references_are_resampled_onto_the_images_grid(dataset):
+    """However a header's last digits round."""
+    for path in (dataset / "labelsDense").iterdir():
+        image = nib.load(path)
+        affine = image.affine.copy()
+        affine[:3, :3] *= 1 - 1e-7
+        write_nifti(path, np.asarray(image.dataobj), affine)
+    parser = ConfigParser()
+    parser.read_config(str(TRAIN))
+    parser.update({"dataset_dir": str(dataset), "spacing": [1.6, 1.6, 16.0 / 3], "val_fraction": 0})
+    parser["steps"] = {"_target_": "Compose", "transforms": "@load"}
+    data = parser.get_parsed_content("steps")(parser.get_parsed_content("split")[1][0])
+    assert {tuple(data[key].shape) for key in ("image", "label", "weight", "reference")} == {(1, 30, 25, 7)}
+
+
 def test_cross_validation_over_slices(dataset, tmp_path):
     """One command: a table of the folds, whose figures are those of their scores, on slices never trained on."""
     places = ("--dataset_dir", dataset, "--output_dir", tmp_path / "eval", "--ckpt_dir", tmp_path / "models")
     config = ("--config_file", f"['{TRAIN}','{CROSSVAL}']")
-    result = run_bundle("run", "cross_validating", *config, *places, *TINY, "--max_epochs", 1, "--folds", 2)
+    options = ("--max_epochs", 1, "--folds", 2, "--spacing", "[1,1,1]")  # a slice becomes two: still one
+    result = run_bundle("run", "cross_validating", *config, *places, *TINY, *options)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "IoU on held-out slices" in result.stdout
     with (tmp_path / "eval/crossval.csv").open() as file:

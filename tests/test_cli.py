@@ -115,6 +115,15 @@ def test_simulate(dataset, tmp_path):
     assert set(np.unique(np.asarray(nib.load(tmp_path / "one/case_0.nii.gz").dataobj))) == {0, 1, 2, 255}
 
 
+def test_simulate_leaves_the_values_of_declared_classes(dataset):
+    """A class that no dense label shows is not taken for unlabeled."""
+    for path in (dataset / "labelsDense").iterdir():
+        image = nib.load(path)
+        nib.save(nib.Nifti1Image(np.minimum(np.asarray(image.dataobj), 1), image.affine), path)
+    result = run("simulate", dataset / "labelsDense", "-o", dataset / "a", "--slices", 1)
+    assert "the others are 3 (unlabeled)" in result.stdout
+
+
 def test_a_seed_draws_a_file_alike_whatever_lies_beside_it(tmp_path):
     make_dataset(tmp_path / "many", 3)
     dense = tmp_path / "many/labelsDense"

@@ -80,6 +80,29 @@ def test_pairs(tmp_path, image, label):
     assert inspect(found).all_errors == []
 
 
+def test_pairs_numbered_in_sequence(tmp_path):
+    """Scans that are numbered as nnU-Net numbers channels, each with a label of its own, are scans."""
+    for number in range(3):
+        scan, _, sparse = make_volume(number)
+        write_nifti(tmp_path / f"images/img_{number:04d}.nii.gz", scan)
+        write_nifti(tmp_path / f"labels/img_{number:04d}.nii.gz", sparse)
+    found = complete(read_data_set(tmp_path, ignore_index=3))
+    assert [Path(c["image"]).name for c in found.cases] == [f"img_{i:04d}.nii.gz" for i in range(3)]
+    assert found.num_channels == 1
+
+
+def test_pairs_with_two_labels_or_negative_values(tmp_path):
+    scan, _, sparse = make_volume(0)
+    write_nifti(tmp_path / "a.nii.gz", scan)
+    write_nifti(tmp_path / "a_seg.nii.gz", np.where(sparse == 3, -1, sparse.astype(np.int16)))
+    with pytest.raises(DataError, match=r"value -1.*ignore_index -1"):
+        complete(read_data_set(tmp_path))
+    assert complete(read_data_set(tmp_path, ignore_index=-1)).class_values == [0, 1, 2]
+    write_nifti(tmp_path / "a_mask.nii.gz", sparse)
+    with pytest.raises(DataError, match="a second label of a, beside a_mask"):
+        read_data_set(tmp_path)
+
+
 def test_pairs_with_channels(tmp_path):
     """In files of their own, or in one."""
     for number in range(2):
@@ -136,6 +159,18 @@ def test_slices_of_a_case_go_before_those_of_all(dataset):
     assert [c["annotated_slices"] for c in read_data_set(dataset).cases] == ["all", {"axial": [4]}, "all"]
     found = read_data_set(dataset, annotated_slices="coronal")
     assert [c["annotated_slices"] for c in found.cases] == ["coronal", {"axial": [4]}, "coronal"]
+
+
+def test_another_label_folder_leaves_declared_slices_and_weights_aside(dataset):
+    description = json.loads((dataset / "dataset.json").read_text())
+    description["training"][1].update(annotated_slices={"axial": [4]}, weight="labelsDense/case_1.nii.gz")
+    (dataset / "dataset.json").write_text(json.dumps({**description, "annotated_slices": "all"}))
+    for case in read_data_set(dataset, label_dir="labelsDense").cases:
+        assert set(case) == {"image", "label", "reference"}
+
+
+def test_the_label_ignore_is_unlabeled_beside_other_values(tmp_path):
+    assert set(read_data_set(make_nnunet(tmp_path), ignore_index=255).ignore_index) == {3, 255}
 
 
 def test_weight_folder(dataset):

@@ -72,10 +72,18 @@ def test_one_direction_named_where_there_are_others():
         nonempty_slices("axial", mask, RAS, "a.nii")
 
 
+def test_slices_that_cross_adjacent_ones_are_not_taken_for_a_named_plane():
+    """What shows bands of two voxels is not axial annotation; with a stray voxel nothing can be told."""
+    mask = slices_mask((60, 60, 60), [[], [30, 31], [20, 30, 40]]) & ball((60, 60, 60))
+    mask[30, 3, 30] = mask[2, 30, 12] = True
+    with pytest.raises(DataError, match="axial"):
+        nonempty_slices("axial", mask, RAS, "a.nii")
+
+
 def test_small_structures_are_taken_at_the_users_word():
     mask = np.zeros((20, 20, 20), bool)
     mask[3:17, 10, [4, 9, 14]] = True
-    with pytest.raises(DataError, match=r"only lines.*vouch for it.*\"axial\": \"nonempty\""):
+    with pytest.raises(DataError, match=r"cannot be told.*vouch for it.*\"axial\": \"nonempty\""):
         nonempty_slices("axial", mask, RAS, "a.nii")
     assert nonempty_slices({"axial": "nonempty"}, mask, RAS, "a.nii") == [[], [], [4, 9, 14]]
 

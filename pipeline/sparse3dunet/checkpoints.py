@@ -137,13 +137,15 @@ def describe_model(
     patch_size: Sequence[int],
     spacing: Sequence[float] | None = None,
     split: Sequence[Sequence[Case]] = ((), ()),
+    options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What inference must know of a trained model, as plain values.
 
     Returns:
         ``network``: the arguments of :class:`~sparse3dunet.networks.UNet3D`, None for another network;
         ``class_names`` and ``class_values`` (on disk): by class number; ``patch_size``: in voxels; ``spacing``: in mm
-        by axis, None where volumes are not resampled; ``training`` and ``validation``: the cases' names.
+        by axis, None where volumes are not resampled; `options` as they are (how the annotation was marked: evaluating
+        takes them over); ``training`` and ``validation``: the cases' names.
     """
     description = {
         "network": network.config if isinstance(network, UNet3D) else None,
@@ -151,6 +153,7 @@ def describe_model(
         "class_values": list(data_set.class_values),
         "patch_size": [int(n) for n in patch_size],
         "spacing": spacing,
+        **(options or {}),
         "training": [case_name(case[IMAGE]) for case in split[0]],
         "validation": [case_name(case[IMAGE]) for case in split[1]],
     }
@@ -191,18 +194,31 @@ def read_description(
             f"{path}: describes no UNet3D. The bundle scores and predicts with UNet3D alone; load yours yourself."
         )
     values = list(range(len(description["class_names"])))
-    return {"training": [], "validation": [], "spacing": None, "class_values": values, **description}
+    absent: dict[str, Any] = {
+        "training": [],
+        "validation": [],
+        "spacing": None,
+        "ignore_index": None,
+        "annotated_slices": None,
+    }
+    return {**absent, "class_values": values, **description}
 
 
-def check_model_fits(description: Mapping[str, Any], class_names: Sequence[str], num_channels: int) -> None:
-    """Raise DataError unless a model has as many classes as a data set, and takes images of as many channels."""
-    network = description["network"]
+def check_model_fits(description: Mapping[str, Any], data_set: DataSet) -> None:
+    """Raise DataError unless a model has the classes of a data set, and takes images of as many channels."""
+    network, names = description["network"], data_set.class_names
     found = (network["out_channels"], network["in_channels"])
-    if found != (len(class_names), num_channels):
+    if found != (len(names), data_set.num_channels):
         raise DataError(
             f"the model has {found[0]} classes and takes {found[1]} channel(s), but the data set has "
-            f"{len(class_names)} ({', '.join(class_names)}) and {num_channels}. Choose another --ckpt_dir or "
+            f"{len(names)} ({', '.join(names)}) and {data_set.num_channels}. Choose another --ckpt_dir or "
             "--dataset_dir."
+        )
+    if list(description["class_values"]) != list(data_set.class_values):
+        raise DataError(
+            f"the model was trained with the class values {description['class_values']} "
+            f"({', '.join(description['class_names'])}), but the data set has {data_set.class_values} "
+            f"({', '.join(names)}). Choose another --ckpt_dir or --dataset_dir, or give the classes the same values."
         )
 
 

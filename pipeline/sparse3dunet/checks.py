@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -118,14 +119,21 @@ class DataReport:
         ]
 
 
-def complete(data_set: DataSet) -> DataSet:
+def complete(data_set: DataSet, known: Mapping[str, Any] | None = None) -> DataSet:
     """The data set with what it does not declare (classes, channels) taken from its files.
 
     The classes are then all values of the label maps that do not mean "unlabeled".
 
+    Args:
+        data_set: as read.
+        known: ``class_names`` and ``class_values`` to take for undeclared classes instead, as of a trained model.
+
     Raises:
         DataError: when the label maps do not show two classes, or far too many.
     """
+    if known is not None and not data_set.class_values:
+        names, numbers = list(known["class_names"]), list(known["class_values"])
+        data_set = replace(data_set, class_names=names, class_values=numbers)
     if not data_set.class_values:
         found = _in_parallel(_label_values, data_set.cases)
         values: set[float] = set().union(*found)
@@ -141,6 +149,12 @@ def complete(data_set: DataSet) -> DataSet:
                 f"{shown}, most of them in {data_set.cases[most][LABEL]}, unlabeled being "
                 f"{list(data_set.ignore_index)}; expected 2 to {MOST_VALUES} classes, whole numbers. Look whether the "
                 "labels were exported, and are no images, or declare the classes in a dataset.json."
+            )
+        if classes[0] < 0:
+            raise DataError(
+                f"{data_set.source}: the label maps show the value {classes[0]:g}, and no classes are declared; "
+                f"expected classes from 0 on. If it means unlabeled, pass it as ignore_index {classes[0]:g}; if it is "
+                "a class, declare the classes in a dataset.json."
             )
         names = ["background" if number == 0 else f"class {value:g}" for number, value in enumerate(classes)]
         data_set = replace(data_set, class_names=names, class_values=[int(v) for v in classes])
@@ -323,7 +337,7 @@ def _inspect_classes(report: DataReport) -> None:
         else:
             text = f"nobody annotated {name} (value {value}); it cannot be learned."
             report.warnings.append((f"class {number}", text))
-    if len(counts) > 2 and counts[-1] > max(total / 2, counts[0]) and not data_set.ignore_index:
+    if len(counts) > 2 and counts[-1] > max(total / 2, counts[0]) and all(case.is_dense for case in report.cases):
         report.warnings.append(
             (
                 "majority",

@@ -6,34 +6,35 @@ import csv
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from sparse3dunet.datalist import Case
 from sparse3dunet.errors import DataError
 from sparse3dunet.keys import WEIGHT
 from sparse3dunet.metrics import ClassScore, mean_score
-from sparse3dunet.slices import find_slices
+from sparse3dunet.slices import find_slices, runs
 
 FOLD_RUN = "one_fold"
 """The id in crossval.yaml that trains and scores one fold."""
 HELD_OUT_FILE = "held_out.json"
 
 
-def check_folds(dataset: Sequence[dict[str, Any]], folds: int) -> None:
+def check_folds(cases: Sequence[Case], preprocessing: Callable, folds: int) -> None:
     """Raise DataError unless every case's annotated slices can be held out, before the first fold trains.
 
     Args:
-        dataset: of the validation, of any fold.
+        cases: of the validation.
+        preprocessing: of the validation, which holds slices out, whichever the fold.
         folds: at least 2.
     """
-    held_out = sum(1 for item in dataset if bool((item[WEIGHT] > 0).any()))
-    print(
-        f"{folds} folds over the annotated slices of {len(dataset)} volume(s); the first holds out some in {held_out}."
-    )
+    for case in cases:  # one at a time, and nothing kept: the folds need the memory
+        preprocessing(case)
+    print(f"{folds} folds over the annotated slices of {len(cases)} volume(s)")
 
 
 def run_folds(folds: int, output_dir: str | Path, ckpt_dir: str | Path) -> list[Path]:
@@ -54,6 +55,8 @@ def run_folds(folds: int, output_dir: str | Path, ckpt_dir: str | Path) -> list[
         raise DataError(
             "cross-validation runs from the command line alone: python -m monai.bundle run --config_file ..."
         )
+    if any(argument.startswith("--run_id") for argument in arguments):
+        raise DataError("write the id without --run_id: python -m monai.bundle run cross_validating --config_file ...")
     options = arguments[2:] if len(arguments) > 1 and not arguments[1].startswith("-") else arguments[1:]
     outputs = []
     for fold in range(folds):
@@ -71,14 +74,17 @@ def _warning_options() -> list[str]:
     return [f"-W{option}" for option in sys.warnoptions]
 
 
-def write_held_out(dataset: Sequence[dict[str, Any]], output_dir: str | Path) -> None:
+def write_held_out(dataset: Sequence[dict[str, Any]], output_dir: str | Path, adjacent_together: bool = False) -> None:
     """Write ``held_out.json``: how many slices a fold's validation holds, and in how many volumes.
 
     Args:
         dataset: of the validation: ``weight`` (1, X, Y, Z) is above 0 on the held-out slices alone.
         output_dir: the fold's.
+        adjacent_together: whether adjacent slices count as one, see :class:`~sparse3dunet.transforms.HoldOutSlices`.
     """
-    counts = [sum(map(len, find_slices((item[WEIGHT][0] > 0).numpy()) or [])) for item in dataset]
+    found = [find_slices((item[WEIGHT][0] > 0).numpy()) or [] for item in dataset]
+    units = runs if adjacent_together else list
+    counts = [sum(len(units(indices)) for indices in slices) for slices in found]
     content = {"slices": sum(counts), "volumes": sum(1 for count in counts if count)}
     Path(output_dir).mkdir(parents=True, exist_ok=True)
     (Path(output_dir) / HELD_OUT_FILE).write_text(json.dumps(content) + "\n", encoding="utf-8")

@@ -60,7 +60,8 @@ def read_data_set(
 
     Args:
         source: the folder, or the JSON file.
-        label_dir: folder within it to take the labels from, by their file names, instead of where they are listed.
+        label_dir: folder within it to take the labels from, by their file names, instead of where they are listed;
+            slices and weights that are declared belong to the listed labels, and are then left aside.
         weight_dir: folder within it that holds a weight image (>= 0) for each label, by the labels' file names.
         reference_dir: folder within it that holds dense labels, for scoring alone, by the labels' file names.
         ignore_index: values of unlabeled voxels; by default what the source declares ("ignore_index", or a label
@@ -89,14 +90,16 @@ def read_data_set(
     cases = [_case(listing, entry, number, folders) for number, entry in enumerate(listing.entries)]
     _check_names(listing, cases)
     _check_files(listing, cases)
-    slices = listing.annotated_slices if annotated_slices is None else annotated_slices
+    declared = None if label_dir is not None else listing.annotated_slices
+    slices = declared if annotated_slices is None else annotated_slices
     if slices is not None:
         check_specification(slices, str(listing.source) + ("" if annotated_slices is None else " (as an option says)"))
         cases = [{ANNOTATED_SLICES: slices, **case} for case in cases]
-    class_names, class_values, ignore = _classes(listing)
-    if ignore_index is not None:
-        ignore = _whole_numbers(ignore_index, "ignore_index")
-    elif not ignore and class_values:
+    declared_ignore = _whole_numbers(listing.ignore_index, f"{listing.source}: ignore_index")
+    ignore = declared_ignore if ignore_index is None else _whole_numbers(ignore_index, "ignore_index")
+    class_names, class_values, named_ignore = _classes(listing)
+    ignore = tuple(dict.fromkeys((*ignore, *named_ignore)))
+    if not ignore and class_values:
         ignore = (max(class_values) + 1,)
     _check_classes(listing, class_names, class_values, ignore)
     validation = tuple(case_name(case[IMAGE]) for case in cases[len(cases) - listing.num_validation :])
@@ -121,13 +124,14 @@ def _case(listing: Listing, entry: Any, number: int, folders: Mapping[str, str |
         if folder is not None:
             files = [listing.root / str(folder) / Path(entry[LABEL]).name]
         else:
-            files = [_inside(listing, name, f"{key} of {where}") for name in _paths(entry.get(key))]
+            listed = [] if key == WEIGHT and folders[LABEL] is not None else _paths(entry.get(key))
+            files = [_inside(listing, name, f"{key} of {where}") for name in listed]
         for file in files:
             _check_file(file, f"{key} of {where}")
         absolute = [str(file.absolute()) for file in files]  # where links point to, files may have other names
         if absolute:
             case[key] = absolute[0] if len(absolute) == 1 else absolute
-    if entry.get(ANNOTATED_SLICES) is not None:
+    if entry.get(ANNOTATED_SLICES) is not None and folders[LABEL] is None:
         check_specification(entry[ANNOTATED_SLICES], where)
         case[ANNOTATED_SLICES] = entry[ANNOTATED_SLICES]
     return case
@@ -205,10 +209,9 @@ def _check_files(listing: Listing, cases: Sequence[Case]) -> None:
 
 
 def _classes(listing: Listing) -> tuple[list[str], list[int], tuple[int, ...]]:
-    """Names and values by class number, and the values of unlabeled voxels, as declared."""
-    ignore = _whole_numbers(listing.ignore_index, f"{listing.source}: ignore_index")
+    """Names and values by class number, and the values of labels named "ignore", as declared."""
     if listing.labels is None:
-        return [], [], ignore
+        return [], [], ()
     values: dict[int, str] = {}
     try:
         for key, value in listing.labels.items():
@@ -229,7 +232,7 @@ def _classes(listing: Listing) -> tuple[list[str], list[int], tuple[int, ...]]:
         )
     # The background is class 0 even where its value is not the smallest, as in the paper's data.
     order = sorted(classes, key=lambda number: (classes[number].lower() != "background", number))
-    return [classes[number] for number in order], order, ignore or unlabeled
+    return [classes[number] for number in order], order, unlabeled
 
 
 def _check_classes(listing: Listing, names: Sequence[str], values: Sequence[int], ignore: Sequence[int]) -> None:
@@ -311,7 +314,7 @@ def list_images(source: str | Path, num_channels: int = 1) -> list[Case]:
 
 def _listed_images(path: Path) -> list[list[Path]]:
     content = read_json(path)
-    entries = content.get("testing") if isinstance(content, dict) else content
+    entries = content.get("testing", content.get("test")) if isinstance(content, dict) else content
     if not isinstance(entries, list):
         raise DataError(f'{path}: expected a list of images, by itself or under "testing".')
     images = []

@@ -124,7 +124,7 @@ def _nnunet(file: Path, content: dict[str, Any]) -> Listing:
                 f'{file}: "dataset" must be like {{"a": {{"images": ["imagesTr/a_0000.nii.gz"], "label": '
                 f'"labelsTr/a.nii.gz"}}}}; found {listed!r}. Correct it.'
             )
-        entries = [{"image": entry.get("images"), "label": entry.get("label")} for entry in listed.values()]
+        entries = [{**entry, "image": entry.get("images")} for entry in listed.values()]
     else:
         names, images = (
             {file_stem(p) for p in _volumes(root / folder) if p.name == file_stem(p) + ending}
@@ -185,8 +185,10 @@ def _pairs(root: Path, label_dir: str | None) -> Listing:
             "labels in labels/ (or labelsTr/), and no images with labels beside them (a.nii.gz and a_seg.nii.gz). "
             "data/README.md of this project shows each layout."
         )
-    by_name = {_without_label_ending(file): file for file in labels}
-    groups = group_channels(images)
+    by_name = _labels_by_name(labels)
+    # Where each file has a label of its own, a number at the end is the scan's, not a channel's.
+    own = all(file_stem(file) in by_name for file in images)
+    groups = {file_stem(file): [file] for file in images} if own else group_channels(images)
     lonely = [name for name in groups if name not in by_name]
     if lonely:
         raise DataError(
@@ -218,6 +220,20 @@ def group_channels(files: Sequence[Path]) -> dict[str, list[Path]]:
         numbered = len(number) == 4 and number.isdigit() and first in names
         groups.setdefault(base if numbered else stem, []).append(file)
     return groups
+
+
+def _labels_by_name(labels: Sequence[Path]) -> dict[str, Path]:
+    """Labels by the name of their image."""
+    by_name: dict[str, Path] = {}
+    for file in labels:
+        name = _without_label_ending(file)
+        if name in by_name:
+            raise DataError(
+                f"{file}: a second label of {name}, beside {by_name[name].name}; expected one. Move one elsewhere, or "
+                "name the labels in a dataset.json."
+            )
+        by_name[name] = file
+    return by_name
 
 
 def _without_label_ending(file: Path) -> str:

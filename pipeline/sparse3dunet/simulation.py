@@ -13,7 +13,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Randomizable
 
-from sparse3dunet.datalist import case_name
+from sparse3dunet.datalist import case_name, read_data_set
 from sparse3dunet.errors import DataError
 from sparse3dunet.layouts import SUFFIXES
 from sparse3dunet.volumes import Volume, read_volume, values_found
@@ -41,7 +41,8 @@ def simulate(
         output_dir: the copies go here under the same names; a former copy is replaced.
         keep: :class:`~sparse3dunet.transforms.KeepSlices` or its like; called with a label map (1, X, Y, Z).
         seed: a file's draw depends on the seed and on the file's name alone.
-        ignore_index: of unlabeled voxels; by default one past the largest value in any of the files.
+        ignore_index: of unlabeled voxels; by default what the ``dataset.json`` of a folder `source` in it declares or
+            implies, else one past the largest value in any of the files.
 
     Raises:
         DataError: when there is no label map or one is unreadable or without foreground, when `ignore_index` is a value
@@ -54,7 +55,7 @@ def simulate(
             f"{folder.absolute()} is where the dense label maps are; pass another folder for the sparse ones."
         )
     used = {value for file in files for value in values_found(_read_label(file).data)}
-    unlabeled = int(max(used)) + 1 if ignore_index is None else ignore_index
+    unlabeled = _unlabeled_value(files[0].parent.parent, used) if ignore_index is None else ignore_index
     if unlabeled in used:
         raise DataError(
             f"ignore_index {unlabeled} is a value of the label maps in {source}, which have {sorted(used)}; expected "
@@ -75,6 +76,15 @@ def simulate(
         ) from error
     shares = [_write_sparse(_read_label(file), folder / file.name, keep, seed, unlabeled) for file in files]
     return Simulated([folder / file.name for file in files], shares, unlabeled)
+
+
+def _unlabeled_value(root: Path, used: set[float]) -> int:
+    """The value that training takes for unlabeled; a class that no file shows must not be mistaken for it."""
+    try:
+        declared = read_data_set(root).ignore_index if (root / "dataset.json").is_file() else ()
+    except DataError:  # another matter than the label maps
+        declared = ()
+    return declared[0] if declared else int(max(used)) + 1
 
 
 def _label_files(path: Path) -> list[Path]:

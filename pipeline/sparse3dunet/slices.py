@@ -97,12 +97,19 @@ def _has_square(mask: np.ndarray, axis: int, width: int) -> np.ndarray:
     return np.asarray(mask.any(axis=_others(axis)))
 
 
+def runs(indices: Sequence[int]) -> list[list[int]]:
+    """Sorted numbers in runs of consecutive ones.
+
+    Example:
+        >>> runs([3, 4, 7])
+        [[3, 4], [7]]
+    """
+    pieces = np.split(np.asarray(indices, int), np.flatnonzero(np.diff(indices) > 1) + 1)
+    return [piece.tolist() for piece in pieces if len(piece)]
+
+
 def _longest_run(indices: Sequence[int]) -> int:
-    """Length of the longest run of consecutive numbers."""
-    if not len(indices):
-        return 0
-    breaks = np.flatnonzero(np.diff(indices) > 1)
-    return int(np.diff([-1, *breaks, len(indices) - 1]).max())
+    return max(map(len, runs(indices)), default=0)
 
 
 def check_specification(specification: Any, source: str) -> None:
@@ -185,11 +192,12 @@ def nonempty_slices(specification: Any, foreground: np.ndarray, affine: Any, sou
             f"directions too: {', '.join(f'{names[a]} {(found or [[]] * 3)[a]}' for a in others)}. The {names[axis]} "
             'slices that merely cross these are not annotated: say "all" instead, or list the slices in the datalist.'
         )
-    if found is None and 2 * _has_square(foreground, axis, 2)[across].sum() < len(across):
+    if found is None:
         raise DataError(
-            f"{source}: most of the {len(across)} {names[axis]} slices that are not empty show only lines or single "
-            f"voxels, like scribbles or like slices that merely cross annotated ones. {cure} If they are whole slices "
-            f'with small structures, vouch for it: "annotated_slices": {{"{names[axis]}": "nonempty"}}.'
+            f"{source}: it cannot be told whether the {len(across)} {names[axis]} slices that are not empty are "
+            "annotated: some show only lines or a few voxels, like scribbles or like slices that merely cross "
+            f"annotated ones, or they make a solid block. {cure} If they are whole slices, vouch for it: "
+            f'"annotated_slices": {{"{names[axis]}": "nonempty"}}.'
         )
     return [across if a == axis else [] for a in range(3)]
 

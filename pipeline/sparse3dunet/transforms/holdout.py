@@ -14,7 +14,7 @@ from monai.utils import convert_to_tensor
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.keys import WEIGHT
-from sparse3dunet.slices import Slices, find_slices, slices_mask
+from sparse3dunet.slices import Slices, find_slices, runs, slices_mask
 
 TRAINING, VALIDATION = PARTS = ("training", "validation")
 
@@ -32,6 +32,8 @@ class HoldOutSlices(Transform):
         folds: number of folds.
         part: "training": the weight without the held-out slices; "validation": the weight on them alone.
         seed: of the dealing.
+        adjacent_together: whether adjacent slices go to one fold. They must where volumes were resampled to smaller
+            voxels before, since one annotated slice has then become several.
 
     Shapes: weight (1, X, Y, Z) -> weight (1, X, Y, Z); the two parts have no voxel in common and add up to the whole.
 
@@ -39,12 +41,15 @@ class HoldOutSlices(Transform):
         DataError: when the annotation is not made of slices, or of one slice alone.
     """
 
-    def __init__(self, fold: int, folds: int = 3, part: str = TRAINING, seed: int = 0) -> None:
+    def __init__(
+        self, fold: int, folds: int = 3, part: str = TRAINING, seed: int = 0, adjacent_together: bool = False
+    ) -> None:
         if part not in PARTS:
             raise ValueError(f"part must be one of {PARTS}, got {part!r}.")
         if not isinstance(folds, int) or folds < 2 or not isinstance(fold, int) or not 0 <= fold < folds:
             raise DataError(f"fold must be 0 ... folds-1 and folds at least 2, got fold {fold!r} of {folds!r}.")
         self.fold, self.folds, self.part, self.seed = fold, folds, part, seed
+        self.adjacent_together = adjacent_together
 
     def __call__(self, weight: Any, name: str = "") -> torch.Tensor:
         tensor = convert_to_tensor(weight, track_meta=True)
@@ -64,18 +69,21 @@ class HoldOutSlices(Transform):
                 f"{name or 'a case'}: {what}, so that no annotated slices can be held out. Hold out "
                 "cases instead (val_fraction), or keep some slices of a dense label (sparse3dunet simulate)."
             )
-        if sum(map(len, slices)) < 2:
+        dealt = [runs(indices) if self.adjacent_together else [[index] for index in indices] for indices in slices]
+        if sum(map(len, dealt)) < 2:
             raise DataError(
-                f"{name or 'a case'}: only one slice is annotated, so that none can be held out. Annotate another one, "
-                "or take the case out of the list."
+                f"{name or 'a case'}: only one slice (or run of adjacent ones) is annotated, so that none can be held "
+                "out. Annotate another one, or take the case out of the list."
             )
         turn = zlib.crc32(f"{name}/{self.seed}".encode())
         chosen: Slices = []
-        for indices in slices:
-            chosen.append([index for number, index in enumerate(indices, turn) if number % self.folds == self.fold])
+        for units in dealt:
+            chosen.append(
+                [i for number, unit in enumerate(units, turn) if number % self.folds == self.fold for i in unit]
+            )
             # Passed on by one where an axis ends with the fold it began with: the outermost slices of all directions in
             # one fold would make it harder than the others.
-            turn += len(indices) + (len(indices) % self.folds == 0)
+            turn += len(units) + (bool(units) and len(units) % self.folds == 0)
         return chosen
 
 
@@ -88,6 +96,7 @@ class HoldOutSlicesd(MapTransform):
         folds: see :class:`HoldOutSlices`.
         part: see :class:`HoldOutSlices`.
         seed: see :class:`HoldOutSlices`.
+        adjacent_together: see :class:`HoldOutSlices`.
         allow_missing_keys: whether to pass on a dictionary without the weight as it is.
     """
 
@@ -99,10 +108,11 @@ class HoldOutSlicesd(MapTransform):
         folds: int = 3,
         part: str = TRAINING,
         seed: int = 0,
+        adjacent_together: bool = False,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.hold_out = HoldOutSlices(fold, folds, part, seed)
+        self.hold_out = HoldOutSlices(fold, folds, part, seed, adjacent_together)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
