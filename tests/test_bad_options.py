@@ -44,7 +44,7 @@ CHECK = {  # options, and words for the file or option, what was found and expec
     ),
     "axial, of scribbles": (
         ("--annotated-slices", "axial", "--label-dir", "scribbles"),
-        *("scribbles/case_0.nii.gz", "show only lines or single", "List them in the datalist", "vouch for it"),
+        *("scribbles/case_0.nii.gz", "show only lines or a few voxels", "List them in the datalist", "vouch for it"),
     ),
     "axial, of orthogonal slices": (
         ("--annotated-slices", "axial", "--label-dir", "empty"),
