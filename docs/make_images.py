@@ -10,8 +10,8 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from sparse3dunet.mni152 import load_template
-from sparse3dunet.pictures import CLASS_COLORS, PLANES, UNLABELED
-from sparse3dunet.slices import slices_mask
+from sparse3dunet.pictures import CLASS_COLORS, UNLABELED
+from sparse3dunet.slices import PLANES, slices_mask
 from sparse3dunet.transforms.simulate import choose_slices, scribble
 
 FOLDER = Path(__file__).parent / "images"

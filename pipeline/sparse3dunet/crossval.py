@@ -10,13 +10,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from sparse3dunet.datalist import Case
 from sparse3dunet.errors import DataError
 from sparse3dunet.keys import WEIGHT
-from sparse3dunet.metrics import ClassScore, mean_score
+from sparse3dunet.metrics import ClassScore, class_scores, mean_score
 from sparse3dunet.slices import find_slices, runs
 
 FOLD_RUN = "one_fold"
@@ -133,11 +134,8 @@ def show_table(outputs: Sequence[Path], class_names: Sequence[str], output_dir: 
 def _fold_scores(output: Path, class_names: Sequence[str]) -> list[ClassScore]:
     with (output / "scores.csv").open(encoding="utf-8") as stream:
         rows = [row for row in csv.DictReader(stream) if row["region"] == "annotated"]
-    scores = []
-    for name in class_names:
-        values = [float(row["iou"]) for row in rows if row["class"] == name and row["iou"]]
-        scores.append(ClassScore(sum(values) / len(values) if values else None, len(values)))
-    return scores
+    by_class = [[float(row["iou"] or "nan") for row in rows if row["class"] == name] for name in class_names]
+    return class_scores(torch.tensor(by_class, dtype=torch.float64).T)
 
 
 def _over_folds(scores: Sequence[ClassScore]) -> ClassScore:

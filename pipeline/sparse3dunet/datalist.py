@@ -15,7 +15,7 @@ from typing import Any
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL, REFERENCE, WEIGHT
-from sparse3dunet.layouts import SUFFIXES, Listing, file_stem, group_channels, read_json, read_listing
+from sparse3dunet.layouts import SUFFIXES, Listing, file_stem, group_channels, list_volumes, read_json, read_listing
 from sparse3dunet.slices import check_specification
 
 Case = dict[str, Any]
@@ -293,7 +293,7 @@ def list_images(source: str | Path, num_channels: int = 1) -> list[Case]:
     elif os.path.isfile(path):
         images = [[path]]
     elif os.path.isdir(path):
-        files = sorted(p for p in path.iterdir() if p.name.endswith(SUFFIXES) and not p.name.startswith("."))
+        files = list_volumes(path)
         images = list(group_channels(files).values()) if num_channels > 1 else [[file] for file in files]
     else:
         raise DataError(f"dataset_dir {path.absolute()} does not exist. Pass a folder of images: --dataset_dir FOLDER.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -117,43 +118,7 @@ def _nnunet(file: Path, content: dict[str, Any]) -> Listing:
             f'{file}: "file_ending" is {ending!r}; supported are {" and ".join(SUFFIXES)}. Convert the files to NIfTI.'
         )
     num_channels = _declared_channels(file, "channel_names", content["channel_names"] or None)
-    listed = content.get("dataset")
-    if listed:
-        if not isinstance(listed, dict) or not all(isinstance(entry, dict) for entry in listed.values()):
-            raise DataError(
-                f'{file}: "dataset" must be like {{"a": {{"images": ["imagesTr/a_0000.nii.gz"], "label": '
-                f'"labelsTr/a.nii.gz"}}}}; found {listed!r}. Correct it.'
-            )
-        entries = [{**entry, "image": entry.get("images")} for entry in listed.values()]
-    else:
-        names, images = (
-            {file_stem(p) for p in _volumes(root / folder) if p.name == file_stem(p) + ending}
-            for folder in ("labelsTr", "imagesTr")
-        )
-        lonely = sorted({re.sub(r"_\d{4}$", "", image) for image in images} - names)
-        if lonely:
-            raise DataError(
-                f"{root / 'labelsTr' / (lonely[0] + ending)} does not exist, the label of the image "
-                f"{lonely[0]}_0000{ending} ({len(lonely)} of the images have none). Put it there, or move the "
-                "image to imagesTs/."
-            )
-        entries = [
-            {
-                "image": [f"imagesTr/{name}_{channel:04d}{ending}" for channel in range(num_channels)],
-                "label": f"labelsTr/{name}{ending}",
-            }
-            for name in sorted(names)
-        ]
-        if not entries:
-            raise DataError(
-                f"{root / 'labelsTr'} holds no label (*{ending}); expected nnU-Net's layout, as {file} says. Put the "
-                'labels there, or correct "file_ending".'
-            )
-        if content.get("numTraining") not in (None, len(entries)):
-            raise DataError(
-                f'{file}: "numTraining" is {content["numTraining"]}, but labelsTr/ holds {len(entries)} labels. '
-                "Copy the missing files, or correct the number."
-            )
+    entries = _nnunet_entries(file, content, ending, num_channels)
     if content.get("labels") is None:
         raise DataError(
             f'{file}: "labels" is missing; expected {{"background": 0, "tubule": 1, "ignore": 2}}, for example. Add it.'
@@ -169,14 +134,56 @@ def _nnunet(file: Path, content: dict[str, Any]) -> Listing:
     )
 
 
+def _nnunet_entries(file: Path, content: dict[str, Any], ending: str, num_channels: int) -> list[Any]:
+    """The cases that nnU-Net's ``dataset`` lists, or else those of the files in ``labelsTr/``."""
+    root = file.parent
+    listed = content.get("dataset")
+    if listed:
+        if not isinstance(listed, dict) or not all(isinstance(entry, dict) for entry in listed.values()):
+            raise DataError(
+                f'{file}: "dataset" must be like {{"a": {{"images": ["imagesTr/a_0000.nii.gz"], "label": '
+                f'"labelsTr/a.nii.gz"}}}}; found {listed!r}. Correct it.'
+            )
+        return [{**entry, "image": entry.get("images")} for entry in listed.values()]
+    names, images = (
+        {file_stem(p) for p in list_volumes(root / folder) if p.name == file_stem(p) + ending}
+        for folder in ("labelsTr", "imagesTr")
+    )
+    lonely = sorted({re.sub(r"_\d{4}$", "", image) for image in images} - names)
+    if lonely:
+        raise DataError(
+            f"{root / 'labelsTr' / (lonely[0] + ending)} does not exist, the label of the image "
+            f"{lonely[0]}_0000{ending} ({len(lonely)} of the images have none). Put it there, or move the "
+            "image to imagesTs/."
+        )
+    entries = [
+        {
+            "image": [f"imagesTr/{name}_{channel:04d}{ending}" for channel in range(num_channels)],
+            "label": f"labelsTr/{name}{ending}",
+        }
+        for name in sorted(names)
+    ]
+    if not entries:
+        raise DataError(
+            f"{root / 'labelsTr'} holds no label (*{ending}); expected nnU-Net's layout, as {file} says. Put the "
+            'labels there, or correct "file_ending".'
+        )
+    if content.get("numTraining") not in (None, len(entries)):
+        raise DataError(
+            f'{file}: "numTraining" is {content["numTraining"]}, but labelsTr/ holds {len(entries)} labels. '
+            "Copy the missing files, or correct the number."
+        )
+    return entries
+
+
 def _pairs(root: Path, label_dir: str | None) -> Listing:
     """A folder of ``images/`` and ``labels/``, or of images each with a label named after it (``a_seg.nii.gz``)."""
     image_dir = next((name for name in IMAGE_DIRS if (root / name).is_dir()), None)
     label_dir = label_dir or next((name for name in LABEL_DIRS if (root / name).is_dir()), None)
     if image_dir and label_dir:
-        images, labels = _volumes(root / image_dir), _volumes(root / str(label_dir))
+        images, labels = list_volumes(root / image_dir), list_volumes(root / str(label_dir))
     else:
-        files = _volumes(root)
+        files = list_volumes(root)
         labels = [file for file in files if file_stem(file).endswith(LABEL_ENDINGS)]
         images = [file for file in files if file not in labels]
     if not images or not labels:
@@ -241,9 +248,9 @@ def _without_label_ending(file: Path) -> str:
     return next((stem.removesuffix(ending) for ending in LABEL_ENDINGS if stem.endswith(ending)), stem)
 
 
-def _volumes(folder: Path) -> list[Path]:
+def list_volumes(folder: Path) -> list[Path]:
     """The NIfTI files of a folder, sorted; none where there is no such folder."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # unlike Path.is_dir, false for a name that is too long
         return []
     return sorted(p for p in folder.iterdir() if p.name.endswith(SUFFIXES) and not p.name.startswith("."))
 

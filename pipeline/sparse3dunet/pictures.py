@@ -14,8 +14,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-PLANES = ("sagittal", "coronal", "axial")
-"""Names of the planes across axis 0, 1 and 2 of a volume in RAS orientation."""
+from sparse3dunet.slices import PLANES
 
 CLASS_COLORS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
 """Colours of the classes 1, 2, ..., repeated where there are more (Okabe and Ito, for all kinds of colour vision)."""

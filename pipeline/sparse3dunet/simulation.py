@@ -15,7 +15,7 @@ from monai.transforms import Randomizable
 
 from sparse3dunet.datalist import case_name, read_data_set
 from sparse3dunet.errors import DataError
-from sparse3dunet.layouts import SUFFIXES
+from sparse3dunet.layouts import SUFFIXES, list_volumes
 from sparse3dunet.volumes import Volume, read_volume, values_found
 
 LARGEST = 2**24
@@ -88,9 +88,7 @@ def _unlabeled_value(root: Path, used: set[float]) -> int:
 
 
 def _label_files(path: Path) -> list[Path]:
-    files = [path] if os.path.isfile(path) and path.name.endswith(SUFFIXES) else []
-    if os.path.isdir(path):
-        files = sorted(p for p in path.iterdir() if p.name.endswith(SUFFIXES) and not p.name.startswith("."))
+    files = [path] if os.path.isfile(path) and path.name.endswith(SUFFIXES) else list_volumes(path)
     if not files:
         raise DataError(
             f"{path.absolute()} is no label map and no folder of label maps; expected {' or '.join(SUFFIXES)}. Pass a "

@@ -94,7 +94,7 @@ def _has_square(mask: np.ndarray, axis: int, width: int) -> np.ndarray:
             ahead[other], behind[other] = slice(step, None), slice(None, length)
             mask = mask[tuple(ahead)] & mask[tuple(behind)]
             covered += step
-    return np.asarray(mask.any(axis=_others(axis)))
+    return crossed(mask, axis)
 
 
 def runs(indices: Sequence[int]) -> list[list[int]]:
@@ -220,8 +220,13 @@ def _lines_agree(foreground: np.ndarray, slices: Slices) -> bool:
     return bool(alone <= ALONE * on_lines)
 
 
+def crossed(mask: np.ndarray, axis: int) -> np.ndarray:
+    """(n,): which slices across `axis` have a voxel of the mask."""
+    return np.asarray(mask.any(axis=_others(axis)))
+
+
 def _nonempty(mask: np.ndarray, axis: int) -> list[int]:
-    return np.flatnonzero(mask.any(axis=_others(axis))).tolist()
+    return np.flatnonzero(crossed(mask, axis)).tolist()
 
 
 def _axis_of(name: Any, affine: Any, source: str) -> int:

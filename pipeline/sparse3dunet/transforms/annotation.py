@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
-from monai.utils import convert_to_tensor, ensure_tuple
+from monai.utils import convert_to_dst_type, convert_to_tensor, ensure_tuple
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.keys import ANNOTATED_SLICES, LABEL, WEIGHT
@@ -72,10 +71,10 @@ class SparseLabel(Transform):
                 f"{source}: a label map must have one channel and three dimensions, found shape "
                 f"{tuple(values.shape)} with the channel first."
             )
-        plain = values.as_tensor() if isinstance(values, MetaTensor) else values
+        plain = values.as_tensor()
         slices = self.annotated_slices if annotated_slices is None else annotated_slices
         weights = self._weights(plain, weight, source)
-        weights = torch.where(self._unlabeled(values, slices, source), 0.0, weights)
+        weights = torch.where(self._unlabeled(plain, values.affine, slices, source), 0.0, weights)
         if not bool((weights > 0).any()):
             elsewhere = "" if slices is None else ", or lie outside of the annotated slices"
             elsewhere += "" if weight is None else f", or have weight 0 in {source_of(weight)}"
@@ -84,7 +83,7 @@ class SparseLabel(Transform):
                 "Annotate at least one slice, or take the case out of the data set."
             )
         label = self._class_numbers(plain, weights > 0, source)
-        return _like(label, values), _like(weights, values)
+        return tuple(convert_to_dst_type(part, values, dtype=part.dtype)[0] for part in (label, weights))
 
     def _weights(self, plain: torch.Tensor, weight: Any, source: str) -> torch.Tensor:
         if weight is None:
@@ -109,15 +108,13 @@ class SparseLabel(Transform):
             )
         return given
 
-    def _unlabeled(self, values: torch.Tensor, slices: Any, source: str) -> torch.Tensor:
+    def _unlabeled(self, plain: torch.Tensor, affine: torch.Tensor, slices: Any, source: str) -> torch.Tensor:
         """Where the values or the slices say that nobody annotated."""
-        plain = values.as_tensor() if isinstance(values, MetaTensor) else values
         unlabeled = torch.zeros(plain.shape, dtype=torch.bool, device=plain.device)
         for value in self.ignore_index:
             unlabeled |= plain == value
         if slices is None:
             return unlabeled
-        affine = values.affine if isinstance(values, MetaTensor) else np.eye(4)
         annotated = listed_slices(slices, plain.shape[1:], affine, source)
         if annotated is None:
             foreground = ((plain != 0) & ~unlabeled)[0].cpu().numpy()
@@ -202,7 +199,3 @@ def _listed(values: Sequence[int]) -> str:
     if list(values) == list(range(len(values))):
         return f"0 ... {len(values) - 1}"
     return ", ".join(map(str, values))
-
-
-def _like(values: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
-    return MetaTensor(values).copy_meta_from(source) if isinstance(source, MetaTensor) else values

@@ -10,7 +10,7 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
-from monai.utils import convert_to_tensor
+from monai.utils import convert_to_dst_type, convert_to_tensor
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.keys import WEIGHT
@@ -53,11 +53,11 @@ class HoldOutSlices(Transform):
 
     def __call__(self, weight: Any, name: str = "") -> torch.Tensor:
         tensor = convert_to_tensor(weight, track_meta=True)
-        plain = tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
+        plain = tensor.as_tensor()
         held_out = torch.from_numpy(slices_mask(plain.shape[1:], self.held_out((plain > 0)[0], name)))[None]
         keep = held_out if self.part == VALIDATION else ~held_out
         kept = torch.where(keep.to(plain.device), plain, 0)
-        return MetaTensor(kept).copy_meta_from(tensor) if isinstance(tensor, MetaTensor) else kept
+        return convert_to_dst_type(kept, tensor, dtype=kept.dtype)[0]
 
     def held_out(self, annotated: torch.Tensor, name: str = "") -> Slices:
         """The slices of this fold, by axis, given the (X, Y, Z) annotated voxels and the case's name."""

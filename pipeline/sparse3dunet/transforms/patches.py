@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.data import MetaTensor
 from monai.transforms import MapTransform, Randomizable, Transform
-from monai.utils import convert_to_tensor, ensure_tuple_rep
+from monai.utils import convert_to_dst_type, convert_to_tensor, ensure_tuple_rep
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.keys import CENTERS, LABEL, WEIGHT
@@ -49,7 +48,7 @@ class PatchCenters(Transform):
 
     def __call__(self, weight: Any, label: Any = None) -> torch.Tensor:
         tensor = convert_to_tensor(weight, track_meta=True)
-        plain = tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
+        plain = tensor.as_tensor()
         annotated = plain > 0
         spans = [_span(patch, size) for patch, size in zip(self.spatial_size, plain.shape[1:])]
         for axis, (_, _, reach) in enumerate(spans, start=1):
@@ -59,7 +58,7 @@ class PatchCenters(Transform):
         centers = self._count(annotated, label)
         for axis, (first, last, _) in enumerate(spans, start=1):
             _fold(centers, axis, first, last)
-        return MetaTensor(centers).copy_meta_from(tensor) if isinstance(tensor, MetaTensor) else centers
+        return convert_to_dst_type(centers, tensor, dtype=centers.dtype)[0]
 
     def _count(self, annotated: torch.Tensor, label: Any) -> torch.Tensor:
         """What each annotated voxel counts."""

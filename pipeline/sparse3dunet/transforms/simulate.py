@@ -19,7 +19,7 @@ from monai.utils import convert_to_dst_type, convert_to_tensor
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.keys import LABEL, WEIGHT
-from sparse3dunet.slices import slices_mask
+from sparse3dunet.slices import crossed, slices_mask
 from sparse3dunet.transforms.annotation import source_of
 
 PLACEMENTS = ("equidistant", "random", "foreground")
@@ -54,7 +54,7 @@ def choose_slices(
         raise DataError(_NO_FOREGROUND)
     random = np.random.RandomState() if random is None else random
     return [
-        _choose_along(axis, _crossed(foreground, axis), count, placement, random) for axis, count in enumerate(counts)
+        _choose_along(axis, crossed(foreground, axis), count, placement, random) for axis, count in enumerate(counts)
     ]
 
 
@@ -73,13 +73,11 @@ def _check_placement(placement: str) -> None:
         raise DataError(f"placement must be one of {', '.join(PLACEMENTS)}; got {placement!r}.")
 
 
-def _choose_along(
-    axis: int, crossed: np.ndarray, count: int, placement: str, random: np.random.RandomState
-) -> list[int]:
-    """`count` slices of the axis along which `crossed` (n,) tells which slices cross the foreground."""
-    occupied = np.flatnonzero(crossed)
+def _choose_along(axis: int, shown: np.ndarray, count: int, placement: str, random: np.random.RandomState) -> list[int]:
+    """`count` slices of the axis along which `shown` (n,) tells which slices cross the foreground."""
+    occupied = np.flatnonzero(shown)
     if placement == "random":
-        candidates, where = np.arange(len(crossed)), "there"
+        candidates, where = np.arange(len(shown)), "there"
     elif placement == "foreground":
         candidates, where = occupied, "that cross the foreground (label > 0)"
     else:
@@ -198,11 +196,11 @@ class KeepScribbles(_Keep):
                 f"{self.count} scribbles are too few for the {len(classes)} classes in the volume; "
                 f"set count to {len(classes)} or more."
             )
-        crossed = [_crossed(foreground, axis) for axis in range(3)]
+        shown = [crossed(foreground, axis) for axis in range(3)]
         kept = np.zeros(label.shape, bool)
         for turn, number in enumerate(classes):
             region = label == number
-            slices = [np.flatnonzero(_crossed(region, axis) & crossed[axis]) for axis in range(3)]
+            slices = [np.flatnonzero(crossed(region, axis) & shown[axis]) for axis in range(3)]
             axes = [axis for axis in range(3) if len(slices[axis])]
             for _ in range(turn, self.count, len(classes)):
                 axis = self.R.choice(axes)
@@ -342,11 +340,6 @@ class KeepScribblesd(_Keepd):
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, KeepScribbles(count, length, width), weight_key, allow_missing_keys)
-
-
-def _crossed(mask: np.ndarray, axis: int) -> np.ndarray:
-    """(n,): which slices along `axis` have a voxel of the mask."""
-    return np.any(mask, axis=tuple(a for a in range(mask.ndim) if a != axis))
 
 
 def _plane(axis: int, index: int) -> tuple[slice | int, ...]:
