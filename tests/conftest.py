@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 UNLABELED = 3
 TINY = [
     *("--network_def#channels", "[4,8,8]", "--largest_patch_size", "[16,16,16]", "--batch_size", "2"),
-    *("--train#margin", "4", "--max_epochs", "2", "--epoch_length", "2", "--val_interval", "1", "--num_workers", "0"),
+    *("--max_epochs", "2", "--epoch_length", "2", "--val_interval", "1", "--num_workers", "0"),
 ]
 """A training of seconds."""
 

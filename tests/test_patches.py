@@ -7,21 +7,20 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
-from monai.transforms import BorderPadd, Compose, RandWeightedCrop, RandWeightedCropd, SpatialPadd
+from monai.transforms import ClassesToIndicesd, Compose, RandWeightedCropd
 
 from sparse3dunet.errors import DataError
-from sparse3dunet.transforms import PatchCenters, PatchCentersd, UntilAnnotated
+from sparse3dunet.transforms import RandBSplineElasticd, RandPatchCenter, RandPatchCenterd, UntilAnnotated
 from tests.conftest import ROOT, make_dataset
 
 
-def cropping(size, keys=("weight",)):
-    """The bundle's way to draw patches."""
+def cropping(size, class_balance=0.0, classes=10):
+    """The bundle's way to draw patches, without deformation."""
     return Compose(
         [
-            BorderPadd(keys, spatial_border=[0, 1, 0, 1, 0, 1]),
-            SpatialPadd(keys, size),
-            PatchCentersd("weight", spatial_size=size),
-            RandWeightedCropd(keys, "centers", size, num_samples=20),
+            ClassesToIndicesd("label", image_key="weight", num_classes=classes),
+            RandPatchCenterd("weight", spatial_size=size, class_balance=class_balance),
+            RandBSplineElasticd(("label", "weight"), spatial_size=size, prob=0),
         ]
     )
 
@@ -29,15 +28,25 @@ def cropping(size, keys=("weight",)):
 @pytest.mark.parametrize("shape", [(20, 20, 20), (9, 31, 14), (5, 6, 7), (8, 8, 8), (9, 9, 9)])
 @pytest.mark.parametrize("size", [(8, 8, 8), (7, 8, 5)])
 def test_never_an_empty_patch(shape, size):
+    crop = cropping(size).set_random_state(0)
     for axis in range(3):
         for index in (0, shape[axis] // 3, shape[axis] - 1):
             weight = torch.zeros(1, *shape)
             weight[(slice(None),) * (axis + 1) + (index,)] = 1
-            crop = cropping(size)
-            crop.set_random_state(0)
-            for patch in crop({"weight": weight}):
+            for _ in range(10):
+                patch = crop({"weight": weight, "label": weight})
                 assert patch["weight"].shape[1:] == size
                 assert patch["weight"].any(), f"empty patch for slice {index} of axis {axis} in {shape}"
+
+
+def test_patches_lie_inside_the_volume():
+    """A patch shows nothing from outside, unless it is larger: then the volume is in its middle."""
+    weight = torch.ones(1, 12, 9, 5)
+    crop = cropping((8, 9, 8)).set_random_state(0)
+    for _ in range(30):
+        patch = crop({"weight": weight, "label": weight})
+        assert patch["weight"].sum() == 8 * 9 * 5
+        assert patch["weight"][..., 2:7].all()
 
 
 def test_every_annotated_voxel_is_reached():
@@ -46,24 +55,43 @@ def test_every_annotated_voxel_is_reached():
         weight = torch.zeros(1, 11, 12, 13)
         voxels = torch.from_numpy(random.integers(0, 11, (6, 3)))
         weight[0][tuple(voxels.T)] = torch.arange(1.0, 7.0)
-        crop = cropping((6, 6, 6))
-        crop.set_random_state(0)
+        crop = cropping((6, 6, 6)).set_random_state(0)
         seen = set()
-        for _ in range(20):
-            seen |= {v for patch in crop({"weight": weight}) for v in patch["weight"].unique().tolist()}
+        for _ in range(300):
+            seen |= set(crop({"weight": weight, "label": weight})["weight"].unique().tolist())
         assert seen >= set(weight.unique().tolist())
 
 
 def test_annotated_voxels_count_alike():
+    """Whatever their weight, and whatever their class."""
     weight = torch.zeros(1, 30, 30, 30)
     weight[0, 10, 10, 10:14] = torch.tensor([1.0, 0.1, 5.0, 1.0])
-    centers = PatchCenters(8)(weight)
-    assert centers.sum() == 4
-    assert torch.equal(centers > 0, weight > 0)
+    label = (torch.arange(30).expand(1, 30, 30, 30) // 11).float()
+    draw = Compose(cropping(8).transforms[:2]).set_random_state(0)
+    drawn = Counter(tuple(draw({"weight": weight, "label": label})["center"].tolist()) for _ in range(4000))
+    assert set(drawn) == {(10, 10, z) for z in range(10, 14)}
+    assert all(abs(count - 1000) < 120 for count in drawn.values())
 
 
-def test_the_weight_itself_would_give_empty_patches():
-    """Why PatchCenters exists: should MONAI mend this, the class can go."""
+@pytest.mark.parametrize(
+    ("size", "shape"), [((4, 5, 11), (9, 14, 11)), ((8, 3, 20), (8, 8, 8)), ((1, 2, 7), (6, 5, 30))]
+)
+def test_the_patch_shows_the_voxel_that_it_was_drawn_for(size, shape):
+    center = RandPatchCenter(size).set_random_state(0)
+    for voxel in np.ndindex(*shape):
+        index = np.ravel_multi_index(voxel, shape)
+        for c, v, n, m in zip(center([np.array([index])], shape), voxel, shape, size):
+            start = c - m // 2
+            assert start <= v < start + m
+            if m <= n:
+                assert 0 <= start <= n - m
+                assert c == v or start in (0, n - m)
+            else:
+                assert start == n // 2 - m // 2
+
+
+def test_monais_weighted_crop_would_give_empty_patches():
+    """Why RandPatchCenter exists: should MONAI mend this, the class can go."""
     weight = torch.zeros(1, 40, 40, 40)
     weight[:, 1] = 1
     crop = RandWeightedCropd(["weight"], "weight", (8, 8, 8), num_samples=50)
@@ -72,14 +100,14 @@ def test_the_weight_itself_would_give_empty_patches():
 
 
 def test_nothing_annotated():
-    with pytest.raises(DataError, match="no voxel"):
-        PatchCenters(4)(torch.zeros(1, 8, 8, 8))
+    with pytest.raises(DataError, match="no voxel is annotated"):
+        RandPatchCenter(4)([np.array([], dtype=int)] * 3, (8, 8, 8))
 
 
-def training_config(**changes):
+def training_config(*overlays, **changes):
     parser = ConfigParser()
-    parser.read_config(str(ROOT / "bundle/configs/train.yaml"))
-    parser.update({"patch_size": [16, 16, 16], "train#margin": 8, **changes})
+    parser.read_config([str(ROOT / "bundle/configs" / name) for name in ("train.yaml", *overlays)])
+    parser.update({"patch_size": [16, 16, 16], "num_classes": 3, **changes})
     return parser
 
 
@@ -91,14 +119,14 @@ def test_the_bundle_draws_no_empty_patch(shape, warp):
     parser["train#draw"][1]["prob"] = warp
     transform = parser.get_parsed_content("train#preprocessing")
     names = [type(step).__name__ for step in transform.transforms]
-    transform = Compose(transform.transforms[names.index("BorderPadd") :])
+    transform = Compose(transform.transforms[names.index("ClassesToIndicesd") :])
     transform.set_random_state(0)
     for axis in range(3):
         for index in (0, 1, shape[axis] // 2, shape[axis] - 2, shape[axis] - 1):
             weight = torch.zeros(1, *shape)
             weight[(slice(None),) * (axis + 1) + (index,)] = 1
             for _ in range(4):
-                (patch,) = transform({"image": torch.rand(1, *shape), "label": weight, "weight": weight})
+                patch = transform({"image": torch.rand(1, *shape), "label": weight, "weight": weight})
                 assert patch["weight"].shape == (1, 16, 16, 16)
                 assert patch["weight"].any(), f"empty patch for slice {index} of axis {axis} in {shape}"
 
@@ -133,7 +161,7 @@ def test_patches_have_the_networks_shape(training_patches):
     for batch in training_patches:
         for key in ("image", "label", "weight"):
             assert tuple(batch[key].shape) == (2, 1, 24, 24, 16)
-        assert not {"centers", "reference"} & set(batch)
+        assert set(batch) == {"image", "label", "weight"}
 
 
 def test_deformed_image_and_label_stay_aligned(training_patches):
@@ -162,51 +190,29 @@ def test_what_comes_from_outside_has_weight_zero(training_patches):
         assert (share < 0.35).all()
 
 
+@pytest.mark.parametrize("overlay", [(), ("rand3delastic.yaml",)])
 @pytest.mark.parametrize("shape", [(12, 40, 12), (60, 60, 60)])
-def test_dense_annotation_from_outside_is_unlabeled(shape):
+def test_dense_annotation_from_outside_is_unlabeled(shape, overlay):
     """Rotated, scaled and cropped next to the border: where the image is not, the weight is 0.
 
     In the larger volume the patch and its margin lie within, so that only the warp brings in what is outside of them.
     """
-    parser = training_config()
-    parser["train#draw"][1].update(prob=1.0, rotate_range=[1.0] * 3)
-    parser["train#draw"][1]["padding_mode"][0] = "zeros"  # so that the image shows what is outside
-    parser["steps"] = {"_target_": "Compose", "transforms": "$@train#pad + [@train#patch]"}
+    parser = training_config(*overlay)
+    for step in parser["train#draw"][1:]:
+        if "rotate_range" in step:
+            step.update(prob=1.0, rotate_range=[1.0] * 3)
+        if step["keys"] == ["image", "label", "weight"] and "Flip" not in step["_target_"]:
+            step["padding_mode"] = ["zeros"] * 3  # so that the image shows what is outside
+    parser["steps"] = {"_target_": "Compose", "transforms": "$@train#locate + [@train#patch]"}
     transform = parser.get_parsed_content("steps")
     transform.set_random_state(0)
     outside = 0
     for _ in range(10):
-        (patch,) = transform({key: torch.ones(1, *shape) for key in ("image", "label", "weight")})
+        patch = transform({key: torch.ones(1, *shape) for key in ("image", "label", "weight")})
         assert not patch["weight"][patch["image"] == 0].any()
         assert torch.equal(patch["weight"] > 0, patch["label"] > 0)
         outside += int((patch["image"] == 0).sum())
     assert outside > 200
-
-
-@pytest.mark.parametrize("balance", [0.0, 0.3, 1.0])
-def test_folding_equals_moving_each_voxel(balance):
-    """The fast way against the obvious one: each annotated voxel within reach counted at its nearest centre."""
-    random = torch.Generator().manual_seed(0)
-    for shape, size in (((9, 14, 11), (4, 5, 11)), ((8, 8, 8), (8, 3, 20)), ((6, 5, 30), (1, 2, 7))):
-        weight = (torch.rand(1, *shape, generator=random) < 0.2).float()
-        label = (torch.rand(1, *shape, generator=random) ** 3 * 4).to(torch.int16)
-        moved = []
-        for voxel in torch.nonzero(weight[0]).tolist():
-            center = []
-            for v, n, patch in zip(voxel, shape, size):
-                patch = min(patch, n)
-                first, last = patch // 2, patch // 2 + max(n - patch, 1) - 1
-                center.append(min(max(v, first), last) if v < last - first + patch else None)
-            if None not in center:
-                moved.append((tuple(center), int(label[0][tuple(voxel)])))
-        voxels = Counter(number for _, number in moved)
-        expected = torch.zeros(shape, dtype=torch.float64)
-        for center, number in moved:
-            expected[center] += 1 - balance + balance * len(moved) / (len(voxels) * voxels[number])
-        centers = PatchCenters(size, balance)(weight, label)
-        torch.testing.assert_close(centers[0].double(), expected, rtol=1e-12, atol=0)
-        assert centers.dtype == (torch.float64 if balance else torch.float32)
-        assert centers.sum().item() == pytest.approx(len(moved))
 
 
 def imbalanced_volume():
@@ -223,52 +229,31 @@ def imbalanced_volume():
 @pytest.mark.parametrize("balance", [0.0, 0.4, 1.0])
 def test_classes_are_drawn_by_the_mixture(balance):
     weight, label = imbalanced_volume()
-    centers = PatchCenters(5, balance)(weight, label)
-    crop = RandWeightedCrop((5, 5, 5), num_samples=3000).set_random_state(0)
-    drawn = torch.stack([patch[0, 2, 2, 2] for patch in crop(label, centers)]).long()
-    shares = torch.bincount(drawn) / len(drawn)
+    draw = Compose(cropping(5, balance).transforms[:2]).set_random_state(0)
+    centers = [draw({"weight": weight, "label": label})["center"] for _ in range(3000)]
+    drawn = torch.tensor([int(label[0][tuple(center)]) for center in centers])
+    shares = torch.bincount(drawn, minlength=3) / len(drawn)
     voxels = torch.bincount(label[weight > 0].long(), minlength=3)
     expected = (1 - balance) * voxels / voxels.sum() + balance / 3
+    assert len(shares) == 3
     assert (shares - expected).abs().max() < 0.04
 
 
-def test_a_class_out_of_reach_takes_no_share():
-    """The last plane is never drawn (see PatchCenters): a class only there must not thin out the others."""
-    weight = torch.ones(1, 10, 10, 10)
-    label = torch.zeros(1, 10, 10, 10, dtype=torch.int16)
-    label[0, 4, 4, 4] = 1
-    label[0, 9] = 2
-    centers = PatchCenters(4, class_balance=1)(weight, label)
-    assert centers[0, 4, 4, 4] == pytest.approx(9**3 / 2)
-    assert centers.sum() == pytest.approx(9**3)
-
-
-def test_one_class_is_drawn_alike_with_any_balance():
-    weight = (torch.rand(1, 9, 9, 9) < 0.3).float()
-    label = torch.where(weight > 0, 1, 255)
-    assert torch.equal(PatchCenters(4, class_balance=0.7)(weight, label).float(), PatchCenters(4)(weight))
-
-
-def test_class_balance_needs_the_label():
-    weight = torch.ones(1, 8, 8, 8)
-    with pytest.raises(ValueError, match="needs the label"):
-        PatchCenters(4, class_balance=0.5)(weight)
-    with pytest.raises(ValueError, match="needs the label"):
-        PatchCentersd(spatial_size=4, class_balance=0.5)({"weight": weight})
-    assert PatchCentersd(spatial_size=4)({"weight": weight})["centers"].any()
-
-
-@pytest.mark.parametrize("balance", [-0.1, 1.1, float("nan")])
+@pytest.mark.parametrize("balance", [-0.1, 1.1, float("nan"), "much"])
 def test_wrong_class_balance(balance):
     with pytest.raises(DataError, match=f"class_balance must be between 0 and 1, got {balance}"):
-        PatchCentersd(spatial_size=4, class_balance=balance)
+        RandPatchCenterd(spatial_size=4, class_balance=balance)
 
 
-def test_class_balance_of_the_dictionary_twin():
+def test_center_of_meta_tensors_and_other_keys():
     weight, label = (MetaTensor(v, affine=torch.diag(torch.tensor([1.0, 2, 3, 1]))) for v in imbalanced_volume())
-    data = {"weight": weight, "classes": label}
-    twin = PatchCentersd(spatial_size=5, class_balance=0.5, label_key="classes")
-    centers = twin(data)["centers"]
-    assert torch.equal(centers, PatchCenters(5, 0.5)(weight, label))
-    assert torch.equal(centers.affine, weight.affine)
-    assert set(data) == {"weight", "classes"}
+    locate = ClassesToIndicesd("classes", "_of", num_classes=3, image_key="weight")
+    data = locate({"weight": weight, "classes": label})
+    transform = RandPatchCenterd(spatial_size=5, indices_key="classes_of", center_key="middle").set_random_state(0)
+    result = transform(data)
+    assert set(result) == {"weight", "classes", "classes_of", "middle"}
+    assert weight[0][tuple(result["middle"])] > 0
+    assert "middle" not in data
+    assert RandPatchCenterd(spatial_size=5, allow_missing_keys=True)({}) == {}
+    with pytest.raises(ValueError, match="one key"):
+        RandPatchCenterd(["weight", "label"], spatial_size=5)

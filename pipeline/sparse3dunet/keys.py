@@ -12,8 +12,8 @@ WEIGHT = "weight"
 REFERENCE = "reference"
 """(1, X, Y, Z) integer: a dense label, for scoring alone; never trained on."""
 
-CENTERS = "centers"
-"""(1, X, Y, Z) float32 or float64: how likely a patch is centred on the voxel."""
+CENTER = "center"
+"""(3,) integer: the voxel in the middle of the patch to be taken (of two the latter)."""
 
 PRED = "pred"
 """(K, X, Y, Z) logits, or (1, X, Y, Z) the segmentation made from them."""

@@ -1,8 +1,10 @@
 """Transforms for sparsely annotated volumes, each an array class and its dictionary twin."""
 
 from sparse3dunet.transforms.annotation import SparseLabel, SparseLabeld
+from sparse3dunet.transforms.deformation import Deformation
+from sparse3dunet.transforms.elastic import RandBSplineElastic, RandBSplineElasticd
 from sparse3dunet.transforms.holdout import HoldOutSlices, HoldOutSlicesd
-from sparse3dunet.transforms.patches import PatchCenters, PatchCentersd, UntilAnnotated
+from sparse3dunet.transforms.patches import RandPatchCenter, RandPatchCenterd, UntilAnnotated
 from sparse3dunet.transforms.resample import AnnotationToMatchd, ExtentSpacing, ExtentSpacingd, ResampleAnnotation
 from sparse3dunet.transforms.simulate import (
     KeepFraction,
@@ -18,6 +20,7 @@ __all__ = [
     "AnnotationToMatchd",
     "ClassWeight",
     "ClassWeightd",
+    "Deformation",
     "ExtentSpacing",
     "ExtentSpacingd",
     "HoldOutSlices",
@@ -28,8 +31,10 @@ __all__ = [
     "KeepScribblesd",
     "KeepSlices",
     "KeepSlicesd",
-    "PatchCenters",
-    "PatchCentersd",
+    "RandBSplineElastic",
+    "RandBSplineElasticd",
+    "RandPatchCenter",
+    "RandPatchCenterd",
     "ResampleAnnotation",
     "SparseLabel",
     "SparseLabeld",

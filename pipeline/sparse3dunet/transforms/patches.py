@@ -6,89 +6,54 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform, Randomizable, Transform
-from monai.utils import convert_to_dst_type, convert_to_tensor, ensure_tuple_rep
+from monai.utils import convert_to_numpy, fall_back_tuple
 
 from sparse3dunet.errors import DataError
-from sparse3dunet.keys import CENTERS, LABEL, WEIGHT
+from sparse3dunet.keys import CENTER, WEIGHT
 
 
-class PatchCenters(Transform):
-    """From a weight to the map of patch centres that ``monai.transforms.RandWeightedCrop`` draws from.
+class RandPatchCenter(Randomizable, Transform):
+    """Draws where a patch is taken: around an annotated voxel, anywhere in the volume.
 
-    Every annotated voxel is drawn equally often, and every patch contains the voxel that it was drawn for. MONAI draws
-    only centres whose patch lies inside the volume, and draws *anywhere* when none of these is annotated: given the
-    weight itself it would rarely see what lies near the border, and could return a patch with nothing annotated. Here
-    an annotated voxel near the border counts for the nearest centre that MONAI can draw.
-
-    MONAI (1.6.1) never draws the last possible patch along an axis, so that the last plane of a volume larger than the
-    patch is out of reach: pad one voxel at the far end of each axis before (``BorderPadd``, as the bundle does).
+    Unlike with ``monai.transforms.RandWeightedCrop``, which draws only centres whose patch lies inside the volume, and
+    anywhere where none of these is annotated, every annotated voxel is drawn, and every patch shows the voxel that it
+    was drawn for. Near the border the patch is moved inside; along an axis where the volume is smaller than the patch,
+    it lies in the patch's middle.
 
     Args:
-        spatial_size: the patch's size in voxels, as given to ``RandWeightedCrop``.
+        spatial_size: the patch's size in voxels.
         class_balance: b, 0 ... 1. With 0 every annotated voxel is drawn equally often, with 1 every class that is
-            annotated within reach, and within a class every voxel; between, the mixture of both. A voxel then counts
-            1 - b + b N / (K n), being one of n of its class and of N of all K classes: the map's total remains N.
-
-    Shapes: weight (1, X, Y, Z), >= 0, and with `class_balance` label (1, X, Y, Z) -> centres (1, X, Y, Z), the number
-    of annotated voxels that each stands for, each counted as above; float64 with `class_balance`.
+            annotated, and within a class every voxel; between, the mixture of both: class k, with n of N annotated
+            voxels, is drawn with probability (1 - b) n / N + b / K, K being the number of annotated classes.
 
     Raises:
-        DataError: when no voxel within reach has a weight above 0, or `class_balance` is not in 0 ... 1.
-        ValueError: when called without the label that `class_balance` needs.
+        DataError: when no voxel is annotated, or `class_balance` is not in 0 ... 1.
     """
 
     def __init__(self, spatial_size: Sequence[int] | int, class_balance: float = 0.0) -> None:
-        if not 0 <= class_balance <= 1:
+        if not isinstance(class_balance, (int, float)) or not 0 <= class_balance <= 1:
             raise DataError(f"class_balance must be between 0 and 1, got {class_balance}.")
-        self.spatial_size = ensure_tuple_rep(spatial_size, 3)
+        self.spatial_size = spatial_size
         self.class_balance = float(class_balance)
 
-    def __call__(self, weight: Any, label: Any = None) -> torch.Tensor:
-        tensor = convert_to_tensor(weight, track_meta=True)
-        plain = tensor.as_tensor()
-        annotated = plain > 0
-        spans = [_span(patch, size) for patch, size in zip(self.spatial_size, plain.shape[1:])]
-        for axis, (_, _, reach) in enumerate(spans, start=1):
-            annotated.narrow(axis, reach, annotated.shape[axis] - reach).zero_()
-        if not annotated.any():
-            raise DataError("no voxel within reach of a patch is annotated (weight > 0), so that none can be drawn.")
-        centers = self._count(annotated, label)
-        for axis, (first, last, _) in enumerate(spans, start=1):
-            _fold(centers, axis, first, last)
-        return convert_to_dst_type(centers, tensor, dtype=centers.dtype)[0]
+    def __call__(self, indices: Sequence[Any], shape: Sequence[int]) -> np.ndarray:  # type: ignore[override]
+        """The voxel in the patch's middle (of two the latter), as MONAI's ``SpatialCrop`` takes it: (3,) integers.
 
-    def _count(self, annotated: torch.Tensor, label: Any) -> torch.Tensor:
-        """What each annotated voxel counts."""
-        if not self.class_balance:
-            # The cumulative sum that MONAI draws from would stand still in float32 beyond 2^24.
-            return annotated.to(torch.float32 if annotated.numel() < 2**24 else torch.float64)
-        if label is None:
-            raise ValueError(f"class_balance {self.class_balance} needs the label: pass it along with the weight.")
-        classes = convert_to_tensor(label, device=annotated.device, track_meta=False)[annotated]
-        _, index, counts = classes.unique(return_inverse=True, return_counts=True)
-        alike = len(classes) / (len(counts) * counts.to(torch.float64))
-        centers = torch.zeros(annotated.shape, dtype=torch.float64, device=annotated.device)
-        centers[annotated] = (1 - self.class_balance + self.class_balance * alike)[index]
-        return centers
-
-
-def _span(patch: int, size: int) -> tuple[int, int, int]:
-    """The first and last centre that MONAI draws along an axis (``weighted_patch_samples``), and the voxels reached."""
-    patch = min(patch, size) if patch > 0 else size
-    first = patch // 2
-    last = first + max(size - patch, 1) - 1
-    return first, last, last - first + patch
-
-
-def _fold(counts: torch.Tensor, axis: int, first: int, last: int) -> None:
-    """Move, in place, what lies before `first` and after `last` to these planes."""
-    for plane, start, length in ((first, 0, first), (last, last + 1, counts.shape[axis] - last - 1)):
-        outside = counts.narrow(axis, start, length)
-        counts.select(axis, plane).add_(outside.sum(axis))
-        outside.zero_()
+        Args:
+            indices: by class, of the annotated voxels in the flattened volume, as ``ClassesToIndices`` finds them.
+            shape: the volume's, (X, Y, Z).
+        """
+        counts = np.array([len(voxels) for voxels in indices], dtype=float)
+        if not counts.any():
+            raise DataError("no voxel is annotated (weight > 0), so that no patch can be drawn.")
+        shown = counts > 0
+        shares = (1 - self.class_balance) * counts / counts.sum() + self.class_balance * shown / shown.sum()
+        voxels = indices[self.R.choice(len(shares), p=shares / shares.sum())]
+        voxel = np.array(np.unravel_index(int(voxels[self.R.randint(len(voxels))]), tuple(shape)))
+        size, length = np.asarray(fall_back_tuple(self.spatial_size, shape)), np.asarray(shape)
+        return np.where(size > length, length // 2, np.clip(voxel, size // 2, length - size + size // 2))
 
 
 class UntilAnnotated(Randomizable, Transform):
@@ -124,15 +89,16 @@ class UntilAnnotated(Randomizable, Transform):
         return result
 
 
-class PatchCentersd(MapTransform):
-    """Dictionary twin of :class:`PatchCenters`, for the ``w_key`` of ``monai.transforms.RandWeightedCropd``.
+class RandPatchCenterd(MapTransform, Randomizable):
+    """Dictionary twin of :class:`RandPatchCenter`.
 
     Args:
-        keys: key of the weight.
-        spatial_size: see :class:`PatchCenters`.
-        class_balance: see :class:`PatchCenters`.
-        label_key: key of the label, which `class_balance` needs.
-        centers_key: key under which the map is put.
+        keys: of the weight, whose shape the volume has.
+        spatial_size: see :class:`RandPatchCenter`.
+        class_balance: see :class:`RandPatchCenter`.
+        indices_key: of the annotated voxels by class, as ``monai.transforms.ClassesToIndicesd`` finds them: with
+            ``keys="label", image_key="weight"``.
+        center_key: key under which the voxel in the patch's middle is put.
         allow_missing_keys: whether to pass on a dictionary without the weight as it is.
     """
 
@@ -142,19 +108,25 @@ class PatchCentersd(MapTransform):
         *,
         spatial_size: Sequence[int] | int,
         class_balance: float = 0.0,
-        label_key: str = LABEL,
-        centers_key: str = CENTERS,
+        indices_key: str = "label_cls_indices",
+        center_key: str = CENTER,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         if len(self.keys) != 1:
-            raise ValueError(f"PatchCentersd takes one key, got {self.keys}.")
-        self.centers_key = centers_key
-        self.label_key = label_key
-        self.to_centers = PatchCenters(spatial_size, class_balance)
+            raise ValueError(f"RandPatchCenterd takes one key, got {self.keys}.")
+        self.indices_key = indices_key
+        self.center_key = center_key
+        self.center = RandPatchCenter(spatial_size, class_balance)
+
+    def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> RandPatchCenterd:
+        super().set_random_state(seed, state)
+        self.center.set_random_state(seed, state)
+        return self
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
-            d[self.centers_key] = self.to_centers(d[key], d.get(self.label_key))
+            indices = [convert_to_numpy(voxels) for voxels in d[self.indices_key]]
+            d[self.center_key] = self.center(indices, d[key].shape[1:])
         return d

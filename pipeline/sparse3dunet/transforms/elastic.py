@@ -1,0 +1,359 @@
+"""Elastic deformation, rotation, scaling, shear, flips and cropping of image, label and weight in one resampling."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.data.utils import affine_to_spacing
+from monai.transforms import MapTransform, Randomizable, RandomizableTransform
+from monai.transforms.utils import create_rotate, create_scale, create_shear
+from monai.utils import convert_to_dst_type, convert_to_tensor, ensure_tuple_rep, fall_back_tuple
+
+from sparse3dunet.keys import CENTER, IMAGE, LABEL, WEIGHT
+from sparse3dunet.transforms.deformation import (
+    BILINEAR,
+    BORDER,
+    MODES,
+    NEAREST,
+    PADDING_MODES,
+    ZEROS,
+    Deformation,
+    control_shape,
+    warp,
+)
+
+VOXELS, MM = UNITS = ("voxels", "mm")
+
+
+class RandBSplineElastic(RandomizableTransform):
+    """Deforms a patch smoothly, by a random grid of control points and cubic B-splines (Çiçek et al. 2016, section 3).
+
+    Rotation, scaling, shear, translation, flips and the crop to a patch are part of the same, single resampling: it
+    reads the volume where the patch's voxels come from, so that a patch needs no margin, and nothing that the volume
+    holds is lost. Drawing is apart from applying: ``draw`` returns a :class:`Deformation`, plain numbers, which can be
+    stored, and applied as often as wanted: ``transform(volume, deformation=drawn)``.
+
+    Rotation and shear are of the body, whose voxels may be longer along one axis than along another: the spacing is
+    taken from the affine (a plain tensor: 1 mm each).
+
+    A volume may be a batch (B, C, X, Y, Z), each of which is then deformed on its own. The work is done on the
+    volume's device.
+
+    Args:
+        spatial_size: size of the patch in voxels; None, or -1 for an axis: the volume's.
+        prob: probability that the patch is deformed; otherwise it is cropped alone.
+        control_spacing: distance between control points, of all axes or of each; the paper's is 32 voxels.
+        displacement: standard deviation of the normal distribution from which each component of the control points'
+            displacements is drawn, of all axes or of each; the paper's is 4 voxels. 0: none.
+        rotate_range: angles in radians, drawn from the range: a number a for (-a, a) about each axis, or three numbers
+            or pairs (least, largest).
+        scale_range: as `rotate_range`, how much larger: 0.2 makes structures 0.8 to 1.2 times as large.
+        shear_range: as `rotate_range`, shear factors: of x by y, x by z, y by x, y by z, z by x and z by y. A number
+            or six.
+        translate_range: as `rotate_range`, in `units`.
+        flip_prob: probability of a flip along each axis, or along each of three.
+        units: of `control_spacing`, `displacement` and `translate_range`: "voxels", or "mm" by the affine's spacing.
+        mode: "bilinear", "nearest" or "bicubic" (slow: SciPy, on the CPU); in three dimensions.
+        padding_mode: what lies outside of the volume: "border" repeats its outermost voxels, or "zeros".
+
+    Attributes:
+        deformation: the last one applied, or a list of them where the volume was a batch.
+
+    Raises:
+        ValueError: when an argument is out of its range.
+
+    Warns:
+        RuntimeWarning: when a drawn deformation folds, that is where its Jacobian determinant changes sign, so that
+            structures show twice.
+    """
+
+    def __init__(
+        self,
+        spatial_size: Sequence[int] | int | None = None,
+        prob: float = 1.0,
+        control_spacing: Sequence[float] | float = 32.0,
+        displacement: Sequence[float] | float = 4.0,
+        rotate_range: Any = 0.0,
+        scale_range: Any = 0.0,
+        shear_range: Any = 0.0,
+        translate_range: Any = 0.0,
+        flip_prob: Sequence[float] | float = 0.0,
+        units: str = VOXELS,
+        mode: str = BILINEAR,
+        padding_mode: str = BORDER,
+    ) -> None:
+        self.spatial_size = spatial_size
+        self.control_spacing = _numbers("control_spacing", control_spacing, positive=True)
+        self.displacement = _numbers("displacement", displacement)
+        self.rotate_range = _ranges("rotate_range", rotate_range)
+        self.scale_range = _ranges("scale_range", scale_range)
+        self.shear_range = _ranges("shear_range", shear_range, count=6)
+        self.translate_range = _ranges("translate_range", translate_range)
+        self.flip_prob = _numbers("flip_prob", flip_prob, most=1)
+        self.units = _one_of("units", units, UNITS)
+        self.mode = _one_of("mode", mode, MODES)
+        self.padding_mode = _one_of("padding_mode", padding_mode, PADDING_MODES)
+        self.deformation: Deformation | list[Deformation] | None = None
+        if self.scale_range.min() <= -1:
+            raise ValueError(f"scale_range must be above -1, which is no size at all; got {scale_range}.")
+        RandomizableTransform.__init__(self, float(_numbers("prob", prob, (), most=1)))
+
+    def draw(
+        self, shape: Sequence[int], spacing: Sequence[float] = (1, 1, 1), center: Sequence[int] | None = None
+    ) -> Deformation:
+        """A random deformation of a patch.
+
+        Args:
+            shape: the volume's, (X, Y, Z).
+            spacing: its voxel size in mm.
+            center: the voxel in the patch's middle (of two the latter); None: the volume's middle.
+        """
+        size = np.asarray(fall_back_tuple(self.spatial_size, shape))
+        middle = np.asarray(shape) // 2 if center is None else np.asarray(center)
+        crop = Deformation.crop(middle - size // 2, size)
+        self.randomize(None)
+        if not self._do_transform:
+            return crop
+        voxel = np.asarray(spacing, dtype=float)
+        unit = voxel if self.units == MM else np.ones(3)
+        body = create_rotate(3, self._uniform(self.rotate_range))[:3, :3]
+        body = body @ create_shear(3, self._uniform(self.shear_range))[:3, :3]
+        body = body @ create_scale(3, [1 + s for s in self._uniform(self.scale_range)])[:3, :3]
+        shift = np.array(self._uniform(self.translate_range)) / unit
+        flips = np.where(self.R.uniform(size=3) < self.flip_prob, -1.0, 1.0)
+        linear = flips[:, None] * np.linalg.inv(body) * voxel / voxel[:, None]
+        knots = self.control_spacing / unit
+        displacements = self.R.normal(size=(3, *control_shape(size, knots))) * (self.displacement / unit).reshape(
+            3, 1, 1, 1
+        )
+        drawn = Deformation(crop.size, crop.center - linear @ shift, linear, displacements, knots)
+        if drawn.folds():
+            warnings.warn(
+                "a drawn deformation folds, so that structures show twice: make displacement "
+                f"({self.displacement.tolist()} {self.units}) less or control_spacing "
+                f"({self.control_spacing.tolist()} {self.units}) more.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return drawn
+
+    def __call__(
+        self,
+        img: Any,
+        center: Any = None,
+        deformation: Deformation | Sequence[Deformation] | None = None,
+    ) -> torch.Tensor:
+        """A random patch of (C, X, Y, Z), or of each volume of a batch (B, C, X, Y, Z).
+
+        Args:
+            img: the volume or volumes.
+            center: see :meth:`draw`; for a batch (B, 3).
+            deformation: to apply in place of a random one; for a batch one for each volume.
+        """
+        return self.warp_alike([img], [self.mode], [self.padding_mode], center, deformation)[0]
+
+    def warp_alike(
+        self,
+        images: Sequence[Any],
+        modes: Sequence[str],
+        padding_modes: Sequence[str],
+        center: Any = None,
+        deformation: Deformation | Sequence[Deformation] | None = None,
+    ) -> list[torch.Tensor]:
+        """Patches of volumes, or of batches of them, that share one grid: see ``__call__``.
+
+        Raises:
+            ValueError: when the volumes' shapes differ, or are none of volumes.
+        """
+        tensors = [convert_to_tensor(image, track_meta=True) for image in images]
+        _check_alike(tensors)
+        batched = tensors[0].ndim == 5
+        batches = [tensor.as_tensor() if batched else tensor.as_tensor()[None] for tensor in tensors]
+        count, shape = len(batches[0]), batches[0].shape[2:]
+        if deformation is None:
+            affines = torch.as_tensor(tensors[0].affine).expand(count, 4, 4)
+            spacings = [affine_to_spacing(affine).cpu().numpy() for affine in affines]
+            centers = [None] * count if center is None else np.reshape(center, (count, 3))
+            deformations = [self.draw(shape, spacing, center) for spacing, center in zip(spacings, centers)]
+        else:
+            deformations = [deformation] if isinstance(deformation, Deformation) else list(deformation)
+        self.deformation = deformations if batched else deformations[0]
+        warped = [
+            warp(volumes, drawn, modes, padding_modes)
+            for volumes, drawn in zip(zip(*batches), deformations, strict=True)
+        ]
+        patches = [torch.stack(volumes) if batched else volumes[0] for volumes in zip(*warped)]
+        matrices = torch.from_numpy(np.stack([drawn.voxel_matrix() for drawn in deformations]))
+        matrices = matrices if batched else matrices[0]
+        return [_with_affine(*alike, matrices) for alike in zip(patches, images, tensors)]
+
+    def _uniform(self, ranges: np.ndarray) -> list[float]:
+        return self.R.uniform(ranges[:, 0], ranges[:, 1]).tolist()
+
+
+class RandBSplineElasticd(MapTransform, Randomizable):
+    """Dictionary twin of :class:`RandBSplineElastic`: one draw and one resampling for all keys.
+
+    Example::
+
+        augment = RandBSplineElasticd(spatial_size=64, rotate_range=0.3, scale_range=0.2, flip_prob=[0.5, 0, 0])
+        patch = augment({"image": image, "label": label, "weight": weight})
+
+    Args:
+        keys: of the volumes, which share one grid; the first one's affine gives the spacing.
+        spatial_size: this and the following: see :class:`RandBSplineElastic`.
+        prob: ...
+        control_spacing: ...
+        displacement: ...
+        rotate_range: ...
+        scale_range: ...
+        shear_range: ...
+        translate_range: ...
+        flip_prob: ...
+        units: ...
+        mode: of all keys, or of each; None: "nearest" for the keys ``label`` and ``weight``, "bilinear" for others.
+        padding_mode: of all keys, or of each; None: "zeros" for the key ``weight``, so that what comes from outside the
+            volume is unlabeled, and "border" for others, so that neither an intensity nor a class is made up.
+        center_key: of the voxel in the patch's middle, as :class:`RandPatchCenterd` sets it; where it is absent, the
+            volume's middle.
+        deformation_key: under which the drawn deformation is put as plain numbers, see :meth:`Deformation.to_dict` (of
+            a batch, a list of these); where they are there already, they are applied in place of a random draw.
+            None: neither.
+        allow_missing_keys: whether keys may be absent.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection = (IMAGE, LABEL, WEIGHT),
+        spatial_size: Sequence[int] | int | None = None,
+        prob: float = 1.0,
+        control_spacing: Sequence[float] | float = 32.0,
+        displacement: Sequence[float] | float = 4.0,
+        rotate_range: Any = 0.0,
+        scale_range: Any = 0.0,
+        shear_range: Any = 0.0,
+        translate_range: Any = 0.0,
+        flip_prob: Sequence[float] | float = 0.0,
+        units: str = VOXELS,
+        mode: Sequence[str] | str | None = None,
+        padding_mode: Sequence[str] | str | None = None,
+        center_key: str = CENTER,
+        deformation_key: str | None = None,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        self.elastic = RandBSplineElastic(
+            spatial_size,
+            prob,
+            control_spacing,
+            displacement,
+            rotate_range,
+            scale_range,
+            shear_range,
+            translate_range,
+            flip_prob,
+            units,
+        )
+        self.mode = [
+            _one_of("mode", m, MODES)
+            for m in _of_each(self.keys, mode, [NEAREST if key in (LABEL, WEIGHT) else BILINEAR for key in self.keys])
+        ]
+        self.padding_mode = [
+            _one_of("padding_mode", p, PADDING_MODES)
+            for p in _of_each(self.keys, padding_mode, [ZEROS if key == WEIGHT else BORDER for key in self.keys])
+        ]
+        self.center_key = center_key
+        self.deformation_key = deformation_key
+
+    def set_random_state(
+        self, seed: int | None = None, state: np.random.RandomState | None = None
+    ) -> RandBSplineElasticd:
+        super().set_random_state(seed, state)
+        self.elastic.set_random_state(seed, state)
+        return self
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        present = list(self.key_iterator(d, self.mode, self.padding_mode))
+        if not present:
+            return d
+        keys, modes, padding_modes = zip(*present)
+        replayed = _deformations(d.get(self.deformation_key)) if self.deformation_key else None
+        patches = self.elastic.warp_alike(
+            [d[key] for key in keys], modes, padding_modes, d.get(self.center_key), replayed
+        )
+        d.update(zip(keys, patches))
+        if self.deformation_key:
+            drawn = self.elastic.deformation
+            numbers = [one.to_dict() for one in ([drawn] if isinstance(drawn, Deformation) else drawn or [])]
+            d[self.deformation_key] = numbers[0] if isinstance(drawn, Deformation) else numbers
+        return d
+
+
+def _deformations(numbers: Any) -> Deformation | list[Deformation] | None:
+    if numbers is None or isinstance(numbers, Mapping):
+        return None if numbers is None else Deformation.from_dict(numbers)
+    return [Deformation.from_dict(item) for item in numbers]
+
+
+def _with_affine(patch: torch.Tensor, image: Any, volume: MetaTensor, matrices: torch.Tensor) -> torch.Tensor:
+    """The patch as the type that the image had; as a MetaTensor with the affine of what it shows."""
+    if not isinstance(image, MetaTensor):
+        return convert_to_dst_type(patch, image, dtype=patch.dtype)[0]
+    result = convert_to_dst_type(patch, volume, dtype=patch.dtype)[0]
+    result.affine = volume.affine @ matrices.to(volume.affine)
+    return result
+
+
+def _check_alike(tensors: Sequence[torch.Tensor]) -> None:
+    shapes = [tuple(tensor.shape) for tensor in tensors]
+    if shapes[0][1:] and any(len(s) not in (4, 5) for s in shapes):
+        raise ValueError(f"volumes are (C, X, Y, Z), or (B, C, X, Y, Z) in a batch; got shapes {shapes}.")
+    if len({(len(s), *s[-3:], *s[:-4]) for s in shapes}) > 1:
+        raise ValueError(f"what is deformed alike must have one spatial shape; got shapes {shapes}.")
+
+
+def _of_each(keys: Sequence[Hashable], given: Sequence[str] | str | None, default: list[str]) -> Sequence[str]:
+    return default if given is None else ensure_tuple_rep(given, len(keys))
+
+
+def _one_of(name: str, value: str, choices: Sequence[str]) -> str:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}.")
+    return value
+
+
+def _numbers(
+    name: str, value: Any, shape: tuple[int, ...] = (3,), most: float = np.inf, positive: bool = False
+) -> np.ndarray:
+    """One number for all axes or one for each; with shape () one alone."""
+    numbers = np.asarray(value, dtype=float)
+    if numbers.shape not in ((), shape) or not ((numbers >= 0) & (numbers <= most) & np.isfinite(numbers)).all():
+        count = "a number or three" if shape else "a number"
+        raise ValueError(
+            f"{name} must be {count}, none negative{'' if most == np.inf else f', {most} at most'}; got {value!r}."
+        )
+    if positive and not numbers.all():
+        raise ValueError(f"{name} must be above 0; got {value!r}.")
+    return np.broadcast_to(numbers, shape)
+
+
+def _ranges(name: str, value: Any, count: int = 3) -> np.ndarray:
+    """(count, 2) from a number a, for (-a, a), or `count` such numbers or pairs (least, largest)."""
+    entries = [value] * count if np.ndim(value) == 0 else list(value)
+    try:
+        ranges = np.array([(-entry, entry) if np.ndim(entry) == 0 else entry for entry in entries], dtype=float)
+    except (TypeError, ValueError):
+        ranges = np.empty(0)
+    if ranges.shape != (count, 2) or not np.isfinite(ranges).all() or (ranges[:, 0] > ranges[:, 1]).any():
+        raise ValueError(
+            f"{name} must be a number a, for the range from -a to a, or {count} such numbers or pairs "
+            f"[least, largest]; got {value!r}."
+        )
+    return ranges
