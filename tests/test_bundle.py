@@ -36,8 +36,9 @@ def error_of(result: subprocess.CompletedProcess[str]) -> str:
 
 def test_training_leaves_what_it_says(trained):
     text = (trained / "training.out").read_text()
-    assert re.search(r"epoch 2/2  0:00:00 left  loss \d\.\d{3}  Dice 0\.\d{3} annotated, .* all  IoU ", text)
-    assert "Trained 4 iterations" in text
+    line = r"epoch 2/2  0:00:00 left  loss \d\.\d{3}  waiting for data \d+ %  Dice 0\.\d{3} annotated, .* all  IoU "
+    assert re.search(line, text)
+    assert re.search(r"Trained 4 iterations in 0:\d\d:\d\d, waiting for data \d+ % of it", text)
     assert "Best val_mean_dice: " in text
     for path in ("models/model.pt", "eval/training.csv", "eval/pictures"):
         assert str(trained / path) in text
@@ -47,6 +48,7 @@ def test_training_leaves_what_it_says(trained):
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert all(0 <= float(row[key]) <= 1 for row in rows for key in ("dice_annotated", "iou_unlabeled", "dice_all"))
     assert all(np.isfinite(float(row["loss"])) for row in rows)
+    assert all(0 < float(row["data_wait"]) < 1 for row in rows)
     assert list((trained / "eval/tensorboard").glob("events*"))
     (picture,) = (trained / "eval/pictures").iterdir()
     assert picture.stem in json.loads((trained / "models/model.json").read_text())["validation"]

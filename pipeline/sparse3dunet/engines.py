@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
+from ignite.handlers import Timer
 from monai.data import MetaTensor
 from monai.engines import Evaluator, PrepareBatch
 from monai.transforms import Orientation, ResampleToMatch
@@ -73,7 +74,11 @@ class TrainingLog:
     """Handler of the trainer: progress bar, a printed line per epoch, ``training.csv``, and a summary at the end.
 
     The bar shows the loss and the time left; where the output is no terminal, only the lines are printed. Attach it
-    after the ``ValidationHandler``.
+    after the ``ValidationHandler``, which must validate at the end of epochs.
+
+    How long the trainer waits for data is told as a share of the training time (``data_wait`` in ``training.csv``, a
+    fraction): the time from asking the loader for a batch to having it, of that to the iteration's end. Validation is
+    not in it, nor the wait for a run's first batch, in which workers start. Without workers, all loading is waiting.
 
     Args:
         evaluator: of the validation, with a :class:`ScoreReport`.
@@ -90,20 +95,32 @@ class TrainingLog:
         self.csv_file = Path(output_dir) / "training.csv"
         self.model_file = Path(model_file)
         self.losses: list[float] = []
+        self.waiting, self.training = Timer(), Timer()
+        self.marks: list[tuple[float, float]] = []  # of both, at the run's first batch and each epoch's end
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.iteration)
+        # After `iteration`, which waits for the loss: only then has a GPU done its work.
+        self.training.attach(engine, resume=Events.GET_BATCH_STARTED, pause=Events.ITERATION_COMPLETED)
+        self.waiting.attach(engine, resume=Events.GET_BATCH_STARTED, pause=Events.GET_BATCH_COMPLETED)
+        engine.add_event_handler(Events.GET_BATCH_COMPLETED, self.batch)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch)
         engine.add_event_handler(Events.COMPLETED, self.finish)
 
     def start(self, engine: Engine) -> None:
         self.started = time.perf_counter()
+        self.marks.clear()
         self.csv_file.parent.mkdir(parents=True, exist_ok=True)
         with self.csv_file.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerow(["epoch", "iteration", "seconds", "learning_rate", "loss", *METRIC_NAMES])
+            columns = ["epoch", "iteration", "seconds", "learning_rate", "loss", "data_wait"]
+            csv.writer(file).writerow([*columns, *METRIC_NAMES])
         total = (engine.state.max_epochs or 0) * (engine.state.epoch_length or 0)
         self.bar = tqdm(total=total, desc="training", unit="it", disable=None, dynamic_ncols=True)
+
+    def batch(self) -> None:
+        if not self.marks:
+            self.marks.append(self._times())
 
     def iteration(self, engine: Engine) -> None:
         outputs: Any = engine.state.output
@@ -121,17 +138,18 @@ class TrainingLog:
         loss = sum(self.losses) / len(self.losses)
         self.losses.clear()
         seconds = time.perf_counter() - self.started
+        data_wait = self._data_wait(self.marks[-1])
+        self.marks.append(self._times())
         scores = self.evaluator.state.metrics if self.evaluator.state.epoch == state.epoch else {}
         rate = self.optimizer.param_groups[0]["lr"]
         with self.csv_file.open("a", newline="", encoding="utf-8") as file:
-            values = [f"{scores[name]:.4f}" if name in scores else "" for name in METRIC_NAMES]
-            csv.writer(file).writerow(
-                [state.epoch, state.iteration, f"{seconds:.1f}", f"{rate:.3g}", f"{loss:.4f}", *values]
-            )
+            values = [f"{seconds:.1f}", f"{rate:.3g}", f"{loss:.4f}", f"{data_wait:.3f}"]
+            values += [f"{scores[name]:.4f}" if name in scores else "" for name in METRIC_NAMES]
+            csv.writer(file).writerow([state.epoch, state.iteration, *values])
         left = seconds / state.epoch * (state.max_epochs - state.epoch)
         tqdm.write(
             f"epoch {state.epoch:>{len(str(state.max_epochs))}}/{state.max_epochs}  {clock(left)} left  "
-            f"loss {loss:.3f}{_in_words(scores)}"
+            f"loss {loss:.3f}  waiting for data {100 * data_wait:.0f} %{_in_words(scores)}"
         )
 
     def finish(self, engine: Engine) -> None:
@@ -139,11 +157,19 @@ class TrainingLog:
         state: Any = self.evaluator.state
         best = None if math.isnan(state.best_metric) else state.best_metric
         print(
-            f"Trained {engine.state.iteration} iterations in {clock(time.perf_counter() - self.started)}. "
+            f"Trained {engine.state.iteration} iterations in {clock(time.perf_counter() - self.started)}, "
+            f"waiting for data {100 * self._data_wait(self.marks[0]):.0f} % of it (validation aside). "
             f"Best {state.key_metric_name}: {_text(best)} (epoch {state.best_metric_epoch}). "
             f"Last: {_in_words(state.metrics).strip()}.\n"
             f"Model: {self.model_file}  log: {self.csv_file}  pictures: {self.csv_file.parent / 'pictures'}"
         )
+
+    def _times(self) -> tuple[float, float]:
+        return self.waiting.value(), self.training.value()
+
+    def _data_wait(self, since: tuple[float, float]) -> float:
+        waiting, training = (now - then for now, then in zip(self._times(), since))
+        return waiting / training
 
 
 class ScoreReport:
