@@ -11,6 +11,7 @@ from monai.transforms import AffineGrid, Resample
 from scipy.interpolate import make_interp_spline
 from scipy.ndimage import center_of_mass, gaussian_filter, map_coordinates
 
+from sparse3dunet.errors import DataError
 from sparse3dunet.transforms import Deformation, RandBSplineElastic, RandBSplineElasticd
 
 EVERYTHING = {
@@ -404,6 +405,7 @@ def test_on_the_gpu_as_on_the_cpu():
         ({"control_spacing": 0}, "control_spacing must be above 0; got 0"),
         ({"control_spacing": [4, 4]}, "control_spacing must be a number or three"),
         ({"displacement": -1}, "displacement must be a number or three, none negative; got -1"),
+        ({"displacement": "much"}, "displacement must be a number or three"),
         ({"displacement": float("nan")}, "displacement must be a number or three"),
         (
             {"rotate_range": [0.1, 0.2]},
@@ -423,8 +425,13 @@ def test_on_the_gpu_as_on_the_cpu():
 )
 def test_wrong_arguments(arguments, message):
     for transform in (RandBSplineElastic, RandBSplineElasticd):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(DataError, match=message):
             transform(**arguments)
+
+
+def test_control_points_closer_than_voxels():
+    with pytest.raises(DataError, match=r"control points \[4.0, 4.0, 4.0\] mm apart .* voxels of \[1.0, 1.0, 5.0\] mm"):
+        RandBSplineElastic(control_spacing=4, units="mm").draw((8, 8, 8), (1, 1, 5))
 
 
 def test_wrong_volumes():
@@ -432,6 +439,11 @@ def test_wrong_volumes():
         RandBSplineElasticd(("image", "label"))({"image": torch.rand(1, 8, 8, 8), "label": torch.rand(1, 8, 8, 9)})
     with pytest.raises(ValueError, match=r"volumes are \(C, X, Y, Z\).*got shapes \[\(8, 8, 8\)\]"):
         RandBSplineElastic()(torch.rand(8, 8, 8))
+    drawn = RandBSplineElastic().draw((8, 8, 8))
+    with pytest.raises(ValueError, match="each of 3 volumes needs a deformation; got 1"):
+        RandBSplineElastic()(torch.rand(3, 1, 8, 8, 8), deformation=drawn)
+    with pytest.raises(ValueError, match=r"a deformation has the entries size, center, .*; got \{'size': 3\}"):
+        RandBSplineElasticd(deformation_key="drawn")({**sparse_case((8, 8, 8)), "drawn": {"size": 3}})
     with pytest.raises(KeyError, match="label"):
         RandBSplineElasticd()({"image": torch.rand(1, 8, 8, 8)})
     patch = RandBSplineElasticd(allow_missing_keys=True)({"image": torch.rand(1, 8, 8, 8)})

@@ -57,8 +57,15 @@ class Deformation:
 
     @classmethod
     def from_dict(cls, numbers: Mapping[str, Any]) -> Deformation:
-        """The deformation that ``to_dict`` was called on, to the last bit."""
-        return cls(**{name: np.asarray(numbers[name]) for name in cls.__dataclass_fields__})
+        """The deformation that ``to_dict`` was called on, to the last bit.
+
+        Raises:
+            ValueError: when `numbers` are not those of a deformation.
+        """
+        names = list(cls.__dataclass_fields__)
+        if not isinstance(numbers, Mapping) or set(names) - set(numbers):
+            raise ValueError(f"a deformation has the entries {', '.join(names)}; got {str(numbers)[:100]}.")
+        return cls(**{name: np.asarray(numbers[name]) for name in names})
 
     def voxel_matrix(self) -> np.ndarray:
         """(4, 4): from voxels of the patch to those of the volume, but for the bend.

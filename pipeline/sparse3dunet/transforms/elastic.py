@@ -15,6 +15,7 @@ from monai.transforms import MapTransform, Randomizable, RandomizableTransform
 from monai.transforms.utils import create_rotate, create_scale, create_shear
 from monai.utils import convert_to_dst_type, convert_to_tensor, ensure_tuple_rep, fall_back_tuple
 
+from sparse3dunet.errors import DataError
 from sparse3dunet.keys import CENTER, IMAGE, LABEL, WEIGHT
 from sparse3dunet.transforms.deformation import (
     BILINEAR,
@@ -66,7 +67,7 @@ class RandBSplineElastic(RandomizableTransform):
         deformation: the last one applied, or a list of them where the volume was a batch.
 
     Raises:
-        ValueError: when an argument is out of its range.
+        DataError: when an argument is out of its range, or control points are closer than voxels.
 
     Warns:
         RuntimeWarning: when a drawn deformation folds, that is where its Jacobian determinant changes sign, so that
@@ -101,7 +102,7 @@ class RandBSplineElastic(RandomizableTransform):
         self.padding_mode = _one_of("padding_mode", padding_mode, PADDING_MODES)
         self.deformation: Deformation | list[Deformation] | None = None
         if self.scale_range.min() <= -1:
-            raise ValueError(f"scale_range must be above -1, which is no size at all; got {scale_range}.")
+            raise DataError(f"scale_range must be above -1, which is no size at all; got {scale_range}.")
         RandomizableTransform.__init__(self, float(_numbers("prob", prob, (), most=1)))
 
     def draw(
@@ -122,17 +123,17 @@ class RandBSplineElastic(RandomizableTransform):
             return crop
         voxel = np.asarray(spacing, dtype=float)
         unit = voxel if self.units == MM else np.ones(3)
-        body = create_rotate(3, self._uniform(self.rotate_range))[:3, :3]
-        body = body @ create_shear(3, self._uniform(self.shear_range))[:3, :3]
-        body = body @ create_scale(3, [1 + s for s in self._uniform(self.scale_range)])[:3, :3]
-        shift = np.array(self._uniform(self.translate_range)) / unit
-        flips = np.where(self.R.uniform(size=3) < self.flip_prob, -1.0, 1.0)
-        linear = flips[:, None] * np.linalg.inv(body) * voxel / voxel[:, None]
-        knots = self.control_spacing / unit
-        displacements = self.R.normal(size=(3, *control_shape(size, knots))) * (self.displacement / unit).reshape(
-            3, 1, 1, 1
-        )
-        drawn = Deformation(crop.size, crop.center - linear @ shift, linear, displacements, knots)
+        control_spacing, displacement = self.control_spacing / unit, self.displacement / unit
+        if control_spacing.min() < 1:
+            raise DataError(
+                f"control points {self.control_spacing.tolist()} {self.units} apart are closer than voxels of "
+                f"{voxel.tolist()} mm: raise control_spacing."
+            )
+        linear = self._draw_linear(voxel)
+        shift = self._uniform(self.translate_range) / unit
+        displacements = self.R.normal(size=(3, *control_shape(size, control_spacing)))
+        displacements *= displacement.reshape(3, 1, 1, 1)
+        drawn = Deformation(crop.size, crop.center - linear @ shift, linear, displacements, control_spacing)
         if drawn.folds():
             warnings.warn(
                 "a drawn deformation folds, so that structures show twice: make displacement "
@@ -183,18 +184,25 @@ class RandBSplineElastic(RandomizableTransform):
             deformations = [self.draw(shape, spacing, center) for spacing, center in zip(spacings, centers)]
         else:
             deformations = [deformation] if isinstance(deformation, Deformation) else list(deformation)
+            if len(deformations) != count:
+                raise ValueError(f"each of {count} volumes needs a deformation; got {len(deformations)}.")
         self.deformation = deformations if batched else deformations[0]
-        warped = [
-            warp(volumes, drawn, modes, padding_modes)
-            for volumes, drawn in zip(zip(*batches), deformations, strict=True)
-        ]
+        warped = [warp(volumes, drawn, modes, padding_modes) for volumes, drawn in zip(zip(*batches), deformations)]
         patches = [torch.stack(volumes) if batched else volumes[0] for volumes in zip(*warped)]
         matrices = torch.from_numpy(np.stack([drawn.voxel_matrix() for drawn in deformations]))
         matrices = matrices if batched else matrices[0]
         return [_with_affine(*alike, matrices) for alike in zip(patches, images, tensors)]
 
-    def _uniform(self, ranges: np.ndarray) -> list[float]:
-        return self.R.uniform(ranges[:, 0], ranges[:, 1]).tolist()
+    def _draw_linear(self, voxel: np.ndarray) -> np.ndarray:
+        """(3, 3): from where a voxel is, to where it was before the body was flipped, scaled, sheared and rotated."""
+        body = create_rotate(3, self._uniform(self.rotate_range).tolist())[:3, :3]
+        body = body @ create_shear(3, self._uniform(self.shear_range).tolist())[:3, :3]
+        body = body @ create_scale(3, (1 + self._uniform(self.scale_range)).tolist())[:3, :3]
+        flips = np.where(self.R.uniform(size=3) < self.flip_prob, -1.0, 1.0)
+        return flips[:, None] * np.linalg.inv(body) * voxel / voxel[:, None]
+
+    def _uniform(self, ranges: np.ndarray) -> np.ndarray:
+        return self.R.uniform(ranges[:, 0], ranges[:, 1])
 
 
 class RandBSplineElasticd(MapTransform, Randomizable):
@@ -207,16 +215,8 @@ class RandBSplineElasticd(MapTransform, Randomizable):
 
     Args:
         keys: of the volumes, which share one grid; the first one's affine gives the spacing.
-        spatial_size: this and the following: see :class:`RandBSplineElastic`.
-        prob: ...
-        control_spacing: ...
-        displacement: ...
-        rotate_range: ...
-        scale_range: ...
-        shear_range: ...
-        translate_range: ...
-        flip_prob: ...
-        units: ...
+        spatial_size, prob, control_spacing, displacement, rotate_range, scale_range, shear_range, translate_range,
+            flip_prob, units: see :class:`RandBSplineElastic`.
         mode: of all keys, or of each; None: "nearest" for the keys ``label`` and ``weight``, "bilinear" for others.
         padding_mode: of all keys, or of each; None: "zeros" for the key ``weight``, so that what comes from outside the
             volume is unlabeled, and "border" for others, so that neither an intensity nor a class is made up.
@@ -325,7 +325,7 @@ def _of_each(keys: Sequence[Hashable], given: Sequence[str] | str | None, defaul
 
 def _one_of(name: str, value: str, choices: Sequence[str]) -> str:
     if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}.")
+        raise DataError(f"{name} must be one of {', '.join(choices)}; got {value!r}.")
     return value
 
 
@@ -333,14 +333,16 @@ def _numbers(
     name: str, value: Any, shape: tuple[int, ...] = (3,), most: float = np.inf, positive: bool = False
 ) -> np.ndarray:
     """One number for all axes or one for each; with shape () one alone."""
-    numbers = np.asarray(value, dtype=float)
+    try:
+        numbers = np.asarray(value, dtype=float)
+    except (TypeError, ValueError):
+        numbers = np.full(3, np.nan)
     if numbers.shape not in ((), shape) or not ((numbers >= 0) & (numbers <= most) & np.isfinite(numbers)).all():
         count = "a number or three" if shape else "a number"
-        raise ValueError(
-            f"{name} must be {count}, none negative{'' if most == np.inf else f', {most} at most'}; got {value!r}."
-        )
+        limit = "" if most == np.inf else f", {most} at most"
+        raise DataError(f"{name} must be {count}, none negative{limit}; got {value!r}.")
     if positive and not numbers.all():
-        raise ValueError(f"{name} must be above 0; got {value!r}.")
+        raise DataError(f"{name} must be above 0; got {value!r}.")
     return np.broadcast_to(numbers, shape)
 
 
@@ -352,7 +354,7 @@ def _ranges(name: str, value: Any, count: int = 3) -> np.ndarray:
     except (TypeError, ValueError):
         ranges = np.empty(0)
     if ranges.shape != (count, 2) or not np.isfinite(ranges).all() or (ranges[:, 0] > ranges[:, 1]).any():
-        raise ValueError(
+        raise DataError(
             f"{name} must be a number a, for the range from -a to a, or {count} such numbers or pairs "
             f"[least, largest]; got {value!r}."
         )
