@@ -1,17 +1,22 @@
-"""Draw the pictures of docs/annotations.md from the built-in data: python docs/make_images.py (needs nilearn)."""
+"""Draw the pictures of docs/ from the built-in data: python docs/make_images.py, in the repository (needs nilearn)."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from monai.bundle import ConfigParser
+from monai.transforms import Compose, NormalizeIntensity
 
 from sparse3dunet.mni152 import load_template
 from sparse3dunet.pictures import CLASS_COLORS, UNLABELED
 from sparse3dunet.slices import PLANES, slices_mask
+from sparse3dunet.transforms import RandBSplineElasticd
 from sparse3dunet.transforms.simulate import choose_slices, scribble
 
 FOLDER = Path(__file__).parent / "images"
@@ -85,8 +90,83 @@ def which_slices(scan: np.ndarray, label: np.ndarray) -> None:
     save(figure, "which_slices.png")
 
 
+def gallery_case(scan: np.ndarray, label: np.ndarray) -> dict[str, torch.Tensor]:
+    """The volume as it is trained on, with a grid of lines 12 voxels apart, and 1 wherever the volume is."""
+    places = np.indices(scan.shape)
+    volumes = {
+        "image": NormalizeIntensity()(scan[None]).numpy(),
+        "grid": ((places[0] % 12 == 1) | (places[1] % 12 == 3))[None],
+        "label": label[None],
+        "weight": slices_mask(label.shape, choose_slices(label > 0, 3))[None],
+        "inside": np.ones_like(scan)[None],
+    }
+    return {key: torch.as_tensor(np.array(volume, dtype=np.float32)) for key, volume in volumes.items()}
+
+
+def warp_case(case: dict[str, torch.Tensor], seed: int = 0, **arguments: Any) -> dict[str, torch.Tensor]:
+    """The case as RandBSplineElasticd deforms it."""
+    transform = RandBSplineElasticd(
+        tuple(case),
+        mode=("bilinear", "bilinear", "nearest", "nearest", "nearest"),
+        padding_mode=("border", "border", "border", "zeros", "zeros"),
+        **arguments,
+    )
+    return transform.set_random_state(seed)(case)
+
+
+def draw_patch(ax, patch: dict[str, torch.Tensor], title: str) -> None:
+    """An axial slice of a patch: scan, annotated structures and grid; dark where there is no volume."""
+    image, grid, label, weight, inside = (plane(patch[key][0].numpy(), 2, 49) for key in patch)
+    ax.imshow(np.where(inside > 0, image, np.nan), cmap="gray", vmin=0.2, vmax=2.7)
+    shown = np.where((weight > 0) & (label > 0), label, np.nan)
+    ax.imshow(shown, cmap=ListedColormap(CLASS_COLORS[:2]), vmin=0.5, vmax=2.5, alpha=0.85, interpolation="nearest")
+    ax.imshow(np.ones_like(grid), cmap=ListedColormap(["#f2c14e"]), alpha=0.6 * (grid * inside).clip(0, 1))
+    ax.set(xticks=[], yticks=[], facecolor=UNLABELED)
+    ax.set_title(title, fontsize=9)
+
+
+def gallery(scan: np.ndarray, label: np.ndarray) -> None:
+    """A slice under each random transform of the bundle's train.yaml, with its settings, and under all."""
+    config = ConfigParser()
+    config.read_config(Path(__file__).parents[1] / "bundle/configs/train.yaml")
+    recipe = {key: value for key, value in config["train#draw"][1].items() if key not in ("_target_", "keys")}
+    recipe |= {"spatial_size": None, "prob": 1.0}
+    angle, scale = recipe["rotate_range"], recipe["scale_range"]
+    case = gallery_case(scan, label)
+    rigid = {"displacement": 0.0}
+    panels = {
+        "as it is": case,
+        f"elastic: {recipe['displacement']} voxels": warp_case(
+            case, 1, displacement=recipe["displacement"], control_spacing=recipe["control_spacing"]
+        ),
+        "elastic: twice as much": warp_case(case, 1, displacement=2 * recipe["displacement"]),
+        "rotated": warp_case(case, rotate_range=[(0, 0), (0, 0), (angle, angle)], **rigid),
+        "scaled": warp_case(case, scale_range=[(scale, scale), (-scale, -scale), (0, 0)], **rigid),
+        "sheared (not in the recipe)": warp_case(case, shear_range=[(0.2, 0.2)] + [(0, 0)] * 5, **rigid),
+        "flipped": warp_case(case, flip_prob=[1, 0, 0], **rigid),
+    }
+    for number, transform in enumerate(config.get_parsed_content("train#gray_values")):
+        transform.prob = 1.0
+        transform.set_random_state(number + 2)
+        name = type(transform).__name__.removeprefix("Rand")
+        name += ", inverted" if getattr(transform, "invert_image", False) else ""
+        panels[name] = {**case, "image": transform(case["image"].clone())}
+    chain = Compose(config.get_parsed_content("train#gray_values", instantiate=True))
+    for seed in range(4):
+        patch = warp_case(case, seed, **recipe)
+        for transform in chain.transforms:
+            transform.prob = 0.5
+        panels[f"all of them, draw {seed + 1}"] = {**patch, "image": chain.set_random_state(seed)(patch["image"])}
+    figure = Figure(figsize=(8.4, 10.6), dpi=110, facecolor="white", layout="constrained")
+    axes = figure.subplots(5, 4).ravel()
+    for ax, (title, patch) in zip(axes, panels.items(), strict=True):
+        draw_patch(ax, patch, title)
+    save(figure, "augmentation.png")
+
+
 if __name__ == "__main__":
     image, dense = load_template()
     values = np.asarray(image.dataobj, dtype=np.float32)
     conventions(values, dense)
     which_slices(values, dense)
+    gallery(values, dense)

@@ -4,6 +4,14 @@ from sparse3dunet.transforms.annotation import SparseLabel, SparseLabeld
 from sparse3dunet.transforms.deformation import Deformation
 from sparse3dunet.transforms.elastic import RandBSplineElastic, RandBSplineElasticd
 from sparse3dunet.transforms.holdout import HoldOutSlices, HoldOutSlicesd
+from sparse3dunet.transforms.intensity import (
+    ChannelWise,
+    ChannelWised,
+    RandBlur,
+    RandGrayValueCurve,
+    RandNoise,
+    RandShading,
+)
 from sparse3dunet.transforms.patches import RandPatchCenter, RandPatchCenterd, UntilAnnotated
 from sparse3dunet.transforms.resample import AnnotationToMatchd, ExtentSpacing, ExtentSpacingd, ResampleAnnotation
 from sparse3dunet.transforms.simulate import (
@@ -18,6 +26,8 @@ from sparse3dunet.transforms.weighting import ClassWeight, ClassWeightd
 
 __all__ = [
     "AnnotationToMatchd",
+    "ChannelWise",
+    "ChannelWised",
     "ClassWeight",
     "ClassWeightd",
     "Deformation",
@@ -33,8 +43,12 @@ __all__ = [
     "KeepSlicesd",
     "RandBSplineElastic",
     "RandBSplineElasticd",
+    "RandBlur",
+    "RandGrayValueCurve",
+    "RandNoise",
     "RandPatchCenter",
     "RandPatchCenterd",
+    "RandShading",
     "ResampleAnnotation",
     "SparseLabel",
     "SparseLabeld",

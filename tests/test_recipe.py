@@ -1,0 +1,100 @@
+"""The recipe of augmentation trains, with the bundle's elastic deformation and with MONAI's, and keeps the data whole."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser
+from monai.transforms import Compose, Rand3DElasticd
+
+from sparse3dunet.transforms import ChannelWised, RandBSplineElasticd
+from tests.conftest import ROOT, TINY, make_dataset, run_bundle
+
+CONFIGS = ROOT / "bundle/configs"
+
+
+def preprocessing(root, *overlays, **changes):
+    parser = ConfigParser()
+    parser.read_config([str(CONFIGS / name) for name in ("train.yaml", *overlays)])
+    parser.update({"dataset_dir": str(root), "val_fraction": 0, "patch_size": [16, 16, 16], **changes})
+    return parser.get_parsed_content("train#dataset").data, parser.get_parsed_content("train#preprocessing")
+
+
+def steps_of(transform):
+    """All transforms, those within others too."""
+    yield transform
+    for inner in (*getattr(transform, "transforms", ()), getattr(transform, "transform", None)):
+        if inner is not None:
+            yield from steps_of(inner)
+
+
+@pytest.mark.parametrize("overlay", ["rand3delastic.yaml"])
+def test_the_overlay_trains(tmp_path, overlay):
+    make_dataset(tmp_path / "dataset")
+    configs = str([str(CONFIGS / "train.yaml"), str(CONFIGS / overlay)])
+    places = ("--dataset_dir", tmp_path / "dataset", "--output_dir", tmp_path, "--ckpt_dir", tmp_path / "models")
+    result = run_bundle("run", "training", "--config_file", configs, *places, *TINY, "--margin", 4)
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"epoch 2/2 .* waiting for data \d+ %  Dice", result.stdout)
+    assert json.loads((tmp_path / "models/model.json").read_text())
+
+
+def test_each_recipe_has_its_elastic_deformation(tmp_path):
+    root = make_dataset(tmp_path, 1)
+    _, ours = preprocessing(root)
+    _, monais = preprocessing(root, "rand3delastic.yaml")
+    assert not any(isinstance(step, Rand3DElasticd) for step in steps_of(ours))
+    (elastic,) = (step for step in steps_of(ours) if isinstance(step, RandBSplineElasticd))
+    assert elastic.elastic.prob > 0
+    assert (elastic.elastic.displacement > 0).all()
+    assert any(isinstance(step, Rand3DElasticd) for step in steps_of(monais))
+    (crop,) = (step for step in steps_of(monais) if isinstance(step, RandBSplineElasticd))
+    assert crop.elastic.prob == 0
+
+
+@pytest.mark.parametrize("overlay", [(), ("rand3delastic.yaml",)])
+def test_a_recipe_writes_into_nothing_that_is_cached(tmp_path, overlay):
+    """Volumes are kept in memory and not copied for each patch: so no random transform may change them."""
+    data, transform = preprocessing(make_dataset(tmp_path, 1), *overlay)
+    first_random = next(n for n, step in enumerate(transform.transforms) if hasattr(step, "randomize"))
+    cached = transform(data[0], end=first_random)
+    kept = {key: torch.as_tensor(cached[key]).clone() for key in ("image", "label", "weight")}
+    for seed in range(30):
+        transform.set_random_state(seed)
+        patch = transform(cached, start=first_random)
+        patch["image"] += 1
+    assert all(torch.equal(torch.as_tensor(cached[key]), kept[key]) for key in kept)
+    assert set(patch) == {"image", "label", "weight"}
+
+
+def test_gray_values_change_channel_by_channel(tmp_path):
+    """Of two equal channels and the label, the chain changes the channels, unlike each other, and not the label."""
+    _, transform = preprocessing(make_dataset(tmp_path, 1))
+    (chain,) = (step for step in transform.transforms if isinstance(step, ChannelWised))
+    image = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 12, 12, 12))).float().expand(2, -1, -1, -1)
+    label = torch.ones(1, 12, 12, 12)
+    chain.set_random_state(0)
+    unlike = 0
+    for _ in range(20):
+        patch = chain({"image": image, "label": label})
+        assert patch["image"].isfinite().all()
+        assert patch["label"] is label
+        unlike += not torch.equal(patch["image"][0], patch["image"][1])
+    assert unlike > 15
+
+
+def test_low_resolution_leaves_a_blob_where_it_was(tmp_path):
+    """With MONAI's default, nearest, it moves by up to half a voxel of the low resolution, its label does not."""
+    _, transform = preprocessing(make_dataset(tmp_path, 1))
+    (chain,) = (step for step in transform.transforms if isinstance(step, ChannelWised))
+    (low,) = (step for step in steps_of(chain.channel_wise) if type(step).__name__ == "RandSimulateLowResolution")
+    assert isinstance(chain.channel_wise.transform, Compose)
+    low.prob = 1.0
+    places = torch.stack(torch.meshgrid(*[torch.arange(32.0)] * 3, indexing="ij"))
+    ball = torch.sigmoid(6 - (places - 15.5).norm(dim=0))[None]
+    for seed in range(5):
+        blurred = low.set_random_state(seed)(ball)
+        middle = (places * blurred).sum(dim=(1, 2, 3)) / blurred.sum()
+        assert (middle - 15.5).abs().max() < 0.1
