@@ -129,7 +129,7 @@ def gallery(scan: np.ndarray, label: np.ndarray) -> None:
     """A slice under each random transform of the bundle's train.yaml, with its settings, and under all."""
     config = ConfigParser()
     config.read_config(Path(__file__).parents[1] / "bundle/configs/train.yaml")
-    recipe = {key: value for key, value in config["train#draw"][1].items() if key not in ("_target_", "keys")}
+    recipe = {key: value for key, value in config["train#deform"].items() if key not in ("_target_", "keys")}
     recipe |= {"spatial_size": None, "prob": 1.0}
     angle, scale = recipe["rotate_range"], recipe["scale_range"]
     case = gallery_case(scan, label)

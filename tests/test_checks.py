@@ -5,6 +5,8 @@ import gzip
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
+from monai.bundle import ConfigParser
 
 from sparse3dunet.checks import check_data, check_images
 from sparse3dunet.datalist import DataSet, read_data_set
@@ -18,7 +20,7 @@ from sparse3dunet.settings import (
     network_shapes,
     target_spacing,
 )
-from tests.conftest import make_volume, write_nifti
+from tests.conftest import ROOT, make_volume, write_nifti
 
 
 def change(path, function):
@@ -197,3 +199,14 @@ def test_where_results_go(tmp_path):
         check_output_dir(tmp_path / "file")
     with pytest.raises(DataError, match="where the images are read from"):
         check_output_dir(tmp_path, str(tmp_path) + "/")
+
+
+def test_memory_is_what_the_cache_takes(dataset):
+    """The estimate against the bytes that the training's dataset keeps."""
+    parser = ConfigParser()
+    parser.read_config(str(ROOT / "bundle/configs/train.yaml"))
+    parser.update({"dataset_dir": str(dataset), "val_fraction": 0})
+    kept = parser.get_parsed_content("train#dataset")._cache
+    tensors = [v for item in kept for value in item.values() for v in (value if isinstance(value, list) else [value])]
+    size = sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor))
+    assert parser.get_parsed_content("report").memory == pytest.approx(size, rel=0.05)

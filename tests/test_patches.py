@@ -116,7 +116,7 @@ def training_config(*overlays, **changes):
 def test_the_bundle_draws_no_empty_patch(shape, warp):
     """One annotated slice, next to each border and inside, through the training config's own steps."""
     parser = training_config()
-    parser["train#draw"][1]["prob"] = warp
+    parser["train#deform"]["prob"] = warp
     transform = parser.get_parsed_content("train#preprocessing")
     names = [type(step).__name__ for step in transform.transforms]
     transform = Compose(transform.transforms[names.index("ClassesToIndicesd") :])
@@ -150,7 +150,7 @@ def training_patches(tmp_path_factory):
     for image in root.glob("imagesTr/*"):
         image.write_bytes((root / "labelsDense" / image.name).read_bytes())
     parser = training_config(patch_size=[24, 24, 16], dataset_dir=str(root), val_fraction=0, epoch_length=30)
-    parser["train#draw"][1]["prob"] = 1.0
+    parser["train#deform"]["prob"] = 1.0
     parser["train#intensity"] = []
     torch.manual_seed(0)
     return list(parser.get_parsed_content("train#dataloader"))
@@ -198,7 +198,7 @@ def test_dense_annotation_from_outside_is_unlabeled(shape, overlay):
     In the larger volume the patch and its margin lie within, so that only the warp brings in what is outside of them.
     """
     parser = training_config(*overlay)
-    for step in parser["train#draw"][1:]:
+    for step in parser["train#draw"][1:] if overlay else [parser["train#deform"]]:
         if "rotate_range" in step:
             step.update(prob=1.0, rotate_range=[1.0] * 3)
         if step["keys"] == ["image", "label", "weight"] and "Flip" not in step["_target_"]:

@@ -106,8 +106,9 @@ class DataReport:
 
     @property
     def memory(self) -> int:
-        """Bytes that all volumes take while they are kept for training: image, label, weight and patch centres."""
-        return sum(case.voxels for case in self.cases) * (4 * max(self.data_set.num_channels, 1) + 2 + 4 + 8)
+        """Bytes of all volumes as they are kept for training: image, label, weight, and annotated voxels' places."""
+        bytes_per_voxel = 4 * max(self.data_set.num_channels, 1) + 2 + 4
+        return sum(case.voxels * bytes_per_voxel + 8 * case.annotated for case in self.cases)
 
     def warning_lines(self) -> list[str]:
         """All warnings; of those that many cases share, the first, with the number of the others."""
