@@ -95,12 +95,13 @@ class Deformation:
     def folds(self) -> bool:
         """Whether the map turns inside out somewhere: its Jacobian determinant vanishes or changes sign.
 
-        Looked for at eight points from a control point to the next, along each axis.
+        Looked for at four points from a control point to the next, along each axis.
         """
         if not self.displacements.any():
             return False
-        steps = tuple(max(int(spacing / 8), 1) for spacing in self.control_spacing)
-        x, y, z = (self._spline(self._targets(), steps, axis).view(-1, 3) for axis in range(3))
+        steps = tuple(max(int(spacing / 4), 1) for spacing in self.control_spacing)
+        targets = self._targets()
+        x, y, z = (self._spline(targets, steps, axis).view(-1, 3) for axis in range(3))
         determinants = (torch.linalg.cross(x, y) * z).sum(1)
         return bool((determinants * np.linalg.det(self.linear) <= 0).any())
 
@@ -173,14 +174,14 @@ def warp(
     rows = deformation.grid_rows(volumes[0].device)
     first, behind = _reach(rows, deformation.center, shape, _CUBIC_REACH if BICUBIC in modes else 1)
     center = deformation.center - first
-    grid = _grid(rows, center, behind - first)
     results: dict[int, torch.Tensor] = {}
-    for mode in dict.fromkeys(modes):
+    for mode, sample in {BICUBIC: _sample_cubic, NEAREST: _sample_nearest, BILINEAR: _sample_linear}.items():
         members = [index for index, m in enumerate(modes) if m == mode]
+        if not members:
+            continue
         boxes = [_box(volumes[index], first, behind, padding_modes[index]) for index in members]
-        box = torch.cat(boxes)
-        sampled = _sample_cubic(box, rows, center) if mode == BICUBIC else _sample(box, grid, mode)
-        for index, part in zip(members, sampled.split([len(b) for b in boxes])):
+        box = boxes[0] if len(boxes) == 1 else torch.cat(boxes)
+        for index, part in zip(members, sample(box, rows, center).split([len(b) for b in boxes])):
             dtype = volumes[index].dtype
             whole = mode == NEAREST or dtype.is_floating_point
             results[index] = part.reshape(-1, *deformation.size).to(dtype if whole else torch.float32)
@@ -211,35 +212,42 @@ def _box(volume: torch.Tensor, first: np.ndarray, behind: np.ndarray, padding_mo
     return pad(box[None], widths, mode="replicate")[0]
 
 
-def _grid(rows: torch.Tensor, center: np.ndarray, shape: np.ndarray) -> torch.Tensor:
-    """(number of points, 3): `rows`, relative to `center`, as coordinates of ``grid_sample`` in a box of `shape`.
-
-    These run from -1 to 1 between the outer borders of the outer voxels.
-    """
-    scale, shift = (
-        torch.from_numpy(v[::-1].copy()).to(rows).repeat(rows.shape[1] // 3)
-        for v in (2 / shape, (2 * center + 1) / shape - 1)
-    )
-    return torch.addcmul(shift, rows, scale).view(-1, 3)
+def _sample_cubic(box: torch.Tensor, rows: torch.Tensor, center: np.ndarray) -> torch.Tensor:
+    """(C, number of points): the box at the points that `rows` hold relative to `center`, by cubic splines."""
+    coordinates = rows.view(-1, 3).flip(-1).double().cpu().numpy().T + center[:, None]
+    channels = [map_coordinates(channel, coordinates, order=3, mode="nearest") for channel in box.cpu().numpy()]
+    return torch.from_numpy(np.stack(channels)).to(rows.device)
 
 
-def _sample(box: torch.Tensor, grid: torch.Tensor, mode: str) -> torch.Tensor:
-    """(C, number of points): the box at the points of the grid."""
+def _sample_nearest(box: torch.Tensor, rows: torch.Tensor, center: np.ndarray) -> torch.Tensor:
+    """As :func:`_sample_cubic`, the nearest voxel, and of two the even: as ``grid_sample``, in half its time."""
+    _, x, y, z = box.shape
+    places = torch.add(rows, _along(center, rows)).round_()
+    places.clamp_(torch.zeros((), device=rows.device), _along(np.array([x, y, z]) - 1, rows))
+    # The place in the flattened box, which float32 can count up to 2^24.
+    exact = places.view(-1, 3) if x * y * z < 2**24 else places.view(-1, 3).double()
+    index = (exact @ torch.tensor([1, z, y * z]).to(exact)).to(torch.int32 if x * y * z < 2**31 else torch.int64)
+    return torch.stack([channel.reshape(-1).index_select(0, index) for channel in box])
+
+
+def _sample_linear(box: torch.Tensor, rows: torch.Tensor, center: np.ndarray) -> torch.Tensor:
+    """As :func:`_sample_cubic`, between the eight neighbours. Changes `rows`: new memory costs more than the work."""
+    # To the coordinates of grid_sample, from -1 to 1 between the outer borders of the outer voxels.
+    shape = np.asarray(box.shape[1:])
+    grid = torch.addcmul(_along((2 * center + 1) / shape - 1, rows), rows, _along(2 / shape, rows), out=rows)
     # grid_sample works on several cores only where there are several volumes: so the one is passed as many.
-    threads = torch.get_num_threads() if grid.device.type == "cpu" else 1
-    parts = next(n for n in range(threads, 0, -1) if len(grid) % n == 0)
+    threads = torch.get_num_threads() if rows.device.type == "cpu" else 1
+    parts = next(n for n in range(threads, 0, -1) if grid.numel() // 3 % n == 0)
     sampled = grid_sample(
         box.expand(parts, *box.shape),
         grid.view(parts, 1, 1, -1, 3),
-        mode=mode,
+        mode=BILINEAR,
         padding_mode=BORDER,  # the box has what lies outside already
         align_corners=False,
     )
     return sampled.transpose(0, 1).reshape(len(box), -1)
 
 
-def _sample_cubic(box: torch.Tensor, rows: torch.Tensor, center: np.ndarray) -> torch.Tensor:
-    """As :func:`_sample`, by cubic splines, at the points that `rows` hold relative to `center`."""
-    coordinates = rows.view(-1, 3).flip(-1).double().cpu().numpy().T + center[:, None]
-    channels = [map_coordinates(channel, coordinates, order=3, mode="nearest") for channel in box.cpu().numpy()]
-    return torch.from_numpy(np.stack(channels)).to(rows.device)
+def _along(numbers: np.ndarray, rows: torch.Tensor) -> torch.Tensor:
+    """Numbers by axis, in the order of a row's: torch is slow at broadcasting to a last axis of three."""
+    return torch.from_numpy(numbers[::-1].copy()).to(rows).repeat(rows.shape[1] // 3)
