@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from monai.data import DataLoader, Dataset, MetaTensor, list_data_collate
+from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch, list_data_collate, set_track_meta
 from monai.transforms import AffineGrid, Resample
 from scipy.interpolate import make_interp_spline
 from scipy.ndimage import center_of_mass, gaussian_filter, map_coordinates
@@ -84,9 +84,51 @@ def test_intensities_equal_map_coordinates(mode, order, padding_mode, numpy_mode
             for channel, result in zip(volume, patch):
                 padded = np.pad(channel.numpy(), width, mode=numpy_mode)
                 expected = map_coordinates(padded, points, order=order, mode="nearest")
-                assert np.abs(result.numpy() - expected).max() < 1e-4
+                assert np.abs(result.numpy() - expected).max() < 1e-5
     finally:
         torch.set_num_threads(before)
+
+
+LARGE = {torch.int32: 2**24 + 1, torch.int64: 2**40 + 1, torch.float64: 0.1}
+"""What float32 cannot hold."""
+
+
+@pytest.mark.parametrize("prob", [0, 1])
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int16, torch.int32, torch.int64, torch.float64])
+def test_every_type_is_moved_exactly(dtype, prob):
+    shape = (9, 8, 7)
+    label = (torch.randint(0, 4, (1, *shape)) + LARGE.get(dtype, 0)).to(dtype)
+    for padding_mode in ("border", "zeros"):
+        transform = RandBSplineElastic((12, 6, 9), prob, displacement=1, mode="nearest", padding_mode=padding_mode)
+        patch = transform(label)
+        assert patch.dtype == dtype
+        assert set(patch.unique().tolist()) <= set(label.unique().tolist()) | (
+            {0} if padding_mode == "zeros" else set()
+        )
+
+
+@pytest.mark.parametrize("prob", [0, 1])
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [(torch.int16, torch.float32), (torch.uint8, torch.float32), (torch.float16, torch.float16)],
+)
+def test_the_type_does_not_depend_on_the_draw(dtype, expected, prob):
+    """Else the patches of a batch could not be put together."""
+    image = torch.randint(0, 9, (1, 8, 8, 8)).to(dtype)
+    for mode in ("bilinear", "bicubic"):
+        assert RandBSplineElastic(prob=prob, displacement=1, mode=mode)(image).dtype == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_under_autocast_nothing_changes(dtype):
+    """As in a training step that computes with half the digits."""
+    case = sparse_case((30, 31, 32))
+    transform = RandBSplineElasticd(**EVERYTHING)
+    expected = transform.set_random_state(0)(case)
+    with torch.autocast("cpu", dtype=dtype):
+        patch = transform.set_random_state(0)(case)
+    for key in case:
+        assert torch.equal(patch[key], expected[key])
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64, torch.float32, torch.float64, torch.bool])
@@ -165,6 +207,11 @@ def test_rotation_shear_and_scaling_equal_monais():
     inverse = AffineGrid(affine=torch.linalg.inv(torch.as_tensor(matrix)))((24, 22, 26))[0]
     theirs = Resample(mode="bilinear", padding_mode="border")(volume, inverse)
     torch.testing.assert_close(ours, torch.as_tensor(theirs), atol=1e-4, rtol=0)
+
+
+def test_ranges_may_mix_numbers_and_pairs():
+    drawn = RandBSplineElastic(displacement=0, rotate_range=[[0.2, 0.2], 0, 0]).draw((8, 8, 8))
+    np.testing.assert_allclose(drawn.linear[1:, 1:], [[np.cos(0.2), np.sin(0.2)], [-np.sin(0.2), np.cos(0.2)]])
 
 
 def test_larger_scale_makes_larger_and_translation_moves():
@@ -361,6 +408,74 @@ def test_folds_by_the_jacobian(amount, folded):
     assert flipped.folds() == folded
 
 
+def test_a_local_fold_is_found():
+    """One control point of many, moved past its neighbour: the map folds between these two alone."""
+    displacements = np.zeros((3, 8, 8, 8))
+    displacements[1, 4, 3, 5] = 15
+    deformation = Deformation(np.full(3, 51), np.full(3, 25.0), np.eye(3), displacements, np.full(3, 10.0))
+    assert deformation.folds()
+    displacements[1, 4, 3, 5] = 5
+    assert not deformation.folds()
+
+
+def test_one_mode_is_for_images():
+    """Asking for cubic images must not interpolate labels, nor asking for border annotate what lies outside."""
+    case = sparse_case((12, 12, 12))
+    for arguments in ({"mode": "bicubic"}, {"mode": "nearest"}, {"padding_mode": "border"}):
+        patch = RandBSplineElasticd(spatial_size=16, displacement=1, control_spacing=8, **arguments)(case)
+        assert set(patch["label"].unique().tolist()) <= {1, 2, 3}
+        assert set(patch["weight"].unique().tolist()) == {0.0, 0.5, 1.0, 2.0}
+        assert not patch["weight"][:, 0].any()
+    with pytest.raises(
+        DataError, match=r"a list with one for each of \('image', 'label', 'weight'\); got \['bilinear'\]"
+    ):
+        RandBSplineElasticd(mode=["bilinear"])
+
+
+def test_the_center_is_used_and_used_up():
+    case = {**sparse_case((30, 30, 30)), "center": np.array([9, 10, 11])}
+    patch = RandBSplineElasticd(spatial_size=6, prob=0)(case)
+    assert torch.equal(patch["image"], case["image"][:, 6:12, 7:13, 8:14])
+    assert "center" not in patch
+    assert "center" in case
+    inner = RandBSplineElasticd(spatial_size=2, prob=0)(patch)
+    assert torch.equal(inner["image"], case["image"][:, 8:10, 9:11, 10:12])
+
+
+@pytest.mark.parametrize("kind", ["numpy", "tensor", "meta"])
+@pytest.mark.parametrize("tracked", [True, False])
+def test_metadata_as_with_monais_transforms(kind, tracked):
+    """A MetaTensor, unless tracking is off."""
+    volume = torch.rand(1, 8, 9, 10)
+    given = {"numpy": volume.numpy(), "tensor": volume, "meta": MetaTensor(volume, meta={"filename_or_obj": "a.nii"})}
+    set_track_meta(tracked)
+    try:
+        patch = RandBSplineElastic(6, prob=0)(given[kind])
+    finally:
+        set_track_meta(True)
+    assert isinstance(patch, MetaTensor) == tracked
+    assert torch.equal(torch.as_tensor(patch), volume[:, 1:7, 1:7, 2:8])
+    if tracked and kind == "meta":
+        assert patch.meta["filename_or_obj"] == "a.nii"
+        assert patch.affine[:3, 3].tolist() == [1, 1, 2]
+
+
+def test_a_batch_that_was_not_collated():
+    batch = RandBSplineElastic(6)(MetaTensor(torch.rand(2, 1, 9, 9, 9)))
+    assert batch.affine.shape == (2, 4, 4)
+    assert batch[0].affine.shape == (4, 4)
+
+
+def test_replay_after_a_loader():
+    """The loader makes tensors of the numbers; MONAI's decollate_batch gives them back."""
+    case = {key: value[:, :16, :16, :16] for key, value in sparse_case((24, 24, 24)).items()}
+    transform = RandBSplineElasticd(deformation_key="drawn", displacement=1)
+    (batch,) = DataLoader(Dataset([case] * 2, transform), batch_size=2)
+    for item in decollate_batch(batch):
+        again = transform({**case, "drawn": item["drawn"]})
+        assert torch.equal(again["image"], torch.as_tensor(item["image"]))
+
+
 def test_seeds():
     case = sparse_case((24, 24, 24))
     transform = RandBSplineElasticd(**EVERYTHING)
@@ -412,12 +527,14 @@ def test_on_the_gpu_as_on_the_cpu():
             r"rotate_range must be a number a.* or 3 such numbers or pairs.*got \[0.1, 0.2\]",
         ),
         ({"rotate_range": [(0.3, 0.1)] * 3}, "rotate_range must be a number a"),
+        ({"spatial_size": 4.5}, "spatial_size must be whole numbers of voxels, one for all axes or three; got 4.5"),
+        ({"spatial_size": [4, 4]}, "spatial_size must be whole numbers"),
         ({"rotate_range": -0.1}, "rotate_range must be a number a"),
         ({"rotate_range": "wide"}, "rotate_range must be a number a"),
         ({"shear_range": [0.1] * 3}, "shear_range must be a number a.* or 6 such"),
         ({"scale_range": 1}, "scale_range must be above -1"),
         ({"flip_prob": 2}, "flip_prob must be a number or three, none negative, 1 at most; got 2"),
-        ({"prob": 1.5}, "prob must be a number, none negative, 1 at most; got 1.5"),
+        ({"prob": 1.5}, "prob must be a number from 0 to 1; got 1.5"),
         ({"units": "cm"}, "units must be one of voxels, mm; got 'cm'"),
         ({"mode": "linear"}, "mode must be one of bilinear, nearest, bicubic; got 'linear'"),
         ({"padding_mode": "reflection"}, "padding_mode must be one of border, zeros; got 'reflection'"),
@@ -444,6 +561,14 @@ def test_wrong_volumes():
         RandBSplineElastic()(torch.rand(3, 1, 8, 8, 8), deformation=drawn)
     with pytest.raises(ValueError, match=r"a deformation has the entries size, center, .*; got \{'size': 3\}"):
         RandBSplineElasticd(deformation_key="drawn")({**sparse_case((8, 8, 8)), "drawn": {"size": 3}})
+    with pytest.raises(ValueError, match="do not belong together"):
+        Deformation.from_dict({**drawn.to_dict(), "size": [80, 8, 8]})
+    with pytest.raises(ValueError, match="are numbers"):
+        Deformation.from_dict({**drawn.to_dict(), "center": ["a", 0, 0]})
+    with pytest.raises(ValueError, match=r"three whole numbers, for each of 1 volumes; got \(3.5, 3, 3\)"):
+        RandBSplineElastic()(torch.rand(1, 8, 8, 8), center=(3.5, 3, 3))
+    with pytest.raises(ValueError, match=r"not empty; got shapes \[\(0, 1, 8, 8, 8\)\]"):
+        RandBSplineElastic()(torch.rand(0, 1, 8, 8, 8))
     with pytest.raises(KeyError, match="label"):
         RandBSplineElasticd()({"image": torch.rand(1, 8, 8, 8)})
     patch = RandBSplineElasticd(allow_missing_keys=True)({"image": torch.rand(1, 8, 8, 8)})

@@ -156,9 +156,10 @@ class TrainingLog:
         self.bar.close()
         state: Any = self.evaluator.state
         best = None if math.isnan(state.best_metric) else state.best_metric
+        data_wait = self._data_wait(self.marks[0]) if self.marks else 0
         print(
             f"Trained {engine.state.iteration} iterations in {clock(time.perf_counter() - self.started)}, "
-            f"waiting for data {100 * self._data_wait(self.marks[0]):.0f} % of it (validation aside). "
+            f"waiting for data {100 * data_wait:.0f} % of it (validation aside). "
             f"Best {state.key_metric_name}: {_text(best)} (epoch {state.best_metric_epoch}). "
             f"Last: {_in_words(state.metrics).strip()}.\n"
             f"Model: {self.model_file}  log: {self.csv_file}  pictures: {self.csv_file.parent / 'pictures'}"
@@ -169,7 +170,7 @@ class TrainingLog:
 
     def _data_wait(self, since: tuple[float, float]) -> float:
         waiting, training = (now - then for now, then in zip(self._times(), since))
-        return waiting / training
+        return waiting / training if training else 0.0
 
 
 class ScoreReport:

@@ -9,25 +9,17 @@ from typing import Any
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.data import MetaTensor
+from monai.data import MetaTensor, get_track_meta
 from monai.data.utils import affine_to_spacing
 from monai.transforms import MapTransform, Randomizable, RandomizableTransform
 from monai.transforms.utils import create_rotate, create_scale, create_shear
-from monai.utils import convert_to_dst_type, convert_to_tensor, ensure_tuple_rep, fall_back_tuple
+from monai.utils import convert_to_dst_type, convert_to_numpy, convert_to_tensor, fall_back_tuple
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.keys import CENTER, IMAGE, LABEL, WEIGHT
-from sparse3dunet.transforms.deformation import (
-    BILINEAR,
-    BORDER,
-    MODES,
-    NEAREST,
-    PADDING_MODES,
-    ZEROS,
-    Deformation,
-    control_shape,
-    warp,
-)
+from sparse3dunet.transforms.arguments import number, of_each, one_of, per_axis, ranges, size_in_voxels
+from sparse3dunet.transforms.deformation import Deformation, control_shape
+from sparse3dunet.transforms.warping import BILINEAR, BORDER, MODES, NEAREST, PADDING_MODES, ZEROS, warp
 
 VOXELS, MM = UNITS = ("voxels", "mm")
 
@@ -44,7 +36,7 @@ class RandBSplineElastic(RandomizableTransform):
     taken from the affine (a plain tensor: 1 mm each).
 
     A volume may be a batch (B, C, X, Y, Z), each of which is then deformed on its own. The work is done on the
-    volume's device.
+    volume's device, CPU or CUDA. Types stay, but for integers that are interpolated: float32.
 
     Args:
         spatial_size: size of the patch in voxels; None, or -1 for an axis: the volume's.
@@ -64,7 +56,7 @@ class RandBSplineElastic(RandomizableTransform):
         padding_mode: what lies outside of the volume: "border" repeats its outermost voxels, or "zeros".
 
     Attributes:
-        deformation: the last one applied, or a list of them where the volume was a batch.
+        deformation: the last one applied, or a list of them where the volume was a batch; an empty one before.
 
     Raises:
         DataError: when an argument is out of its range, or control points are closer than voxels.
@@ -89,24 +81,27 @@ class RandBSplineElastic(RandomizableTransform):
         mode: str = BILINEAR,
         padding_mode: str = BORDER,
     ) -> None:
-        self.spatial_size = spatial_size
-        self.control_spacing = _numbers("control_spacing", control_spacing, positive=True)
-        self.displacement = _numbers("displacement", displacement)
-        self.rotate_range = _ranges("rotate_range", rotate_range)
-        self.scale_range = _ranges("scale_range", scale_range)
-        self.shear_range = _ranges("shear_range", shear_range, count=6)
-        self.translate_range = _ranges("translate_range", translate_range)
-        self.flip_prob = _numbers("flip_prob", flip_prob, most=1)
-        self.units = _one_of("units", units, UNITS)
-        self.mode = _one_of("mode", mode, MODES)
-        self.padding_mode = _one_of("padding_mode", padding_mode, PADDING_MODES)
-        self.deformation: Deformation | list[Deformation] | None = None
+        self.spatial_size = size_in_voxels(spatial_size)
+        self.control_spacing = per_axis("control_spacing", control_spacing, positive=True)
+        self.displacement = per_axis("displacement", displacement)
+        self.rotate_range = ranges("rotate_range", rotate_range)
+        self.scale_range = ranges("scale_range", scale_range)
+        self.shear_range = ranges("shear_range", shear_range, count=6)
+        self.translate_range = ranges("translate_range", translate_range)
+        self.flip_prob = per_axis("flip_prob", flip_prob, most=1)
+        self.units = one_of("units", units, UNITS)
+        self.mode = one_of("mode", mode, MODES)
+        self.padding_mode = one_of("padding_mode", padding_mode, PADDING_MODES)
+        self.deformation: Deformation | list[Deformation] = []
         if self.scale_range.min() <= -1:
             raise DataError(f"scale_range must be above -1, which is no size at all; got {scale_range}.")
-        RandomizableTransform.__init__(self, float(_numbers("prob", prob, (), most=1)))
+        RandomizableTransform.__init__(self, number("prob", prob, 0, 1))
 
     def draw(
-        self, shape: Sequence[int], spacing: Sequence[float] = (1, 1, 1), center: Sequence[int] | None = None
+        self,
+        shape: Sequence[int],
+        spacing: Sequence[float] | np.ndarray = (1, 1, 1),
+        center: Sequence[int] | np.ndarray | None = None,
     ) -> Deformation:
         """A random deformation of a patch.
 
@@ -172,16 +167,15 @@ class RandBSplineElastic(RandomizableTransform):
         Raises:
             ValueError: when the volumes' shapes differ, or are none of volumes.
         """
-        tensors = [convert_to_tensor(image, track_meta=True) for image in images]
+        tensors = [convert_to_tensor(image, track_meta=get_track_meta()) for image in images]
         _check_alike(tensors)
         batched = tensors[0].ndim == 5
-        batches = [tensor.as_tensor() if batched else tensor.as_tensor()[None] for tensor in tensors]
+        plain = [tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor for tensor in tensors]
+        batches = plain if batched else [tensor[None] for tensor in plain]
         count, shape = len(batches[0]), batches[0].shape[2:]
         if deformation is None:
-            affines = torch.as_tensor(tensors[0].affine).expand(count, 4, 4)
-            spacings = [affine_to_spacing(affine).cpu().numpy() for affine in affines]
-            centers = [None] * count if center is None else np.reshape(center, (count, 3))
-            deformations = [self.draw(shape, spacing, center) for spacing, center in zip(spacings, centers)]
+            spacings, centers = _spacings(tensors[0], count), _centers(center, count)
+            deformations = [self.draw(shape, spacing, voxel) for spacing, voxel in zip(spacings, centers)]
         else:
             deformations = [deformation] if isinstance(deformation, Deformation) else list(deformation)
             if len(deformations) != count:
@@ -190,8 +184,7 @@ class RandBSplineElastic(RandomizableTransform):
         warped = [warp(volumes, drawn, modes, padding_modes) for volumes, drawn in zip(zip(*batches), deformations)]
         patches = [torch.stack(volumes) if batched else volumes[0] for volumes in zip(*warped)]
         matrices = torch.from_numpy(np.stack([drawn.voxel_matrix() for drawn in deformations]))
-        matrices = matrices if batched else matrices[0]
-        return [_with_affine(*alike, matrices) for alike in zip(patches, images, tensors)]
+        return [_with_affine(*pair, matrices if batched else matrices[0]) for pair in zip(patches, tensors)]
 
     def _draw_linear(self, voxel: np.ndarray) -> np.ndarray:
         """(3, 3): from where a voxel is, to where it was before the body was flipped, scaled, sheared and rotated."""
@@ -217,11 +210,12 @@ class RandBSplineElasticd(MapTransform, Randomizable):
         keys: of the volumes, which share one grid; the first one's affine gives the spacing.
         spatial_size, prob, control_spacing, displacement, rotate_range, scale_range, shear_range, translate_range,
             flip_prob, units: see :class:`RandBSplineElastic`.
-        mode: of all keys, or of each; None: "nearest" for the keys ``label`` and ``weight``, "bilinear" for others.
-        padding_mode: of all keys, or of each; None: "zeros" for the key ``weight``, so that what comes from outside the
-            volume is unlabeled, and "border" for others, so that neither an intensity nor a class is made up.
-        center_key: of the voxel in the patch's middle, as :class:`RandPatchCenterd` sets it; where it is absent, the
-            volume's middle.
+        mode: of the images, by default "bilinear"; the keys ``label`` and ``weight`` have "nearest". Or a list, of each
+            key.
+        padding_mode: of images and label, by default "border", so that neither an intensity nor a class is made up; the
+            key ``weight`` has "zeros": what comes from outside the volume is unlabeled. Or a list, of each key.
+        center_key: of the voxel in the patch's middle, as :class:`RandPatchCenterd` sets it, which is used up; where it
+            is absent, the volume's middle.
         deformation_key: under which the drawn deformation is put as plain numbers, see :meth:`Deformation.to_dict` (of
             a batch, a list of these); where they are there already, they are applied in place of a random draw.
             None: neither.
@@ -260,14 +254,8 @@ class RandBSplineElasticd(MapTransform, Randomizable):
             flip_prob,
             units,
         )
-        self.mode = [
-            _one_of("mode", m, MODES)
-            for m in _of_each(self.keys, mode, [NEAREST if key in (LABEL, WEIGHT) else BILINEAR for key in self.keys])
-        ]
-        self.padding_mode = [
-            _one_of("padding_mode", p, PADDING_MODES)
-            for p in _of_each(self.keys, padding_mode, [ZEROS if key == WEIGHT else BORDER for key in self.keys])
-        ]
+        self.mode = of_each("mode", self.keys, mode, {LABEL: NEAREST, WEIGHT: NEAREST}, MODES)
+        self.padding_mode = of_each("padding_mode", self.keys, padding_mode, {WEIGHT: ZEROS}, PADDING_MODES)
         self.center_key = center_key
         self.deformation_key = deformation_key
 
@@ -284,78 +272,48 @@ class RandBSplineElasticd(MapTransform, Randomizable):
         if not present:
             return d
         keys, modes, padding_modes = zip(*present)
-        replayed = _deformations(d.get(self.deformation_key)) if self.deformation_key else None
-        patches = self.elastic.warp_alike(
-            [d[key] for key in keys], modes, padding_modes, d.get(self.center_key), replayed
-        )
-        d.update(zip(keys, patches))
+        stored = d.get(self.deformation_key) if self.deformation_key else None
+        replayed = stored and [Deformation.from_dict(n) for n in (stored if isinstance(stored, list) else [stored])]
+        center = d.pop(self.center_key, None)
+        d.update(zip(keys, self.elastic.warp_alike([d[key] for key in keys], modes, padding_modes, center, replayed)))
         if self.deformation_key:
             drawn = self.elastic.deformation
-            numbers = [one.to_dict() for one in ([drawn] if isinstance(drawn, Deformation) else drawn or [])]
-            d[self.deformation_key] = numbers[0] if isinstance(drawn, Deformation) else numbers
+            d[self.deformation_key] = [one.to_dict() for one in drawn] if isinstance(drawn, list) else drawn.to_dict()
         return d
 
 
-def _deformations(numbers: Any) -> Deformation | list[Deformation] | None:
-    if numbers is None or isinstance(numbers, Mapping):
-        return None if numbers is None else Deformation.from_dict(numbers)
-    return [Deformation.from_dict(item) for item in numbers]
-
-
-def _with_affine(patch: torch.Tensor, image: Any, volume: MetaTensor, matrices: torch.Tensor) -> torch.Tensor:
-    """The patch as the type that the image had; as a MetaTensor with the affine of what it shows."""
-    if not isinstance(image, MetaTensor):
-        return convert_to_dst_type(patch, image, dtype=patch.dtype)[0]
+def _with_affine(patch: torch.Tensor, volume: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
+    """The patch with the volume's metadata, and the affine of what it shows; plain where the volume is."""
+    if not isinstance(volume, MetaTensor):
+        return patch
     result = convert_to_dst_type(patch, volume, dtype=patch.dtype)[0]
+    result.is_batch = matrices.ndim == 3
     result.affine = volume.affine @ matrices.to(volume.affine)
     return result
 
 
+def _spacings(volume: torch.Tensor, count: int) -> list[np.ndarray]:
+    """(3,) in mm of each volume of a batch; 1 where there is no affine."""
+    if not isinstance(volume, MetaTensor):
+        return [np.ones(3)] * count
+    return [affine_to_spacing(affine).cpu().numpy() for affine in volume.affine.expand(count, 4, 4)]
+
+
+def _centers(center: Any, count: int) -> Sequence[np.ndarray | None]:
+    """(3,) of each volume of a batch."""
+    if center is None:
+        return [None] * count
+    centers = np.asarray(convert_to_numpy(center))
+    if centers.size != 3 * count or (centers % 1).any():
+        raise ValueError(f"a center is a voxel, three whole numbers, for each of {count} volumes; got {center}.")
+    return list(centers.reshape(count, 3))
+
+
 def _check_alike(tensors: Sequence[torch.Tensor]) -> None:
     shapes = [tuple(tensor.shape) for tensor in tensors]
-    if shapes[0][1:] and any(len(s) not in (4, 5) for s in shapes):
-        raise ValueError(f"volumes are (C, X, Y, Z), or (B, C, X, Y, Z) in a batch; got shapes {shapes}.")
-    if len({(len(s), *s[-3:], *s[:-4]) for s in shapes}) > 1:
-        raise ValueError(f"what is deformed alike must have one spatial shape; got shapes {shapes}.")
-
-
-def _of_each(keys: Sequence[Hashable], given: Sequence[str] | str | None, default: list[str]) -> Sequence[str]:
-    return default if given is None else ensure_tuple_rep(given, len(keys))
-
-
-def _one_of(name: str, value: str, choices: Sequence[str]) -> str:
-    if value not in choices:
-        raise DataError(f"{name} must be one of {', '.join(choices)}; got {value!r}.")
-    return value
-
-
-def _numbers(
-    name: str, value: Any, shape: tuple[int, ...] = (3,), most: float = np.inf, positive: bool = False
-) -> np.ndarray:
-    """One number for all axes or one for each; with shape () one alone."""
-    try:
-        numbers = np.asarray(value, dtype=float)
-    except (TypeError, ValueError):
-        numbers = np.full(3, np.nan)
-    if numbers.shape not in ((), shape) or not ((numbers >= 0) & (numbers <= most) & np.isfinite(numbers)).all():
-        count = "a number or three" if shape else "a number"
-        limit = "" if most == np.inf else f", {most} at most"
-        raise DataError(f"{name} must be {count}, none negative{limit}; got {value!r}.")
-    if positive and not numbers.all():
-        raise DataError(f"{name} must be above 0; got {value!r}.")
-    return np.broadcast_to(numbers, shape)
-
-
-def _ranges(name: str, value: Any, count: int = 3) -> np.ndarray:
-    """(count, 2) from a number a, for (-a, a), or `count` such numbers or pairs (least, largest)."""
-    entries = [value] * count if np.ndim(value) == 0 else list(value)
-    try:
-        ranges = np.array([(-entry, entry) if np.ndim(entry) == 0 else entry for entry in entries], dtype=float)
-    except (TypeError, ValueError):
-        ranges = np.empty(0)
-    if ranges.shape != (count, 2) or not np.isfinite(ranges).all() or (ranges[:, 0] > ranges[:, 1]).any():
-        raise DataError(
-            f"{name} must be a number a, for the range from -a to a, or {count} such numbers or pairs "
-            f"[least, largest]; got {value!r}."
+    if any(len(shape) not in (4, 5) or 0 in shape for shape in shapes):
+        raise ValueError(
+            f"volumes are (C, X, Y, Z), or (B, C, X, Y, Z) in a batch, and not empty; got shapes {shapes}."
         )
-    return ranges
+    if len({(len(shape), *shape[-3:], *shape[:-4]) for shape in shapes}) > 1:
+        raise ValueError(f"what is deformed alike must have one spatial shape; got shapes {shapes}.")

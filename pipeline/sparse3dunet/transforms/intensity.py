@@ -1,7 +1,8 @@
 """Random gray values for training patches: what MONAI lacks, or does slowly, and any transform channel by channel.
 
 For images of zero mean and unit variance. MONAI's own array transforms for gamma (``RandAdjustContrast``), contrast,
-brightness and low resolution go along with these; the bundle's train.yaml has the whole chain. None works in place.
+brightness and low resolution go along with these; the bundle's train.yaml has the whole chain.
+None writes into what it gets.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch.nn.functional import pad
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.keys import IMAGE
+from sparse3dunet.transforms.arguments import number
 
 TRUNCATE = 3.0
 """After how many standard deviations the kernel of :class:`RandBlur` ends."""
@@ -63,7 +65,7 @@ class ChannelWise(Randomizable, Transform):
         source = convert_to_tensor(img, track_meta=get_track_meta())
         if source.ndim != 4:
             raise ValueError(f"an image is (C, X, Y, Z), got shape {tuple(source.shape)}.")
-        result = convert_to_tensor(source, dtype=torch.float32, track_meta=False).clone()
+        result = convert_to_tensor(source, dtype=torch.float32, track_meta=False).detach().clone()
         for channel in result.split(1):
             changed = convert_to_tensor(self.transform(channel), track_meta=False)
             if changed.shape != channel.shape:
@@ -110,13 +112,16 @@ class _RandIntensity(RandomizableTransform):
     """Draws in ``randomize``, then changes all channels alike; how, is up to the subclass."""
 
     def __call__(self, img: Any, randomize: bool = True) -> torch.Tensor:
-        """The image (C, X, Y, Z), changed, as float32 with its metadata; with `randomize` False as the last time."""
-        source = convert_to_tensor(img, track_meta=get_track_meta())
+        """The image (C, X, Y, Z), changed, as float32 with its metadata; with `randomize` False as the last time.
+
+        Where nothing was drawn, a float32 image is passed on itself, as by MONAI's transforms.
+        """
+        source = convert_to_tensor(img, dtype=torch.float32, track_meta=get_track_meta())
         if randomize:
             self.randomize()
         if not self._do_transform:
             return source
-        plain = convert_to_tensor(source, dtype=torch.float32, track_meta=False)
+        plain = convert_to_tensor(source, track_meta=False).detach()
         return convert_to_dst_type(self.change(plain), source, dtype=torch.float32)[0]
 
     def randomize(self, data: Any = None) -> None:
@@ -158,13 +163,10 @@ class RandGrayValueCurve(_RandIntensity):
     def __init__(
         self, prob: float = 0.1, control_points: int = 6, max_slope: float = 6.0, retain_stats: bool = True
     ) -> None:
-        if not 3 <= control_points <= 10:  # in float32, polynomials of a high degree become inexact
-            raise DataError(f"control_points must be between 3 and 10, got {control_points}.")
-        if not 1 <= max_slope < math.inf:
-            raise DataError(f"max_slope must be at least 1, and finite, got {max_slope}.")
-        super().__init__(_probability(prob))
-        self.control_points = control_points
-        self.max_slope = float(max_slope)
+        super().__init__(number("prob", prob, 0, 1))
+        # In float32, polynomials of a high degree become inexact.
+        self.control_points = number("control_points", control_points, 3, 10, whole=True)
+        self.max_slope = number("max_slope", max_slope, 1)
         self.retain_stats = retain_stats
         self.heights = np.linspace(0, 1, control_points)
 
@@ -213,13 +215,9 @@ class RandShading(_RandIntensity):
     """
 
     def __init__(self, prob: float = 0.1, degree: int = 3, coefficient: float = 0.1) -> None:
-        if degree < 1:
-            raise DataError(f"degree must be at least 1, got {degree}.")
-        if not 0 <= coefficient < math.inf:
-            raise DataError(f"coefficient must be finite and not negative, got {coefficient}.")
-        super().__init__(_probability(prob))
-        self.degree = degree
-        self.coefficient = float(coefficient)
+        super().__init__(number("prob", prob, 0, 1))
+        self.degree = number("degree", degree, 1, whole=True)
+        self.coefficient = number("coefficient", coefficient, 0)
         total = np.indices([degree + 1] * 3).sum(0)
         self._drawn = (total > 0) & (total <= degree)
         self.coefficients = np.zeros(self._drawn.shape)
@@ -260,10 +258,11 @@ class RandBlur(_RandIntensity):
     """
 
     def __init__(self, prob: float = 0.1, sigma: Sequence[float] = (0.5, 1.0)) -> None:
-        super().__init__(_probability(prob))
-        if len(sigma) != 2 or not 0 < sigma[0] <= sigma[1] < math.inf:
-            raise DataError(f"sigma must be (least, largest), above 0 and finite, got {sigma}.")
-        self.sigma = (float(sigma[0]), float(sigma[1]))
+        super().__init__(number("prob", prob, 0, 1))
+        limits = list(sigma) if isinstance(sigma, (list, tuple)) else []
+        if [isinstance(s, (int, float)) for s in limits] != [True, True] or not 0 < limits[0] <= limits[1] < math.inf:
+            raise DataError(f"sigma must be (least, largest), above 0 and finite; got {sigma!r}.")
+        self.sigma = (float(limits[0]), float(limits[1]))
         self.sigmas = np.full(3, self.sigma[0])
 
     def draw(self) -> None:
@@ -298,10 +297,8 @@ class RandNoise(_RandIntensity):
     """
 
     def __init__(self, prob: float = 0.1, std: float = 0.1) -> None:
-        super().__init__(_probability(prob))
-        if not 0 <= std < math.inf:
-            raise DataError(f"std must be finite and not negative, got {std}.")
-        self.std = float(std)
+        super().__init__(number("prob", prob, 0, 1))
+        self.std = number("std", std, 0)
         self._std, self._seed = 0.0, 0
 
     def draw(self) -> None:
@@ -311,12 +308,6 @@ class RandNoise(_RandIntensity):
     def change(self, img: torch.Tensor) -> torch.Tensor:
         generator = torch.Generator(img.device).manual_seed(self._seed)
         return torch.empty_like(img).normal_(0, self._std, generator=generator).add_(img)
-
-
-def _probability(value: float) -> float:
-    if not 0 <= value <= 1:
-        raise DataError(f"prob must be between 0 and 1, got {value}.")
-    return float(value)
 
 
 def _half_gaussian(sigma: float) -> list[float]:

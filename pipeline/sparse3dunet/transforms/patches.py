@@ -12,6 +12,7 @@ from monai.utils import convert_to_numpy, fall_back_tuple
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.keys import CENTER, WEIGHT
+from sparse3dunet.transforms.arguments import number, size_in_voxels
 
 
 class RandPatchCenter(Randomizable, Transform):
@@ -33,10 +34,8 @@ class RandPatchCenter(Randomizable, Transform):
     """
 
     def __init__(self, spatial_size: Sequence[int] | int, class_balance: float = 0.0) -> None:
-        if not isinstance(class_balance, (int, float)) or not 0 <= class_balance <= 1:
-            raise DataError(f"class_balance must be between 0 and 1, got {class_balance}.")
-        self.spatial_size = spatial_size
-        self.class_balance = float(class_balance)
+        self.spatial_size = size_in_voxels(spatial_size)
+        self.class_balance = number("class_balance", class_balance, 0, 1)
 
     def __call__(self, indices: Sequence[Any], shape: Sequence[int]) -> np.ndarray:  # type: ignore[override]
         """The voxel in the patch's middle (of two the latter), as MONAI's ``SpatialCrop`` takes it: (3,) integers.

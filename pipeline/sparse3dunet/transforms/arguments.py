@@ -1,0 +1,83 @@
+"""Checks of transforms' arguments, with errors that say what was expected."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sparse3dunet.errors import DataError
+
+
+def one_of(name: str, value: str, choices: Sequence[str]) -> str:
+    """The value, where it is one of the choices."""
+    if value not in choices:
+        raise DataError(f"{name} must be one of {', '.join(choices)}; got {value!r}.")
+    return value
+
+
+def of_each(
+    name: str,
+    keys: Sequence[Hashable],
+    given: Sequence[str] | str | None,
+    own: Mapping[Any, str],
+    choices: Sequence[str],
+) -> list[str]:
+    """The choice for each key: of a list the key's, else the key's own, else the one given, or by default the first."""
+    if given is None or isinstance(given, str):
+        rest = choices[0] if given is None else one_of(name, given, choices)
+        return [own.get(key, rest) for key in keys]
+    if len(given) != len(keys):
+        raise DataError(
+            f"{name} must be one of {', '.join(choices)}, or a list with one for each of {keys}; got {given}."
+        )
+    return [one_of(name, choice, choices) for choice in given]
+
+
+def size_in_voxels(value: Any) -> Any:
+    """None, or one or three whole numbers."""
+    values = list(value) if isinstance(value, (list, tuple, np.ndarray)) else [value] * 3
+    if value is not None and (len(values) != 3 or not all(isinstance(n, (int, np.integer)) for n in values)):
+        raise DataError(f"spatial_size must be whole numbers of voxels, one for all axes or three; got {value!r}.")
+    return value
+
+
+def number(name: str, value: Any, least: float, most: float = math.inf, whole: bool = False) -> Any:
+    """The value, where it is a finite number between two, or a whole one."""
+    kind = numbers.Integral if whole else numbers.Real
+    if not isinstance(value, kind) or not least <= float(value) <= most or not math.isfinite(value):
+        limits = f"at least {least}" if most == math.inf else f"from {least} to {most}"
+        raise DataError(f"{name} must be a {'whole ' if whole else ''}number {limits}; got {value!r}.")
+    return value
+
+
+def per_axis(name: str, value: Any, most: float = math.inf, positive: bool = False) -> np.ndarray:
+    """(3,) from a number for all axes or one for each, none negative."""
+    try:
+        values = np.asarray(value, dtype=float)
+    except (TypeError, ValueError):
+        values = np.array(math.nan)
+    if values.shape not in ((), (3,)) or not ((values >= 0) & (values <= most) & np.isfinite(values)).all():
+        limit = "" if most == math.inf else f", {most} at most"
+        raise DataError(f"{name} must be a number or three, none negative{limit}; got {value!r}.")
+    if positive and not values.all():
+        raise DataError(f"{name} must be above 0; got {value!r}.")
+    return np.broadcast_to(values, 3)
+
+
+def ranges(name: str, value: Any, count: int = 3) -> np.ndarray:
+    """(count, 2) from a number a, for (-a, a), or `count` such numbers or pairs (least, largest)."""
+    entries = list(value) if isinstance(value, (list, tuple, np.ndarray)) else [value] * count
+    try:
+        pairs = np.array([(-entry, entry) if np.ndim(entry) == 0 else entry for entry in entries], dtype=float)
+    except (TypeError, ValueError):
+        pairs = np.empty(0)
+    if pairs.shape != (count, 2) or not np.isfinite(pairs).all() or (pairs[:, 0] > pairs[:, 1]).any():
+        raise DataError(
+            f"{name} must be a number a, for the range from -a to a, or {count} such numbers or pairs "
+            f"[least, largest]; got {value!r}."
+        )
+    return pairs
