@@ -13,7 +13,7 @@ import torch
 from scipy.interpolate import make_interp_spline
 
 _NEARLY_FOLDED = 0.3
-"""A Jacobian determinant, relative to the linear part's, below which a map is looked at voxel by voxel."""
+"""A Jacobian determinant, relative to the linear part's, below which a map is looked at more closely."""
 
 
 def _without_autocast(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
@@ -113,15 +113,16 @@ class Deformation:
     def folds(self) -> bool:
         """Whether the map turns inside out somewhere: its Jacobian determinant vanishes or changes sign.
 
-        Looked for at four points from a control point to the next, and at all voxels where these come near to it.
+        Looked for at four points from a control point to the next, along each axis, and at eight where it comes near.
         """
         if not self.displacements.any():
             return False
-        least = self._least_determinant([max(int(spacing / 4), 1) for spacing in self.control_spacing])
-        return least <= 0 or (least < _NEARLY_FOLDED and self._least_determinant((1, 1, 1)) <= 0)
+        least = self._least_determinant(points=4)
+        return least <= 0 or (least < _NEARLY_FOLDED and self._least_determinant(points=8) <= 0)
 
-    def _least_determinant(self, steps: Sequence[int]) -> float:
-        """Of the map's Jacobians at every `steps`-th voxel, relative to the linear part's."""
+    def _least_determinant(self, points: int) -> float:
+        """Of the map's Jacobians, so many from a control point to the next, relative to the linear part's."""
+        steps = [max(int(spacing / points), 1) for spacing in self.control_spacing]
         targets = self._targets()
         x, y, z = (self._spline(targets, steps, axis).view(-1, 3) for axis in range(3))
         determinants = (torch.linalg.cross(x, y) * z).sum(1) / np.linalg.det(self.linear)

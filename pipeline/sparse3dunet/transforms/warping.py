@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -101,14 +102,17 @@ def _sample_cubic(box: torch.Tensor, rows: torch.Tensor, center: np.ndarray) -> 
 
 def _sample_nearest(box: torch.Tensor, rows: torch.Tensor, center: np.ndarray) -> torch.Tensor:
     """As :func:`_sample_cubic`, the nearest voxel, and of two the even: as ``grid_sample``, in half its time."""
-    _, x, y, z = box.shape
-    places = torch.add(rows, _along(center, rows)).round_()
-    places.clamp_(torch.zeros((), device=rows.device), _along(np.array([x, y, z]) - 1, rows))
-    # The place in the flattened box: not by a matrix product, which may have fewer digits. float32 counts up to 2^24.
-    z_place, y_place, x_place = (places if x * y * z < 2**24 else places.double()).view(-1, 3).unbind(1)
-    index = torch.add(z_place, y_place, alpha=z).add_(x_place, alpha=y * z)
-    index = index.to(torch.int32 if x * y * z < 2**31 else torch.int64)
-    return torch.stack([channel.reshape(-1).index_select(0, index) for channel in box])
+    shape = box.shape[1:]
+    # The place in the flattened box: float32 counts up to 2^24.
+    index = torch.zeros((), dtype=torch.float32 if math.prod(shape) < 2**24 else torch.float64, device=rows.device)
+    for axis, places in enumerate(reversed(rows.view(-1, 3).unbind(1))):
+        voxel = torch.add(places, float(center[axis])).round_().clamp_(0, shape[axis] - 1)
+        index = torch.add(voxel, index, alpha=shape[axis])
+    index = index.to(torch.int32 if math.prod(shape) < 2**31 else torch.int64)
+    result = box.new_empty(len(box), len(index))
+    for channel, values in zip(box.reshape(len(box), -1), result):
+        torch.index_select(channel, 0, index, out=values)
+    return result
 
 
 def _sample_linear(box: torch.Tensor, rows: torch.Tensor, center: np.ndarray) -> torch.Tensor:
