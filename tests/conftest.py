@@ -12,6 +12,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
+from monai.transforms import Randomizable
 
 from sparse3dunet.cli import main
 
@@ -22,6 +24,14 @@ TINY = [
     *("--max_epochs", "2", "--epoch_length", "2", "--val_interval", "1", "--num_workers", "0"),
 ]
 """A training of seconds."""
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """What a test draws without a seed of its own is the same in each run; MONAI's transforms share one state."""
+    Randomizable.R.seed(0)
+    torch.manual_seed(0)
+    np.random.seed(0)
 
 
 def make_volume(seed: int, shape: tuple[int, int, int] = (24, 20, 18)) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
