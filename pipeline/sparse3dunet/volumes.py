@@ -19,11 +19,12 @@ AFFINE_TOLERANCE = 0.1
 
 @dataclass(frozen=True)
 class Volume:
-    """One file's voxels (X, Y, Z) or (X, Y, Z, C) and its voxel-to-world affine, in mm."""
+    """One file's voxels (X, Y, Z) or (X, Y, Z, C), its voxel-to-world affine, in mm, and nibabel's header of it."""
 
     path: str
     data: np.ndarray
     affine: np.ndarray
+    header: Any = None
 
     @property
     def spatial_shape(self) -> tuple[int, ...]:
@@ -80,12 +81,17 @@ def read_volume(path: str | Path) -> Volume:
         )
     data = data[..., 0] if data.shape[3:] == (1,) else data
     affine = np.asarray(image.affine, dtype=np.float64)
+    check_affine(path, affine)
+    return Volume(str(path), data, affine, image.header)
+
+
+def check_affine(path: str | Path, affine: np.ndarray) -> None:
+    """Raise DataError unless the (4, 4) voxel-to-world affine of the file `path` has three independent axes."""
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
         raise DataError(
             f"{path}: its affine is degenerate (a spacing of 0 or NaN): {affine[:3].tolist()}; expected three "
             "independent axes in mm. Set the voxel size in the header, or export the volume again."
         )
-    return Volume(str(path), data, affine)
 
 
 def count_channels(path: str | Path) -> int:
