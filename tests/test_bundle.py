@@ -279,7 +279,6 @@ def test_evaluating_looks_at_the_data_too(trained, dataset):
 def test_settings_that_cannot_work(dataset, tmp_path):
     (tmp_path / "file").write_text("")
     for options, words in [
-        (("--network_def#padding", "valid", "--patch_size", "[28,28,28]"), "set --network_def#padding same"),
         (("--patch_size", "[16,16,10]"), "patch_size [16, 16, 10]"),
         (("--output_dir", tmp_path / "file"), "is a file"),
         (("--ckpt_dir", 7), "write it as ./7"),

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from sparse3dunet.datalist import case_name, list_images, read_data_set
+from sparse3dunet.datalist import case_name, read_data_set
 from sparse3dunet.errors import DataError
+from sparse3dunet.inputs import list_images
 from sparse3dunet.splits import cases_to_score, split_cases
 
 HIPPOCAMPUS = Path(__file__).resolve().parents[2] / "shared" / "hippocampus"
@@ -122,29 +123,6 @@ def test_split_file(tmp_path):
             split_cases(cases(3), split_file=path)
     with pytest.raises(DataError, match="val_fraction"):
         split_cases(cases(3), 1.0)
-
-
-def test_images_to_predict(dataset):
-    folder = dataset / "imagesTr"
-    names = [f"case_{i}.nii.gz" for i in range(3)]
-    assert [Path(c["image"]).name for c in list_images(folder)] == names
-    assert [Path(c["image"]).name for c in list_images(folder / names[1])] == names[1:2]
-    for content in (names, {"testing": [{"image": name} for name in names]}):
-        (folder / "list.json").write_text(json.dumps(content))
-        assert [Path(c["image"]).name for c in list_images(folder / "list.json")] == names
-
-
-def test_no_images_to_predict(tmp_path, dataset):
-    with pytest.raises(DataError, match="does not exist"):
-        list_images(tmp_path / "nowhere")
-    with pytest.raises(DataError, match="holds no image"):
-        list_images(tmp_path)
-    (tmp_path / "list.json").write_text('["a.nii.gz"]')
-    with pytest.raises(DataError, match="entry 0"):
-        list_images(tmp_path / "list.json")
-    (dataset / "imagesTr" / "case_0.nii").write_bytes(b"")
-    with pytest.raises(DataError, match="several images are named case_0"):
-        list_images(dataset / "imagesTr")
 
 
 @pytest.mark.parametrize(

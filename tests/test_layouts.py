@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sparse3dunet.checks import complete, inspect
-from sparse3dunet.datalist import case_name, list_images, read_data_set
+from sparse3dunet.datalist import case_name, read_data_set
 from sparse3dunet.errors import DataError
 from sparse3dunet.splits import split_cases
 from tests.conftest import make_dataset, make_volume, write_nifti
@@ -177,17 +177,3 @@ def test_weight_folder(dataset):
     shutil.copytree(dataset / "labelsDense", dataset / "masks")
     found = read_data_set(dataset, weight_dir="masks")
     assert [Path(c["weight"]).parent.name for c in found.cases] == ["masks"] * 3
-
-
-def test_channels_to_predict(tmp_path):
-    """Numbered files are channels of one image for a model of several channels, images of their own for one of one."""
-    image = make_volume(0)[0]
-    for name in ("a_0000", "a_0001", "b_0000", "b_0001", "c", "d_2024"):
-        write_nifti(tmp_path / f"{name}.nii.gz", image)
-    grouped = list_images(tmp_path, 2)
-    assert [case_name(c["image"]) for c in grouped] == ["a", "b", "c", "d_2024"]
-    assert [len(c["image"]) if isinstance(c["image"], list) else 1 for c in grouped] == [2, 2, 1, 1]
-    assert len(list_images(tmp_path, 1)) == 6
-    (tmp_path / "list.json").write_text('{"testing": [{"image": ["b_0000.nii.gz", "b_0001.nii.gz"]}]}')
-    ((only,),) = [[c["image"] for c in list_images(tmp_path / "list.json", 2)]]
-    assert [Path(p).name for p in only] == ["b_0000.nii.gz", "b_0001.nii.gz"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ class AtomicSaver(BaseSaveHandler):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.description is not None:
             self._describe(json.dumps(self.description, indent=1) + "\n")
-        _replace(self.path, lambda draft: torch.save(checkpoint, draft))
+        replace_file(self.path, lambda draft: torch.save(checkpoint, draft))
 
     def _describe(self, text: str) -> None:
         path = self.path.with_suffix(DESCRIPTION_SUFFIX)
@@ -52,13 +52,14 @@ class AtomicSaver(BaseSaveHandler):
             return
         # A former model of another kind: at no moment may it lie beside a description that is not its own.
         self.path.unlink(missing_ok=True)
-        _replace(path, lambda draft: draft.write_text(text, encoding="utf-8"))
+        replace_file(path, lambda draft: draft.write_text(text, encoding="utf-8"))
 
     def remove(self, filename: str) -> None:
         """Nothing: the new file replaces the old one."""
 
 
-def _replace(path: Path, write: Any) -> None:
+def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file that at any moment is the old one or the new one, and whole; `write` gets the path of a draft."""
     draft = path.with_name(path.name + ".part")
     write(draft)
     with draft.open("rb+") as file:
@@ -193,7 +194,11 @@ def read_description(
         raise DataError(
             f"{path}: describes no UNet3D. The bundle scores and predicts with UNet3D alone; load yours yourself."
         )
-    values = list(range(len(description["class_names"])))
+    return complete_description(description)
+
+
+def complete_description(description: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's description with what older ones lack."""
     absent: dict[str, Any] = {
         "training": [],
         "validation": [],
@@ -201,7 +206,7 @@ def read_description(
         "ignore_index": None,
         "annotated_slices": None,
     }
-    return {**absent, "class_values": values, **description}
+    return {**absent, "class_values": list(range(len(description["class_names"]))), **description}
 
 
 def check_model_fits(description: Mapping[str, Any], data_set: DataSet) -> None:

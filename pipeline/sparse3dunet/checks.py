@@ -203,24 +203,6 @@ def check_data(data_set: DataSet) -> DataReport:
     return report
 
 
-def check_images(cases: Sequence[Case], num_channels: int = 1) -> list[Case]:
-    """Read every image that is to be predicted, and return the list as it came.
-
-    Raises:
-        DataError: when an image cannot be read whole, has another number of channels, or holds NaN or infinity.
-    """
-
-    def problem(case: Case) -> str | None:
-        try:
-            _read_image(case, num_channels)
-        except DataError as error:
-            return str(error)
-        return None
-
-    _raise_problems([p for p in _in_parallel(problem, cases) if p is not None], f"{len(cases)} images")
-    return list(cases)
-
-
 def inspect_case(case: Case, data_set: DataSet) -> CaseReport:
     """Read all files of a case and report what is there and what is wrong."""
     report = CaseReport(case_name(case[IMAGE]))

@@ -104,6 +104,123 @@ def simulate(
     )
 
 
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(help="model.pt of a training, its folder, model.ts, or a packaged bundle.")],
+    images: Annotated[
+        list[str],
+        typer.Argument(help="Images, folders, patterns, DICOM folders, or JSON datalists.", show_default=False),
+    ],
+    output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Folder for the results.")],
+    format: Annotated[
+        str | None, typer.Option(help="nii.gz, nii, nrrd, mha or seg.nrrd (3D Slicer's); default: each image's own.")
+    ] = None,
+    confidence: Annotated[bool, typer.Option("--confidence", help="Also write confidence maps, 0 to 255.")] = False,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Also write each class's probability.")
+    ] = False,
+    largest: Annotated[
+        str | None, typer.Option(help='Keep only the largest component of these classes: "all", or names.')
+    ] = None,
+    min_ml: Annotated[
+        str | None, typer.Option(help="Remove components that are smaller: 0.5, or by class: liver=5,tumor=0.1.")
+    ] = None,
+    mirror: Annotated[
+        str | None, typer.Option(help="Average over reflections: lr, ap, si (axes; lr,ap for several) or all.")
+    ] = None,
+    overlap: Annotated[float, typer.Option(help="Of windows, a fraction.", min=0, max=0.95)] = 0.5,
+    roi_size: Annotated[
+        str | None, typer.Option(help="Of windows, in voxels: 96 or 96,96,64; default: training's.")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="auto (bfloat16 where it is fast), float32 or bfloat16.")] = "auto",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default: a GPU if there is one.")] = None,
+    pictures: Annotated[bool, typer.Option("--pictures/--no-pictures", help="Draw each image.")] = True,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that were changed.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print failures alone.")] = False,
+) -> None:
+    """Segment images with a trained model, each on its own grid. What is done already is skipped."""
+    from sparse3dunet import predict as prediction
+    from sparse3dunet.models import load_model
+    from sparse3dunet.slabs import SlabInferer
+
+    trained = load_model(model)
+    inferer = SlabInferer(
+        _window(roi_size) or trained.patch_size,
+        overlap,
+        mirror_axes=_axes(mirror),
+        bfloat16=_choice(precision, {"auto": None, "float32": False, "bfloat16": True}, "--precision"),
+    )
+    outcome = prediction.predict(
+        trained,
+        images,
+        output_dir,
+        inferer,
+        device=_device(device),
+        format=format,
+        confidence=confidence,
+        probabilities=probabilities,
+        pictures=pictures,
+        largest=True if largest == "all" else _names(largest),
+        min_ml=_volumes(min_ml),
+        overwrite=overwrite,
+        quiet=quiet,
+    )
+    prediction.report(outcome, output_dir)
+
+
+def _names(text: str | None) -> list[str]:
+    return [name.strip() for name in text.split(",")] if text else []
+
+
+def _volumes(text: str | None) -> float | dict[str, float]:
+    """Millilitres from "0.5", or by class from "liver=5,tumor=0.1"."""
+    try:
+        if text is None or "=" not in text:
+            return float(text or 0)
+        pairs = (part.rsplit("=", 1) for part in text.split(","))
+        return {name.strip(): float(ml) for name, ml in pairs}
+    except ValueError as error:
+        raise DataError(f"--min-ml is {text!r}; expected ml as in 0.5, or by class as in liver=5,tumor=0.1.") from error
+
+
+def _window(text: str | None) -> list[int] | None:
+    numbers = _numbers(text, "--roi-size")
+    if numbers is None:
+        return None
+    numbers = numbers * 3 if len(numbers) == 1 else numbers
+    if len(numbers) != 3 or min(numbers) < 1:
+        raise DataError(f"--roi-size is {text!r}; expected one or three numbers of voxels, as 96 or 96,96,64.")
+    return numbers
+
+
+def _axes(text: str | None) -> list[int]:
+    """Axes in RAS order from "lr,ap" or "all"."""
+    if text == "all":
+        return [0, 1, 2]
+    axes = {"lr": 0, "ap": 1, "si": 2}
+    return [_choice(name, axes, "--mirror") for name in _names(text)]
+
+
+def _choice(text: str, choices: dict[str, Any], option: str) -> Any:
+    if text not in choices:
+        raise DataError(f"{option} is {text!r}; expected {', '.join(choices)}.")
+    return choices[text]
+
+
+def _device(text: str | None) -> Any:
+    import torch
+
+    if text is None:
+        return None
+    try:
+        device = torch.device(text)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"--device is {text!r}, which cannot be used ({reason}). Pass cpu, cuda or cuda:0.") from error
+    return device
+
+
 def _numbers(text: str | None, option: str) -> list[int] | None:
     """Whole numbers from "4,255", with or without brackets."""
     if text is None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL, REFERENCE, WEIGHT
-from sparse3dunet.layouts import SUFFIXES, Listing, file_stem, group_channels, list_volumes, read_json, read_listing
+from sparse3dunet.layouts import SUFFIXES, Listing, file_stem, read_listing
 from sparse3dunet.slices import check_specification
 
 Case = dict[str, Any]
@@ -272,56 +272,3 @@ def case_name(image: str | Path | Sequence[str]) -> str:
         image: path of the image, or of its channels.
     """
     return file_stem(image if isinstance(image, (str, Path)) else image[0]).removesuffix("_0000")
-
-
-def list_images(source: str | Path, num_channels: int = 1) -> list[Case]:
-    """Images to predict, as ``[{"image": path}, ...]``.
-
-    Args:
-        source: a folder (its subfolders are not looked into), a single image, or a JSON file: a list of paths or of
-            ``{"image": path}``, by itself or under "testing" as in MONAI's datalists; relative to the JSON file.
-        num_channels: of the model. With several, files in a folder that are numbered as nnU-Net numbers channels
-            (``a_0000.nii.gz``, ``a_0001.nii.gz``) are one image; any other file has all its channels in it.
-
-    Raises:
-        DataError: when `source` does not exist, names a missing file, or holds no image.
-    """
-    path = Path(str(source)).expanduser()
-    images: list[list[Path]]
-    if path.suffix == ".json":
-        images = _listed_images(path)
-    elif os.path.isfile(path):
-        images = [[path]]
-    elif os.path.isdir(path):
-        files = list_volumes(path)
-        images = list(group_channels(files).values()) if num_channels > 1 else [[file] for file in files]
-    else:
-        raise DataError(f"dataset_dir {path.absolute()} does not exist. Pass a folder of images: --dataset_dir FOLDER.")
-    if not images:
-        raise DataError(
-            f"dataset_dir {path.absolute()} holds no image ({', '.join('*' + s for s in SUFFIXES)}). "
-            "Pass the folder that holds the images themselves."
-        )
-    names = [case_name(files[0]) for files in images]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise DataError(
-            f"{path}: several images are named {twice[0]}, so that their results would overwrite each other."
-        )
-    absolute = [[str(file.absolute()) for file in files] for files in images]
-    return [{IMAGE: files[0] if len(files) == 1 else files} for files in absolute]
-
-
-def _listed_images(path: Path) -> list[list[Path]]:
-    content = read_json(path)
-    entries = content.get("testing", content.get("test")) if isinstance(content, dict) else content
-    if not isinstance(entries, list):
-        raise DataError(f'{path}: expected a list of images, by itself or under "testing".')
-    images = []
-    for number, entry in enumerate(entries):
-        names = _paths(entry.get(IMAGE) if isinstance(entry, dict) else entry)
-        files = [path.parent / name for name in names]
-        if not files or not all(map(os.path.isfile, files)):
-            raise DataError(f"{path}: entry {number} names no existing image: {entry!r}.")
-        images.append(files)
-    return images

@@ -52,6 +52,6 @@ class AutocastInferer(Inferer):
             # MONAI would take the smaller windows for downsampled ones, and place them wrongly.
             raise DataError(
                 f"sliding windows made {tuple(result.shape[2:])} voxels of a volume of {tuple(inputs.shape[2:])}: they "
-                "need a network whose output is as large as its input. Set padding of the network to 'same'."
+                "need a network whose output is as large as its input; SlabInferer takes others, too."
             )
         return result

@@ -13,6 +13,9 @@ from typing import Any
 from sparse3dunet.errors import DataError
 
 SUFFIXES = (".nii.gz", ".nii")
+"""Of what can be trained on."""
+IMAGE_SUFFIXES = (*SUFFIXES, ".nrrd", ".nhdr", ".mha", ".mhd")
+"""Of what can be predicted, DICOM aside."""
 IMAGE_DIRS, LABEL_DIRS = ("images", "imagesTr"), ("labels", "labelsTr")
 EXAMPLE = '{"training": [{"image": "imagesTr/a.nii.gz", "label": "labelsTr/a.nii.gz"}]}'
 LABEL_ENDINGS = ("_seg", "_label", "_labels", "_mask", "_segmentation", "-label", "-seg", ".seg")
@@ -248,17 +251,17 @@ def _without_label_ending(file: Path) -> str:
     return next((stem.removesuffix(ending) for ending in LABEL_ENDINGS if stem.endswith(ending)), stem)
 
 
-def list_volumes(folder: Path) -> list[Path]:
-    """The NIfTI files of a folder, sorted; none where there is no such folder."""
+def list_volumes(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
+    """The volumes of a folder, sorted; none where there is no such folder."""
     if not os.path.isdir(folder):  # unlike Path.is_dir, false for a name that is too long
         return []
-    return sorted(p for p in folder.iterdir() if p.name.endswith(SUFFIXES) and not p.name.startswith("."))
+    return sorted(p for p in folder.iterdir() if p.name.endswith(suffixes) and not p.name.startswith("."))
 
 
 def file_stem(path: str | Path) -> str:
     """A file's name without its ending."""
     name = Path(path).name
-    return next((name.removesuffix(suffix) for suffix in SUFFIXES if name.endswith(suffix)), Path(path).stem)
+    return next((name.removesuffix(suffix) for suffix in IMAGE_SUFFIXES if name.endswith(suffix)), Path(path).stem)
 
 
 def read_json(path: Path) -> Any:

@@ -41,8 +41,8 @@ NeuroImage 54(1), 2011.
 """
 
 
-def load_template() -> tuple[nib.Nifti1Image, np.ndarray]:
-    """The T1 template (intensities 0 ... 1) and its label map (X, Y, Z) uint8, both at 2 mm.
+def load_template(spacing: int = SPACING) -> tuple[nib.Nifti1Image, np.ndarray]:
+    """The T1 template (intensities 0 ... 1) and its label map (X, Y, Z) uint8, both at `spacing` mm (1 or more).
 
     A voxel is gray (1) or white (2) matter by the larger of the two maps where that is over one half, else background.
 
@@ -56,15 +56,15 @@ def load_template() -> tuple[nib.Nifti1Image, np.ndarray]:
             "the built-in data comes with the package nilearn, which is not installed: pip install nilearn, "
             "or pass your own data with --dataset_dir FOLDER."
         ) from error
-    image = load_mni152_template(resolution=SPACING)
-    gray = load_mni152_gm_template(resolution=SPACING).get_fdata()
-    white = load_mni152_wm_template(resolution=SPACING).get_fdata()
+    image = load_mni152_template(resolution=spacing)
+    gray = load_mni152_gm_template(resolution=spacing).get_fdata()
+    white = load_mni152_wm_template(resolution=spacing).get_fdata()
     tissue = np.where(white > gray, 2, 1).astype(np.uint8)
     return image, np.where(np.maximum(gray, white) > 0.5, tissue, 0).astype(np.uint8)
 
 
-def prepare(folder: str | Path = DEFAULT_DIR, slices_per_axis: int = SLICES_PER_AXIS) -> Path:
-    """Write the data set to `folder`, in the Decathlon's layout, and return it; replaces nothing that exists.
+def prepare(folder: str | Path = DEFAULT_DIR, slices_per_axis: int = SLICES_PER_AXIS, spacing: int = SPACING) -> Path:
+    """Write the data set, at `spacing` mm, to `folder` in the Decathlon's layout, and return it; replaces nothing.
 
     ``labelsTr/`` holds the sparse annotation (unlabeled: 3), ``labelsTr_dense/`` the dense label for scoring alone.
 
@@ -74,13 +74,13 @@ def prepare(folder: str | Path = DEFAULT_DIR, slices_per_axis: int = SLICES_PER_
     target = Path(folder).expanduser()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise DataError(f"{target.absolute()} exists already; remove it to prepare the data anew.")
-    image, dense = load_template()
+    image, dense = load_template(spacing)
     slices = choose_slices(dense > 0, slices_per_axis, "equidistant")
     sparse = np.where(slices_mask(dense.shape, slices), dense, UNLABELED).astype(np.uint8)
     entry = {key: f"{sub}/{FILE_NAME}" for key, sub in _FOLDERS.items()}
     description = {
         "name": "MNI152",
-        "description": f"T1 template at {SPACING} mm with gray and white matter on {slices_per_axis} slices an axis",
+        "description": f"T1 template at {spacing} mm with gray and white matter on {slices_per_axis} slices an axis",
         "reference": "ICBM 2009a nonlinear symmetric, Fonov et al., NeuroImage 54(1), 2011; from the package nilearn",
         "licence": "see LICENSE",
         "tensorImageSize": "3D",
@@ -121,6 +121,11 @@ def ensure_default(dataset_dir: str | Path) -> str:
         print(f"Preparing the built-in data in {DEFAULT_DIR} ...")
         prepare(default)
     return dataset_dir
+
+
+def ensure_defaults(sources: str | Path | list[str]) -> list[str]:
+    """Several sources, or one, as :func:`ensure_default` returns each."""
+    return [ensure_default(source) for source in (sources if isinstance(sources, list) else [sources])]
 
 
 def main() -> None:

@@ -84,16 +84,11 @@ def fit_patch_size(
 
 
 def check_patch_size(network: torch.nn.Module, patch_size: Sequence[int]) -> None:
-    """Raise DataError unless a UNet3D makes of a patch an output of the same size, as sliding windows need it."""
+    """Raise DataError unless a UNet3D takes patches of this size; with valid convolutions, as sliding windows, too."""
     if not isinstance(patch_size, (list, tuple)) or len(patch_size) != 3:
         raise DataError(f'patch_size must be three whole numbers, as --patch_size "[64,64,64]"; found {patch_size!r}.')
     if not isinstance(network, UNet3D):
         return
-    if network.padding != "same":
-        raise DataError(
-            "the bundle's sliding windows need a network whose output is as large as its input, but its convolutions "
-            f"are {network.padding!r}: set --network_def#padding same."
-        )
     try:
         network.output_size(patch_size)
     except ValueError as error:

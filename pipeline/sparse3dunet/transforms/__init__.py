@@ -1,6 +1,7 @@
 """Transforms for sparsely annotated volumes, each an array class and its dictionary twin."""
 
 from sparse3dunet.transforms.annotation import SparseLabel, SparseLabeld
+from sparse3dunet.transforms.components import CleanComponents, CleanComponentsd
 from sparse3dunet.transforms.deformation import Deformation
 from sparse3dunet.transforms.elastic import RandBSplineElastic, RandBSplineElasticd
 from sparse3dunet.transforms.holdout import HoldOutSlices, HoldOutSlicesd
@@ -30,6 +31,8 @@ __all__ = [
     "ChannelWised",
     "ClassWeight",
     "ClassWeightd",
+    "CleanComponents",
+    "CleanComponentsd",
     "Deformation",
     "ExtentSpacing",
     "ExtentSpacingd",

@@ -25,6 +25,12 @@ ALIGNED = 0.1
 """In source voxels: how far rotation and shear may carry a voxel of the destination away from its row."""
 
 
+def extent_shape(shape: Sequence[int], spacing: Any, pixdim: Any) -> tuple[int, ...]:
+    """The shape in which :class:`ExtentSpacing` brings a volume of this shape and spacing to `pixdim`, all in mm."""
+    wanted = np.round(np.asarray(shape) * np.asarray(spacing) / np.asarray(pixdim))
+    return tuple(int(n) for n in np.maximum(wanted, 1))
+
+
 class ExtentSpacing(InvertibleTransform):
     """Resample an image to a spacing over exactly its field of view, as nnU-Net does.
 
@@ -46,8 +52,7 @@ class ExtentSpacing(InvertibleTransform):
     def __call__(self, img: torch.Tensor) -> torch.Tensor:
         affine, shape = _affine_of(img), tuple(img.shape[1:])
         spacing = affine_to_spacing(affine)
-        wanted = np.round(shape * spacing / np.where(self.pixdim > 0, self.pixdim, spacing))
-        new_shape = tuple(int(n) for n in np.maximum(wanted, 1))
+        new_shape = extent_shape(shape, spacing, np.where(self.pixdim > 0, self.pixdim, spacing))
         return self.resample(img, torch.as_tensor(affine @ scale_affine(shape, new_shape)), new_shape)
 
     def inverse(self, data: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,45 @@
+"""Work shared out over the processes that torchrun starts, on one machine or several."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+T = TypeVar("T")
+LONGEST_WAIT = timedelta(days=30)
+"""For the other processes, which may have much more to do."""
+
+
+class Processes:
+    """This process among those that torchrun started; the only one where it did not."""
+
+    def __init__(self) -> None:
+        self.rank, self.count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.started = self.count > 1 and not dist.is_initialized()
+        if self.started:
+            dist.init_process_group("gloo", timeout=LONGEST_WAIT)
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def share(self, items: Sequence[T]) -> list[T]:
+        """Those of the items that are this process's: every so many."""
+        return list(items[self.rank :: self.count])
+
+    def gather(self, value: T) -> list[T]:
+        """What each process has, once all are there."""
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        dist.all_gather_object(values, value)
+        return values
+
+    def close(self) -> None:
+        """Leave the group, if it was made here."""
+        if self.started:
+            dist.destroy_process_group()

@@ -1,0 +1,161 @@
+"""What was done to each case of a batch: on disk, so that a batch can be stopped anywhere and continued."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sparse3dunet.checkpoints import replace_file
+from sparse3dunet.errors import DataError
+from sparse3dunet.inputs import ImageCase
+
+RECORDS, DRAFTS = "records", ".drafts"
+DONE, FAILED, STARTED = "done", "failed", "started"
+
+
+class CaseRecord:
+    """The results of one case in a folder: made as drafts, then moved into place, each whole or not at all.
+
+    A case is done where its record says so, by the same key, and all its results are in place. The record is written
+    when all drafts are whole and before they are moved, so that a run which is killed at any moment leaves a case
+    either done, or to be finished by moving drafts alone, or to be done anew.
+
+    Args:
+        output_dir: of all results.
+        case: the image.
+        key: of what the results depend on besides: the model and the settings.
+    """
+
+    def __init__(self, output_dir: str | Path, case: ImageCase, key: Mapping[str, Any]) -> None:
+        self.case = case
+        self.output_dir = Path(output_dir)
+        self.path = self.output_dir / RECORDS / f"{case.name}.json"
+        self.drafts = self.output_dir / DRAFTS / case.name
+        self.settings = json.loads(json.dumps(key))
+        self.key = hashlib.sha256(json.dumps([key, _identity(case)], sort_keys=True).encode()).hexdigest()
+
+    def is_done(self) -> bool:
+        """Whether nothing is left to do; finishes what a killed run had all but moved."""
+        record = self.read()
+        if record.get("status") != DONE or record.get("key") != self.key:
+            return False
+        for name in record["results"]:
+            if (self.drafts / name).is_file():
+                os.replace(self.drafts / name, self._target(name))
+        self._clear()
+        return all((self.output_dir / name).is_file() for name in record["results"])
+
+    def start(self, names: Sequence[str], overwrite: bool = False) -> Path:
+        """Make ready for results of these names, relative to the output folder; returns the folder for drafts.
+
+        Raises:
+            DataError: when one of them exists and is not as it was written, unless `overwrite` is set.
+        """
+        before = self.read().get("results", {})
+        for name in names:
+            path = self.output_dir / name
+            if path.exists() and not overwrite and before.get(name) != _stat(path):
+                raise DataError(
+                    f"{path.absolute()} exists and is not what this command wrote there: it was changed, or is another "
+                    "file. Move it, or predict into another folder; --overwrite replaces it."
+                )
+        self._clear()
+        self._write({"status": STARTED, "results": before})
+        for name in names:
+            (self.drafts / name).parent.mkdir(parents=True, exist_ok=True)
+        return self.drafts
+
+    def finish(self, names: Sequence[str], **facts: Any) -> None:
+        """Move the drafts of these names into place, and record the case as done."""
+        for name in names:
+            with (self.drafts / name).open("rb+") as file:
+                os.fsync(file.fileno())
+        self._write({"status": DONE, "results": {name: _stat(self.drafts / name) for name in names}, **facts})
+        for name in names:
+            os.replace(self.drafts / name, self._target(name))
+        self._clear()
+
+    def fail(self, error: str, **facts: Any) -> None:
+        """Record what went wrong; former results, and what is known of them, stay."""
+        self._clear()
+        self._write({"status": FAILED, "results": self.read().get("results", {}), "error": error, **facts})
+
+    def read(self) -> dict[str, Any]:
+        """The record; empty where there is none."""
+        try:
+            record = json.loads(self.path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return record if isinstance(record, dict) else {}
+
+    def _write(self, record: Mapping[str, Any]) -> None:
+        content = {"case": self.case.name, "image": list(self.case.files), **record}
+        content |= {"key": self.key, "settings": self.settings}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(content, indent=1) + "\n"
+        replace_file(self.path, lambda draft: draft.write_text(text, encoding="utf-8"))
+
+    def _target(self, name: str) -> Path:
+        target = self.output_dir / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return target
+
+    def _clear(self) -> None:
+        shutil.rmtree(self.drafts, ignore_errors=True)
+
+
+def remove_empty_drafts(output_dir: str | Path) -> None:
+    """Remove the folder for drafts, unless a file is in it. Not while others predict into the output folder."""
+    for folder, _, _ in os.walk(Path(output_dir) / DRAFTS, topdown=False):
+        try:
+            os.rmdir(folder)
+        except OSError:
+            return
+
+
+def write_summary(output_dir: str | Path, class_names: Sequence[str]) -> Path:
+    """Write ``summary.csv``: a row for each case that was recorded in the folder, by name.
+
+    Columns: case, status (done or failed), seconds, the volume of each class but the background in ml, the mean
+    confidence over the foreground, the segmentation's file, the error.
+    """
+    folder = Path(output_dir)
+    records = [json.loads(p.read_text(encoding="utf-8")) for p in sorted((folder / RECORDS).rglob("*.json"))]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    volumes = [f"{name} ml" for name in class_names[1:]]
+    writer.writerow(["case", "status", "seconds", *volumes, "mean confidence", "segmentation", "error"])
+    for record in records:
+        if record["status"] == STARTED:
+            continue
+        ml = record.get("ml", {})
+        volumes = [f"{ml[name]:.4f}" if name in ml else "" for name in class_names[1:]]
+        seconds, confidence = record.get("seconds"), record.get("mean_confidence")
+        writer.writerow(
+            [
+                *(record["case"], record["status"], "" if seconds is None else f"{seconds:.2f}", *volumes),
+                "" if confidence is None else f"{confidence:.4f}",
+                *(record.get("segmentation", ""), record.get("error", "")),
+            ]
+        )
+    path = folder / "summary.csv"
+    replace_file(path, lambda draft: draft.write_text(text.getvalue(), encoding="utf-8"))
+    return path
+
+
+def _identity(case: ImageCase) -> list[Any]:
+    """What changes where the image does."""
+    return [[os.path.basename(file), *_stat(Path(file))] for file in case.all_files()]
+
+
+def _stat(path: Path) -> list[int]:
+    """Size in bytes, and when it was changed: kept by moving."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]

@@ -1,0 +1,113 @@
+"""Results appear whole or not at all, and nothing is done twice."""
+
+import json
+import os
+
+import pytest
+
+from sparse3dunet.errors import DataError
+from sparse3dunet.inputs import ImageCase
+from sparse3dunet.records import CaseRecord, remove_empty_drafts, write_summary
+
+NAMES = ["sub/a_seg.nii.gz", "pictures/a.png"]
+
+
+@pytest.fixture
+def case(tmp_path):
+    (tmp_path / "a.nii.gz").write_bytes(b"image")
+    return ImageCase("sub/a", (str(tmp_path / "a.nii.gz"),))
+
+
+def do(out, case, key="one", content=b"result", overwrite=False):
+    record = CaseRecord(out, case, {"model": key})
+    drafts = record.start(NAMES, overwrite)
+    for name in NAMES:
+        (drafts / name).write_bytes(content)
+    record.finish(NAMES, seconds=1.5, ml={"background": 3.0, "core": 0.25}, mean_confidence=None, segmentation=NAMES[0])
+    return record
+
+
+def test_done_is_done(tmp_path, case):
+    out = tmp_path / "out"
+    assert not CaseRecord(out, case, {"model": "one"}).is_done()
+    do(out, case)
+    assert CaseRecord(out, case, {"model": "one"}).is_done()
+    assert not CaseRecord(out, case, {"model": "two"}).is_done()
+    remove_empty_drafts(out)
+    assert {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()} == {*NAMES, "records/sub/a.json"}
+    (out / NAMES[0]).unlink()
+    assert not CaseRecord(out, case, {"model": "one"}).is_done()
+
+
+def test_another_image_under_the_name_is_done_again(tmp_path, case):
+    do(tmp_path / "out", case)
+    (tmp_path / "a.nii.gz").write_bytes(b"another")
+    assert not CaseRecord(tmp_path / "out", case, {"model": "one"}).is_done()
+
+
+def test_killed_while_moving(tmp_path, case):
+    """The record is there, the drafts are whole: moving them is all that is left to do, once."""
+    out = tmp_path / "out"
+    record = do(out, case)
+    record.drafts.joinpath("sub").mkdir(parents=True)
+    os.replace(out / NAMES[0], record.drafts / NAMES[0])
+    assert CaseRecord(out, case, {"model": "one"}).is_done()
+    assert (out / NAMES[0]).read_bytes() == b"result"
+    assert not record.drafts.exists()
+
+
+def test_killed_while_drafting(tmp_path, case):
+    """Half a draft never becomes a result, not even where results of the same key were there before and are gone."""
+    out = tmp_path / "out"
+    record = do(out, case)
+    (out / NAMES[0]).unlink()
+    drafts = record.start(NAMES)
+    (drafts / NAMES[0]).write_bytes(b"half")
+    again = CaseRecord(out, case, {"model": "one"})
+    assert not again.is_done()
+    assert not (out / NAMES[0]).exists()
+    again.start(NAMES)
+    assert not (again.drafts / NAMES[0]).exists()
+
+
+def test_what_a_user_changed_is_not_replaced(tmp_path, case):
+    out = tmp_path / "out"
+    do(out, case)
+    (out / NAMES[0]).write_bytes(b"corrected by hand")
+    assert CaseRecord(out, case, {"model": "one"}).is_done()
+    with pytest.raises(DataError, match=r"a_seg.nii.gz exists and is not what this command wrote.*--overwrite"):
+        do(out, case, "two")
+    assert (out / NAMES[0]).read_bytes() == b"corrected by hand"
+    do(out, case, "two", overwrite=True)
+    do(out, case, "three", b"newer")
+    assert (out / NAMES[0]).read_bytes() == b"newer"
+
+
+def test_a_killed_run_does_not_make_former_results_foreign(tmp_path, case):
+    out = tmp_path / "out"
+    do(out, case)
+    CaseRecord(out, case, {"model": "two"}).start(NAMES)
+    do(out, case, "two", b"newer")
+    assert (out / NAMES[0]).read_bytes() == b"newer"
+
+
+def test_failed_cases_keep_their_former_results(tmp_path, case):
+    out = tmp_path / "out"
+    do(out, case)
+    CaseRecord(out, case, {"model": "two"}).fail("no memory")
+    assert not CaseRecord(out, case, {"model": "one"}).is_done()
+    assert (out / NAMES[0]).read_bytes() == b"result"
+    assert json.loads((out / "records/sub/a.json").read_text())["error"] == "no memory"
+
+
+def test_summary(tmp_path, case):
+    out = tmp_path / "out"
+    do(out, case)
+    CaseRecord(out, ImageCase("b", case.files), {}).fail("bad, very bad")
+    CaseRecord(out, ImageCase("c", case.files), {}).start(["c_seg.nii.gz"])
+    lines = write_summary(out, ["background", "core"]).read_text().splitlines()
+    assert lines == [
+        "case,status,seconds,core ml,mean confidence,segmentation,error",
+        'b,failed,,,,,"bad, very bad"',
+        "sub/a,done,1.50,0.2500,,sub/a_seg.nii.gz,",
+    ]
