@@ -256,4 +256,4 @@ def _draw(path: Path, name: str, image: Volume, prediction: Prediction, output: 
     for number, value in enumerate(output.class_values):
         numbers[classes == value] = number
     spacing = image.in_ras_order(image.spacing)
-    save_picture(path, scan, numbers, class_names=output.class_names, title=name, spacing=spacing)
+    save_picture(path, scan, numbers, class_names=output.class_names, title=name, spacing=spacing, step=step)

@@ -31,6 +31,7 @@ def save_picture(
     class_names: Sequence[str] = (),
     title: str = "",
     spacing: Sequence[float] = (1.0, 1.0, 1.0),
+    step: int = 1,
 ) -> None:
     """Write a PNG of a volume: one row for each plane; columns for the image, what is known of it, and the prediction.
 
@@ -44,6 +45,7 @@ def save_picture(
         class_names: by class number, for the legend.
         title: above the picture.
         spacing: the voxels' size, for true proportions.
+        step: where every so many voxels are given only; slices are numbered in the volume that these are of.
     """
     scan, guess = _volume(image), _volume(segmentation)
     annotation = None if label is None else _volume(label)
@@ -68,7 +70,7 @@ def save_picture(
                 ax.set_title(name, color="white", fontsize=10)
         box = {"facecolor": "black", "edgecolor": "none", "pad": 1.5}
         place = {"x": 0.02, "y": 0.98, "va": "top", "transform": row[0].transAxes}
-        row[0].text(s=f"{PLANES[axis]} {index}", color="white", fontsize=8, bbox=box, **place)
+        row[0].text(s=f"{PLANES[axis]} {index * step}", color="white", fontsize=8, bbox=box, **place)
     figure.suptitle(title, color="white", fontsize=10)
     _add_legend(figure, colors, class_names, annotation is not None)
     buffer = io.BytesIO()

@@ -30,7 +30,7 @@ class BatchProgress:
             MofNCompleteColumn(),
             TextColumn("{task.fields[unit]}"),
         )
-        times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=False))
+        times = (TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("left"))
         hidden = quiet or not self.console.is_terminal
         self.bars = Progress(*columns, *times, console=self.console, transient=True, disable=hidden)
         self.cases = self.bars.add_task("all", total=total, unit="cases")

@@ -89,7 +89,7 @@ class CleanComponents(Transform):
         numbers = np.asarray(plain)[0].astype(np.int32)
         if not np.array_equal(numbers, np.asarray(plain)[0]):
             raise DataError(
-                "CleanComponents takes class numbers, but the segmentation's are not whole; argmax it first."
+                "CleanComponents takes class numbers, but not all are whole; argmax the logits first."
             )
         classes = [int(value) for value in np.unique(numbers) if value != self.background]
         affine = segmentation.affine.numpy() if isinstance(segmentation, MetaTensor) else np.eye(4)
