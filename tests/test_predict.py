@@ -252,3 +252,24 @@ def test_bad_options(trained, images, tmp_path, error_of, options, words):
     error = error_of("predict", trained / "models", images, "-o", tmp_path / "out", *options)
     assert all(word in error for word in words), error
     assert not (tmp_path / "out").exists()
+
+
+def test_a_normalisation_of_its_own(dataset, tmp_path):
+    """Predicting otherwise than was trained would be silently wrong; the bundle's config tells how."""
+    scale = (
+        """[{"_target_": "ScaleIntensityRanged", "keys": "image", "a_min": 0, "a_max": 250, "b_min": 0, "b_max": 1}]"""
+    )
+    result = run_training(dataset, tmp_path, "--normalize", scale)
+    assert result.returncode == 0, result.stderr
+    images = dataset / "imagesTr"
+    result = predict(tmp_path / "models", images, "-o", tmp_path / "out")
+    assert result.returncode == 1
+    assert "was trained with the normalisation ScaleIntensityRanged" in result.stderr
+    config = ("--config_file", ROOT / "bundle/configs/inference.yaml", "--model_file", tmp_path / "models/model.pt")
+    found = []
+    for name, more in {"ours": (), "monai": ("--inference", '["$@evaluator.run()"]')}.items():
+        places = ("--dataset_dir", images, "--output_dir", tmp_path / name)
+        result = run_bundle("run", "inference", *config, *places, "--normalize", scale, *more)
+        assert result.returncode == 0, result.stderr
+        found.append(np.asarray(nib.load(tmp_path / name / "case_0_seg.nii.gz").dataobj))
+    assert np.array_equal(*found)

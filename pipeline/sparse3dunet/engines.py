@@ -304,7 +304,7 @@ class PictureWriter:
             if limited and self.drawn >= (self.limit or 0):
                 return
             name = _name_of(item)
-            known = {key: _as_ras(item[key]) for key in (LABEL, WEIGHT, REFERENCE) if key in item}
+            known: dict[str, Any] = {key: _as_ras(item[key]) for key in (LABEL, WEIGHT, REFERENCE) if key in item}
             pred = _as_ras(output[PRED])
             image = _as_ras(item[IMAGE])
             if image.shape[1:] != pred.shape[1:]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.transforms import Compose, NormalizeIntensityd
+from monai.transforms import Compose
 
 from sparse3dunet.batch import Outcome, Output, predict_batch
 from sparse3dunet.errors import DataError
@@ -17,7 +17,7 @@ from sparse3dunet.inputs import find_images
 from sparse3dunet.keys import IMAGE
 from sparse3dunet.models import Model
 from sparse3dunet.prediction import Predictor
-from sparse3dunet.settings import check_output_dir
+from sparse3dunet.settings import check_output_dir, normalization_names
 from sparse3dunet.slabs import SlabInferer
 
 
@@ -71,6 +71,13 @@ def predict(
             raise DataError(f"format is {format!r}; expected one of {', '.join(OUTPUT_SUFFIXES)}.")
     for source in sources:
         check_output_dir(output_dir, source)
+    own_normalization = normalization_names(normalize)
+    trained_with = model.description.get("normalize") or []
+    if own_normalization != trained_with:
+        raise DataError(
+            f"{model.path} was trained with the normalisation {_listed(trained_with)}, but is to predict with "
+            f"{_listed(own_normalization)}. Use the bundle's run inference, with `normalize` as in training's config."
+        )
     cases = find_images(sources, model.in_channels)
     device = torch.device(device) if device is not None else default_device()
     predictor = Predictor(
@@ -80,7 +87,7 @@ def predict(
         model.in_channels,
         model.spacing,
         device,
-        None if is_z_score(normalize) else _of_tensor(normalize),
+        _of_tensor(normalize) if own_normalization else None,
         confidence,
         probabilities,
         _class_numbers(largest, model.class_names),
@@ -90,7 +97,7 @@ def predict(
     key = {
         "model": model.digest,
         **{name: getattr(inferer, name) for name in ("roi_size", "overlap", "border", "mirror_axes", "bfloat16")},
-        "normalize": [] if is_z_score(normalize) else [type(transform).__name__ for transform in normalize],
+        "normalize": own_normalization,
         "largest": predictor.largest,
         "min_ml": predictor.min_ml,
     }
@@ -123,19 +130,13 @@ def default_device() -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
 
 
-def is_z_score(transforms: Sequence[Any]) -> bool:
-    """Whether dictionary transforms normalise as the bundle does: each channel to mean 0 and standard deviation 1."""
-    if not transforms:
-        return True
-    if len(transforms) > 1 or type(transforms[0]) is not NormalizeIntensityd:
-        return False
-    inner = transforms[0].normalizer
-    return inner.channel_wise and not inner.nonzero and inner.subtrahend is None and inner.divisor is None
-
-
 def _of_tensor(transforms: Sequence[Any]) -> Any:
     compose = Compose(list(transforms))
     return lambda image: compose({IMAGE: image})[IMAGE]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(names) or "of the bundle (to mean 0 and standard deviation 1)"
 
 
 def _class_numbers(named: bool | Sequence[str | int], class_names: Sequence[str]) -> list[int]:

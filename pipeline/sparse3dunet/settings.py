@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from monai.transforms import NormalizeIntensityd
 
 from sparse3dunet.checks import DataReport
 from sparse3dunet.datalist import Case, case_name
@@ -95,6 +96,15 @@ def check_patch_size(network: torch.nn.Module, patch_size: Sequence[int]) -> Non
         raise DataError(
             f'patch_size {list(patch_size)}: {error} Set --patch_size "[64,64,64]", for example, or other channels.'
         ) from error
+
+
+def normalization_names(transforms: Sequence[Any]) -> list[str]:
+    """The names of the transforms that normalise; none for the bundle's own: each channel to mean 0 and deviation 1."""
+    if len(transforms) == 1 and type(transforms[0]) is NormalizeIntensityd:
+        inner = transforms[0].normalizer
+        if inner.channel_wise and not inner.nonzero and inner.subtrahend is None and inner.divisor is None:
+            return []
+    return [type(transform).__name__ for transform in transforms]
 
 
 def check_output_dir(output_dir: str | Path, inputs: str | Path | None = None) -> None:

@@ -19,6 +19,9 @@ from sparse3dunet.inference import bfloat16_is_fast
 from sparse3dunet.networks.fast import fast_on_cpu
 from sparse3dunet.windows import BORDERS, Axis, Windows, cut
 
+PIECE = 2**25
+"""Logits that are handed out at once."""
+
 Network = Callable[..., torch.Tensor]
 Place = tuple[int, int, int]
 
@@ -119,8 +122,8 @@ class SlabInferer(Inferer):
             prepare: applied to each window, (C, *roi_size) float32: the normalisation.
 
         Yields:
-            The voxels along the row axis, and their logits (K, X, Y, Z) float32, of the volume's size along the other
-            axes. The tensor is valid until the next one is asked for.
+            Some voxels along the row axis, from the first to the last, and their logits (K, X, Y, Z) float32, of the
+            volume's size along the other axes.
         """
         windows = self.windows(channels[0].shape, network)
         axis = windows.axes[windows.row_axis]
@@ -142,7 +145,7 @@ class SlabInferer(Inferer):
                 done += len(batch)
                 if self.on_window is not None:
                     self.on_window(done, windows.count)
-            yield blend.take(row, following)
+            yield from blend.take(row, following)
 
 
 class _Runner:
@@ -222,16 +225,19 @@ class _Blend:
         self.weight[target] += weight
         self.total[(slice(None), *target)] += logits.movedim(self.row_axis + 1, 1)[(slice(None), *source)] * weight
 
-    def take(self, row: int, following: int) -> tuple[slice, torch.Tensor]:
+    def take(self, row: int, following: int) -> Iterator[tuple[slice, torch.Tensor]]:
         """The finished voxels of the row that starts at `row`, of which no later one, from `following`, has a part."""
         assert self.total is not None
-        done = slice(max(row, 0), following)
-        logits = self.total[:, done.start - row : done.stop - row] / self.weight[done.start - row : done.stop - row]
-        for sums, axis in ((self.weight, 0), (self.total, 1)):
-            rest = sums.narrow(axis, following - row, sums.shape[axis] - (following - row)).clone()
-            sums.narrow(axis, 0, rest.shape[axis]).copy_(rest)
-            sums.narrow(axis, rest.shape[axis], sums.shape[axis] - rest.shape[axis]).zero_()
-        return done, logits.movedim(1, self.row_axis + 1)
+        first = max(row, 0)
+        step = max(PIECE // self.total[:, 0].numel(), 1)
+        for start in range(first, following, step):
+            done = slice(start, min(start + step, following))
+            local = slice(done.start - row, done.stop - row)
+            yield done, (self.total[:, local] / self.weight[local]).movedim(1, self.row_axis + 1)
+        shift = following - row
+        for sums in (self.weight, self.total.movedim(1, 0)):
+            for i in range(len(sums)):  # one by one: what is moved overlaps with where it goes
+                sums[i] = sums[i + shift] if i + shift < len(sums) else 0
 
 
 def _output_size(network: Network, roi_size: tuple[int, ...]) -> tuple[int, ...]:

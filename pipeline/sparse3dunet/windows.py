@@ -86,8 +86,11 @@ class Windows:
 
     @property
     def row_axis(self) -> int:
-        """The axis along which rows follow each other: the one with most windows, which makes the rows smallest."""
-        return int(np.argmax([axis.length / axis.size for axis in self.axes]))
+        """The axis along which rows follow each other: the one with most windows, which makes the rows smallest.
+
+        Of equal ones the last, along which files are slowest: a row is then in one piece of them.
+        """
+        return max(range(3), key=lambda i: (self.axes[i].length / self.axes[i].size, i))
 
     @property
     def count(self) -> int:

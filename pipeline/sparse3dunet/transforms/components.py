@@ -88,9 +88,7 @@ class CleanComponents(Transform):
         plain = segmentation.detach().cpu().numpy() if isinstance(segmentation, torch.Tensor) else segmentation
         numbers = np.asarray(plain)[0].astype(np.int32)
         if not np.array_equal(numbers, np.asarray(plain)[0]):
-            raise DataError(
-                "CleanComponents takes class numbers, but not all are whole; argmax the logits first."
-            )
+            raise DataError("CleanComponents takes class numbers, but not all are whole; argmax the logits first.")
         classes = [int(value) for value in np.unique(numbers) if value != self.background]
         affine = segmentation.affine.numpy() if isinstance(segmentation, MetaTensor) else np.eye(4)
         cleaned = clean_components(
