@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--cases", type=int, default=30)
-    parser.add_argument("--longest", type=float, default=0.4, help="seconds until a kill, at most")
+    parser.add_argument("--longest", type=float, default=1.8, help="seconds until a kill, at most")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)

@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
+from monai.inferers import SlidingWindowInferer
 from monai.transforms import Compose, Rand3DElasticd
 
+from sparse3dunet.networks import UNet3D
+from sparse3dunet.slabs import SlabInferer
 from sparse3dunet.transforms import ChannelWised, RandBSplineElasticd
 from tests.conftest import ROOT, TINY, make_dataset, run_bundle
 
@@ -104,7 +107,13 @@ def test_what_lies_outside_is_the_same_in_training_and_in_prediction(config):
     """Where volumes are smaller than the patch, another padding would be another image: it costs 0.02 of Dice."""
     parser = ConfigParser()
     parser.read_config(str(CONFIGS / config))
-    inferer = parser["validate#inferer" if config == "train.yaml" else "inferer"]["inferer"]
-    assert inferer["padding_mode"] == "replicate"
+    inferer = dict(parser["validate#inferer" if config == "train.yaml" else "inferer"])
+    assert inferer.pop("_target_") == "sparse3dunet.slabs.SlabInferer"
+    network = UNet3D(1, 2, channels=(4, 8), norm="instance", padding="same").eval()
+    x = torch.rand(1, 1, 8, 9, 10)
+    ours = SlabInferer(roi_size=(12, 12, 12), border=inferer.get("border"), bfloat16=False)
+    theirs = SlidingWindowInferer((12, 12, 12), padding_mode="replicate", mode="gaussian")
+    with torch.no_grad():
+        assert torch.allclose(ours(x, network), theirs(x, network), atol=1e-5)
     patch = RandBSplineElasticd("image", spatial_size=12, prob=0)({"image": torch.rand(1, 8, 8, 8)})["image"]
     assert torch.equal(patch[:, 0], patch[:, 2])

@@ -192,7 +192,7 @@ def _moments(array: np.ndarray, path: str) -> tuple[float, float]:
     count, mean, squares = 0, 0.0, 0.0
     for start in range(0, len(planes), step):
         part = np.asarray(planes[start : start + step], np.float64)
-        if not np.isfinite(part.astype(np.float32)).all():
+        if not (np.abs(part) <= np.finfo(np.float32).max).all():  # false for NaN, too
             raise DataError(
                 f"{path}: voxels are NaN or infinite; expected numbers. Replace them, by the background's value for "
                 "example."

@@ -25,18 +25,18 @@ def fast_on_cpu(network: nn.Module) -> nn.Module:
     """
     if isinstance(network, torch.jit.ScriptModule):
         return network
-    network = copy.deepcopy(network).eval()
+    network = copy.deepcopy(network)
     for parent in list(network.modules()):
         for name, layer in list(parent.named_children()):
             if isinstance(layer, nn.InstanceNorm3d) and not layer.track_running_stats:
                 same = nn.BatchNorm3d(layer.num_features, layer.eps, affine=layer.affine, track_running_stats=False)
                 same.load_state_dict(layer.state_dict())
-                setattr(parent, name, same.eval())
+                setattr(parent, name, same)
             if isinstance(layer, nn.MaxPool3d):
                 setattr(parent, name, _Pool(layer.kernel_size, layer.stride))
     if type(network) is UNet3D and network.padding == "same":
         network = FastUNet3D(network)
-    return network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    return network.eval().to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
 
 class FastUNet3D(nn.Module):
