@@ -1,19 +1,19 @@
-"""DICOM series and multi-frame files as volumes; and what any reading through SimpleITK needs."""
+"""DICOM series and multi-frame files as volumes."""
 
 from __future__ import annotations
 
 import mmap
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
 
 from sparse3dunet.errors import DataError
+from sparse3dunet.formats.grid import ras_affine
+from sparse3dunet.formats.itk import itk_affine, itk_array, itk_read, itk_reader, itk_reason, itk_warnings_off
 from sparse3dunet.volumes import AFFINE_TOLERANCE, Volume, check_affine
 
 MODALITY, DESCRIPTION, SERIES_UID = "0008|0060", "0008|103e", "0020|000e"
@@ -335,74 +335,3 @@ def _values_in_frames(path: Path, tag: str) -> list[list[float]]:
         text = header[match.end() : match.end() + length]
         values.append(_decimals(text.decode("latin-1").strip(" \0")))
     return [value for value in values if value]
-
-
-def itk_reader(path: str | Path, io: str) -> sitk.ImageFileReader:
-    """A reader of one of ITK's formats, by the name of its ``ImageIO``, whatever the file's name."""
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.SetImageIO(io)
-    return reader
-
-
-def itk_read(reader: sitk.ImageFileReader, path: str | Path, information_only: bool = False) -> Any:
-    """Read an image, or with `information_only` its header into the reader.
-
-    Raises:
-        DataError: for whatever ITK finds wrong with the file.
-    """
-    try:
-        with itk_warnings_off():
-            return reader.ReadImageInformation() if information_only else reader.Execute()
-    except RuntimeError as error:
-        raise DataError(
-            f"{path}: cannot be read ({itk_reason(error)}); expected a whole image. It is missing, truncated, damaged "
-            "or something else; copy or export it again."
-        ) from error
-
-
-@contextmanager
-def itk_warnings_off() -> Iterator[None]:
-    """ITK prints no warnings within: what matters of them is checked."""
-    shown = sitk.ProcessObject.GetGlobalWarningDisplay()
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    try:
-        yield
-    finally:
-        sitk.ProcessObject.SetGlobalWarningDisplay(shown)
-
-
-def itk_reason(error: Exception) -> str:
-    """The one telling line of an exception of ITK, which names source files, addresses and callers beside."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    line = lines[-1] if "[nrrd]" in lines[-1] else next((line for line in lines if "ERROR: " in line), lines[-1])
-    return re.sub(r"^\[nrrd\] \w+: *|^.*ERROR: (\w+\(0x[0-9a-f]+\): )?", "", line)
-
-
-class _Voxels:
-    """An image's voxels for NumPy, which keeps the image by this, and so need not copy them."""
-
-    def __init__(self, image: sitk.Image) -> None:
-        self.image = image
-        interface = sitk.GetArrayViewFromImage(image).__array_interface__
-        self.__array_interface__ = {**interface, "data": (interface["data"][0], False)}  # not for reading only
-
-
-def itk_array(image: sitk.Image) -> np.ndarray:
-    """An image's voxels in nibabel's order, (X, Y, Z) or (X, Y, Z, C), without a copy of them."""
-    voxels = np.asarray(_Voxels(image))
-    return voxels.transpose(2, 1, 0, *range(3, voxels.ndim))
-
-
-def itk_affine(image: sitk.Image | sitk.ImageFileReader) -> np.ndarray:
-    """A three-dimensional image's affine (4, 4), voxel to world, RAS in mm."""
-    return ras_affine(image.GetOrigin(), image.GetSpacing(), np.reshape(image.GetDirection(), (3, 3)))
-
-
-def ras_affine(origin: Sequence[float] | np.ndarray, spacing: Sequence[float], axes: np.ndarray) -> np.ndarray:
-    """The affine (4, 4) to RAS of a grid in LPS: origin and spacing in mm, and its axes' directions as columns."""
-    affine = np.eye(4)
-    affine[:3, :3] = axes * np.asarray(spacing)
-    affine[:3, 3] = origin
-    affine[:2] *= -1
-    return affine + 0.0  # no negative zeros, which look odd in headers
