@@ -56,3 +56,29 @@ def test_other_networks():
 def test_torchscript_stays():
     scripted = torch.jit.trace(nn.Conv3d(1, 1, 3), torch.rand(1, 1, 4, 4, 4))
     assert fast_on_cpu(scripted) is scripted
+
+
+def test_the_original_keeps_its_layers():
+    """The copy has others, and memory of its own."""
+    network = UNet3D(1, 2, channels=(4, 8), padding="same", norm=("instance", {"affine": True}))
+    classes = [type(layer) for layer in network.modules()]
+    fast = fast_on_cpu(network)
+    assert [type(layer) for layer in network.modules()] == classes
+    assert {value.data_ptr() for value in network.parameters()}.isdisjoint(v.data_ptr() for v in fast.parameters())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel_size": 3, "stride": 2, "padding": 1},  # of ResNets
+        {"kernel_size": 2, "ceil_mode": True},
+        {"kernel_size": 2, "stride": 1, "dilation": 2},
+        {"kernel_size": (1, 2, 3), "stride": (1, 2, 1)},
+    ],
+    ids=["padding", "ceil_mode", "dilation", "anisotropic"],
+)
+def test_pooling_of_other_networks(options):
+    network = nn.Sequential(nn.Conv3d(1, 2, 3, padding=1), nn.MaxPool3d(**options)).eval()
+    x = torch.randn(1, 1, 9, 9, 9)
+    with torch.no_grad():
+        torch.testing.assert_close(fast_on_cpu(network)(x), network(x), rtol=0, atol=1e-5)

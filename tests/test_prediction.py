@@ -6,7 +6,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
-from monai.transforms import Compose, Invertd, NormalizeIntensityd, Orientationd
+from monai.transforms import Compose, Invertd, NormalizeIntensity, NormalizeIntensityd, Orientationd
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.networks import UNet3D
@@ -150,3 +150,121 @@ def test_cut_is_padding(border, mode):
             box = tuple(slice(a + pad, b + pad) for a, b in bounds)
             assert np.array_equal(found[0][tuple(slice(b - a) for a, b in bounds)], reference[box])
             assert np.array_equal(found[1], found[0] + 1)
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [
+        ([0, 1, 255], np.uint8),
+        ([-1000, -3, 7], np.int16),
+        ([0, 1, 2**15], np.int32),
+        ([0, -(2**31) - 1, 1], np.int64),
+    ],
+)
+def test_class_values(network, data, values, dtype):
+    """In the smallest type that holds them."""
+    with Scratch() as scratch:
+        image = [Volume("x", data, permuted())]
+        found = predictor(network, class_values=values)(image, scratch)
+        numbers = predictor(network, class_values=[0, 1, 2])(image, scratch).segmentation
+    assert found.segmentation.dtype == dtype
+    assert np.array_equal(found.segmentation, np.array(values)[numbers])
+    assert found.voxels == np.bincount(numbers.ravel(), minlength=3).tolist()
+
+
+@pytest.mark.parametrize("affine", [oblique(), permuted()], ids=["oblique", "permuted"])
+def test_channels_of_their_own_are_resampled_alike(network, data, affine):
+    volumes = [Volume(str(i), np.asfortranarray(data[..., i]), affine) for i in range(2)]
+    with Scratch() as scratch:
+        found = predictor(network, spacing=(1.3, 0.9, 1.7))(volumes, scratch).segmentation
+    assert np.array_equal(found, chain(network, data, affine, (1.3, 0.9, 1.7)))
+
+
+def test_the_same_normalisation_from_outside(network, data):
+    normalize = NormalizeIntensity(channel_wise=True)
+    with Scratch() as scratch:
+        for spacing in (None, (1.3, 0.9, 1.7)):
+            image = [Volume("x", data, permuted())]
+            expected = predictor(network, spacing=spacing)(image, scratch).segmentation
+            found = predictor(network, spacing=spacing, normalize=normalize)(image, scratch).segmentation
+            assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"spacing": (1.3, 0.9, 1.7)}, {"normalize": lambda image: image / 50}],
+    ids=["as it is", "resampled", "normalize"],
+)
+def test_nan_and_infinity_are_told(network, data, options, bad):
+    image = data.astype(np.float32)
+    image[3, 4, 5, 1] = bad
+    with Scratch() as scratch, pytest.raises(DataError, match=r"case.nii: voxels are NaN or infinite"):
+        predictor(network, **options)([Volume("case.nii", image, np.eye(4))], scratch)
+
+
+@pytest.mark.parametrize("spacing", [None, (1.3, 0.9, 1.7)])
+def test_a_constant_image_is_zero(network, spacing):
+    """Whatever the constant: normalised, it is 0, as MONAI's transforms make it."""
+    found = []
+    with Scratch() as scratch:
+        for value in (0, 7, -1024):
+            image = Volume("x", np.full((20, 22, 24, 2), value, np.int16), np.eye(4))
+            result = predictor(network, spacing=spacing, probabilities=True)([image], scratch)
+            assert np.isfinite(result.probabilities).all()
+            found.append(result.probabilities)
+    for probabilities in found[1:]:
+        assert np.abs(probabilities - found[0]).max() < 1e-6
+
+
+def test_confidence_where_there_is_no_foreground(network, data):
+    """There is none of it, whether the network found nothing, or all of it was cleaned away."""
+    with Scratch() as scratch:
+        image = [Volume("x", data, np.eye(4))]
+        nothing = predictor(lambda x: torch.cat([x[:, :1] * 0 + 1, x * 0], dim=1))(image, scratch)
+        cleaned = predictor(network, min_ml={1: 1e6, 2: 1e6})(image, scratch)
+    for result in (nothing, cleaned):
+        assert result.voxels == [data[..., 0].size, 0, 0]
+        assert result.mean_confidence is None
+
+
+def test_probabilities_are_resampled(network, data):
+    """Between voxels linearly, as ExtentSpacing would."""
+    spacing = (1.3, 0.9, 1.7)
+    image = MetaTensor(torch.from_numpy(data).permute(3, 0, 1, 2).float(), affine=torch.eye(4))
+    coarse = NormalizeIntensity(channel_wise=True)(ExtentSpacing(spacing)(image))
+    inferer = SlidingWindowInferer(WINDOW, 1, 0.5, mode="gaussian", padding_mode="replicate")
+    with torch.no_grad():
+        softmax = inferer(coarse[None], network)[0].softmax(0)
+    pixdim = np.array(softmax.shape[1:]) / data.shape[:3]
+    expected = ExtentSpacing(pixdim)(MetaTensor(softmax.as_tensor(), affine=torch.eye(4))).permute(1, 2, 3, 0)
+    with Scratch() as scratch:
+        found = predictor(network, spacing=spacing, probabilities=True)([Volume("x", data, np.eye(4))], scratch)
+    assert np.abs(found.probabilities - expected.numpy()).max() < 1e-4
+
+
+@pytest.mark.parametrize(("classes", "dtype"), [(2, torch.uint8), (256, torch.uint8), (257, torch.int16)])
+def test_most_probable_of_ties_is_the_first(classes, dtype):
+    """Also where the highest class is one of them."""
+    logits = torch.randint(0, 3, (classes, 5, 6, 7)).float()
+    logits[-1, 0], logits[:-1, 0] = 5, 1
+    kept = logits.clone()
+    numbers, confidence = most_probable(logits)
+    assert numbers.dtype == dtype
+    assert confidence.dtype == torch.float32
+    first = torch.from_numpy(logits.numpy().argmax(0))  # torch leaves open which of equal ones
+    assert torch.equal(numbers.long(), first)
+    assert (numbers[0] == classes - 1).all()
+    torch.testing.assert_close(confidence, logits.softmax(0).max(0).values)
+    assert torch.equal(logits, kept)
+
+
+def test_scratch_vanishes(tmp_path):
+    with Scratch(tmp_path, in_memory=99) as scratch:
+        small, large = scratch.array((3, 3, 11), np.uint8), scratch.array((10, 10), np.uint8)
+        assert not isinstance(small, np.memmap)
+        assert isinstance(large, np.memmap)
+        assert not large.any()
+        assert large.flags.f_contiguous
+        assert len(list(tmp_path.rglob("*.raw"))) == 1
+    assert not list(tmp_path.iterdir())

@@ -1,5 +1,7 @@
 """Sliding windows in slabs: equal to MONAI's, seamless for valid convolutions."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -100,16 +102,17 @@ def test_constant_windows_pass_once(network):
 
 def test_seamless_whatever_the_tile(valid_network):
     """The same to 1e-5 for tiles of five sizes, and for one tile over the whole mirrored volume."""
-    x = torch.randn(1, 1, 45, 37, 30)
-    sizes = [(44, 44, 44), (48, 52, 56), (60, 44, 72), (84, 80, 76), (88, 88, 88)]
+    x = torch.randn(1, 1, 21, 17, 10)
+    sizes = [(44, 44, 44), (48, 52, 56), (60, 44, 72), (52, 60, 48), (64, 64, 64)]
     results = [SlabInferer(size, bfloat16=False)(x, valid_network) for size in sizes]
     for result in results[1:]:
         torch.testing.assert_close(result, results[0], rtol=0, atol=1e-5)
+    assert results[0].std() > 0.01
     margin = 20
     padded = np.pad(x[0, 0].numpy(), [(margin, margin + 3), (margin, margin + 3), (margin, margin + 2)], "reflect")
     with torch.no_grad():
         whole = valid_network(torch.from_numpy(padded)[None, None])
-    torch.testing.assert_close(results[0], whole[..., :45, :37, :30], rtol=0, atol=1e-5)
+    torch.testing.assert_close(results[0], whole[..., :21, :17, :10], rtol=0, atol=1e-5)
 
 
 def test_mirroring_is_the_mean_over_reflections(network):
@@ -144,3 +147,64 @@ def test_faults_are_named(network, valid_network):
         SlabInferer((92, 92, 92))(torch.rand(1, 1, 30, 30, 30), shallow)
     with pytest.raises(DataError, match=r"makes \(14, 18, 22\) voxels of a window of \(16, 20, 24\)"):
         SlabInferer(WINDOW)(torch.rand(1, 1, 30, 30, 30), nn.Conv3d(1, 2, 3))
+
+
+def test_a_plain_function_is_a_network(network):
+    """Equal to MONAI's; what makes another size of its windows is told."""
+    x = torch.randn(1, 2, 30, 20, 24)
+    found = SlabInferer(WINDOW, bfloat16=False)(x, lambda batch: network(batch))
+    torch.testing.assert_close(found, monai(x, network), rtol=0, atol=1e-5)
+    with pytest.raises(DataError, match=r"makes \(8, 10, 12\) voxels of a window of \(16, 20, 24\)"):
+        SlabInferer(WINDOW)(x, lambda batch: batch[..., ::2, ::2, ::2])
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.float16, torch.float64])
+def test_logits_are_float32(network, dtype):
+    """Whatever the image's type is, and whether it comes with metadata."""
+    x = torch.randint(0, 3, (1, 2, 20, 20, 24)).to(dtype)
+    expected = SlabInferer(WINDOW, bfloat16=False)(x, network)
+    assert expected.dtype == torch.float32
+    found = SlabInferer(WINDOW, bfloat16=False)(MetaTensor(x), network)
+    torch.testing.assert_close(found.as_tensor(), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("axes", [(1,), (0, 1, 2)])
+def test_mirroring_of_each_window(network, axes):
+    """Before they are blended: as MONAI's inferer with a network that does it itself."""
+    flips = [f for n in range(len(axes) + 1) for f in itertools.combinations([axis + 2 for axis in axes], n)]
+
+    def mirrored(batch):
+        return sum(network(batch.flip(f)).flip(f) for f in flips) / len(flips)
+
+    x = torch.randn(1, 2, 21, 20, 30)
+    found = SlabInferer(WINDOW, mirror_axes=axes, bfloat16=False)(x, network)
+    torch.testing.assert_close(found, monai(x, mirrored), rtol=0, atol=1e-5)
+
+
+def test_mirroring_changes_nothing_where_the_network_is_symmetric():
+    symmetric = nn.Conv3d(2, 3, 3, padding=1).eval()
+    with torch.no_grad():
+        axes = [(), (2,), (3,), (4,), (2, 3), (2, 4), (3, 4), (2, 3, 4)]
+        symmetric.weight.copy_(sum(symmetric.weight.flip(a) if a else symmetric.weight for a in axes) / 8)
+    x = torch.randn(1, 2, 21, 23, 30)
+    found = SlabInferer(WINDOW, mirror_axes=(0, 1, 2), bfloat16=False)(x, symmetric)
+    torch.testing.assert_close(found, SlabInferer(WINDOW, bfloat16=False)(x, symmetric), rtol=0, atol=1e-5)
+
+
+def test_windows_of_a_file_are_prepared(network, tmp_path):
+    """The normalisation is applied to each window, and leaves the file as it is."""
+    x = np.random.default_rng(0).integers(0, 99, (2, 30, 20, 33)).astype(np.int16)
+    x.tofile(tmp_path / "x")
+    on_disk = list(np.memmap(tmp_path / "x", np.int16, "r+", shape=x.shape))
+    inferer = SlabInferer(WINDOW, bfloat16=False)
+
+    def normalize(window):
+        window -= 50
+        window /= 20
+        return window
+
+    slabs = [logits for _, logits in inferer.slabs(on_disk, network, prepare=normalize)]
+    found = torch.cat(slabs, dim=inferer.windows((30, 20, 33), network).row_axis + 1)
+    expected = monai((torch.from_numpy(x)[None].float() - 50) / 20, network)[0]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert np.array_equal(on_disk, x)

@@ -33,7 +33,7 @@ class Prediction:
         confidence: (X, Y, Z) uint8, the probability of the class that was chosen, times 255; None unless asked for.
         probabilities: (X, Y, Z, K) float32; None unless asked for.
         voxels: of each class, by its number.
-        mean_confidence: in [0, 1], over the voxels of the foreground; None where there is none.
+        mean_confidence: in [0, 1], over the voxels of the foreground, before any clean-up; None where none is left.
     """
 
     segmentation: np.ndarray
@@ -125,9 +125,8 @@ class Predictor:
         image = volumes[0]
         grid = _Grid.of(image, self.spacing)
         channels = [grid.to_network(array, scratch) for volume in volumes for array in _channels(volume)]
-        if self.normalize is None:
-            prepare = _ZScore.of(channels, image.path)
-        else:
+        prepare: _ZScore | None = _ZScore.of(channels, image.path)  # which looks for NaN, too
+        if self.normalize is not None:
             stack = torch.from_numpy(np.stack([np.asarray(c, np.float32) for c in channels]))
             channels, prepare = list(np.asarray(self.normalize(stack), np.float32)), None
         result = _Result(self, image, grid, scratch)
@@ -261,7 +260,7 @@ class _Result:
                 background=int(values[0]),
             )
             self.voxels = _count(self.segmentation, values)
-        mean = self.sum_of_confidence / self.foreground if self.foreground else None
+        mean = self.sum_of_confidence / self.foreground if self.voxels[1:].any() else None
         return Prediction(self.segmentation, self.confidence, self.probabilities, self.voxels.tolist(), mean)
 
 

@@ -23,11 +23,11 @@ def resize_linear(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     position = position.clip(0, len(source) - 1)
     lower = np.floor(position).astype(int)
     upper = np.minimum(lower + 1, len(source) - 1)
-    fraction = (position - lower).astype(np.float32)
-    for start in range(0, len(target), PLANES):
+    fraction = position - lower
+    for start in range(0, len(target), PLANES):  # in 64 bits, so that what is constant stays so
         chunk = slice(start, start + PLANES)
         first, last = lower[chunk][0], upper[chunk][-1]
-        planes = torch.from_numpy(np.array(source[first : last + 1], dtype=np.float32))[None]
+        planes = torch.from_numpy(np.array(source[first : last + 1], dtype=np.float64))[None]
         sized = F.interpolate(planes, target.shape[1:], mode="bilinear")[0].numpy()
         weight = fraction[chunk, None, None]
         target[chunk] = sized[lower[chunk] - first] * (1 - weight) + sized[upper[chunk] - first] * weight

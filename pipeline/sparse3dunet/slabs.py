@@ -21,6 +21,8 @@ from sparse3dunet.windows import BORDERS, Axis, Windows, cut
 
 PIECE = 2**25
 """Logits that are handed out at once."""
+MOST_CONSTANTS = 4
+"""Windows of a constant value whose logits are kept; there is seldom more than the background's."""
 
 Network = Callable[..., torch.Tensor]
 Place = tuple[int, int, int]
@@ -88,7 +90,7 @@ class SlabInferer(Inferer):
             slabs = [logits for _, logits in self.slabs(list(volume), network, inputs.device)]
             results.append(torch.cat(slabs, dim=row_axis + 1).to(inputs.device))
         result = torch.stack(results)
-        return convert_to_dst_type(result, inputs)[0] if isinstance(inputs, MetaTensor) else result
+        return convert_to_dst_type(result, inputs, dtype=result.dtype)[0] if isinstance(inputs, MetaTensor) else result
 
     def windows(self, shape: Sequence[int], network: Network) -> Windows:
         """Where the windows lie in a volume of the spatial shape (X, Y, Z)."""
@@ -178,6 +180,8 @@ class _Runner:
             for i, logits in zip(asked, self._logits(torch.stack([windows[i] for i in asked]))):
                 results[i] = logits
                 if values[i]:
+                    if len(self.of_constants) == MOST_CONSTANTS:
+                        self.of_constants.clear()
                     self.of_constants[values[i]] = logits
         return [result for result in results if result is not None]
 

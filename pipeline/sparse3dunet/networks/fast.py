@@ -33,7 +33,7 @@ def fast_on_cpu(network: nn.Module) -> nn.Module:
                 same.load_state_dict(layer.state_dict())
                 setattr(parent, name, same)
             if isinstance(layer, nn.MaxPool3d):
-                setattr(parent, name, _Pool(layer.kernel_size, layer.stride))
+                setattr(parent, name, _Pool(*(getattr(layer, argument) for argument in _Pool.ARGUMENTS)))
     if type(network) is UNet3D and network.padding == "same":
         network = FastUNet3D(network)
     return network.eval().to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
@@ -90,6 +90,8 @@ class JoinedConv(nn.Module):
 
 class _Pool(nn.MaxPool3d):
     """In the type of its input: autocast would make it float32, for nothing."""
+
+    ARGUMENTS = ("kernel_size", "stride", "padding", "dilation", "return_indices", "ceil_mode")
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         with torch.autocast(input.device.type, enabled=False):
