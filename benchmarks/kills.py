@@ -45,8 +45,8 @@ def finished(out: Path) -> dict[str, tuple[int, int]]:
     for record in (out / "records").glob("*.json"):
         content = json.loads(record.read_text())
         files = [out / name for name in content["results"]]
-        drafts = out / ".drafts" / content["case"]
-        if content["status"] == "done" and not drafts.exists() and all(map(Path.is_file, files)):
+        made = [[f.stat().st_size, f.stat().st_mtime_ns] if f.is_file() else None for f in files]
+        if content["status"] == "done" and made == list(content["results"].values()):
             found |= {str(f.relative_to(out)): (f.stat().st_ino, f.stat().st_mtime_ns) for f in files}
     return found
 

@@ -70,3 +70,24 @@ def test_one_name_in_several_folders(tmp_path):
     found = find_images([tmp_path / "sub-*/anat/t1.nii.gz"])
     assert [case.name for case in found] == ["sub-01/anat/t1", "sub-02/anat/t1"]
     assert [case.name for case in find_images([tmp_path / "sub-01/anat"])] == ["t1"]
+
+
+def test_dots_get_into_no_name(tmp_path, monkeypatch):
+    """Results are named after images, and must not leave their folder."""
+    for name in ("b/t1", "w/x/c/t1"):
+        write_nifti(tmp_path / f"{name}.nii.gz", make_volume(0)[0])
+    monkeypatch.chdir(tmp_path / "w/x")
+    found = find_images(["../../b/t1.nii.gz", "c/t1.nii.gz"])
+    assert sorted(case.name for case in found) == ["b/t1", "w/x/c/t1"]
+    (tmp_path / "w/list.json").write_text(json.dumps(["../b/t1.nii.gz", "x/c/t1.nii.gz"]))
+    assert sorted(case.name for case in find_images(["../list.json"])) == ["b/t1", "w/x/c/t1"]
+
+
+def test_former_results_are_no_images(tmp_path):
+    image = make_volume(0)[0]
+    for name in ("a", "a_seg"):
+        write_nifti(tmp_path / f"{name}.nii.gz", image)
+    made = {str(tmp_path / "a_seg.nii.gz")}
+    assert [case.name for case in find_images([tmp_path], leave_out=made)] == ["a"]
+    with pytest.raises(DataError, match="results of former runs"):
+        find_images([tmp_path / "a_s*.nii.gz"], leave_out=made)

@@ -7,7 +7,7 @@ import pytest
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.inputs import ImageCase
-from sparse3dunet.records import CaseRecord, remove_empty_drafts, write_summary
+from sparse3dunet.records import CaseRecord, remove_empty_drafts, results_in, write_summary
 
 NAMES = ["sub/a_seg.nii.gz", "pictures/a.png"]
 
@@ -111,3 +111,57 @@ def test_summary(tmp_path, case):
         'b,failed,,,,,"bad, very bad"',
         "sub/a,done,1.50,0.2500,,sub/a_seg.nii.gz,",
     ]
+
+
+def test_results_that_are_wanted_now(tmp_path, case):
+    """More are asked for: not done. Fewer: what is left over of other settings goes, unless it was changed."""
+    out = tmp_path / "out"
+    do(out, case)
+    record = CaseRecord(out, case, {"model": "one"})
+    assert record.is_done(NAMES)
+    assert not record.is_done([*NAMES, "sub/a_confidence.nii.gz"])
+    record = CaseRecord(out, case, {"model": "two"})
+    drafts = record.start(NAMES[:1])
+    (drafts / NAMES[0]).write_bytes(b"newer")
+    record.finish(NAMES[:1])
+    assert not (out / NAMES[1]).exists()
+    do(out, case, "three")
+
+
+def test_names_that_lead_elsewhere(tmp_path, case):
+    for name in ("..", "../a", "a/../../b", "/a"):
+        with pytest.raises(DataError, match="leads out of the output folder"):
+            CaseRecord(tmp_path / "out", ImageCase(name, case.files), {})
+
+
+def test_another_images_results_stay(tmp_path, case):
+    out = tmp_path / "out"
+    do(out, case)
+    other = tmp_path / "other" / "a.nii.gz"
+    other.parent.mkdir()
+    other.write_bytes(b"another image")
+    with pytest.raises(DataError, match=r"the results named sub/a are those of"):
+        do(out, ImageCase("sub/a", (str(other),)))
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "a.nii.gz")
+    do(out, ImageCase("sub/a", (str(link),)), "two")
+    (tmp_path / "a.nii.gz").rename(tmp_path / "moved.nii.gz")
+    link.unlink()
+    do(out, ImageCase("sub/a", (str(tmp_path / "moved.nii.gz"),)), "three")
+
+
+def test_overwrite_does_what_was_changed_again(tmp_path, case):
+    out = tmp_path / "out"
+    record = do(out, case)
+    (out / NAMES[0]).write_bytes(b"")
+    assert record.is_done(NAMES)
+    assert not record.is_done(NAMES, unchanged=True)
+
+
+def test_odd_records_do_no_harm(tmp_path, case):
+    out = tmp_path / "out"
+    do(out, case)
+    for name, content in {"empty": "", "list": "[]", "foreign": "{}"}.items():
+        (out / "records" / f"{name}.json").write_text(content)
+    assert len(write_summary(out, ["background", "core"]).read_text().splitlines()) == 2
+    assert results_in(out) == {str(out / name) for name in NAMES}

@@ -100,21 +100,34 @@ def predict_batch(
         What became of all of them, in each process.
     """
     processes = Processes()
-    mine = processes.share(sorted(cases, key=lambda case: (-case.size, case.name)))
+    mine = processes.share(processes.agree(sorted(cases, key=lambda case: (-case.size, case.name))))
     key = {**key, "format": output.format, "pictures": output.pictures}
     outcome = Outcome()
     with BatchProgress(len(mine), quiet or not processes.is_first) as progress:
         predictor.inferer.on_window = progress.windows
-        _Batch(predictor, output, key, progress, outcome).run(mine)
+        try:
+            _Batch(predictor, output, key, progress, outcome).run(mine)
+        except KeyboardInterrupt:
+            _summarise(output)
+            print(f"Stopped after {outcome.done} volume(s); the same command goes on where it was.", flush=True)
+            raise
     outcomes = processes.gather(outcome)
     total = Outcome(
         sum(o.done for o in outcomes), sum(o.skipped for o in outcomes), sorted(f for o in outcomes for f in o.failed)
     )
     if processes.is_first:
         remove_empty_drafts(output.folder)
-        write_summary(output.folder, output.class_names)
+        _summarise(output)
+    processes.gather(None)  # or a process that ends with an error would have the first one stopped before its end
     processes.close()
     return total
+
+
+def _summarise(output: Output) -> None:
+    try:
+        write_summary(output.folder, output.class_names)
+    except OSError as error:
+        raise DataError(f"{output.folder / 'summary.csv'} cannot be written ({error}).") from error
 
 
 @dataclass
@@ -157,20 +170,23 @@ class _Batch:
                     writing = writer.submit(self._write, job, volumes, *done)
                     if job.case.size > READ_AHEAD:
                         writing.result()
+                del volumes, done
 
     def _jobs(self, cases: Sequence[ImageCase]) -> Iterator[_Job]:
         """The cases that are not done yet."""
         for case in cases:
-            record = CaseRecord(self.output.folder, case, self.key)
-            job = _Job(case, record, self.output.names(case, self.predictor))
+            names = self.output.names(case, self.predictor)
             try:
-                if not record.is_done():
-                    yield job
-                    continue
+                record = CaseRecord(self.output.folder, case, self.key)
+                done = record.is_done(list(names.values()), self.output.overwrite)
+            except Exception as error:  # a link to nothing, for example
+                self._failed(case.name, error)
+                continue
+            if done:
                 self.outcome.skipped += 1
                 self.progress.skip()
-            except OSError as error:
-                self._failed(job, error)
+            else:
+                yield _Job(case, record, names)
 
     @staticmethod
     def _reading(jobs: Iterator[_Job], reader: ThreadPoolExecutor) -> Iterator[tuple[_Job, Future]]:
@@ -199,7 +215,7 @@ class _Batch:
         except Exception as error:  # whatever it is, the other cases go on
             if scratch is not None:
                 scratch.close()
-            self._failed(job, error)
+            self._failed(job.case.name, error, job.record)
             return [], None
 
     def _write(self, job: _Job, volumes: list[Volume], prediction: Prediction, scratch: Scratch) -> None:
@@ -218,7 +234,7 @@ class _Batch:
                 segmentation=job.names["segmentation"],
             )
         except Exception as error:  # a full disk, for example
-            self._failed(job, error)
+            self._failed(job.case.name, error, job.record)
             return
         self.outcome.done += 1
         self.progress.done(job.record.read())
@@ -230,17 +246,18 @@ class _Batch:
             if kind in job.names and values is not None:
                 write_map(drafts / job.names[kind], values, image, kind)
 
-    def _failed(self, job: _Job, error: Exception) -> None:
+    def _failed(self, name: str, error: Exception, record: CaseRecord | None = None) -> None:
         if os.environ.get(TRACEBACK_VARIABLE):
             traceback.print_exception(error)
         text = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
         if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate" in text:
             text += ". Pass smaller windows (--roi-size), or --device cpu for a GPU that is too small."
         text = " ".join(text.split())
-        self.outcome.failed.append(f"{job.case.name}: {text}")
-        self.progress.failed(job.case.name, text)
+        self.outcome.failed.append(f"{name}: {text}")
+        self.progress.failed(name, text)
         try:
-            job.record.fail(text)
+            if record is not None:
+                record.fail(text)
         except OSError:  # the disk is full or gone: it was said above
             return
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,9 @@ class ImageCase:
         return found
 
 
-def find_images(sources: Sequence[str | Path], num_channels: int = 1) -> list[ImageCase]:
+def find_images(
+    sources: Sequence[str | Path], num_channels: int = 1, leave_out: Collection[str] = ()
+) -> list[ImageCase]:
     """The images that `sources` name.
 
     Args:
@@ -54,6 +56,7 @@ def find_images(sources: Sequence[str | Path], num_channels: int = 1) -> list[Im
             or of ``{"image": path}``, by itself or under "testing" as in MONAI's datalists, relative to the JSON file.
         num_channels: of the model. With several, files of a folder or pattern that are numbered as nnU-Net numbers
             channels (``a_0000.nii.gz``, ``a_0001.nii.gz``) are one image; any other file has all its channels in it.
+        leave_out: absolute paths of files that are no images to predict: the results of former runs.
 
     Returns:
         The images, each once. Where several would have one name (``1/t1.nii.gz``, ``2/t1.nii.gz``), all are named by
@@ -63,7 +66,9 @@ def find_images(sources: Sequence[str | Path], num_channels: int = 1) -> list[Im
         DataError: when a source does not exist, names a missing file, or holds no image.
     """
     images = dict.fromkeys(image for source in sources for image in _images_of(str(source), num_channels))
-    files = list(images)
+    files = [image for image in images if image[0] not in leave_out]
+    if not files:
+        raise DataError(f"{', '.join(map(str, sources))}: no image, but results of former runs. Pass the images.")
     names = [_name(image[0]) for image in files]
     if max(Counter(names).values()) > 1:
         root = os.path.commonpath([os.path.dirname(image[0]) for image in files])
@@ -90,7 +95,7 @@ def _name(file: str) -> str:
 
 
 def _images_of(source: str, num_channels: int) -> list[tuple[str, ...]]:
-    path = Path(source).expanduser()
+    path = Path(os.path.abspath(os.path.expanduser(source)))  # without "..", which must not get into names
     if path.suffix == ".json":
         return _listed(path)
     if os.path.isdir(path):
@@ -141,10 +146,10 @@ def _listed(path: Path) -> list[tuple[str, ...]]:
     for number, entry in enumerate(entries):
         listed = entry.get(IMAGE) if isinstance(entry, dict) else entry
         names = listed if isinstance(listed, list) else [listed]
-        files = [path.absolute().parent / name for name in names if isinstance(name, str)]
+        files = [os.path.abspath(path.parent / name) for name in names if isinstance(name, str)]
         if len(files) < len(names) or not files or not all(map(os.path.exists, files)):
             raise DataError(f"{path}: entry {number} names no existing image: {entry!r}.")
-        images.append(tuple(map(str, files)))
+        images.append(tuple(files))
     return images
 
 

@@ -257,6 +257,7 @@ def _check_description(description: Mapping[str, Any], where: str) -> None:
     names, values = description["class_names"], description["class_values"]
     channels = description.get("in_channels", 1)
     named = isinstance(names, list) and len(names) > 1 and all(isinstance(name, str) for name in names)
+    named = named and len(set(names)) == len(names)
     wrong = {
         "class_names": not named,
         "class_values": not named or not numbers(values, len(names), int) or len(set(values)) < len(names),

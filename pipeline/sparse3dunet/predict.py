@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from sparse3dunet.inputs import find_images
 from sparse3dunet.keys import IMAGE
 from sparse3dunet.models import Model
 from sparse3dunet.prediction import Predictor
+from sparse3dunet.records import results_in
 from sparse3dunet.settings import check_output_dir, normalization_names
 from sparse3dunet.slabs import SlabInferer
 
@@ -75,10 +77,10 @@ def predict(
     trained_with = model.description.get("normalize") or []
     if own_normalization != trained_with:
         raise DataError(
-            f"{model.path} was trained with the normalisation {_listed(trained_with)}, but is to predict with "
-            f"{_listed(own_normalization)}. Use the bundle's run inference, with `normalize` as in training's config."
+            f"{model.path} was trained with another normalisation ({_listed(trained_with)}) than it is to predict with "
+            f"({_listed(own_normalization)}). Use the bundle's run inference, with `normalize` as in training's config."
         )
-    cases = find_images(sources, model.in_channels)
+    cases = find_images(sources, model.in_channels, results_in(output_dir))
     device = torch.device(device) if device is not None else default_device()
     predictor = Predictor(
         model.network.to(device),
@@ -101,6 +103,7 @@ def predict(
         "largest": predictor.largest,
         "min_ml": predictor.min_ml,
     }
+    _check_writable(Path(output_dir))
     output = Output(Path(output_dir), model.class_names, model.class_values, format, pictures, overwrite)
     return predict_batch(cases, predictor, output, key, quiet)
 
@@ -114,13 +117,21 @@ def report(outcome: Outcome, output_dir: str | Path) -> None:
     if int(os.environ.get("RANK", 0)) == 0:
         before = f", {outcome.skipped} done before" if outcome.skipped else ""
         print(f"Segmented {outcome.done} volume(s){before}: {output_dir}", flush=True)
-    if outcome.failed:
+    if outcome.failed and int(os.environ.get("RANK", 0)) == 0:
         total = outcome.done + outcome.skipped + len(outcome.failed)
         more = f" (and {len(outcome.failed) - 1} more)" if len(outcome.failed) > 1 else ""
         raise DataError(
             f"{len(outcome.failed)} of {total} volume(s) failed, see {Path(output_dir) / 'summary.csv'}: "
             f"{outcome.failed[0]}{more}"
         )
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise DataError(f"{folder.absolute()}, to which results should go, cannot be written to ({error}).") from error
 
 
 def default_device() -> torch.device:
@@ -136,7 +147,7 @@ def _of_tensor(transforms: Sequence[Any]) -> Any:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return " and ".join(names) or "of the bundle (to mean 0 and standard deviation 1)"
+    return " and ".join(names) or "to mean 0 and standard deviation 1"
 
 
 def _class_numbers(named: bool | Sequence[str | int], class_names: Sequence[str]) -> list[int]:
@@ -158,7 +169,7 @@ def _minimum_sizes(min_ml: float | Mapping[str, float], class_names: Sequence[st
 
 def _class_number(name: str | int, class_names: Sequence[str]) -> int:
     number = class_names.index(str(name)) if str(name) in class_names else -1
-    if number < 0 and str(name).isdigit():
+    if number < 0 and str(name).isdecimal():
         number = int(name)
     if not 0 < number < len(class_names):
         raise DataError(

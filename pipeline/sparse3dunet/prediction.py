@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -66,7 +68,13 @@ class Scratch:
         if np.prod(shape, dtype=float) * np.dtype(dtype).itemsize <= self.in_memory:
             return np.zeros(shape, dtype, order="F")
         self.count += 1
-        return np.memmap(Path(self.folder.name) / f"{self.count}.raw", dtype, "w+", shape=shape, order="F")
+        path = Path(self.folder.name) / f"{self.count}.raw"
+        with path.open("wb") as file:
+            if hasattr(os, "posix_fallocate"):  # or a full disk would end the process when it is written to
+                os.posix_fallocate(file.fileno(), 0, math.prod(shape) * np.dtype(dtype).itemsize)
+            else:
+                file.truncate(math.prod(shape) * np.dtype(dtype).itemsize)
+        return np.memmap(path, dtype, "r+", shape=shape, order="F")
 
 
 class Predictor:
@@ -226,6 +234,11 @@ class _Result:
     def add(self, rows: slice, axis: int, logits: torch.Tensor) -> None:
         """Add a slab, (K, X, Y, Z): `rows` along the axis of what the network sees."""
         classes, confidence = most_probable(logits)
+        if not torch.isfinite(confidence).all():
+            raise DataError(
+                f"{self.image.path}: the network gives NaN or infinity. Its weights hold such, or the image is unlike "
+                "those of its training; in bfloat16, try --precision float32."
+            )
         foreground = classes > 0
         self.foreground += int(foreground.sum())
         self.sum_of_confidence += float(confidence[foreground].sum(dtype=torch.float64))
@@ -287,5 +300,6 @@ def _count(segmentation: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def _smallest_type(values: Sequence[int]) -> type[np.integer]:
-    kinds = (np.uint8, np.int16, np.int32, np.int64)
-    return next(k for k in kinds if np.iinfo(k).min <= min(values) and max(values) <= np.iinfo(k).max)
+    kinds = (np.uint8, np.int16, np.int32)
+    fitting = (k for k in kinds if np.iinfo(k).min <= min(values) and max(values) <= np.iinfo(k).max)
+    return next(fitting, np.int64)

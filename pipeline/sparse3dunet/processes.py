@@ -18,7 +18,9 @@ class Processes:
     """This process among those that torchrun started; the only one where it did not."""
 
     def __init__(self) -> None:
-        self.rank, self.count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.rank, self.count = 0, 1
+        if "RANK" in os.environ:
+            self.rank, self.count = int(os.environ["RANK"]), int(os.environ.get("WORLD_SIZE", 1))
         self.started = self.count > 1 and not dist.is_initialized()
         if self.started:
             dist.init_process_group("gloo", timeout=LONGEST_WAIT)
@@ -26,6 +28,10 @@ class Processes:
     @property
     def is_first(self) -> bool:
         return self.rank == 0
+
+    def agree(self, value: T) -> T:
+        """What the first process has, in each: others may see files come and go."""
+        return self.gather(value)[0]
 
     def share(self, items: Sequence[T]) -> list[T]:
         """Those of the items that are this process's: every so many."""

@@ -69,4 +69,5 @@ class BatchProgress:
         self.finished += 1
         self.bars.update(self.cases, completed=self.finished)
         if not quiet:
+            text = text.encode(errors="backslashreplace").decode()  # names of files may be no UTF-8
             self.console.print(f"{self.finished}/{self.total} {text}", markup=False, highlight=False)

@@ -37,20 +37,33 @@ class CaseRecord:
         self.case = case
         self.output_dir = Path(output_dir)
         self.path = self.output_dir / RECORDS / f"{case.name}.json"
-        self.drafts = self.output_dir / DRAFTS / case.name
+        if os.path.isabs(case.name) or ".." in Path(case.name).parts:
+            raise DataError(f"{case.name!r} is no name for results: it leads out of the output folder.")
+        # By a number, not by the name, which may be that of another case's folder.
+        self.drafts = self.output_dir / DRAFTS / hashlib.sha256(os.fsencode(case.name)).hexdigest()[:16]
+        self.before: dict[str, Any] = {}
         self.settings = json.loads(json.dumps(key))
         self.key = hashlib.sha256(json.dumps([key, _identity(case)], sort_keys=True).encode()).hexdigest()
 
-    def is_done(self) -> bool:
-        """Whether nothing is left to do; finishes what a killed run had all but moved."""
+    def is_done(self, names: Sequence[str] = (), unchanged: bool = False) -> bool:
+        """Whether nothing is left to do; finishes what a killed run had all but moved.
+
+        Args:
+            names: of the results that are wanted.
+            unchanged: whether results count only as they were written.
+        """
         record = self.read()
-        if record.get("status") != DONE or record.get("key") != self.key:
+        if record.get("status") != DONE:
             return False
-        for name in record["results"]:
+        results = record.get("results", {})
+        for name in results:
             if (self.drafts / name).is_file():
                 os.replace(self.drafts / name, self._target(name))
         self._clear()
-        return all((self.output_dir / name).is_file() for name in record["results"])
+        if record.get("key") != self.key or not set(names) <= set(results):
+            return False
+        paths = {name: self.output_dir / name for name in results}
+        return all(p.is_file() and (not unchanged or _stat(p) == results[name]) for name, p in paths.items())
 
     def start(self, names: Sequence[str], overwrite: bool = False) -> Path:
         """Make ready for results of these names, relative to the output folder; returns the folder for drafts.
@@ -58,7 +71,10 @@ class CaseRecord:
         Raises:
             DataError: when one of them exists and is not as it was written, unless `overwrite` is set.
         """
-        before = self.read().get("results", {})
+        record = self.read()
+        before = self.before = record.get("results", {})
+        if before and not overwrite:
+            self._check_image(record)
         for name in names:
             path = self.output_dir / name
             if path.exists() and not overwrite and before.get(name) != _stat(path):
@@ -77,6 +93,10 @@ class CaseRecord:
         for name in names:
             with (self.drafts / name).open("rb+") as file:
                 os.fsync(file.fileno())
+        for name in set(self.before) - set(names):  # of other settings
+            path = self.output_dir / name
+            if path.is_file() and _stat(path) == self.before[name]:
+                path.unlink()
         self._write({"status": DONE, "results": {name: _stat(self.drafts / name) for name in names}, **facts})
         for name in names:
             os.replace(self.drafts / name, self._target(name))
@@ -89,11 +109,16 @@ class CaseRecord:
 
     def read(self) -> dict[str, Any]:
         """The record; empty where there is none."""
-        try:
-            record = json.loads(self.path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return record if isinstance(record, dict) else {}
+        return _read(self.path)
+
+    def _check_image(self, record: Mapping[str, Any]) -> None:
+        """Raise DataError where the results that are there are another image's, of the same name."""
+        other, own = record.get("image") or [self.case.files[0]], self.case.files
+        if os.path.exists(other[0]) and not os.path.samefile(other[0], own[0]):
+            raise DataError(
+                f"{own[0]}: the results named {self.case.name} are those of {other[0]}. Predict into another folder, "
+                "or both in one command, which keeps them apart; --overwrite replaces them."
+            )
 
     def _write(self, record: Mapping[str, Any]) -> None:
         content = {"case": self.case.name, "image": list(self.case.files), **record}
@@ -117,7 +142,14 @@ def remove_empty_drafts(output_dir: str | Path) -> None:
         try:
             os.rmdir(folder)
         except OSError:
-            return
+            continue  # not empty
+
+
+def results_in(output_dir: str | Path) -> set[str]:
+    """The absolute paths of all results that are recorded in a folder."""
+    folder = os.path.abspath(output_dir)
+    records = (_read(path) for path in (Path(folder) / RECORDS).rglob("*.json"))
+    return {os.path.join(folder, name) for record in records for name in record.get("results", {})}
 
 
 def write_summary(output_dir: str | Path, class_names: Sequence[str]) -> Path:
@@ -127,27 +159,37 @@ def write_summary(output_dir: str | Path, class_names: Sequence[str]) -> Path:
     confidence over the foreground, the segmentation's file, the error.
     """
     folder = Path(output_dir)
-    records = [json.loads(p.read_text(encoding="utf-8")) for p in sorted((folder / RECORDS).rglob("*.json"))]
+    records = [_read(path) for path in sorted((folder / RECORDS).rglob("*.json"))]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     volumes = [f"{name} ml" for name in class_names[1:]]
     writer.writerow(["case", "status", "seconds", *volumes, "mean confidence", "segmentation", "error"])
     for record in records:
-        if record["status"] == STARTED:
+        if record.get("status") not in (DONE, FAILED):
             continue
         ml = record.get("ml", {})
         volumes = [f"{ml[name]:.4f}" if name in ml else "" for name in class_names[1:]]
         seconds, confidence = record.get("seconds"), record.get("mean_confidence")
         writer.writerow(
             [
-                *(record["case"], record["status"], "" if seconds is None else f"{seconds:.2f}", *volumes),
+                *(record.get("case"), record["status"], "" if seconds is None else f"{seconds:.2f}", *volumes),
                 "" if confidence is None else f"{confidence:.4f}",
                 *(record.get("segmentation", ""), record.get("error", "")),
             ]
         )
     path = folder / "summary.csv"
-    replace_file(path, lambda draft: draft.write_text(text.getvalue(), encoding="utf-8"))
+    content = text.getvalue().encode(errors="backslashreplace")  # names of files may be no UTF-8
+    replace_file(path, lambda draft: draft.write_bytes(content))
     return path
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A record; empty where there is none, or something else."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def _identity(case: ImageCase) -> list[Any]:

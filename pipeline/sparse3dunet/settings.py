@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.transforms import NormalizeIntensityd
+from monai.transforms import NormalizeIntensityd, Transform
 
 from sparse3dunet.checks import DataReport
 from sparse3dunet.datalist import Case, case_name
@@ -99,12 +99,23 @@ def check_patch_size(network: torch.nn.Module, patch_size: Sequence[int]) -> Non
 
 
 def normalization_names(transforms: Sequence[Any]) -> list[str]:
-    """The names of the transforms that normalise; none for the bundle's own: each channel to mean 0 and deviation 1."""
+    """The transforms that normalise, in words; none for the bundle's own: each channel to mean 0 and deviation 1."""
     if len(transforms) == 1 and type(transforms[0]) is NormalizeIntensityd:
         inner = transforms[0].normalizer
         if inner.channel_wise and not inner.nonzero and inner.subtrahend is None and inner.divisor is None:
             return []
-    return [type(transform).__name__ for transform in transforms]
+    return [_in_words(transform) for transform in transforms]
+
+
+def _in_words(transform: Any) -> str:
+    """A transform's name and its arguments, as far as they are plain values, or transforms themselves."""
+    told = []
+    for name, value in sorted(vars(transform).items()):
+        if isinstance(value, (bool, int, float, str, list, tuple, type(None))) and not name.startswith("_"):
+            told.append(f"{name}={value!r}")
+        elif isinstance(value, Transform):
+            told.append(f"{name}={_in_words(value)}")
+    return f"{type(transform).__name__}({', '.join(told)})"
 
 
 def check_output_dir(output_dir: str | Path, inputs: str | Path | None = None) -> None:

@@ -105,7 +105,7 @@ class SlabInferer(Inferer):
                     for n, out, roi, multiple in zip(shape, size, self.roi_size, multiples)
                 ]
             except ValueError as error:
-                raise DataError(f"windows of {self.roi_size} voxels: {error} (--roi_size).") from error
+                raise DataError(f"windows of {self.roi_size} voxels: {error} (roi_size).") from error
         return Windows((axes[0], axes[1], axes[2]))
 
     def slabs(
@@ -252,7 +252,7 @@ def _output_size(network: Network, roi_size: tuple[int, ...]) -> tuple[int, ...]
     try:
         return tuple(tell(roi_size))
     except ValueError as error:
-        raise DataError(f"windows of {roi_size} voxels do not suit the network: {error} (--roi_size).") from error
+        raise DataError(f"windows of {roi_size} voxels do not suit the network: {error} (roi_size).") from error
 
 
 def _constants(window: torch.Tensor) -> tuple[float, ...]:
