@@ -90,7 +90,7 @@ def main() -> None:
             again |= {name for name, made in seen.items() if now.get(name) != made}
             seen = now
             print(f"kill {kills}: {len({name for name in seen if '_seg' in name})} cases done", flush=True)
-        end = subprocess.run(command(arguments.model, root / "images", out), capture_output=True, text=True)
+        end = subprocess.run(command(arguments.model, root / "images", out), capture_output=True, encoding="utf-8")
         now = finished(out)
         again |= {name for name, made in seen.items() if now.get(name) != made}
         problems = compare(root / "whole", out)

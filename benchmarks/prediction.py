@@ -215,7 +215,7 @@ def run(name: str, arguments: argparse.Namespace, image: Path, output: Path) -> 
     options = {"run": name, "image": image, "output": output, "model": arguments.model}
     options |= {"overlap": arguments.overlap, "roi": arguments.roi}
     command = [sys.executable, __file__, *(f"--{key}={value}" for key, value in options.items() if value is not None)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, encoding="utf-8", check=True)
     return Result(**json.loads(done.stdout.splitlines()[-1]))
 
 

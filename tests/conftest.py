@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import locale
 import os
 import subprocess
 import sys
@@ -32,6 +33,14 @@ def seeded():
     Randomizable.R.seed(0)
     torch.manual_seed(0)
     np.random.seed(0)
+
+
+@pytest.fixture(autouse=True)
+def same_locale():
+    """GDCM, on writing a DICOM file, sets the process's locale to ASCII's, and so for the tests that follow."""
+    before = locale.setlocale(locale.LC_ALL)
+    yield
+    locale.setlocale(locale.LC_ALL, before)
 
 
 def make_volume(seed: int, shape: tuple[int, int, int] = (24, 20, 18)) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -116,7 +125,12 @@ def bundle_environment() -> dict[str, str]:
 def run_bundle(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """Run ``python -m monai.bundle`` as a user does, in a process of its own."""
     return subprocess.run(
-        bundle_command(*arguments), cwd=cwd, env=bundle_environment(), capture_output=True, text=True, timeout=300
+        bundle_command(*arguments),
+        cwd=cwd,
+        env=bundle_environment(),
+        capture_output=True,
+        encoding="utf-8",
+        timeout=300,
     )
 
 

@@ -204,7 +204,7 @@ def test_exit_status(data, fault):
     OTHERS[fault](data)
     options = ["--json"] if fault == "as JSON" else []
     command = [sys.executable, "-m", "sparse3dunet", "check", str(data), *options]
-    result = subprocess.run(command, env=bundle_environment(), capture_output=True, text=True, timeout=120)
+    result = subprocess.run(command, env=bundle_environment(), capture_output=True, encoding="utf-8", timeout=120)
     assert result.returncode == 1
     assert "Traceback" not in result.stdout + result.stderr
     if options:

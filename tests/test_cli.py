@@ -16,7 +16,7 @@ HIPPOCAMPUS = ROOT.parent / "shared" / "hippocampus"
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "sparse3dunet", *map(str, arguments)]
-    return subprocess.run(command, env=bundle_environment(), capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, env=bundle_environment(), capture_output=True, encoding="utf-8", timeout=120)
 
 
 def test_check_of_good_data(dataset):

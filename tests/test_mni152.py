@@ -20,9 +20,9 @@ from tests.conftest import bundle_environment
 def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "deep" / "mni152"
     command = [sys.executable, "-m", "sparse3dunet.mni152", str(folder)]
-    result = subprocess.run(command, env=bundle_environment(), capture_output=True, text=True)
+    result = subprocess.run(command, env=bundle_environment(), capture_output=True, encoding="utf-8")
     assert result.returncode == 0, result.stderr
-    again = subprocess.run(command, env=bundle_environment(), capture_output=True, text=True)
+    again = subprocess.run(command, env=bundle_environment(), capture_output=True, encoding="utf-8")
     assert again.returncode == 1
     assert "exists already" in again.stderr
     assert "Traceback" not in again.stderr

@@ -21,7 +21,9 @@ SEED_OF_KILLS = 0
 
 def predict(*arguments, launcher=()):
     command = [sys.executable, "-W", "ignore", *launcher, "-m", "sparse3dunet", "predict", *map(str, arguments)]
-    return subprocess.run(command, env=bundle_environment(), cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        command, env=bundle_environment(), cwd=ROOT, capture_output=True, encoding="utf-8", timeout=300
+    )
 
 
 def files_of(folder, *without):
