@@ -8,15 +8,16 @@ import time
 
 import pytest
 import torch
-from ignite.engine import Engine
+from ignite.metrics import Metric
+from monai.engines import SupervisedEvaluator
 
 from sparse3dunet.checkpoints import (
-    AtomicSaver,
     BestModelSaver,
-    LastCheckpointSaver,
     describe_model,
     existing_model,
+    is_better,
     read_description,
+    save_file,
 )
 from sparse3dunet.datalist import DataSet
 from sparse3dunet.errors import DataError
@@ -29,12 +30,11 @@ DATA_SET = DataSet([], list("abcde"), [0, 7, 8, 100, -1], (9,), 1)
 
 WRITER = """
 import sys, torch
-from sparse3dunet.checkpoints import AtomicSaver
+from sparse3dunet.checkpoints import save_file
 number = 0
 while True:
     number += 1
-    saver = AtomicSaver(sys.argv[1], {"number": 0})
-    saver({"number": torch.full((300, 300, 10), float(number))}, "ignored")
+    save_file(sys.argv[1], {"number": torch.full((300, 300, 10), float(number))}, {"number": 0})
     print(number, flush=True)
 """
 
@@ -56,44 +56,46 @@ def test_killed_while_writing_the_file_is_whole(tmp_path):
     assert len(list(path.parent.iterdir())) <= 4  # model.pt, model.json and at most a draft of each
 
 
+class Score(Metric):
+    """The next of some numbers, whatever was predicted."""
+
+    def __init__(self, scores):
+        self.scores = iter(scores)
+        super().__init__()
+
+    def reset(self):
+        pass
+
+    def update(self, output):
+        pass
+
+    def compute(self):
+        return next(self.scores)
+
+
 @pytest.mark.parametrize(
     ("scores", "best"),
     [([0.1, 0.5, 0.3], 1), ([0.5, 0.5], 0), ([math.nan, 0.2, math.nan], 1), ([math.nan], 0), ([-0.5, -0.6], 0)],
 )
 def test_best_model_is_kept(tmp_path, scores, best):
     network = torch.nn.Linear(1, 1, bias=False)
-    saver = BestModelSaver(network, tmp_path / "model.pt", "score")
-    evaluator = Engine(lambda engine, batch: None)
-    saver.attach(evaluator)
-    for number, score in enumerate(scores):
+    data = [{"image": torch.ones(1, 1), "label": torch.ones(1, 1)}]
+    metric = {"score": Score(scores)}
+    evaluator = SupervisedEvaluator("cpu", data, network, key_val_metric=metric, metric_cmp_fn=is_better)
+    BestModelSaver(network, tmp_path / "model.pt").attach(evaluator)
+    for number in range(len(scores)):
         with torch.no_grad():
             network.weight.fill_(number)
-        evaluator.state.metrics = {"score": score}
-        evaluator.run([0], max_epochs=1)
+        evaluator.run(number + 1)
     state = torch.load(tmp_path / "model.pt", weights_only=True)
     assert list(state) == ["weight"]
     assert state["weight"].item() == best
 
 
-def test_last_checkpoint_holds_all_and_no_pickled_object(trained):
-    state = torch.load(trained / "models/last.pt", weights_only=True)
-    assert set(state) == {"network", "optimizer", "lr_scheduler", "trainer"}
-    assert state["trainer"]["iteration"] == 4
-
-
-def test_last_checkpoint_each_epoch(tmp_path):
-    network = torch.nn.Linear(1, 1)
-    trainer = Engine(lambda engine, batch: None)
-    LastCheckpointSaver(tmp_path / "last.pt", {"network": network}).attach(trainer)
-    trainer.run([0, 1], max_epochs=3)
-    assert torch.load(tmp_path / "last.pt", weights_only=True)["trainer"]["iteration"] == 6
-
-
 def test_description_rebuilds_the_network(tmp_path):
     network = UNet3D(2, 5, channels=(4, 8), norm=("group", {"num_groups": 2}), padding="same", dropout=0.1)
     description = describe_model(network, DATA_SET, (16, 16, 8), [1.0, 1.0, 2.5])
-    saver = AtomicSaver(tmp_path / "model.pt", description)
-    saver(network.state_dict(), "model.pt")
+    save_file(tmp_path / "model.pt", network.state_dict(), description)
     again = read_description(tmp_path / "model.pt", TRAIN_CONFIG)
     assert again == {**description, "ignore_index": None, "annotated_slices": None}
     UNet3D(**again["network"]).load_state_dict(torch.load(existing_model(tmp_path / "model.pt"), weights_only=True))
@@ -102,14 +104,14 @@ def test_description_rebuilds_the_network(tmp_path):
 def test_another_description_never_lies_beside_a_former_model(tmp_path, monkeypatch):
     """Killed between the two files, there is no model rather than one with the wrong description."""
     path = tmp_path / "model.pt"
-    AtomicSaver(path, {"network": 1})({"a": torch.ones(1)}, "model.pt")
-    AtomicSaver(path, {"network": 1})({"a": torch.zeros(1)}, "model.pt")
+    save_file(path, {"a": torch.ones(1)}, {"network": 1})
+    save_file(path, {"a": torch.zeros(1)}, {"network": 1})
     monkeypatch.setattr(torch, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        AtomicSaver(path, {"network": 1})({"a": torch.ones(1)}, "model.pt")
+        save_file(path, {"a": torch.ones(1)}, {"network": 1})
     assert torch.load(path, weights_only=True)["a"] == 0, "the same description leaves the former model in place"
     with pytest.raises(KeyboardInterrupt):
-        AtomicSaver(path, {"network": 2})({"a": torch.ones(1)}, "model.pt")
+        save_file(path, {"a": torch.ones(1)}, {"network": 2})
     assert not path.exists()
 
 

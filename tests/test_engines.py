@@ -11,7 +11,7 @@ from ignite.engine import Events
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.handlers import ValidationHandler
 
-from sparse3dunet.engines import TrainingLog
+from sparse3dunet.training_log import TrainingLog
 
 LOADING, UPDATING, VALIDATING, STARTING = 0.02, 0.06, 0.2, 0.3  # seconds
 EPOCHS, ITERATIONS = 2, 4

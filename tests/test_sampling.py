@@ -155,7 +155,7 @@ def test_settings_that_cannot_work(options, words):
 
 
 def test_programming_errors():
-    with pytest.raises(ValueError, match="epoch must be at least 0"):
+    with pytest.raises(ValueError, match="epoch and first_batch must be at least 0"):
         SeededSampler([1.0], 1).set_epoch(-1)
     for item in (0, [0, 1], (0, 1, 2), slice(2)):
         with pytest.raises(ValueError, match="takes pairs"):

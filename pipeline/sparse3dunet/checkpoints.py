@@ -9,10 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
-from ignite.handlers import Checkpoint
-from ignite.handlers.checkpoint import BaseSaveHandler
 from monai.bundle import ConfigParser
 
 from sparse3dunet.datalist import Case, DataSet, case_name
@@ -24,38 +23,32 @@ DESCRIPTION_SUFFIX = ".json"
 _NO_MODEL = "{path}: there is no trained model. Train one first (run training), or name one: --model_file FILE."
 
 
-class AtomicSaver(BaseSaveHandler):
-    """Ignite save handler for one file, which at any moment is the old one or the new one, and whole.
+def save_file(path: str | Path, content: Mapping[str, Any], description: Mapping[str, Any] | None = None) -> None:
+    """Write tensors and plain values to a file, which at any moment is the old one or the new one, and whole.
 
     Neither MONAI's ``CheckpointSaver`` nor Ignite's ``DiskSaver`` gives that for a fixed file name: the former writes
     in place, and both delete the old file before they write the new one.
 
     Args:
         path: of the file; its folder is made where it is missing.
+        content: for ``torch.save``.
         description: written beside the file, as JSON under the same name, before the file itself; a former file with
             another description is removed first. None for none.
     """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if description is not None:
+        _describe(path, json.dumps(description, indent=1) + "\n")
+    replace_file(path, lambda draft: torch.save(content, draft))
 
-    def __init__(self, path: str | Path, description: Mapping[str, Any] | None = None) -> None:
-        self.path = Path(path)
-        self.description = description
 
-    def __call__(self, checkpoint: Mapping, filename: str, metadata: Mapping | None = None) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.description is not None:
-            self._describe(json.dumps(self.description, indent=1) + "\n")
-        replace_file(self.path, lambda draft: torch.save(checkpoint, draft))
-
-    def _describe(self, text: str) -> None:
-        path = self.path.with_suffix(DESCRIPTION_SUFFIX)
-        if path.is_file() and path.read_text(encoding="utf-8") == text:
-            return
-        # A former model of another kind: at no moment may it lie beside a description that is not its own.
-        self.path.unlink(missing_ok=True)
-        replace_file(path, lambda draft: draft.write_text(text, encoding="utf-8"))
-
-    def remove(self, filename: str) -> None:
-        """Nothing: the new file replaces the old one."""
+def _describe(model_file: Path, text: str) -> None:
+    path = model_file.with_suffix(DESCRIPTION_SUFFIX)
+    if path.is_file() and path.read_text(encoding="utf-8") == text:
+        return
+    # A former model of another kind: at no moment may it lie beside a description that is not its own.
+    model_file.unlink(missing_ok=True)
+    replace_file(path, lambda draft: draft.write_text(text, encoding="utf-8"))
 
 
 def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
@@ -68,58 +61,31 @@ def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 class BestModelSaver:
-    """Handler of the *evaluator*: keeps the network's flat state_dict of the best validation so far.
+    """Handler of MONAI's *evaluator*: keeps the network's flat state_dict of the best validation so far.
 
-    A metric that is NaN (nothing evaluable) counts as worst; of equal ones the first is kept. Give the evaluator
-    :func:`is_better` as ``metric_cmp_fn``, so that what it calls best is what is kept.
+    Which one is the best, the evaluator says; give it :func:`is_better` as ``metric_cmp_fn``. Among several processes
+    (DDP) the first one writes.
 
     Args:
         network: the network that is trained.
         path: of the file.
-        key_metric: name in ``engine.state.metrics``, larger is better.
-        description: see :class:`AtomicSaver`.
+        description: see :func:`save_file`.
     """
 
     def __init__(
-        self,
-        network: torch.nn.Module,
-        path: str | Path,
-        key_metric: str,
-        description: Mapping[str, Any] | None = None,
+        self, network: torch.nn.Module, path: str | Path, description: Mapping[str, Any] | None = None
     ) -> None:
-        self.checkpoint = Checkpoint(
-            to_save={"model": network},
-            save_handler=AtomicSaver(path, description),
-            filename_pattern=Path(path).name,
-            score_function=lambda engine: finite_score(engine.state.metrics[key_metric]),
-            score_name=key_metric,
-            n_saved=1,
-        )
-
-    def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.COMPLETED, self.checkpoint)
-
-
-class LastCheckpointSaver:
-    """Handler of the *trainer*: after every epoch, the state of all that is trained, as plain tensors and values.
-
-    Args:
-        path: of the file.
-        to_save: objects with a state_dict, by name (network, optimizer, lr_scheduler ...); the trainer is added.
-    """
-
-    def __init__(self, path: str | Path, to_save: Mapping[str, Any]) -> None:
+        self.network = network
         self.path = Path(path)
-        self.to_save = dict(to_save)
+        self.description = description
 
     def attach(self, engine: Engine) -> None:
-        checkpoint = Checkpoint(
-            to_save={**self.to_save, "trainer": engine},
-            save_handler=AtomicSaver(self.path),
-            filename_pattern=self.path.name,
-            n_saved=1,
-        )
-        engine.add_event_handler(Events.EPOCH_COMPLETED, checkpoint)
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        state: Any = engine.state
+        if state.best_metric_epoch == state.epoch and idist.get_rank() == 0:
+            save_file(self.path, self.network.state_dict(), self.description)
 
 
 def is_better(metric: float, best: float) -> bool:

@@ -1,28 +1,25 @@
-"""What MONAI's trainer and evaluator need to learn from sparse labels: batches, logs, scores and pictures."""
+"""What MONAI's trainer and evaluator need to learn from sparse labels: batches, scores and pictures."""
 
 from __future__ import annotations
 
 import csv
-import math
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import torch
+import torch.distributed as dist
 from ignite.engine import Engine, Events
-from ignite.handlers import Timer
 from monai.data import MetaTensor
 from monai.engines import Evaluator, PrepareBatch
 from monai.transforms import Orientation, ResampleToMatch
 from monai.utils import convert_to_tensor
 from rich.console import Console
 from rich.table import Table
-from tqdm import tqdm
 
 from sparse3dunet.datalist import case_name
-from sparse3dunet.errors import DataError
 from sparse3dunet.keys import IMAGE, LABEL, PRED, REFERENCE, WEIGHT
 from sparse3dunet.metrics import class_scores, mean_score, overlap_counts, overlap_scores
 from sparse3dunet.pictures import save_picture
@@ -70,109 +67,6 @@ class FinalValidation:
             self.validator.run(epoch)
 
 
-class TrainingLog:
-    """Handler of the trainer: progress bar, a printed line per epoch, ``training.csv``, and a summary at the end.
-
-    The bar shows the loss and the time left; where the output is no terminal, only the lines are printed. Attach it
-    after the ``ValidationHandler``, which must validate at the end of epochs.
-
-    How long the trainer waits for data is told as a share of the training time (``data_wait`` in ``training.csv``, a
-    fraction): the time from asking the loader for a batch to having it, of that to the iteration's end. Validation is
-    not in it, nor the wait for a run's first batch, in which workers start. Without workers, all loading is waiting.
-
-    Args:
-        evaluator: of the validation, with a :class:`ScoreReport`.
-        optimizer: its first group's learning rate is logged.
-        output_dir: where ``training.csv`` is written (a former one is replaced) and pictures lie.
-        model_file: of the best model, for the summary.
-    """
-
-    def __init__(
-        self, evaluator: Engine, optimizer: torch.optim.Optimizer, output_dir: str | Path, model_file: str | Path
-    ) -> None:
-        self.evaluator = evaluator
-        self.optimizer = optimizer
-        self.csv_file = Path(output_dir) / "training.csv"
-        self.model_file = Path(model_file)
-        self.losses: list[float] = []
-        self.waiting, self.training = Timer(), Timer()
-        self.marks: list[tuple[float, float]] = []  # of both, at the run's first batch and each epoch's end
-
-    def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.STARTED, self.start)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self.iteration)
-        # After `iteration`, which waits for the loss: only then has a GPU done its work.
-        self.training.attach(engine, resume=Events.GET_BATCH_STARTED, pause=Events.ITERATION_COMPLETED)
-        self.waiting.attach(engine, resume=Events.GET_BATCH_STARTED, pause=Events.GET_BATCH_COMPLETED)
-        engine.add_event_handler(Events.GET_BATCH_COMPLETED, self.batch)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch)
-        engine.add_event_handler(Events.COMPLETED, self.finish)
-
-    def start(self, engine: Engine) -> None:
-        self.started = time.perf_counter()
-        self.marks.clear()
-        self.csv_file.parent.mkdir(parents=True, exist_ok=True)
-        with self.csv_file.open("w", newline="", encoding="utf-8") as file:
-            columns = ["epoch", "iteration", "seconds", "learning_rate", "loss", "data_wait"]
-            csv.writer(file).writerow([*columns, *METRIC_NAMES])
-        total = (engine.state.max_epochs or 0) * (engine.state.epoch_length or 0)
-        self.bar = tqdm(total=total, desc="training", unit="it", disable=None, dynamic_ncols=True)
-
-    def batch(self) -> None:
-        if not self.marks:
-            self.marks.append(self._times())
-
-    def iteration(self, engine: Engine) -> None:
-        outputs: Any = engine.state.output
-        self.losses.append(float(outputs[0]["loss"]))
-        if not math.isfinite(self.losses[-1]):
-            raise DataError(
-                f"the loss became {self.losses[-1]} at iteration {engine.state.iteration}. Lower the learning rate "
-                f"(--learning_rate) and train again; the best model so far, if any, is {self.model_file}."
-            )
-        self.bar.set_postfix(loss=f"{self.losses[-1]:.3f}", refresh=False)
-        self.bar.update()
-
-    def epoch(self, engine: Engine) -> None:
-        state: Any = engine.state
-        loss = sum(self.losses) / len(self.losses)
-        self.losses.clear()
-        seconds = time.perf_counter() - self.started
-        data_wait = self._data_wait(self.marks[-1])
-        self.marks.append(self._times())
-        scores = self.evaluator.state.metrics if self.evaluator.state.epoch == state.epoch else {}
-        rate = self.optimizer.param_groups[0]["lr"]
-        with self.csv_file.open("a", newline="", encoding="utf-8") as file:
-            values = [f"{seconds:.1f}", f"{rate:.3g}", f"{loss:.4f}", f"{data_wait:.3f}"]
-            values += [f"{scores[name]:.4f}" if name in scores else "" for name in METRIC_NAMES]
-            csv.writer(file).writerow([state.epoch, state.iteration, *values])
-        left = seconds / state.epoch * (state.max_epochs - state.epoch)
-        tqdm.write(
-            f"epoch {state.epoch:>{len(str(state.max_epochs))}}/{state.max_epochs}  {clock(left)} left  "
-            f"loss {loss:.3f}  waiting for data {100 * data_wait:.0f} %{_in_words(scores)}"
-        )
-
-    def finish(self, engine: Engine) -> None:
-        self.bar.close()
-        state: Any = self.evaluator.state
-        best = None if math.isnan(state.best_metric) else state.best_metric
-        data_wait = self._data_wait(self.marks[0]) if self.marks else 0
-        print(
-            f"Trained {engine.state.iteration} iterations in {clock(time.perf_counter() - self.started)}, "
-            f"waiting for data {100 * data_wait:.0f} % of it (validation aside). "
-            f"Best {state.key_metric_name}: {_text(best)} (epoch {state.best_metric_epoch}). "
-            f"Last: {_in_words(state.metrics).strip()}.\n"
-            f"Model: {self.model_file}  log: {self.csv_file}  pictures: {self.csv_file.parent / 'pictures'}"
-        )
-
-    def _times(self) -> tuple[float, float]:
-        return self.waiting.value(), self.training.value()
-
-    def _data_wait(self, since: tuple[float, float]) -> float:
-        waiting, training = (now - then for now, then in zip(self._times(), since))
-        return waiting / training if training else 0.0
-
-
 class ScoreReport:
     """Handler of an evaluator: Dice and IoU by class on annotated voxels and, given dense labels, on all others.
 
@@ -181,7 +75,8 @@ class ScoreReport:
     ``dice_all``, ``iou_all`` (on all, by the dense label). The mean Dice is over the foreground classes, the mean IoU
     over all. A class that no volume shows is reported as not evaluable (n = 0) and is in no mean.
 
-    Needs ``pred`` argmaxed to (1, X, Y, Z) by the evaluator's postprocessing.
+    Needs ``pred`` argmaxed to (1, X, Y, Z) by the evaluator's postprocessing. Several processes (DDP) may have volumes
+    each, or all the same ones: scores are over those of all, and the first one prints and writes.
 
     Args:
         class_names: by class number.
@@ -202,8 +97,7 @@ class ScoreReport:
         engine.add_event_handler(Events.EPOCH_STARTED, self.reset)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.update)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.compute)
-        if self.csv_file is not None:
-            engine.add_event_handler(Events.COMPLETED, self.write_csv)
+        engine.add_event_handler(Events.COMPLETED, self.write_csv)
         if self.print_table:
             engine.add_event_handler(Events.COMPLETED, self.show)
 
@@ -219,11 +113,25 @@ class ScoreReport:
                 self.counts[region].append(overlap_counts(pred[None], target, len(self.class_names))[0])
 
     def compute(self, engine: Engine) -> None:
+        if idist.get_world_size() > 1:
+            self._gather()
         for region in REGIONS:
             for kind in ("dice", "iou"):
                 mean = mean_score(self.scores(region, kind)[1 if kind == "dice" else 0 :])
                 if mean is not None:
                     engine.state.metrics[f"{kind}_{region}"] = mean
+
+    def _gather(self) -> None:
+        """From here on, have the volumes of all processes, by name."""
+        parts: list[Any] = [None] * idist.get_world_size()
+        counts = {region: [count.cpu() for count in self.counts[region]] for region in REGIONS}
+        dist.all_gather_object(parts, (self.names, counts))
+        for region in REGIONS:
+            found: dict[str, torch.Tensor] = {}
+            for names, counts in parts:
+                found |= dict(zip(names[region], counts[region]))
+            self.names[region] = sorted(found)
+            self.counts[region] = [found[name] for name in self.names[region]]
 
     def scores(self, region: str, kind: str) -> list:
         """The :class:`~sparse3dunet.metrics.ClassScore` of each class; an empty list where no volume has the region."""
@@ -232,7 +140,8 @@ class ScoreReport:
         return class_scores(overlap_scores(torch.stack(self.counts[region]), kind))
 
     def write_csv(self) -> None:
-        assert self.csv_file is not None
+        if self.csv_file is None or idist.get_rank() > 0:
+            return
         self.csv_file.parent.mkdir(parents=True, exist_ok=True)
         with self.csv_file.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
@@ -246,6 +155,8 @@ class ScoreReport:
                         writer.writerow([name, region, row[0], row[1], *scores])
 
     def show(self) -> None:
+        if idist.get_rank() > 0:
+            return
         table = Table(title=f"Scores of {len(self.names['annotated'])} volume(s)")
         for heading in ("voxels", "class"):
             table.add_column(heading)
@@ -254,9 +165,11 @@ class ScoreReport:
         for region in REGIONS:
             dice, iou = self.scores(region, "dice"), self.scores(region, "iou")
             for number, (name, d, i) in enumerate(zip(self.class_names, dice, iou)):
-                table.add_row("" if number else region, name, str(d.n), _text(d.mean), _text(i.mean))
+                table.add_row("" if number else region, name, str(d.n), score_text(d.mean), score_text(i.mean))
             if dice:
-                table.add_row("", "mean", "", _text(mean_score(dice[1:])), _text(mean_score(iou)), end_section=True)
+                table.add_row(
+                    "", "mean", "", score_text(mean_score(dice[1:])), score_text(mean_score(iou)), end_section=True
+                )
         table.caption = "n: volumes that show the class. Mean Dice: without background; mean IoU: all classes."
         Console().print(table)
 
@@ -360,7 +273,7 @@ def _name_of(item: Mapping[str, Any]) -> str:
     return case_name(item[IMAGE].meta["filename_or_obj"])
 
 
-def _in_words(metrics: Mapping[str, float]) -> str:
+def scores_in_words(metrics: Mapping[str, float]) -> str:
     """The scores of a validation, as in "  Dice 0.912 annotated, 0.905 all  IoU 0.890 annotated"."""
     words = ""
     for kind in ("dice", "iou"):
@@ -371,5 +284,6 @@ def _in_words(metrics: Mapping[str, float]) -> str:
     return words
 
 
-def _text(score: float | None) -> str:
+def score_text(score: float | None) -> str:
+    """A score with three decimals."""
     return "not evaluable" if score is None else f"{score:.3f}"

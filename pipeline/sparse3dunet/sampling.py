@@ -19,10 +19,16 @@ class SeededSampler(Sampler[tuple[int, int]]):
     iteration over the sampler is the next epoch, from 0; :meth:`set_epoch` goes on elsewhere. For a
     :class:`SeededDataset`: any other would take a pair for two indices.
 
+    Several processes (DDP) share each batch of an epoch: `ranks` of them, with `batch_size` each, see together what one
+    process with ``ranks * batch_size`` sees.
+
     Args:
         weights: how likely each case is drawn, up to a common factor.
-        num_samples: patches in an epoch.
+        num_samples: patches in an epoch, of all processes together.
         seed: any whole number; as in ``monai.utils.set_determinism``, those 2^32 apart are the same.
+        batch_size: of the loader.
+        rank: of this process.
+        ranks: number of processes.
 
     Yields:
         Pairs of a case's index and the seed of its patch, 0 ... 2^32 - 1.
@@ -32,10 +38,19 @@ class SeededSampler(Sampler[tuple[int, int]]):
 
     Raises:
         DataError: when `num_samples` or `seed` is no whole number, or `num_samples` is below 1.
-        ValueError: when `weights` are not a list of finite numbers, at least 0 and not all 0.
+        ValueError: when `weights` are not a list of finite numbers, at least 0 and not all 0; or `num_samples` are no
+            whole batches for `ranks` above 1.
     """
 
-    def __init__(self, weights: Sequence[float], num_samples: int, seed: int = 0) -> None:
+    def __init__(
+        self,
+        weights: Sequence[float],
+        num_samples: int,
+        seed: int = 0,
+        batch_size: int = 1,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
         values = np.asarray(weights, dtype=float)
         if values.ndim != 1 or not np.isfinite(values).all() or (values < 0).any() or not values.any():
             raise ValueError(f"weights must be finite numbers, at least 0 and not all 0, one a case; got {weights}.")
@@ -46,29 +61,39 @@ class SeededSampler(Sampler[tuple[int, int]]):
             )
         if not isinstance(seed, (int, np.integer)):
             raise DataError(f"seed must be a whole number, got {seed!r}.")
+        if ranks > 1 and num_samples % (batch_size * ranks):
+            raise ValueError(f"{num_samples} samples are no whole batches of {batch_size} in {ranks} processes.")
         self.probabilities = values / values.sum()
         self.num_samples = int(num_samples)
         self.seed = int(seed) % MAX_SEED
+        self.batch_size, self.rank, self.ranks = batch_size, rank, ranks
         self.set_epoch(0)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Let the next iteration yield this epoch, from 0: after as many epochs, this is where training goes on."""
-        if epoch < 0:
-            raise ValueError(f"epoch must be at least 0, got {epoch}.")
+    def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
+        """Let the next iteration yield this epoch, from 0: after as many epochs, this is where training goes on.
+
+        With `first_batch`, that iteration leaves out as many batches: those of an epoch that was broken off.
+        """
+        if epoch < 0 or first_batch < 0:
+            raise ValueError(f"epoch and first_batch must be at least 0, got {epoch} and {first_batch}.")
         self.epoch = int(epoch)
+        self.first_batch = int(first_batch)
 
     def __len__(self) -> int:
-        return self.num_samples
+        return self.num_samples // self.ranks
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         # A generator, so that an epoch is begun by the first pair that is taken: torch's loader makes an iterator more
         # than it uses where it has workers.
         # RandomState, unlike numpy's newer generators, promises the same numbers in all versions, and mixes the two.
         random = np.random.RandomState([self.seed, self.epoch])
-        self.epoch += 1
         cases = random.choice(len(self.probabilities), self.num_samples, p=self.probabilities)
         seeds = random.randint(0, MAX_SEED, self.num_samples, dtype="uint32")
-        yield from zip(cases.tolist(), seeds.tolist())
+        begin = self.first_batch * self.batch_size * self.ranks
+        self.epoch, self.first_batch = self.epoch + 1, 0
+        for i in range(begin, self.num_samples):
+            if i // self.batch_size % self.ranks == self.rank:
+                yield int(cases[i]), int(seeds[i])
 
 
 class SeededDataset(Dataset):

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed.nn.functional import all_reduce
 
 from sparse3dunet.shapes import center_crop
 from sparse3dunet.target import unpack_target
@@ -17,8 +19,9 @@ class _MaskedLoss(nn.Module):
 
     class_weight: torch.Tensor | None
 
-    def __init__(self, class_weight: Sequence[float] | torch.Tensor | None = None) -> None:
+    def __init__(self, class_weight: Sequence[float] | torch.Tensor | None = None, distributed: bool = False) -> None:
         super().__init__()
+        self.distributed = distributed
         weights = None if class_weight is None else torch.as_tensor(class_weight, dtype=torch.float32)
         if weights is not None and (weights.ndim != 1 or not torch.isfinite(weights).all() or (weights < 0).any()):
             raise ValueError(f"class_weight must be a list of finite numbers >= 0, got {class_weight}.")
@@ -52,7 +55,17 @@ class _MaskedLoss(nn.Module):
         if self.class_weight is not None:
             weight = weight * self.class_weight.to(label.device)[label]
         loss = F.cross_entropy(logits, label, reduction="none")
-        return (loss * weight).sum() / weight.sum().clamp(min=torch.finfo(torch.float32).tiny)
+        weights = self._of_all(weight.sum()).clamp(min=torch.finfo(torch.float32).tiny)
+        return self._of_all((loss * weight).sum()) / weights
+
+    def _of_all(self, part: torch.Tensor) -> torch.Tensor:
+        """The sum of what each process has, through which gradients flow back to each; `part` where there is but one.
+
+        Its gradient is that of the sum of the processes' losses, which are equal: as many times that of one as there
+        are processes, by which DistributedDataParallel divides again.
+        """
+        several = self.distributed and dist.is_initialized() and dist.get_world_size() > 1
+        return all_reduce(part) if several else part
 
 
 class MaskedCrossEntropyLoss(_MaskedLoss):
@@ -64,6 +77,9 @@ class MaskedCrossEntropyLoss(_MaskedLoss):
 
     Args:
         class_weight: one factor >= 0 per class, multiplied into the voxels' weights.
+        distributed: with DistributedDataParallel, whether the mean is over the annotated voxels of all processes, as
+            if one had the whole batch. A mean in each would let a voxel count the more the fewer its process has. All
+            processes must call the loss as often.
 
     Shapes:
         pred: (B, K, X, Y, Z) logits.
@@ -95,6 +111,7 @@ class MaskedDiceCELoss(_MaskedLoss):
         class_weight: one factor >= 0 per class, for both terms.
         lambda_dice: factor of the Dice term.
         lambda_ce: factor of the cross-entropy term.
+        distributed: whether all sums are over all processes, see :class:`MaskedCrossEntropyLoss`.
     """
 
     def __init__(
@@ -106,8 +123,9 @@ class MaskedDiceCELoss(_MaskedLoss):
         class_weight: Sequence[float] | torch.Tensor | None = None,
         lambda_dice: float = 1.0,
         lambda_ce: float = 1.0,
+        distributed: bool = False,
     ) -> None:
-        super().__init__(class_weight)
+        super().__init__(class_weight, distributed)
         if lambda_dice < 0 or lambda_ce < 0:
             raise ValueError(f"lambda_dice and lambda_ce must be >= 0, got {lambda_dice} and {lambda_ce}.")
         self.include_background = include_background
@@ -132,10 +150,13 @@ class MaskedDiceCELoss(_MaskedLoss):
         counted = weight.unsqueeze(1)
         overlap = (counted * prob * onehot).sum(axes)
         total = (counted * (prob + onehot)).sum(axes)
-        per_volume = weight.flatten(1).sum(1) > 0
+        annotated = weight.flatten(1).sum(1)
         if self.batch:
-            overlap, total, per_volume = overlap.sum(0, True), total.sum(0, True), per_volume.any().unsqueeze(0)
+            overlap, total, annotated = (self._of_all(part.sum(0, True)) for part in (overlap, total, annotated))
         loss = 1 - (2 * overlap + self.smooth_nr) / (total + self.smooth_dr)
         if factor is not None:
             loss = loss * factor
-        return (loss.mean(1) * per_volume).sum() / per_volume.sum().clamp(min=1)
+        value, count = (loss.mean(1) * (annotated > 0)).sum(), (annotated > 0).sum()
+        if not self.batch:
+            value, count = self._of_all(value), self._of_all(count)
+        return value / count.clamp(min=1)

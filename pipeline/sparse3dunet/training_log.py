@@ -1,0 +1,151 @@
+"""What a training prints and writes while it runs."""
+
+from __future__ import annotations
+
+import csv
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+from ignite.engine import Engine, Events
+from ignite.handlers import Timer
+from tqdm import tqdm
+
+from sparse3dunet.engines import METRIC_NAMES, clock, score_text, scores_in_words
+from sparse3dunet.errors import DataError
+
+COLUMNS = ("epoch", "iteration", "seconds", "learning_rate", "loss", "data_wait", *METRIC_NAMES)
+
+
+class TrainingLog:
+    """Handler of the trainer: progress bar, a printed line per epoch, ``training.csv``, and a summary at the end.
+
+    The bar shows the loss and the time left; where the output is no terminal, only the lines are printed. Attach it
+    after the ``ValidationHandler``, which must validate at the end of epochs. Of a training that goes on, what was
+    written before is kept. Among several processes (DDP) the first one prints and writes.
+
+    How long the trainer waits for data is told as a share of the training time (``data_wait`` in ``training.csv``, a
+    fraction): the time from asking the loader for a batch to having it, of that to the iteration's end. Validation is
+    not in it, nor the wait for a run's first batch, in which workers start. Without workers, all loading is waiting.
+
+    Args:
+        evaluator: of the validation, with a :class:`~sparse3dunet.engines.ScoreReport`.
+        optimizer: its first group's learning rate is logged.
+        output_dir: where ``training.csv`` is written (a former training's is replaced) and pictures lie.
+        model_file: of the best model, for the summary.
+    """
+
+    def __init__(
+        self, evaluator: Engine, optimizer: torch.optim.Optimizer, output_dir: str | Path, model_file: str | Path
+    ) -> None:
+        self.evaluator = evaluator
+        self.optimizer = optimizer
+        self.csv_file = Path(output_dir) / "training.csv"
+        self.model_file = Path(model_file)
+        self.waiting, self.training = Timer(), Timer()
+        self.marks: list[tuple[float, float]] = []  # of both, at the run's first batch and each epoch's end
+
+    def attach(self, engine: Engine) -> None:
+        state: Any = engine.state
+        state.epoch_losses, state.seconds = [], 0.0  # of the epoch so far; of the whole training, validation included
+        engine.state_dict_user_keys.extend(["epoch_losses", "seconds"])
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.iteration)
+        # After `iteration`, which waits for the loss: only then has a GPU done its work.
+        self.training.attach(engine, resume=Events.GET_BATCH_STARTED, pause=Events.ITERATION_COMPLETED)
+        self.waiting.attach(engine, resume=Events.GET_BATCH_STARTED, pause=Events.GET_BATCH_COMPLETED)
+        engine.add_event_handler(Events.GET_BATCH_COMPLETED, self.batch)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch)
+        engine.add_event_handler(Events.COMPLETED, self.finish)
+
+    def start(self, engine: Engine) -> None:
+        state: Any = engine.state
+        self.is_first = idist.get_rank() == 0
+        if state.iteration == 0:
+            state.epoch_losses, state.seconds = [], 0.0
+        self.started = time.perf_counter() - state.seconds
+        self.marks.clear()
+        if self.is_first:
+            self._begin_csv(state.epoch)
+        total = (state.max_epochs or 0) * (state.epoch_length or 0)
+        self.bar = tqdm(
+            total=total,
+            initial=state.iteration,
+            desc="training",
+            unit="it",
+            disable=None if self.is_first else True,
+            dynamic_ncols=True,
+        )
+
+    def batch(self) -> None:
+        if not self.marks:
+            self.marks.append(self._times())
+
+    def iteration(self, engine: Engine) -> None:
+        state: Any = engine.state
+        loss = float(state.output[0]["loss"])
+        if not math.isfinite(loss):
+            raise DataError(
+                f"the loss became {loss} at iteration {state.iteration}. Lower the learning rate (--learning_rate) "
+                f"and train again; the best model so far, if any, is {self.model_file}."
+            )
+        state.epoch_losses.append(loss)
+        state.seconds = time.perf_counter() - self.started
+        self.bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+        self.bar.update()
+
+    def epoch(self, engine: Engine) -> None:
+        state: Any = engine.state
+        loss = sum(state.epoch_losses) / len(state.epoch_losses)
+        state.epoch_losses.clear()
+        state.seconds = time.perf_counter() - self.started
+        data_wait = self._data_wait(self.marks[-1])
+        self.marks.append(self._times())
+        scores = self.evaluator.state.metrics if self.evaluator.state.epoch == state.epoch else {}
+        if not self.is_first:
+            return
+        rate = self.optimizer.param_groups[0]["lr"]
+        with self.csv_file.open("a", newline="", encoding="utf-8") as file:
+            values = [f"{state.seconds:.1f}", f"{rate:.3g}", f"{loss:.4f}", f"{data_wait:.3f}"]
+            values += [f"{scores[name]:.4f}" if name in scores else "" for name in METRIC_NAMES]
+            csv.writer(file).writerow([state.epoch, state.iteration, *values])
+        left = state.seconds / state.epoch * (state.max_epochs - state.epoch)
+        tqdm.write(
+            f"epoch {state.epoch:>{len(str(state.max_epochs))}}/{state.max_epochs}  {clock(left)} left  "
+            f"loss {loss:.3f}  waiting for data {100 * data_wait:.0f} %{scores_in_words(scores)}"
+        )
+
+    def finish(self, engine: Engine) -> None:
+        self.bar.close()
+        if not self.is_first:
+            return
+        state: Any = self.evaluator.state
+        best = None if math.isnan(state.best_metric) else state.best_metric
+        data_wait = self._data_wait(self.marks[0]) if self.marks else 0
+        print(
+            f"Trained {engine.state.iteration} iterations in {clock(time.perf_counter() - self.started)}, "
+            f"waiting for data {100 * data_wait:.0f} % of it (validation aside). "
+            f"Best {state.key_metric_name}: {score_text(best)} (epoch {state.best_metric_epoch}). "
+            f"Last: {scores_in_words(state.metrics).strip()}.\n"
+            f"Model: {self.model_file}  log: {self.csv_file}  pictures: {self.csv_file.parent / 'pictures'}"
+        )
+
+    def _begin_csv(self, epochs: int) -> None:
+        """A new file, with the rows of the epochs that are done, if there are any."""
+        rows: list[list[str]] = []
+        if epochs and self.csv_file.is_file():
+            with self.csv_file.open(newline="", encoding="utf-8") as file:
+                rows = [row for row in csv.reader(file) if row[:1] and row[0].isdecimal() and int(row[0]) <= epochs]
+        self.csv_file.parent.mkdir(parents=True, exist_ok=True)
+        with self.csv_file.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([COLUMNS, *rows])
+
+    def _times(self) -> tuple[float, float]:
+        return self.waiting.value(), self.training.value()
+
+    def _data_wait(self, since: tuple[float, float]) -> float:
+        waiting, training = (now - then for now, then in zip(self._times(), since))
+        return waiting / training if training else 0.0
