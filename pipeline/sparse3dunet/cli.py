@@ -246,6 +246,23 @@ def _slices(text: str | None) -> Any:
         ) from error
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def run(
+    context: typer.Context,
+    what: Annotated[str, typer.Argument(help="training, evaluating, inference or cross_validating.")],
+    overlay: Annotated[
+        list[str] | None, typer.Option(help="Config laid over the bundle's: a file, or multi_gpu_train, for example.")
+    ] = None,
+) -> None:
+    """Run the bundle, with any of its settings, as --dataset_dir FOLDER --max_epochs 20 (see bundle/configs).
+
+    It is python -m monai.bundle run, but for that settings are looked at first, and can be plain values alone.
+    """
+    from sparse3dunet.running import run_bundle
+
+    run_bundle(what, overlay or [], context.args)
+
+
 def main() -> None:
     """Run the command; a DataError ends it with its message alone and exit status 1."""
     try:

@@ -12,12 +12,14 @@ import ignite.distributed as idist
 import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
+from matplotlib.image import imread
 from monai.data import MetaTensor
 from monai.engines import Evaluator, PrepareBatch
 from monai.transforms import Orientation, ResampleToMatch
 from monai.utils import convert_to_tensor
 from rich.console import Console
 from rich.table import Table
+from torch.utils.tensorboard import SummaryWriter
 
 from sparse3dunet.datalist import case_name
 from sparse3dunet.keys import IMAGE, LABEL, PRED, REFERENCE, WEIGHT
@@ -187,6 +189,7 @@ class PictureWriter:
         class_values: the values that stand for the classes in ``pred``, by class number; None for 0 ... K-1.
         final_epoch: in this epoch (of a training, the last) all volumes are drawn, whatever the limit; not reached
             where training stops early.
+        summary_writer: TensorBoard's, which gets the pictures as well; None for none.
     """
 
     def __init__(
@@ -196,7 +199,9 @@ class PictureWriter:
         limit: int | None = None,
         final_epoch: int | None = None,
         class_values: Sequence[int] | None = None,
+        summary_writer: SummaryWriter | None = None,
     ) -> None:
+        self.summary_writer = summary_writer
         self.class_values = class_values
         self.folder = Path(output_dir) / "pictures"
         self.class_names = list(class_names)
@@ -222,8 +227,9 @@ class PictureWriter:
             image = _as_ras(item[IMAGE])
             if image.shape[1:] != pred.shape[1:]:
                 image = ResampleToMatch()(image, pred)
+            file = self.folder / f"{name}.png"
             save_picture(
-                self.folder / f"{name}.png",
+                file,
                 image,
                 self._class_numbers(pred),
                 **known,
@@ -231,6 +237,8 @@ class PictureWriter:
                 title=name,
                 spacing=image.pixdim.tolist() if isinstance(image, MetaTensor) else (1, 1, 1),
             )
+            if self.summary_writer is not None:
+                self.summary_writer.add_image(f"pictures/{name}", imread(file), engine.state.epoch, dataformats="HWC")
             self.drawn += 1
 
     def _class_numbers(self, pred: torch.Tensor) -> torch.Tensor:

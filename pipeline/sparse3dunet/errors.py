@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from types import TracebackType
 
 TRACEBACK_VARIABLE = "SPARSE3DUNET_TRACEBACK"
@@ -28,16 +29,46 @@ def find_data_error(error: BaseException | None) -> DataError | None:
 
 
 def show_readable_errors() -> None:
-    """From now on, end the process on an uncaught DataError with its message alone, and exit status 1.
+    """From now on, end the process on an uncaught error with one message, and exit status 1.
 
-    The full traceback is shown where the environment variable SPARSE3DUNET_TRACEBACK is set, and for any other error.
+    A DataError's is its own. Of what goes wrong in a bundle's config, the message names the setting. The full traceback
+    is shown where the environment variable SPARSE3DUNET_TRACEBACK is set, and for an error that is neither.
     """
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         data_error = find_data_error(error)
-        if data_error is None or os.environ.get(TRACEBACK_VARIABLE):
+        message = str(data_error) if data_error else config_error(error)
+        if message is None or os.environ.get(TRACEBACK_VARIABLE):
             sys.__excepthook__(kind, error, trace)
         else:
-            print(f"error: {data_error}", file=sys.stderr)
+            print(f"error: {message}", file=sys.stderr)
 
     sys.excepthook = hook
+
+
+def config_error(error: BaseException) -> str | None:
+    """In one line, what is wrong with which setting of a config, where the error came up in one; None elsewhere."""
+    place, chain = None, [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    for link in chain:  # the innermost setting of all
+        for frame, _ in traceback.walk_tb(link.__traceback__):
+            if frame.f_code.co_name == "_resolve_one_item" and "monai" in frame.f_code.co_filename:
+                place = frame.f_locals
+    if place is None or not isinstance(error, Exception):
+        return None
+    cause = chain[-1]
+    frames = traceback.extract_tb(cause.__traceback__)
+    reason = " ".join(str(cause).split())
+    reason = f"{type(cause).__name__}: {reason}" if reason else type(cause).__name__
+    name, config = str(place["id"]).replace("::", "#"), place.get("item_config")
+    told = config.get("_target_") if isinstance(config, dict) else config
+    return (
+        f"{name} ({_short(told, 120)}): {_short(reason, 400)} (at {os.path.basename(frames[-1].filename)}, line "
+        f"{frames[-1].lineno}). Set {TRACEBACK_VARIABLE}=1 to see the whole trace."
+    )
+
+
+def _short(text: object, length: int) -> str:
+    words = " ".join(str(text).split())
+    return words if len(words) <= length else words[: length - 3] + "..."

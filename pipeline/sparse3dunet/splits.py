@@ -90,3 +90,11 @@ def cases_to_score(cases: Sequence[Case], training: Sequence[str], validation: S
         note = "which the model was not trained on"
     print(f"Scoring {len(names)} volume(s), {note}: {shown}")
     return chosen
+
+
+def share_cases(cases: Sequence[Case], rank: int, ranks: int) -> list[Case]:
+    """The cases that one of several processes validates: every so many; all of them where there are fewer than ranks.
+
+    In the latter case each process comes to the same scores by itself, since none may be without a volume.
+    """
+    return list(cases[rank::ranks] if len(cases) >= ranks else cases)

@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
-from torch.distributed.nn.functional import all_reduce
 
 from sparse3dunet.shapes import center_crop
 from sparse3dunet.target import unpack_target
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """Sums over processes that all go on to the same loss, whose gradients DistributedDataParallel averages.
+
+    The gradient is as many times that of one loss as there are processes, by which the average divides again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, part: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        total = part.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return gradient * dist.get_world_size()
 
 
 class _MaskedLoss(nn.Module):
@@ -59,13 +76,9 @@ class _MaskedLoss(nn.Module):
         return self._of_all((loss * weight).sum()) / weights
 
     def _of_all(self, part: torch.Tensor) -> torch.Tensor:
-        """The sum of what each process has, through which gradients flow back to each; `part` where there is but one.
-
-        Its gradient is that of the sum of the processes' losses, which are equal: as many times that of one as there
-        are processes, by which DistributedDataParallel divides again.
-        """
+        """The sum of what each process has, through which gradients flow back; `part` where there is one process."""
         several = self.distributed and dist.is_initialized() and dist.get_world_size() > 1
-        return all_reduce(part) if several else part
+        return _SumOverProcesses.apply(part) if several else part
 
 
 class MaskedCrossEntropyLoss(_MaskedLoss):

@@ -1,0 +1,85 @@
+"""The bundle's runs from our own command line: settings are looked at first, and are plain values."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fire.parser import DefaultParseValue
+
+from sparse3dunet import configs, errors
+from sparse3dunet.errors import DataError
+
+CONFIGS = Path(__file__).parent / "bundle" / "configs"
+RUNS = {
+    "training": ["train"],
+    "evaluating": ["train", "evaluate"],
+    "inference": ["inference"],
+    "cross_validating": ["train", "crossval"],
+}
+"""The bundle's runs, and the configs of each, in the order in which they are laid over each other."""
+
+
+def run_bundle(run: str, overlays: Sequence[str], arguments: Sequence[str]) -> None:
+    """Run the bundle as ``python -m monai.bundle run`` does, which is what it calls in the end.
+
+    Args:
+        run: one of :data:`RUNS`.
+        overlays: further configs, by their file, or the name of one of the bundle's.
+        arguments: settings as on MONAI's command line: ``--max_epochs 20``, ``--train#deform#prob=0.5``, ``--resume``.
+
+    Raises:
+        DataError: when a config or a setting is not there, or a value would run code.
+    """
+    if run not in RUNS:
+        raise DataError(f"there is no run {run!r}; expected {', '.join(RUNS)}.")
+    files = [config_path(name) for name in [*RUNS[run], *overlays]]
+    settings = parse_settings(arguments)
+    for name, value in settings.items():
+        configs.check_literal(name, value)
+    configs.check_settings(files, settings)
+    errors.show_readable_errors()
+    sys.argv = ["monai.bundle", "run", run, "--config_file", repr([str(file) for file in files]), *arguments]
+    runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
+
+
+def config_path(name: str) -> Path:
+    """The file of a config, or that of the bundle's of this name.
+
+    Raises:
+        DataError: when there is neither.
+    """
+    own = CONFIGS / f"{name}.yaml"
+    if own.is_file():
+        return own
+    if not Path(name).is_file():
+        known = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+        raise DataError(f"{Path(name).absolute()}: there is no such config; the bundle's own are {known}.")
+    return Path(name)
+
+
+def parse_settings(arguments: Sequence[str]) -> dict[str, Any]:
+    """The settings in a command line, read as MONAI's (by python-fire).
+
+    Raises:
+        DataError: for what is neither ``--name value`` nor ``--name=value`` nor ``--name``, for true.
+    """
+    settings: dict[str, Any] = {}
+    rest = list(arguments)
+    while rest:
+        option = rest.pop(0)
+        name, equals, text = option.removeprefix("--").partition("=")
+        if not option.startswith("--") or not name:
+            raise DataError(
+                f"{option!r}: expected a setting, as --max_epochs 20; enclose values with blanks in quotes."
+            )
+        if equals:
+            settings[name] = DefaultParseValue(text)
+        elif rest and not rest[0].startswith("--"):
+            settings[name] = DefaultParseValue(rest.pop(0))
+        else:
+            settings[name] = True
+    return settings

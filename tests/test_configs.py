@@ -1,0 +1,185 @@
+"""Settings that no config knows are refused, with the nearest that one knows; what goes wrong is told with its id."""
+
+import subprocess
+import sys
+
+import pytest
+
+from sparse3dunet.configs import check_literal, check_settings
+from sparse3dunet.errors import DataError
+from sparse3dunet.running import config_path, parse_settings
+from tests.conftest import ROOT, TINY, bundle_environment, run_training
+from tests.test_bundle import error_of
+
+TRAIN = ROOT / "bundle/configs/train.yaml"
+ALL = sorted((ROOT / "bundle/configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "max_epochs",
+        "resume",
+        "train#deform#prob",
+        "train::deform::prob",
+        "network_def#channels",
+        "network_def#channels#0",
+        "network_def#dropout",  # an argument that the config leaves at its default
+        "optimizer#betas",
+        "train#handlers#0#_disabled_",
+        "train#dataloader#anything",  # of a function that takes any argument
+        "train#dataset#data",
+        "experiment_name",  # of --tracking
+        "_meta_#version",
+        "validate#postprocessing#transforms#0#threshold",
+    ],
+)
+def test_known_settings_pass(name):
+    check_settings([TRAIN], {name: None})
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("epoch", "--epoch: there is no such setting. Did you mean --max_epochs"),
+        ("learning-rate", "Did you mean --learning_rate"),
+        ("train#deform#displacment", "Did you mean --train#deform#displacement"),
+        ("train#defrom#displacement", "--train#defrom: there is no such setting. Did you mean --train#deform"),
+        ("network_def#chanels", "Did you mean --network_def#channels"),
+        ("optimizer#beta", "Did you mean --optimizer#betas"),
+        ("train#weigh#zzz", "There are 0."),
+        ("zzzzzz", "See the comments in train.yaml"),
+        ("train#handlers#99", "--train#handlers#99: there is no such setting"),
+        ("max_epochs#first", "--max_epochs#first: there is no such setting"),
+    ],
+)
+def test_unknown_settings_are_refused(name, words):
+    with pytest.raises(DataError) as error:
+        check_settings([TRAIN], {name: None})
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_text_for_a_number():
+    check_settings([TRAIN], {"max_epochs": "$10 * 2", "overlap": 0, "resume": "x"})
+    with pytest.raises(DataError, match=r"--max_epochs many: expected a number, as 10"):
+        check_settings([TRAIN], {"max_epochs": "many"})
+
+
+def test_what_other_values_use_can_be_set(tmp_path):
+    config = tmp_path / "a.yaml"
+    config.write_text("a: $@given + 1\nb: {c: '%given_too'}\n")
+    check_settings([config], {"given": 1, "given_too": 2})
+    with pytest.raises(DataError, match="--giben"):
+        check_settings([config], {"giben": 1})
+
+
+def test_overlays(tmp_path):
+    """The bundle's own all pass; a plain value in one of somebody's own that nothing uses does not."""
+    for path in ALL:
+        files = {"evaluate": ["evaluate"], "multi_gpu_evaluate": ["evaluate", "multi_gpu_evaluate"]}
+        overlays = [path.with_name(f"{name}.yaml") for name in files.get(path.stem, [path.stem])]
+        check_settings([TRAIN, *overlays] if path.stem not in ("train", "inference", "standalone") else [path], {})
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("max_epoch: 3\n")
+    with pytest.raises(DataError, match=r"mine\.yaml: max_epoch: there is no such setting. Did you mean max_epochs"):
+        check_settings([TRAIN, mine], {})
+    mine.write_text("margin: 3\nbatch_size: $@margin\n")
+    check_settings([TRAIN, mine], {})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings"),
+    [
+        (["--a", "1", "--b=[1,2]", "--c"], {"a": 1, "b": [1, 2], "c": True}),
+        (["--a", "-1.5", "--b", "x y"], {"a": -1.5, "b": "x y"}),
+        (["--a=b=c"], {"a": "b=c"}),
+        ([], {}),
+    ],
+)
+def test_command_line_is_parsed(arguments, settings):
+    assert parse_settings(arguments) == settings
+
+
+@pytest.mark.parametrize("arguments", [["a"], ["-a", "1"], ["--a", "1", "2"], ["--"]])
+def test_command_lines_that_are_none(arguments):
+    with pytest.raises(DataError, match="expected a setting"):
+        parse_settings(arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("seed", "$__import__('os').getpid()"),
+        ("seed", " @max_epochs"),
+        ("seed", "%other.yaml#x"),
+        ("seed", [1, ["$2"]]),
+        ("loss#_target_", "os.system"),
+        ("loss", {"_target_": "os.system"}),
+        ("train", {"loss": [{"_target_": "x"}]}),
+        ("imports#0", "x"),
+        ("initialize", ["x"]),
+    ],
+)
+def test_what_would_run_code_is_no_plain_value(name, value):
+    with pytest.raises(DataError, match="--"):
+        check_literal(name, value)
+
+
+def test_plain_values():
+    check_literal("seed", 3)
+    check_literal("dataset_dir", "a$b@c")
+    check_literal("train#handlers#0#_disabled_", True)
+    check_literal("network_def", {"channels": [1, 2]})
+
+
+def test_configs_by_name(tmp_path):
+    assert config_path("train").samefile(TRAIN)
+    (tmp_path / "own.yaml").write_text("{}")
+    assert config_path(str(tmp_path / "own.yaml")) == tmp_path / "own.yaml"
+    with pytest.raises(DataError, match=r"the bundle's own are .*train"):
+        config_path("nothing")
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        (("--epoch", 2), "--epoch: there is no such setting. Did you mean --max_epochs"),
+        (("--network_def#channels", "abc"), "network_def (sparse3dunet.networks.UNet3D): "),
+        (("--loss#_target_", "torch.nn.Foo"), "loss (torch.nn.Foo): ModuleNotFoundError: Cannot locate"),
+        (("--val_interval", "$1/0"), "val_interval ($1/0): ZeroDivisionError: division by zero"),
+    ],
+)
+def test_monais_own_command_line_tells_it_in_a_line(trained, tmp_path, setting, words):
+    message = error_of(run_training(trained / "dataset", tmp_path, *setting))
+    assert words in message
+    assert len(message) < 500
+
+
+def test_our_command_line_trains(trained, tmp_path):
+    """From any folder, with an overlay of the bundle's, and with its faults told before anything begins."""
+    places = (
+        "--dataset_dir",
+        trained / "dataset",
+        "--output_dir",
+        tmp_path / "eval",
+        "--ckpt_dir",
+        tmp_path / "models",
+    )
+    command = [sys.executable, "-W", "ignore", "-m", "sparse3dunet", "run", "training", "--overlay", "rand3delastic"]
+    environment = bundle_environment()
+
+    def run(*more):
+        arguments = [*command, *map(str, places), *TINY, *map(str, more)]
+        return subprocess.run(
+            arguments, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8", timeout=200
+        )
+
+    result = run("--margin", 2)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "models/model.pt").is_file()
+    for setting in (("--train#defrom#prob", 1), ("--seed", "$1")):
+        result = run(*setting)
+        assert result.returncode == 1
+        assert result.stderr.startswith("error: --")
+        assert result.stderr.count("\n") == 1
