@@ -111,8 +111,9 @@ def describe_model(
     Returns:
         ``network``: the arguments of :class:`~sparse3dunet.networks.UNet3D`, None for another network;
         ``class_names`` and ``class_values`` (on disk): by class number; ``patch_size``: in voxels; ``spacing``: in mm
-        by axis, None where volumes are not resampled; `options` as they are (how the annotation was marked: evaluating
-        takes them over); ``training`` and ``validation``: the cases' names.
+        by axis, None where volumes are not resampled; ``unlabeled``: the values on disk that mean it; `options` as they
+        are (how the annotation was marked: evaluating takes them over); ``training`` and ``validation``: the cases'
+        names.
     """
     description = {
         "network": network.config if isinstance(network, UNet3D) else None,
@@ -120,6 +121,7 @@ def describe_model(
         "class_values": list(data_set.class_values),
         "patch_size": [int(n) for n in patch_size],
         "spacing": spacing,
+        "unlabeled": list(data_set.ignore_index),
         **(options or {}),
         "training": [case_name(case[IMAGE]) for case in split[0]],
         "validation": [case_name(case[IMAGE]) for case in split[1]],

@@ -24,7 +24,7 @@ OF_TRACKING = {"tracking_uri", "experiment_name", "run_name", "save_execute_conf
 """What ``--tracking`` adds to any config."""
 OF_WORKFLOW = {"imports", "initialize", "run", "finalize"}
 """That a config may have, or not."""
-OF_RUN = {"run_id", "init_id", "final_id", "meta_file", "logging_file", "tracking", "args_file", "config_file"}
+OF_RUN = {"args_file", "workflow_name", *inspect.signature(ConfigWorkflow).parameters}
 """Of ``monai.bundle run`` itself."""
 
 

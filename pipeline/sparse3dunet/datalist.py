@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,49 @@ def read_data_set(
     return DataSet(
         cases, class_names, class_values, ignore, listing.num_channels, validation, str(listing.source.absolute())
     )
+
+
+def declared_data_set(declared: Mapping[str, Any] | None) -> DataSet:
+    """A data set of which the classes alone are known: its cases come from elsewhere, see :func:`with_cases`.
+
+    Args:
+        declared: ``class_names``, ``class_values``, ``ignore_index`` (values) and ``num_channels``.
+
+    Raises:
+        DataError: when `declared` is None.
+    """
+    if declared is None:
+        raise DataError("no data are named: pass --dataset_dir FOLDER.")
+    return DataSet(
+        cases=[],
+        class_names=list(declared["class_names"]),
+        class_values=list(declared["class_values"]),
+        ignore_index=tuple(declared["ignore_index"]),
+        num_channels=declared["num_channels"],
+    )
+
+
+def with_cases(
+    data_set: DataSet, training: Sequence[Case], validation: Sequence[Case] = (), annotated_slices: Any = None
+) -> DataSet:
+    """The data set as it is; one without cases, with those that are trained on and validated on instead, each once.
+
+    Args:
+        data_set: its classes count.
+        training: ``image`` and ``label`` of each, as MONAI Label lists them.
+        validation: the same.
+        annotated_slices: for cases that have none of their own.
+
+    Raises:
+        DataError: when there is no case at all.
+    """
+    if data_set.cases:
+        return data_set
+    by_image = {str(case[IMAGE]): case for case in (*training, *validation)}
+    if not by_image:
+        raise DataError("there is no case to train on: pass --dataset_dir FOLDER, or list some as train#dataset#data.")
+    slices = {} if annotated_slices is None else {ANNOTATED_SLICES: annotated_slices}
+    return replace(data_set, cases=[{**slices, **case} for case in by_image.values()])
 
 
 def _case(listing: Listing, entry: Any, number: int, folders: Mapping[str, str | None]) -> Case:

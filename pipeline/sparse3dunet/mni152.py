@@ -113,8 +113,14 @@ def prepare(folder: str | Path = DEFAULT_DIR, slices_per_axis: int = SLICES_PER_
 _FOLDERS = {"image": "imagesTr", "label": "labelsTr", "reference": "labelsTr_dense"}
 
 
-def ensure_default(dataset_dir: str | Path) -> str:
-    """Return `dataset_dir`, having prepared the built-in data if it is their default folder, or in it, and absent."""
+def ensure_default(dataset_dir: str | Path | None) -> str:
+    """Return `dataset_dir`, having prepared the built-in data if it is their default folder, or in it, and absent.
+
+    Raises:
+        DataError: when it is None, as in a packaged bundle, which has no data of its own.
+    """
+    if dataset_dir is None:
+        raise DataError("no data are named: pass --dataset_dir FOLDER.")
     dataset_dir = str(dataset_dir)  # the command line makes an integer of a folder named 2024
     default = Path(DEFAULT_DIR)
     if default in (Path(dataset_dir), *Path(dataset_dir).parents) and not default.exists():
@@ -123,7 +129,7 @@ def ensure_default(dataset_dir: str | Path) -> str:
     return dataset_dir
 
 
-def ensure_defaults(sources: str | Path | list[str]) -> list[str]:
+def ensure_defaults(sources: str | Path | list[str] | None) -> list[str]:
     """Several sources, or one, as :func:`ensure_default` returns each."""
     return [ensure_default(source) for source in (sources if isinstance(sources, list) else [sources])]
 

@@ -40,7 +40,7 @@ def split_cases(
         return _split_by_file(cases, Path(str(split_file)).expanduser())
     if not 0 <= val_fraction < 1:
         raise DataError(f"val_fraction must be at least 0 and below 1, got {val_fraction}.")
-    if len(cases) == 1 or val_fraction == 0:
+    if len(cases) <= 1 or val_fraction == 0:
         return list(cases), list(cases)
     if validation:
         chosen = [case_name(case[IMAGE]) in set(validation) for case in cases]
