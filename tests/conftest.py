@@ -17,6 +17,7 @@ import torch
 from monai.transforms import Randomizable
 
 from sparse3dunet.cli import main
+from sparse3dunet.package import package
 
 ROOT = Path(__file__).resolve().parents[1]
 UNLABELED = 3
@@ -139,6 +140,25 @@ def run_training(dataset_dir: Path, out: Path, *more: object) -> subprocess.Comp
     places = ("--dataset_dir", dataset_dir, "--output_dir", out / "eval", "--ckpt_dir", out / "models")
     config = ("--config_file", ROOT / "bundle/configs/train.yaml")
     return run_bundle("run", "training", *config, *places, *TINY, *more)
+
+
+def run_package(model: Path, out: Path, *more: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run ``sparse3dunet package`` in a process of its own."""
+    command = [sys.executable, "-W", "ignore", "-m", "sparse3dunet", "package", model, "-o", out, *more]
+    return subprocess.run(
+        list(map(str, command)),
+        cwd=cwd,
+        env=bundle_environment(),
+        capture_output=True,
+        encoding="utf-8",
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="session")
+def packaged(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of the trained model, its .zip beside it; to be read alone."""
+    return package(trained / "models", tmp_path_factory.mktemp("packaged")).folder
 
 
 @pytest.fixture(scope="session")

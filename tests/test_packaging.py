@@ -2,13 +2,17 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from configparser import ConfigParser
 
 import sparse3dunet
 from tests.conftest import ROOT
+
+BUNDLE = "sparse3dunet/bundle/"
 
 
 def test_wheel(tmp_path):
@@ -32,7 +36,35 @@ def test_wheel(tmp_path):
     sources = {str(p.relative_to(ROOT / "pipeline")) for p in (ROOT / "pipeline/sparse3dunet").rglob("*.py")}
     assert sources | {"sparse3dunet/py.typed"} <= names
     assert not any(name.startswith(("tests", "benchmarks")) for name in names)
+    assert {name.removeprefix(BUNDLE) for name in names if name.startswith(BUNDLE)} == bundle_files()
     assert f"Version: {sparse3dunet.__version__}" in metadata
+
+
+def bundle_files():
+    """What an installed package has of the bundle: no models, no results."""
+    configs = {f"configs/{path.name}" for path in (ROOT / "bundle/configs").iterdir()}
+    return configs | {"LICENSE", "docs/README.md"}
+
+
+def test_sdist(tmp_path):
+    """Has the bundle's files, too, as files and not as a link out of it."""
+    copy = tmp_path / "source"
+    ignored = shutil.ignore_patterns(".git", "*.egg-info", "build", "data", ".*_cache", "__pycache__")
+    shutil.copytree(ROOT, copy, symlinks=True, ignore=ignored)
+    for left in ("bundle/models/model.pt", "bundle/eval/scores.csv"):
+        (copy / left).parent.mkdir(exist_ok=True)
+        (copy / left).write_text("")
+    build = "import sys; from setuptools.build_meta import build_sdist; build_sdist(sys.argv[1])"
+    result = subprocess.run(
+        [sys.executable, "-c", build, str(tmp_path)], cwd=copy, capture_output=True, encoding="utf-8"
+    )
+    assert result.returncode == 0, result.stderr
+    (sdist,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        members = {member.name.partition("/")[2]: member for member in archive}
+    inside = {name.removeprefix("pipeline/" + BUNDLE): member for name, member in members.items() if BUNDLE in name}
+    assert {name for name, member in inside.items() if member.isreg()} == bundle_files()
+    assert not any(member.issym() for member in members.values())
 
 
 def test_versions_agree():
