@@ -3,9 +3,9 @@
     python benchmarks/bundle_commands.py MODEL [--seconds 600]
 
 The package is made in a temporary folder. Each command runs in a process of its own from there, with -S and what pip
-installed alone, so that `sparse3dunet` is the package's own copy and no checkout. Training, evaluating and inference get
-three small random volumes of the model's channels and classes. Prints a table and the machine; exit status 1 where a
-command fails.
+installed alone, so that `sparse3dunet` is the package's own copy and no checkout. Training, evaluating and inference
+get three small random volumes of the model's channels and classes. Prints a table and the machine; exit status 1 where
+a command fails.
 """
 
 from __future__ import annotations
