@@ -16,6 +16,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from monai.bundle import ConfigParser
 
 from sparse3dunet.models import load_model
 from tests.conftest import ROOT
@@ -73,6 +74,27 @@ def predicted(trained, tmp_path_factory):
     result = segmentation(out / "case_0_seg.nii.gz")
     assert len(np.unique(result)) > 1, "or agreement says little"
     return result
+
+
+def test_standalone_config_resamples_as_the_other(trained):
+    """Both configs' transforms, there and back, for a model with a spacing."""
+    image, results = trained / "dataset/imagesTr/case_0.nii.gz", []
+    for name in ("inference", "standalone"):
+        parser = ConfigParser()
+        parser.read_config(ROOT / f"bundle/configs/{name}.yaml")
+        parser["spacing"] = [1.5, 2.5, 2.1]
+        parser["class_values"] = [0, 1, 2]
+        data = parser.get_parsed_content("preprocessing")({"image": image})
+        data["pred"] = torch.cat([data["image"] < 0, data["image"] > 0]).float()
+        before, *after = parser.get_parsed_content("postprocessing").transforms[:2]
+        back = after[0](before(data))["pred"]
+        assert back.shape[1:] == (24, 20, 18)
+        results.append((data["image"], back))
+    (first, first_back), (second, second_back) = results
+    assert first.shape == second.shape == (1, 32, 16, 17)
+    assert torch.allclose(first.as_tensor(), second.as_tensor(), atol=1e-5)
+    assert np.allclose(first.affine, second.affine)
+    assert torch.equal(first_back.as_tensor(), second_back.as_tensor())
 
 
 def batches():
