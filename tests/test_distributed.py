@@ -54,7 +54,11 @@ def losses_and_gradients(network, indices, **options):
 
 def test_loss_and_gradient_are_those_of_the_whole_batch(tmp_path):
     """With unequal numbers of annotated voxels, and with none in one of the processes."""
-    run_ranks(Path(__file__).resolve(), tmp_path / "found")
+    command = [sys.executable, str(Path(__file__).resolve()), str(tmp_path)]
+    environment = bundle_environment()
+    environment["PYTHONPATH"] = f"{ROOT}{os.pathsep}{environment['PYTHONPATH']}"
+    ranks = [subprocess.Popen([*command, str(rank)], env=environment) for rank in (0, 1)]
+    assert [rank.wait(120) for rank in ranks] == [0, 0]
     expected = losses_and_gradients(make_network(), slice(0, 4))
     for rank in (0, 1):
         found = torch.load(tmp_path / f"found{rank}", weights_only=True)
@@ -68,26 +72,24 @@ def test_loss_and_gradient_are_those_of_the_whole_batch(tmp_path):
     )
 
 
-def _run_as_a_rank(out):
-    torch.distributed.init_process_group("gloo")
-    rank = torch.distributed.get_rank()
+def _run_as_a_rank(folder, rank):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     network = torch.nn.parallel.DistributedDataParallel(make_network())
     mine = slice(2 * rank, 2 * rank + 2)
     found = losses_and_gradients(network, mine, distributed=True)
     image, target = make_batch("few")
     found["plain"] = LOSSES["ce"]()(network(image[mine]), target[mine]).detach()
-    torch.save(found, f"{out}{rank}")
+    torch.save(found, f"{folder}/found{rank}")
     torch.distributed.destroy_process_group()
 
 
 def run_ranks(*command, timeout=280):
-    """Run a script, or ``-m monai.bundle ...``, in two processes of torchrun."""
-    environment = bundle_environment()
+    """Run ``-m monai.bundle ...`` in two processes of torchrun; what they print."""
     launch = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     result = subprocess.run(
         [*launch, *map(str, command)],
         cwd=ROOT,
-        env={**environment, "PYTHONPATH": f"{ROOT}{os.pathsep}{environment['PYTHONPATH']}"},
+        env=bundle_environment(),
         capture_output=True,
         encoding="utf-8",
         timeout=timeout,
@@ -159,4 +161,4 @@ def test_two_processes_train_as_one(tmp_path, count):
 
 
 if __name__ == "__main__":
-    _run_as_a_rank(sys.argv[1])
+    _run_as_a_rank(sys.argv[1], int(sys.argv[2]))
