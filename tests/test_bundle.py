@@ -208,7 +208,7 @@ def test_several_channels(tmp_path):
     assert result.returncode == 0, result.stderr
     assert nib.load(tmp_path / "out/case_1_seg.nii.gz").shape == (24, 20, 18)
     make_dataset(tmp_path / "other", 1)
-    places = ("--dataset_dir", tmp_path / "other/imagesTr", "--output_dir", tmp_path / "out")
+    places = ("--dataset_dir", tmp_path / "other/imagesTr", "--output_dir", tmp_path / "other_out")
     message = error_of(run_bundle("run", "inference", "--config_file", INFERENCE, *places, *model))
     assert "expected a 3D image with 3 channel(s)" in message
 
