@@ -87,11 +87,12 @@ def commands(bundle: Path, data: Path, out: Path, model: Model) -> Iterator[Comm
             yield f"run inference ({config}.json)", monai_bundle("run", "inference", *arguments)
     yield "ckpt_export", monai_bundle("ckpt_export", *network, *weights, out / "exported.ts")
     yield "onnx_export", monai_bundle("onnx_export", *network, *weights, out / "model.onnx", *onnx_options(model))
-    if (bundle / "configs/multi_gpu_train.yaml").exists():
-        configs = "['configs/train.json','configs/multi_gpu_train.json']"
-        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        arguments = monai_bundle("run", "training", "--config_file", configs, *train)
-        yield "run training (torchrun x 2)", [*torchrun, *arguments]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    configs = "['configs/train.json','configs/multi_gpu_train.json']"
+    yield "run training (torchrun x 2)", [*torchrun, *monai_bundle("run", "training", "--config_file", configs, *train)]
+    configs = f"{evaluate[:-1]},'configs/multi_gpu_evaluate.json']"
+    several = monai_bundle("run", "evaluating", "--config_file", configs, *scores)
+    yield "run evaluating (torchrun x 2)", [*torchrun, *several]
 
 
 def onnx_options(model: Model) -> list[Any]:
