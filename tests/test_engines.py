@@ -9,8 +9,8 @@ import pytest
 import torch
 from ignite.engine import Events
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
-from monai.handlers import ValidationHandler
 
+from sparse3dunet.budget import Budget, Validation
 from sparse3dunet.training_log import TrainingLog
 
 LOADING, UPDATING, VALIDATING, STARTING = 0.02, 0.06, 0.2, 0.3  # seconds
@@ -45,8 +45,9 @@ def make_trainer(output_dir: Path) -> SupervisedTrainer:
     network = SlowNetwork(1, 1)
     optimizer = torch.optim.SGD(network.parameters(), 0.1)
     evaluator = SupervisedEvaluator("cpu", [{"image": torch.ones(1, 1), "label": torch.zeros(1, 1)}], network)
-    log = TrainingLog(evaluator, optimizer, output_dir, output_dir / "model.pt")
-    handlers = [ValidationHandler(1, evaluator), log]
+    budget = Budget()
+    log = TrainingLog(budget, evaluator, optimizer, output_dir, output_dir / "model.pt")
+    handlers = [budget, Validation(evaluator, budget), log]
     loss = torch.nn.MSELoss()
     return SupervisedTrainer("cpu", EPOCHS, SlowLoader(), network, optimizer, loss, train_handlers=handlers)
 

@@ -15,10 +15,11 @@ from ignite.handlers import EarlyStopping
 from ignite.metrics import Loss
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
-from monai.handlers import LrScheduleHandler, ValidationHandler, from_engine
-from monai.optimizers import WarmupCosineSchedule
+from monai.handlers import LrScheduleHandler, from_engine
 from monai.transforms import RandGaussianNoised
+from torch.optim.lr_scheduler import LambdaLR
 
+from sparse3dunet.budget import Budget, Validation, warmup_cosine
 from sparse3dunet.checkpoints import BestModelSaver, is_better
 from sparse3dunet.errors import DataError
 from sparse3dunet.resuming import ResumableTraining, saved_iteration
@@ -32,7 +33,7 @@ EPOCHS, LENGTH, BATCH = 3, 4, 2
 class Training:
     """All that the bundle's training is made of, in small: with dropout and noise, which draw random numbers."""
 
-    def __init__(self, folder, epochs=EPOCHS, patience=99, settings=None):
+    def __init__(self, folder, epochs=EPOCHS, patience=99, settings=None, minutes=None):
         torch.manual_seed(0), np.random.seed(0), random.seed(0)
         self.network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 1))
         self.optimizer = torch.optim.AdamW(self.network.parameters(), 0.01)
@@ -45,20 +46,23 @@ class Training:
             "cpu", DataLoader(items, batch_size=3), self.network, key_val_metric=metric, metric_cmp_fn=is_better,
             val_handlers=[BestModelSaver(self.network, folder / "model.pt")], decollate=False,
         )  # fmt: skip
-        schedule = WarmupCosineSchedule(self.optimizer, 2, epochs * LENGTH)
-        self.log = TrainingLog(self.evaluator, self.optimizer, folder, folder / "model.pt")
+        budget = Budget(minutes)
+        schedule = LambdaLR(self.optimizer, lambda step: warmup_cosine(budget.share))
+        self.log = TrainingLog(budget, self.evaluator, self.optimizer, folder, folder / "model.pt")
         self.trainer = SupervisedTrainer(
             "cpu", epochs, DataLoader(dataset, sampler=sampler, batch_size=BATCH), self.network, self.optimizer,
             torch.nn.MSELoss(),
             train_handlers=[
-                LrScheduleHandler(schedule, print_lr=False, epoch_level=False), ValidationHandler(1, self.evaluator),
-                self.log,
+                budget, LrScheduleHandler(schedule, print_lr=False, epoch_level=False),
+                Validation(self.evaluator, budget), self.log,
             ],
         )  # fmt: skip
         stop = EarlyStopping(patience, lambda engine: engine.state.metrics["score"], self.trainer)
         self.evaluator.add_event_handler(Events.COMPLETED, stop)
         parts = {"network": self.network, "optimizer": self.optimizer, "lr_scheduler": schedule, "early_stop": stop}
-        self.resumable = ResumableTraining(self.trainer, self.evaluator, folder / "last.pt", parts, settings, sampler)
+        self.resumable = ResumableTraining(
+            self.trainer, self.evaluator, folder / "last.pt", parts, settings, sampler, budget
+        )
 
     def end_at(self, iteration, number=signal.SIGTERM):
         self.trainer.add_event_handler(Events.ITERATION_STARTED(once=iteration), lambda: signal.raise_signal(number))

@@ -14,13 +14,14 @@ import torch.distributed as dist
 from ignite.engine import Engine, Events
 from matplotlib.image import imread
 from monai.data import MetaTensor
-from monai.engines import Evaluator, PrepareBatch
+from monai.engines import PrepareBatch
 from monai.transforms import Orientation, ResampleToMatch
 from monai.utils import convert_to_tensor
 from rich.console import Console
 from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
+from sparse3dunet.budget import Budget
 from sparse3dunet.datalist import case_name
 from sparse3dunet.keys import IMAGE, LABEL, PRED, REFERENCE, WEIGHT
 from sparse3dunet.metrics import class_scores, mean_score, overlap_counts, overlap_scores
@@ -50,23 +51,6 @@ class PrepareSparseBatch(PrepareBatch):
             for key in (IMAGE, LABEL, WEIGHT)
         )
         return image, pack_target(label, weight)
-
-
-class FinalValidation:
-    """Handler of the trainer: validates after the last epoch, which MONAI's ``ValidationHandler`` leaves out where its
-    interval does not divide the number of epochs. Attach it after that one.
-    """
-
-    def __init__(self, validator: Evaluator) -> None:
-        self.validator = validator
-
-    def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
-
-    def __call__(self, engine: Engine) -> None:
-        epoch = engine.state.epoch
-        if epoch == engine.state.max_epochs and self.validator.state.epoch != epoch:
-            self.validator.run(epoch)
 
 
 class ScoreReport:
@@ -187,8 +171,7 @@ class PictureWriter:
         class_names: for the legend.
         limit: only the first so many volumes; None for all.
         class_values: the values that stand for the classes in ``pred``, by class number; None for 0 ... K-1.
-        final_epoch: in this epoch (of a training, the last) all volumes are drawn, whatever the limit; not reached
-            where training stops early.
+        budget: of a training, in whose last epoch all volumes are drawn, whatever the limit; not where it stops early.
         summary_writer: TensorBoard's, which gets the pictures as well; None for none.
     """
 
@@ -197,7 +180,7 @@ class PictureWriter:
         output_dir: str | Path,
         class_names: Sequence[str] = (),
         limit: int | None = None,
-        final_epoch: int | None = None,
+        budget: Budget | None = None,
         class_values: Sequence[int] | None = None,
         summary_writer: SummaryWriter | None = None,
     ) -> None:
@@ -206,7 +189,7 @@ class PictureWriter:
         self.folder = Path(output_dir) / "pictures"
         self.class_names = list(class_names)
         self.limit = limit
-        self.final_epoch = final_epoch
+        self.budget = budget
         self.drawn = 0
 
     def attach(self, engine: Engine) -> None:
@@ -218,8 +201,8 @@ class PictureWriter:
 
     def draw(self, engine: Engine) -> None:
         for item, output in _decollated(engine):
-            limited = self.limit is not None and engine.state.epoch != self.final_epoch
-            if limited and self.drawn >= (self.limit or 0):
+            final = self.budget is not None and self.budget.in_last_epoch
+            if self.limit is not None and self.drawn >= self.limit and not final:
                 return
             name = _name_of(item)
             known: dict[str, Any] = {key: _as_ras(item[key]) for key in (LABEL, WEIGHT, REFERENCE) if key in item}

@@ -21,6 +21,7 @@ from ignite.handlers import EarlyStopping
 from monai.engines import Evaluator, Trainer
 from torch.optim.lr_scheduler import LambdaLR
 
+from sparse3dunet.budget import Budget
 from sparse3dunet.checkpoints import save_file
 from sparse3dunet.errors import DataError
 from sparse3dunet.sampling import SeededSampler
@@ -49,6 +50,7 @@ class ResumableTraining:
             ``lr_scheduler`` ...
         settings: plain values that must be the same for a training to go on, as a JSON object.
         sampler: of the trainer's loader.
+        budget: the trainer's, where minutes may end it.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class ResumableTraining:
         parts: Mapping[str, Any],
         settings: Mapping[str, Any] | None = None,
         sampler: SeededSampler | None = None,
+        budget: Budget | None = None,
     ) -> None:
         self.trainer = trainer
         self.evaluator = evaluator
@@ -66,6 +69,7 @@ class ResumableTraining:
         self.parts = dict(parts)
         self.settings = json.loads(json.dumps(settings or {}))
         self.sampler = sampler
+        self.budget = budget
         self.signal: int | None = None
 
     def run(self, resume: bool = False) -> None:
@@ -81,7 +85,8 @@ class ResumableTraining:
         if state is not None:
             self._restore(state)
             if self._has_ended():
-                _say(f"Training has ended, after epoch {self.trainer.state.epoch}. More with a larger --max_epochs.")
+                epoch = self.trainer.state.epoch
+                _say(f"Training has ended, after epoch {epoch}. More with a larger --{self._length()}.")
                 return
             done = f"{self.trainer.state.iteration} iterations, {self.trainer.state.epoch} epochs"
             _say(f"Going on after {done} ({self.path}).")
@@ -184,7 +189,11 @@ class ResumableTraining:
 
     def _has_ended(self) -> bool:
         early = any(isinstance(p, EarlyStopping) and p.counter >= p.patience for p in self.parts.values())
-        return early or self.trainer.state.epoch >= self.trainer.state.max_epochs
+        spent = self.budget is not None and self.budget.is_over
+        return early or spent or self.trainer.state.epoch >= self.trainer.state.max_epochs
+
+    def _length(self) -> str:
+        return "max_epochs" if self.budget is None or self.budget.minutes is None else "minutes"
 
     def _all_parts(self) -> dict[str, Any]:
         scaler = self.trainer.scaler  # with CUDA's automatic mixed precision in float16 alone

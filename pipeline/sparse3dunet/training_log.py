@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import math
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from ignite.engine import Engine, Events
 from ignite.handlers import Timer
 from tqdm import tqdm
 
+from sparse3dunet.budget import Budget
 from sparse3dunet.engines import METRIC_NAMES, clock, score_text, scores_in_words
 from sparse3dunet.errors import DataError
 
@@ -24,7 +24,7 @@ class TrainingLog:
     """Handler of the trainer: progress bar, a printed line per epoch, ``training.csv``, and a summary at the end.
 
     The bar shows the loss and the time left; where the output is no terminal, only the lines are printed. Attach it
-    after the ``ValidationHandler``, which must validate at the end of epochs. Of a training that goes on, what was
+    after the handler that validates, which must do so at the end of epochs. Of a training that goes on, what was
     written before is kept. Among several processes (DDP) the first one prints and writes.
 
     How long the trainer waits for data is told as a share of the training time (``data_wait`` in ``training.csv``, a
@@ -32,6 +32,7 @@ class TrainingLog:
     not in it, nor the wait for a run's first batch, in which workers start. Without workers, all loading is waiting.
 
     Args:
+        budget: the trainer's.
         evaluator: of the validation, with a :class:`~sparse3dunet.engines.ScoreReport`.
         optimizer: its first group's learning rate is logged.
         output_dir: where ``training.csv`` is written (a former training's is replaced) and pictures lie.
@@ -39,8 +40,14 @@ class TrainingLog:
     """
 
     def __init__(
-        self, evaluator: Engine, optimizer: torch.optim.Optimizer, output_dir: str | Path, model_file: str | Path
+        self,
+        budget: Budget,
+        evaluator: Engine,
+        optimizer: torch.optim.Optimizer,
+        output_dir: str | Path,
+        model_file: str | Path,
     ) -> None:
+        self.budget = budget
         self.evaluator = evaluator
         self.optimizer = optimizer
         self.csv_file = Path(output_dir) / "training.csv"
@@ -50,8 +57,8 @@ class TrainingLog:
 
     def attach(self, engine: Engine) -> None:
         state: Any = engine.state
-        state.epoch_losses, state.seconds = [], 0.0  # of the epoch so far; of the whole training, validation included
-        engine.state_dict_user_keys.extend(["epoch_losses", "seconds"])
+        state.epoch_losses = []  # of the epoch so far
+        engine.state_dict_user_keys.append("epoch_losses")
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.iteration)
         # After `iteration`, which waits for the loss: only then has a GPU done its work.
@@ -65,17 +72,16 @@ class TrainingLog:
         state: Any = engine.state
         self.is_first = idist.get_rank() == 0
         if state.iteration == 0:
-            state.epoch_losses, state.seconds = [], 0.0
-        self.started = time.perf_counter() - state.seconds
+            state.epoch_losses = []
         self.marks.clear()
         if self.is_first:
             self._begin_csv(state.epoch)
-        total = (state.max_epochs or 0) * (state.epoch_length or 0)
+        in_time = self.budget.total is not None
         self.bar = tqdm(
-            total=total,
-            initial=state.iteration,
+            total=round(self.budget.total or state.max_epochs * state.epoch_length),
+            initial=int(state.seconds) if in_time else state.iteration,
             desc="training",
-            unit="it",
+            unit="s" if in_time else "it",
             disable=None if self.is_first else True,
             dynamic_ncols=True,
         )
@@ -93,15 +99,14 @@ class TrainingLog:
                 f"and train again; the best model so far, if any, is {self.model_file}."
             )
         state.epoch_losses.append(loss)
-        state.seconds = time.perf_counter() - self.started
         self.bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-        self.bar.update()
+        self.bar.update(1 if self.budget.total is None else int(state.seconds) - self.bar.n)
 
     def epoch(self, engine: Engine) -> None:
         state: Any = engine.state
         loss = sum(state.epoch_losses) / len(state.epoch_losses)
         state.epoch_losses.clear()
-        state.seconds = time.perf_counter() - self.started
+        self.budget.tick()
         data_wait = self._data_wait(self.marks[-1])
         self.marks.append(self._times())
         scores = self.evaluator.state.metrics if self.evaluator.state.epoch == state.epoch else {}
@@ -112,9 +117,8 @@ class TrainingLog:
             values = [f"{state.seconds:.1f}", f"{rate:.3g}", f"{loss:.4f}", f"{data_wait:.3f}"]
             values += [f"{scores[name]:.4f}" if name in scores else "" for name in METRIC_NAMES]
             csv.writer(file).writerow([state.epoch, state.iteration, *values])
-        left = state.seconds / state.epoch * (state.max_epochs - state.epoch)
         tqdm.write(
-            f"epoch {state.epoch:>{len(str(state.max_epochs))}}/{state.max_epochs}  {clock(left)} left  "
+            f"{self._epoch_in_words(state)}  {clock(self.budget.seconds_left)} left  "
             f"loss {loss:.3f}  waiting for data {100 * data_wait:.0f} %{scores_in_words(scores)}"
         )
 
@@ -126,12 +130,17 @@ class TrainingLog:
         best = None if math.isnan(state.best_metric) else state.best_metric
         data_wait = self._data_wait(self.marks[0]) if self.marks else 0
         print(
-            f"Trained {engine.state.iteration} iterations in {clock(time.perf_counter() - self.started)}, "
+            f"Trained {engine.state.iteration} iterations in {clock(self.budget.seconds)}, "
             f"waiting for data {100 * data_wait:.0f} % of it (validation aside). "
             f"Best {state.key_metric_name}: {score_text(best)} (epoch {state.best_metric_epoch}). "
             f"Last: {scores_in_words(state.metrics).strip()}.\n"
             f"Model: {self.model_file}  log: {self.csv_file}  pictures: {self.csv_file.parent / 'pictures'}"
         )
+
+    def _epoch_in_words(self, state: Any) -> str:
+        if self.budget.total is not None:
+            return f"epoch {state.epoch:>3}"
+        return f"epoch {state.epoch:>{len(str(state.max_epochs))}}/{state.max_epochs}"
 
     def _begin_csv(self, epochs: int) -> None:
         """A new file, with the rows of the epochs that are done, if there are any."""
