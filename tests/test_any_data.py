@@ -152,6 +152,10 @@ def test_cross_validation_over_slices(dataset, tmp_path):
         assert float(row["shell"]) == pytest.approx(np.mean(values), abs=1e-4)
         assert (tmp_path / f"models/fold_{fold}/model.pt").is_file()
     assert float(rows[2]["core"]) == pytest.approx(np.mean([float(row["core"]) for row in rows[:2]]), abs=1e-3)
+    other = ("--max_epochs", 1, "--folds", 3, "--spacing", "[1,1,1]", "--resume")
+    result = run_bundle("run", "cross_validating", *config, *places, *TINY, *other)
+    assert result.returncode == 1
+    assert "began with other settings: folds 2 -> 3" in result.stderr, "other slices were held out"
 
 
 def test_cross_validation_without_slices(dataset, tmp_path):

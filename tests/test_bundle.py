@@ -17,7 +17,10 @@ import torch
 from monai.bundle import create_workflow
 
 from sparse3dunet.checkpoints import existing_model, read_description
+from sparse3dunet.datalist import read_data_set
+from sparse3dunet.errors import DataError
 from sparse3dunet.networks import UNet3D
+from sparse3dunet.settings import check_output_dir, check_patch_size
 from tests.conftest import ROOT, TINY, bundle_command, bundle_environment, make_dataset, run_bundle, run_training
 
 CONFIGS = ROOT / "bundle/configs"
@@ -276,15 +279,24 @@ def test_evaluating_looks_at_the_data_too(trained, dataset):
     assert not (dataset / "eval").exists()
 
 
+def test_places_and_sizes_that_cannot_work():
+    with pytest.raises(DataError, match=r"write it as \./7"):
+        check_output_dir(7)
+    with pytest.raises(DataError, match=r'--patch_size "\[64,64,64\]"'):
+        check_patch_size(None, 16)
+    with pytest.raises(DataError, match="2024 does not exist"):
+        read_data_set(2024)
+
+
 def test_settings_that_cannot_work(dataset, tmp_path):
     (tmp_path / "file").write_text("")
     for options, words in [
         (("--patch_size", "[16,16,10]"), "patch_size [16, 16, 10]"),
         (("--output_dir", tmp_path / "file"), "is a file"),
-        (("--ckpt_dir", 7), "write it as ./7"),
-        (("--patch_size", 16), '--patch_size "[64,64,64]"'),
-        (("--dataset_dir", 2024), "2024 does not exist"),
         (("--label_dir", 2024), "2024: no such folder"),
+        (("--max_epochs", 2.5), "max_epochs must be a whole number of at least 1, as --max_epochs 10; got 2.5"),
+        (("--val_interval", 0), "val_interval must be a number of epochs, as --val_interval 2, or null; got 0"),
+        (("--minutes", 0), "minutes must be a number above 0, as --minutes 10, or null; got 0"),
     ]:
         message = error_of(run_training(dataset, tmp_path, *options))
         assert words in message, message

@@ -40,13 +40,13 @@ while True:
 
 
 def test_killed_while_writing_the_file_is_whole(tmp_path):
-    """A process that does nothing but replace the file is killed at any moment, six times."""
+    """A process that does nothing but replace the file is killed at any moment, three times."""
     path = tmp_path / "models" / "model.pt"
     command = [sys.executable, "-c", WRITER, str(path)]
-    for round_ in range(6):
+    for round_ in range(3):
         process = subprocess.Popen(command, env=bundle_environment(), stdout=subprocess.PIPE)
         assert process.stdout.readline() == b"1\n"
-        time.sleep(0.05 + 0.0173 * round_)
+        time.sleep(0.05 + 0.0373 * round_)
         process.kill()
         assert process.stdout.read().count(b"\n") > 0, "it went on writing until it was killed"
         process.wait()

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from sparse3dunet.configs import check_literal, check_settings
+from sparse3dunet.configs import check_literal, check_plain, check_settings
 from sparse3dunet.errors import DataError
 from sparse3dunet.running import config_path, parse_settings
 from tests.conftest import ROOT, TINY, bundle_environment, run_training
@@ -26,7 +26,7 @@ ALL = sorted((ROOT / "bundle/configs").glob("*.yaml"))
         "network_def#channels#0",
         "network_def#dropout",  # an argument that the config leaves at its default
         "optimizer#betas",
-        "train#handlers#0#_disabled_",
+        "train#handlers#1#_disabled_",
         "train#dataloader#anything",  # of a function that takes any argument
         "train#dataset#data",
         "experiment_name",  # of --tracking
@@ -84,8 +84,27 @@ def test_overlays(tmp_path):
     mine.write_text("max_epoch: 3\n")
     with pytest.raises(DataError, match=r"mine\.yaml: max_epoch: there is no such setting. Did you mean max_epochs"):
         check_settings([TRAIN, mine], {})
-    mine.write_text("margin: 3\nbatch_size: $@margin\n")
-    check_settings([TRAIN, mine], {})
+    for group in ("lr_schedular: {_target_: x}", "early_stopp: [1]"):
+        mine.write_text(group)
+        with pytest.raises(DataError, match=r"mine\.yaml: (lr_schedular|early_stopp): there is no such setting. Did"):
+            check_settings([TRAIN, mine], {})
+    mine.write_text("+train#deform: {probb: 1}")
+    with pytest.raises(DataError, match=r"mine\.yaml: train#deform#probb: .* Did you mean train#deform#prob"):
+        check_settings([TRAIN, mine], {})
+    mine.write_text("margin: 3\nbatch_size: $@margin\nmy: {a: 1}\nmy#b: 3\nseed: $@my#b\nshow: ['$print(1)']\n")
+    check_settings([TRAIN, mine], {"my#a": 1, "margin": 2})
+
+
+def test_a_component_in_anothers_place(tmp_path):
+    """What it takes counts, not what the one did that was there before."""
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("optimizer#_target_: torch.optim.SGD\noptimizer#momentum: 0.9\n")
+    check_settings([TRAIN, mine], {"optimizer#nesterov": True})
+    check_settings([TRAIN], {"loss#_target_": "monai.losses.TverskyLoss", "loss#alpha": 0.3})
+    scheduler = {"_target_": "torch.optim.lr_scheduler.StepLR", "optimizer": "@optimizer"}
+    check_settings([TRAIN], {"lr_scheduler": scheduler, "lr_scheduler#step_size": 3})
+    with pytest.raises(DataError, match=r"--optimizer#momentun: .* Did you mean --optimizer#momentum"):
+        check_settings([TRAIN], {"optimizer#_target_": "torch.optim.SGD", "optimizer#momentun": 0.9})
 
 
 @pytest.mark.parametrize(
@@ -101,7 +120,7 @@ def test_command_line_is_parsed(arguments, settings):
     assert parse_settings(arguments) == settings
 
 
-@pytest.mark.parametrize("arguments", [["a"], ["-a", "1"], ["--a", "1", "2"], ["--"]])
+@pytest.mark.parametrize("arguments", [["a"], ["-a", "1"], ["--a", "1", "2"], ["--"], ["--a b", "1"], ["--+a", "1"]])
 def test_command_lines_that_are_none(arguments):
     with pytest.raises(DataError, match="expected a setting"):
         parse_settings(arguments)
@@ -131,6 +150,39 @@ def test_plain_values():
     check_literal("dataset_dir", "a$b@c")
     check_literal("train#handlers#0#_disabled_", True)
     check_literal("network_def", {"channels": [1, 2]})
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--output_dir", "-seed=$__import__('pathlib').Path('MARK').touch()"],
+        ["--train#dataloader#x", '{"args": ["touch", "MARK"]}', "--train#dataloader#x#-target-", "subprocess.Popen"],
+        ["--read#0#reader", "subprocess.Popen", "--read#0#args", "['touch', 'MARK']"],
+        ["--args_file", "mine.yaml"],
+        ["--tracking", "mine.yaml"],
+        ["--output_dir=x", "--", "--trace"],
+    ],
+)
+def test_our_command_line_runs_no_code(tmp_path, arguments):
+    """What is looked at is what is run, also where python-fire would read it otherwise."""
+    mark = tmp_path / "mark"
+    (tmp_path / "mine.yaml").write_text(f"seed: \"$__import__('pathlib').Path('{mark}').touch()\"\n")
+    arguments = [argument.replace("MARK", str(mark)) for argument in arguments]
+    command = [sys.executable, "-m", "sparse3dunet", "run", "training", "--max_epochs", "0", *arguments]
+    result = subprocess.run(
+        command, cwd=tmp_path, env=bundle_environment(), capture_output=True, encoding="utf-8", timeout=200
+    )
+    assert result.returncode == 1
+    assert "error: " in result.stderr
+    assert not mark.exists()
+
+
+def test_what_can_be_set_plainly():
+    check_plain(
+        [TRAIN], {"optimizer#betas": [0.9, 0.99], "network_def#dropout": 0.2, "train#dataloader#num_workers": 1}
+    )
+    with pytest.raises(DataError, match="--train#dataloader#drop_last: of DataLoader, only what the config gives"):
+        check_plain([TRAIN], {"train#dataloader#drop_last": True})
 
 
 def test_configs_by_name(tmp_path):

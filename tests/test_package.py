@@ -277,6 +277,17 @@ def test_what_tells_of_the_machine_is_refused(trained, tmp_path, quick):
     assert not list((tmp_path / "out").iterdir())
 
 
+def test_a_place_whose_path_is_in_the_source_is_no_reason(tmp_path):
+    """The configs speak of '/models/model.pt' themselves; a container may have it."""
+    source = ROOT / "bundle"
+    shutil.copytree(source / "configs", tmp_path / "configs")
+    packaging._check_neutral(tmp_path, source, [Path("/models/model.pt"), Path("/eval/predictions")])
+    with (tmp_path / "configs/train.yaml").open("a") as file:
+        file.write("# /models/model.pt\n")
+    with pytest.raises(packaging.DataError, match=r"configs/train\.yaml would tell of /models/model\.pt"):
+        packaging._check_neutral(tmp_path, source, [Path("/models/model.pt")])
+
+
 def test_a_killed_run_leaves_no_half_bundle(trained, tmp_path):
     """Killed without warning while it writes; the next run removes the draft."""
     command = [sys.executable, "-m", "sparse3dunet", "package", trained / "models", "-o", tmp_path]
@@ -302,5 +313,7 @@ def test_configs_are_edited_as_text():
     assert "# top\n" in changed
     assert "# why\n" in changed
     assert with_values(changed, {"a": None, "b": {"x": [1], "y": "@z"}, "d": "t"}) == changed
+    small = {"a": [4e-05, 1e-07, 1.0], "b": {"x": 3e-06, "y": "1e-5"}}
+    assert yaml.safe_load(with_values(text, small)) == {**yaml.safe_load(text), **small}
     with pytest.raises(KeyError):
         with_values(text, {"c": 1})

@@ -240,13 +240,13 @@ def imbalanced_volume():
 def test_classes_are_drawn_by_the_mixture(balance):
     weight, label = imbalanced_volume()
     draw = Compose(cropping(5, balance).transforms[:2]).set_random_state(0)
-    centers = [draw({"weight": weight, "label": label})["center"] for _ in range(3000)]
+    centers = [draw({"weight": weight, "label": label})["center"] for _ in range(1500)]
     drawn = torch.tensor([int(label[0][tuple(center)]) for center in centers])
     shares = torch.bincount(drawn, minlength=3) / len(drawn)
     voxels = torch.bincount(label[weight > 0].long(), minlength=3)
     expected = (1 - balance) * voxels / voxels.sum() + balance / 3
     assert len(shares) == 3
-    assert (shares - expected).abs().max() < 0.04
+    assert (shares - expected).abs().max() < 0.05
 
 
 @pytest.mark.parametrize("balance", [-0.1, 1.1, float("nan"), "much"])

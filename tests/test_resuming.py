@@ -2,10 +2,14 @@
 
 import csv
 import math
+import os
 import random
+import shutil
 import signal
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -61,7 +65,7 @@ class Training:
         self.evaluator.add_event_handler(Events.COMPLETED, stop)
         parts = {"network": self.network, "optimizer": self.optimizer, "lr_scheduler": schedule, "early_stop": stop}
         self.resumable = ResumableTraining(
-            self.trainer, self.evaluator, folder / "last.pt", parts, settings, sampler, budget
+            self.trainer, self.evaluator, folder / "last.pt", parts, settings, sampler=sampler, budget=budget
         )
 
     def end_at(self, iteration, number=signal.SIGTERM):
@@ -167,7 +171,51 @@ def test_stopped_early_is_ended(tmp_path, capsys):
     epoch = training.trainer.state.epoch
     assert epoch < 50
     Training(tmp_path, epochs=50, patience=1).resumable.run(resume=True)
-    assert f"Training has ended, after epoch {epoch}" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert f"Training has ended, after epoch {epoch}" in text
+    assert "a larger --patience" in text
+    Training(tmp_path, epochs=epoch, patience=99).resumable.run(resume=True)
+    assert "a larger --max_epochs" in capsys.readouterr().out
+
+
+def test_a_former_training_is_not_taken_for_this_one(tmp_path, capsys):
+    Training(tmp_path).resumable.run()
+    with pytest.raises(SystemExit):
+        Training(tmp_path).end_at(1).resumable.run()
+    (tmp_path / "last.pt").unlink()  # as if it had been killed before that was written
+    Training(tmp_path).resumable.run()
+    anew = Training(tmp_path)
+    anew.trainer.add_event_handler(Events.ITERATION_STARTED(once=1), lambda: sys.exit("killed"))
+    with pytest.raises(SystemExit, match="killed"):
+        anew.resumable.run()
+    assert not (tmp_path / "last.pt").exists()
+    Training(tmp_path).resumable.run(resume=True)
+    assert "is not there yet: training begins" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("when", ["iteration", "validation"])
+def test_a_signal_to_one_of_two_processes_ends_both(tmp_path, when):
+    command = [sys.executable, "-W", "ignore", str(Path(__file__).resolve()), str(tmp_path), when]
+    environment = bundle_environment()
+    environment["PYTHONPATH"] = f"{ROOT}{os.pathsep}{environment['PYTHONPATH']}"
+    ranks = [subprocess.Popen([*command, str(rank)], env=environment) for rank in (0, 1)]
+    assert [rank.wait(120) for rank in ranks] == [128 + signal.SIGTERM] * 2
+    assert saved_iteration(tmp_path / "last.pt", True) == (2 if when == "iteration" else LENGTH)
+
+
+def _run_as_a_rank(folder, when, rank):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    training = Training(folder / f"rank{rank}")
+    training.resumable.path = folder / "last.pt"
+    if rank == 1 and when == "iteration":
+        training.end_at(2)
+    if rank == 1 and when == "validation":
+        event = Events.COMPLETED(once=1)
+        training.evaluator.add_event_handler(event, lambda: signal.raise_signal(signal.SIGTERM))
+    try:
+        training.resumable.run()
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_without_a_signal_handler_in_a_thread_of_its_own(tmp_path):
@@ -181,7 +229,7 @@ def test_without_a_signal_handler_in_a_thread_of_its_own(tmp_path):
 
 
 def test_faults_are_named(tmp_path):
-    with pytest.raises(DataError, match=r"resume must be true or false, got 'last\.pt'"):
+    with pytest.raises(DataError, match=r"resume is 'last\.pt': write --resume alone"):
         Training(tmp_path).resumable.run(resume="last.pt")
     Training(tmp_path, settings={"batch_size": 2, "spacing": None}).resumable.run()
     with pytest.raises(DataError, match=r"began with other settings: batch_size 2 -> 4\. Give those"):
@@ -247,5 +295,27 @@ def test_killed_and_resumed_ends_in_the_same_weights(trained, tmp_path):
 
 def test_the_state_holds_no_pickled_object(trained):
     state = torch.load(trained / "models/last.pt", weights_only=True)
+    assert state.pop("recipe")["train#deform#prob"] == 0.8
     assert {"network", "optimizer", "lr_scheduler", "early_stop", "trainer", "best", "random", "settings"} == set(state)
     assert state["trainer"]["iteration"] == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--learning_rate", 1.0), "learning_rate 0.003 -> 1.0"),
+        (("--train#deform#prob", 0), "train#deform#prob 0.8 -> 0"),
+        (("--optimizer#_target_", "torch.optim.SGD"), "optimizer#_target_ torch.optim.AdamW -> torch.optim.SGD"),
+    ],
+)
+def test_another_recipe_is_refused(trained, tmp_path, options, words):
+    shutil.copytree(trained / "models", tmp_path / "models")
+    before = (tmp_path / "models/last.pt").read_bytes()
+    result = run_training(trained / "dataset", tmp_path, "--max_epochs", 3, "--resume", *options)
+    assert result.returncode == 1
+    assert f"began with other settings: {words}. Give those" in result.stderr
+    assert (tmp_path / "models/last.pt").read_bytes() == before
+
+
+if __name__ == "__main__":
+    _run_as_a_rank(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

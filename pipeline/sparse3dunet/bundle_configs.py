@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import yaml
+
 from sparse3dunet import __version__, mni152
+from sparse3dunet.errors import DataError
 from sparse3dunet.models import Model
 from sparse3dunet.networks import UNet3D
 
+CODE = Path(__file__).resolve().parent
+"""The folder of the package."""
 BUILT_IN_CASES = {mni152.FILE_NAME.removesuffix(".nii.gz")}
 NO_LICENCE = """\
 The licence of the data that this model was trained on was not given when it was packaged. Ask those who trained it
 what they allow.
 """
+
+
+def bundle_folder() -> Path:
+    """The folder with configs, docs and licence: in the package, or, in a packaged bundle, around it."""
+    for folder in (CODE / "bundle", CODE.parent):
+        if (folder / "configs" / "metadata.json").is_file():
+            return folder
+    raise DataError(f"{CODE / 'bundle'}: the bundle's configs are missing; install sparse3dunet again.")
 
 
 def is_built_in(model: Model) -> bool:
@@ -75,12 +90,17 @@ def with_values(text: str, values: Mapping[str, Any]) -> str:
         if entry is None:
             raise KeyError(key)
         nested = isinstance(value, Mapping)
-        line = f"{key}:" if nested else f"{key}: {json.dumps(value)}"  # JSON is YAML, too
+        line = f"{key}:" if nested else f"{key}: {_yaml(value)}"
         if entry[1].strip():  # a comment
             line = f"{line:31} {entry[1].rstrip()}"
-        items = [f"  {name}: {json.dumps(item)}" for name, item in value.items()] if nested else []
+        items = [f"  {name}: {_yaml(item)}" for name, item in value.items()] if nested else []
         text = text[: entry.start()] + "\n".join([line, *items, ""]) + text[entry.end() :]
     return text
+
+
+def _yaml(value: Any) -> str:
+    """In one line. JSON would do, but for numbers as 4e-05, which YAML takes for text."""
+    return yaml.safe_dump([value], default_flow_style=True, width=math.inf, allow_unicode=True).strip()[1:-1]
 
 
 def metadata_of(model: Model, base: Mapping[str, Any], name: str, version: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import inspect
 import json
@@ -13,6 +14,7 @@ from typing import Any
 
 import yaml
 from monai.bundle import ConfigComponent, ConfigParser, ConfigWorkflow, ReferenceResolver
+from monai.bundle.utils import merge_kv
 from monai.utils import ensure_tuple
 from torch.utils.tensorboard import SummaryWriter
 
@@ -24,6 +26,8 @@ OF_TRACKING = {"tracking_uri", "experiment_name", "run_name", "save_execute_conf
 """What ``--tracking`` adds to any config."""
 OF_WORKFLOW = {"imports", "initialize", "run", "finalize"}
 """That a config may have, or not."""
+PLAIN = ("sparse3dunet.", "torch.optim.")
+"""Beginnings of the components whose arguments choose no code, but for components as values."""
 OF_RUN = {"args_file", "workflow_name", *inspect.signature(ConfigWorkflow).parameters}
 """Of ``monai.bundle run`` itself."""
 
@@ -64,6 +68,35 @@ def record(output_dir: str | Path, summary_writer: SummaryWriter | None = None) 
         summary_writer.add_text("configuration", "\n".join(f"    {line}" for line in text.splitlines()))
 
 
+def recipe(of_the_run: Sequence[str]) -> dict[str, Any]:
+    """Within a run: what the config says about how is learned, by id, as it is written: ``{"loss#batch": True, ...}``.
+
+    Empty where the config is run by other means than MONAI's ``ConfigWorkflow``.
+
+    Args:
+        of_the_run: ids that say rather where, how long, or on what machine; with all that is in them.
+    """
+    workflow = _monais("_run_expr").get("self")
+    if not isinstance(workflow, ConfigWorkflow):
+        return {}
+    found: dict[str, Any] = {}
+
+    def collect(node: Any, parts: list[str]) -> None:
+        name = "#".join(parts)
+        if name in of_the_run or name in {workflow.parser.meta_key, *OF_TRACKING}:
+            return
+        items = list(node.items()) if isinstance(node, Mapping) else list(enumerate(node))
+        for key, value in items:
+            path = [*parts, str(key)]
+            if isinstance(value, (Mapping, list)) and value:
+                collect(value, path)
+            elif "#".join(path) not in {*of_the_run, *OF_TRACKING}:
+                found["#".join(path)] = value
+
+    collect(workflow.parser.config, [])
+    return json.loads(json.dumps(found, default=str))
+
+
 def _monais(function: str) -> dict[str, Any]:
     """The local variables of a function of ``monai.bundle`` that is running now; none where it is not.
 
@@ -83,77 +116,122 @@ def check_settings(files: Sequence[str | Path], settings: Mapping[str, Any]) -> 
     Nor may text stand where the config has a number.
 
     Args:
-        files: of which later ones are laid over earlier ones; their plain values are looked at as well.
+        files: of which later ones are laid over earlier ones; what they set is looked at as well.
         settings: by name, as on the command line without ``--``: ``max_epochs`` or ``train#deform#prob``.
     """
-    config = ConfigParser.load_config_files([str(file) for file in files])
-    used = _used(config)
-    for file in files[1:]:
-        before = ConfigParser.load_config_files([str(f) for f in files[: list(files).index(file)]])
-        for name, value in ConfigParser.load_config_file(str(file)).items():
-            if not isinstance(value, (list, dict)):
-                _check(name.lstrip("+"), before, used, str(file))
-    for name, value in settings.items():
-        default = _check(name, config, used, "--")
-        number = isinstance(default, (int, float)) and not isinstance(default, bool)
-        if number and isinstance(value, str) and value.strip()[:1] not in ("$", "@", "%"):
-            raise DataError(f"--{name} {value}: expected a number, as {default}.")
+    layers = [(f"{file}: ", ConfigParser.load_config_file(str(file))) for file in files] + [("--", settings)]
+    states: list[dict[str, Any]] = [{}]
+    for where, entries in layers:
+        states.append(_laid_over(states[-1], entries, where))
+    used = _used(states[-1])
+    for (where, entries), before, after in zip(layers[1:], states[1:], states[2:]):
+        for name, value in entries.items():
+            default = _check(name, value, before, after, used, where)
+            number = isinstance(default, (int, float)) and not isinstance(default, bool)
+            if number and isinstance(value, str) and value.strip()[:1] not in ("$", "@", "%"):
+                raise DataError(f"{where}{name} {value}: expected a number, as {default}.")
 
 
-def _check(name: str, config: Mapping[str, Any], used: set[str], where: str) -> Any:
-    """The config's value of a setting, None where it has none.
+def _laid_over(config: Mapping[str, Any], entries: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A copy of a config with entries laid over it, as MONAI does it.
+
+    Raises:
+        DataError: when the group of an entry is not there.
+    """
+    parser = ConfigParser(copy.deepcopy(dict(config)))
+    for name, value in copy.deepcopy(dict(entries)).items():
+        node, parts = parser.config, _parts(name)
+        if parts[0].startswith("_meta_"):
+            continue
+        for depth, part in enumerate(parts[:-1]):
+            if part not in _entries(node):
+                _refuse(parts[:depth], part, _known(node, depth), where)
+            node = _child(node, part)
+        try:
+            merge_kv(parser, name, value)
+        except (KeyError, IndexError, TypeError, ValueError):
+            _refuse(parts[:-1], parts[-1], _known(node, len(parts) - 1), where)
+    return parser.config  # type: ignore[return-value]
+
+
+def _check(name: str, value: Any, before: Any, after: Any, used: set[str], where: str) -> Any:
+    """The value that a setting had before, None where it had none.
+
+    Args:
+        name: of the setting.
+        value: of it.
+        before: the config without it, and without the others that come with it.
+        after: the config with them.
+        used: every id that some value refers to.
+        where: for the message.
 
     Raises:
         DataError: when there is no such setting.
     """
-    parts = ReferenceResolver.normalize_id(name).split("::")
+    parts, whole = _parts(name), before
     if parts[0].startswith("_meta_"):
         return None
-    node: Any = config
+    top = after
     for depth, part in enumerate(parts):
-        known, open_ended = _keys(node, top=depth == 0)
-        if part not in known and not open_ended and "::".join(parts) not in used:
-            _refuse(parts[:depth], part, known, where)
-        if part not in (node if isinstance(node, Mapping) else known):
-            return None  # an argument that the config leaves at its default, or one that it takes from elsewhere
-        node = node[part] if isinstance(node, Mapping) else node[int(part)]
-    return node
+        known, (arguments, open_ended) = _known(before, depth), _arguments(after)
+        a_run = depth == 0 and isinstance(value, list) and any(str(v).startswith("$") for v in value)
+        if not (part in known | arguments or open_ended or "::".join(parts) in used or a_run):
+            _refuse(parts[:depth], part, known | arguments, where)
+        if part not in _entries(before):
+            return None  # an argument that was left at its default, or something new, whatever is in it
+        before, after = _child(before, part), _child(after, part)
+    if name.startswith("+") and isinstance(value, Mapping):
+        for key, inner in value.items():
+            _check(f"{name[1:]}::{key}", inner, whole, top, used, where)
+    return before
 
 
-def _keys(node: Any, top: bool) -> tuple[set[str], bool]:
-    """What can be set in a part of a config, and whether anything else can."""
-    if isinstance(node, Mapping) and "_target_" in node:
-        names, open_ended = _arguments(node)
-        return {*map(str, node), *names, *OF_COMPONENTS}, open_ended
+def _parts(name: str) -> list[str]:
+    return ReferenceResolver.normalize_id(name.removeprefix("+")).split("::")
+
+
+def _entries(node: Any) -> set[str]:
+    """The names of what a part of a config consists of."""
     if isinstance(node, Mapping):
-        return {*map(str, node), *(OF_TRACKING | OF_WORKFLOW if top else ())}, False
-    if isinstance(node, list):
-        return {str(i) for i in range(len(node))}, False
-    return set(), isinstance(node, str)  # what a reference or an expression stands for, is not known here
+        return set(map(str, node))
+    return {str(i) for i in range(len(node))} if isinstance(node, list) else set()
 
 
-def _arguments(component: Mapping[str, Any]) -> tuple[set[str], bool]:
-    """The names of a component's arguments, and whether it takes any."""
-    target = component["_target_"]
+def _child(node: Any, part: str) -> Any:
+    if part not in _entries(node):
+        return None
+    return node[part] if isinstance(node, Mapping) else node[int(part)]
+
+
+def _known(node: Any, depth: int) -> set[str]:
+    return _entries(node) | (OF_TRACKING | OF_WORKFLOW if depth == 0 else set())
+
+
+def _arguments(node: Any) -> tuple[set[str], bool]:
+    """What a component could be given, and whether it takes any argument."""
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        return set(), False
+    target = node["_target_"]
     found = (
         locate(str(ConfigComponent({"_target_": target}).resolve_module_name())) if isinstance(target, str) else None
     )
     try:
         parameters = inspect.signature(found).parameters.values()  # type: ignore[arg-type]
     except (TypeError, ValueError):
-        return set(), True
+        return OF_COMPONENTS, True
     named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    return named, any(p.kind == p.VAR_KEYWORD for p in parameters)
+    return named | OF_COMPONENTS, any(p.kind == p.VAR_KEYWORD for p in parameters)
 
 
 def _used(config: Any) -> set[str]:
-    """Every id that some value of the config refers to."""
+    """Every id that some value of the config refers to, and the groups that it is in."""
     if isinstance(config, Mapping):
         return set().union(*map(_used, config.values()))
     if isinstance(config, list):
         return set().union(*map(_used, config))
     found = re.findall(r"[@%]([\w:#]+)", config) if isinstance(config, str) else []
-    return {ReferenceResolver.normalize_id(name) for name in found}
+    parts = [ReferenceResolver.normalize_id(name).split("::") for name in found]
+    return {"::".join(path[:depth]) for path in parts for depth in range(1, len(path) + 1)}
 
 
 def _refuse(parents: Sequence[str], name: str, known: set[str], where: str) -> None:
@@ -163,8 +241,31 @@ def _refuse(parents: Sequence[str], name: str, known: set[str], where: str) -> N
     cure = "Did you mean " + ", or ".join(f"{option}{path}{n}" for n in near) + "?" if near else ""
     if not near:
         cure = f"There are {', '.join(sorted(known))}." if 0 < len(known) < 15 else "See the comments in train.yaml."
-    place = "" if where == "--" else f"{where}: "
-    raise DataError(f"{place}{option}{path}{name}: there is no such setting. {cure}")
+    raise DataError(f"{where}{path}{name}: there is no such setting. {cure}")
+
+
+def check_plain(files: Sequence[str | Path], settings: Mapping[str, Any]) -> None:
+    """Raise DataError unless settings are plain values, which choose no code.
+
+    Expressions, references and components are none; nor is an argument that no config gives, of a component that is
+    not ours or an optimizer's: in MONAI some of those are names of what is to be called.
+
+    Args:
+        files: the configs.
+        settings: by name.
+    """
+    config = ConfigParser.load_config_files([str(file) for file in files])
+    for name, value in settings.items():
+        check_literal(name, value)
+        node: Any = config
+        for part in _parts(name):
+            target = str(node.get("_target_", "")) if isinstance(node, Mapping) else ""
+            if part not in _entries(node) and target and not target.startswith(PLAIN):
+                raise DataError(
+                    f"--{name}: of {target}, only what the config gives can be set here. Write it into a config file "
+                    "of your own instead (--overlay FILE)."
+                )
+            node = _child(node, part)
 
 
 def check_literal(name: str, value: Any) -> None:

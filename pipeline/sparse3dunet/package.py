@@ -70,7 +70,7 @@ def package(
     trained = _trained(model)
     _check_names(name, version)
     licence = _data_licence(trained, data_license)
-    source = _bundle_files()
+    source = bundle_configs.bundle_folder()
     target = Path(output_dir).expanduser()
     folder, archive = target / name, target / f"{name}-{version}.zip"
     _check_free(folder, archive, overwrite)
@@ -79,7 +79,7 @@ def package(
         with _draft(target / f".{name}.part") as draft:
             new_folder, new_archive = draft / name, draft / archive.name
             notes = _write(trained, source, new_folder, version, licence)
-            _check_neutral(new_folder, [Path(model), target])
+            _check_neutral(new_folder, source, [Path(model), target])
             _write_sums(new_folder)
             _write_zip(new_folder, new_archive)
             if folder.exists():
@@ -121,16 +121,6 @@ def _data_licence(model: Model, file: str | Path | None) -> str:
         return Path(file).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: the data's licence cannot be read as text ({error}). Pass a text file.") from error
-
-
-def _bundle_files() -> Path:
-    """The folder with configs, docs and licence: in the package, or, in a packaged bundle, around it."""
-    for folder in (_CODE / "bundle", _CODE.parent):
-        if (folder / "configs" / "metadata.json").is_file():
-            return folder
-    raise DataError(
-        f"{_CODE / 'bundle'}: the bundle's configs are missing from this installation. Install sparse3dunet again."
-    )
 
 
 # ---------------------------------------------------------------- where it goes
@@ -257,17 +247,23 @@ def _sum(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _check_neutral(folder: Path, named: Iterable[Path]) -> None:
-    """Raise DataError where a file tells of folders of this machine."""
+def _check_neutral(folder: Path, source: Path, named: Iterable[Path]) -> None:
+    """Raise DataError where a file tells of folders of this machine, more often than the bundle's source does."""
     places = [Path.cwd(), Path.home(), _CODE.parent, *named]
     paths = {str(path.expanduser().absolute()) for path in places if len(path.expanduser().absolute().parts) > 2}
     for file in _files(folder):
-        content = file.read_bytes()
+        inside = file.relative_to(folder)
+        if inside.parts[0] == _CODE.name:
+            continue  # a copy of the code
+        origin = source / inside
+        if inside.parts[0] == "configs" and not origin.is_file():
+            origin = origin.with_suffix(".yaml")  # that it is a copy of
+        content, before = file.read_bytes(), origin.read_bytes() if origin.is_file() else b""
         for path in paths:
-            if path.encode() in content:
+            if content.count(path.encode()) > before.count(path.encode()):
                 raise DataError(
-                    f"{file.relative_to(folder)} would tell of {path}, a folder of this machine. Correct what it is "
-                    "made of (a data licence, or model.json), and package again."
+                    f"{inside} would tell of {path}, a folder of this machine. Correct what it is made of (a data "
+                    "licence, or model.json), and package again."
                 )
 
 

@@ -49,6 +49,7 @@ class ResumableTraining:
         parts: further objects with ``state_dict`` and ``load_state_dict``, by name: ``network``, ``optimizer``,
             ``lr_scheduler`` ...
         settings: plain values that must be the same for a training to go on, as a JSON object.
+        recipe: likewise, by id in a config; an empty one is not looked at.
         sampler: of the trainer's loader.
         budget: the trainer's, where minutes may end it.
     """
@@ -60,6 +61,7 @@ class ResumableTraining:
         path: str | Path,
         parts: Mapping[str, Any],
         settings: Mapping[str, Any] | None = None,
+        recipe: Mapping[str, Any] | None = None,
         sampler: SeededSampler | None = None,
         budget: Budget | None = None,
     ) -> None:
@@ -68,9 +70,11 @@ class ResumableTraining:
         self.path = Path(path)
         self.parts = dict(parts)
         self.settings = json.loads(json.dumps(settings or {}))
+        self.recipe = json.loads(json.dumps(recipe or {}))
         self.sampler = sampler
         self.budget = budget
-        self.signal: int | None = None
+        self.signal: int | None = None  # that this process got
+        self.agreed: int | None = None  # to end by, among all processes
 
     def run(self, resume: bool = False) -> None:
         """Run the trainer to its end; with `resume`, from the state in the file, if there is one.
@@ -80,26 +84,27 @@ class ResumableTraining:
             DataError: when the file is no state of this training.
         """
         if not isinstance(resume, bool):
-            raise DataError(f"resume must be true or false, got {resume!r}; the file to go on from is {self.path}.")
+            raise DataError(f"resume is {resume!r}: write --resume alone; the file to go on from is {self.path}.")
         state = self._read() if resume else None
         if state is not None:
             self._restore(state)
             if self._has_ended():
-                epoch = self.trainer.state.epoch
-                _say(f"Training has ended, after epoch {epoch}. More with a larger --{self._length()}.")
+                _say(f"Training has ended, after epoch {self.trainer.state.epoch}. {self._how_to_get_more()}")
                 return
             done = f"{self.trainer.state.iteration} iterations, {self.trainer.state.epoch} epochs"
             _say(f"Going on after {done} ({self.path}).")
         elif resume:
             _say(f"{self.path} is not there yet: training begins.")
+        elif idist.get_rank() == 0:
+            self.path.unlink(missing_ok=True)  # of a former training, which --resume would take for this one
         # Attached here, these come after all other handlers, whose work the state includes.
         self.trainer.add_event_handler(Events.ITERATION_COMPLETED, self._iteration)
         self.trainer.add_event_handler(Events.EPOCH_COMPLETED, self._epoch)
         with self._signals():
             self.trainer.run()
-        if self.signal is not None:
-            _say(f"Told to end ({signal.Signals(self.signal).name}); go on with --resume ({self.path}).")
-            raise SystemExit(128 + self.signal)
+        if self.agreed is not None:
+            _say(f"Told to end ({signal.Signals(self.agreed).name}); go on with --resume ({self.path}).")
+            raise SystemExit(128 + self.agreed)
 
     def _iteration(self, engine: Engine) -> None:
         within_epoch = engine.state.iteration % (engine.state.epoch_length or 1) > 0
@@ -109,7 +114,7 @@ class ResumableTraining:
 
     def _epoch(self, engine: Engine) -> None:
         self._write()
-        if self.signal is not None:
+        if self._told_to_end():
             engine.terminate(skip_completed=True)
 
     @contextmanager
@@ -132,11 +137,12 @@ class ResumableTraining:
                 signal.signal(number, handler)
 
     def _told_to_end(self) -> bool:
-        """Whether this process, or another of this training, got a signal."""
+        """Whether this process, or another of this training, got a signal. All must ask as often."""
+        number = self.signal or 0
         if idist.get_world_size() > 1:
-            highest = int(idist.all_reduce(self.signal or 0, op="MAX"))
-            self.signal = highest or None
-        return self.signal is not None
+            number = int(idist.all_reduce(number, op="MAX"))
+        self.agreed = number or None
+        return self.agreed is not None
 
     def _write(self) -> None:
         if idist.get_rank() > 0:
@@ -149,6 +155,7 @@ class ResumableTraining:
             "best": [float(best.best_metric), best.best_metric_epoch],
             "random": _random_state(),
             "settings": self.settings,
+            "recipe": self.recipe,
         }
         save_file(self.path, state)
 
@@ -159,17 +166,17 @@ class ResumableTraining:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
         except Exception as error:  # zipfile, pickle and PyTorch raise many kinds here
             raise DataError(f"{self.path}: no state of a training ({type(error).__name__}). {_CURE}") from error
-        expected = {*self._all_parts(), "trainer", "best", "random", "settings"}
+        expected = {*self._all_parts(), "trainer", "best", "random", "settings", "recipe"}
         if not isinstance(state, dict) or set(state) != expected:
             raise DataError(f"{self.path}: no state of such a training: it was written by another version. {_CURE}")
-        now, then = self.settings, state["settings"]
-        changed = [
-            f"{key} {then.get(key)} -> {now.get(key)}" for key in {**then, **now} if now.get(key) != then.get(key)
-        ]
+        changed = _changes(state["settings"], self.settings)
+        if self.recipe and state["recipe"]:
+            changed += _changes(state["recipe"], self.recipe)
         if changed:
+            more = f"; and {len(changed) - 8} more" if len(changed) > 8 else ""
             raise DataError(
-                f"{self.path}: this training began with other settings: {'; '.join(changed)}. Give those to go on; to "
-                f"learn further from its model with yours, train anew with --pretrained. {_CURE}"
+                f"{self.path}: this training began with other settings: {'; '.join(changed[:8])}{more}. Give those to "
+                f"go on; to learn further from its model with yours, train anew with --pretrained. {_CURE}"
             )
         return state
 
@@ -188,12 +195,17 @@ class ResumableTraining:
         self.trainer.add_event_handler(begin, lambda: _set_random_state(state["random"]))
 
     def _has_ended(self) -> bool:
-        early = any(isinstance(p, EarlyStopping) and p.counter >= p.patience for p in self.parts.values())
         spent = self.budget is not None and self.budget.is_over
-        return early or spent or self.trainer.state.epoch >= self.trainer.state.max_epochs
+        return self._stopped_early() or spent or self.trainer.state.epoch >= self.trainer.state.max_epochs
 
-    def _length(self) -> str:
-        return "max_epochs" if self.budget is None or self.budget.minutes is None else "minutes"
+    def _stopped_early(self) -> bool:
+        return any(isinstance(p, EarlyStopping) and p.counter >= p.patience for p in self.parts.values())
+
+    def _how_to_get_more(self) -> str:
+        if self._stopped_early():
+            return "It stopped since validations became no better; go on with a larger --patience."
+        in_minutes = self.budget is not None and self.budget.minutes is not None
+        return f"Go on with a larger --{'minutes' if in_minutes else 'max_epochs'}."
 
     def _all_parts(self) -> dict[str, Any]:
         scaler = self.trainer.scaler  # with CUDA's automatic mixed precision in float16 alone
@@ -201,13 +213,19 @@ class ResumableTraining:
 
 
 def saved_iteration(path: str | Path, resume: bool) -> int | None:
-    """The iterations that are done in a state to go on from; None where there is none. For TensorBoard's purge_step."""
+    """The iterations that are done in a state to go on from; None where there is none."""
     if not resume or not Path(path).is_file():
         return None
     try:
         return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["trainer"]["iteration"])
     except Exception:  # what is wrong with the file is told where training begins
         return None
+
+
+def next_iteration(path: str | Path, resume: bool) -> int | None:
+    """The first iteration that is not done, for TensorBoard's purge_step."""
+    done = saved_iteration(path, resume)
+    return None if done is None else done + 1
 
 
 def leave_signals_to_trainer(worker: int = 0) -> None:
@@ -233,6 +251,11 @@ def _progress(part: Any, state: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(part, LambdaLR):
         return state
     return {**part.state_dict(), **{key: state[key] for key in ("last_epoch", "_step_count", "_last_lr")}}
+
+
+def _changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    names = [name for name in {**then, **now} if now.get(name) != then.get(name)]
+    return [f"{name} {then.get(name)} -> {now.get(name)}" for name in names]
 
 
 def _random_state() -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 import sys
 from collections.abc import Sequence
@@ -11,9 +12,9 @@ from typing import Any
 from fire.parser import DefaultParseValue
 
 from sparse3dunet import configs, errors
+from sparse3dunet.bundle_configs import bundle_folder
 from sparse3dunet.errors import DataError
 
-CONFIGS = Path(__file__).parent / "bundle" / "configs"
 RUNS = {
     "training": ["train"],
     "evaluating": ["train", "evaluate"],
@@ -38,11 +39,16 @@ def run_bundle(run: str, overlays: Sequence[str], arguments: Sequence[str]) -> N
         raise DataError(f"there is no run {run!r}; expected {', '.join(RUNS)}.")
     files = [config_path(name) for name in [*RUNS[run], *overlays]]
     settings = parse_settings(arguments)
-    for name, value in settings.items():
-        configs.check_literal(name, value)
+    tracking = settings.pop("tracking", None)
+    if tracking not in (None, "mlflow"):
+        raise DataError(f"--tracking {tracking}: expected mlflow; a file of settings goes into an --overlay.")
+    configs.check_plain(files, settings)
     configs.check_settings(files, settings)
     errors.show_readable_errors()
-    sys.argv = ["monai.bundle", "run", run, "--config_file", repr([str(file) for file in files]), *arguments]
+    settings |= {} if tracking is None else {"tracking": tracking}
+    # What was looked at, not what was typed, which the other command line might read otherwise.
+    options = [f"--{name}={value!r}" for name, value in settings.items()]
+    sys.argv = ["monai.bundle", "run", run, "--config_file", repr([str(file) for file in files]), *options]
     runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
 
 
@@ -52,11 +58,12 @@ def config_path(name: str) -> Path:
     Raises:
         DataError: when there is neither.
     """
-    own = CONFIGS / f"{name}.yaml"
+    folder = bundle_folder() / "configs"
+    own = folder / f"{name}.yaml"
     if own.is_file():
         return own
     if not Path(name).is_file():
-        known = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+        known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
         raise DataError(f"{Path(name).absolute()}: there is no such config; the bundle's own are {known}.")
     return Path(name)
 
@@ -72,7 +79,8 @@ def parse_settings(arguments: Sequence[str]) -> dict[str, Any]:
     while rest:
         option = rest.pop(0)
         name, equals, text = option.removeprefix("--").partition("=")
-        if not option.startswith("--") or not name:
+        name = name.replace("-", "_")  # as python-fire does
+        if not option.startswith("--") or not re.fullmatch(r"[\w#:]+", name):
             raise DataError(
                 f"{option!r}: expected a setting, as --max_epochs 20; enclose values with blanks in quotes."
             )

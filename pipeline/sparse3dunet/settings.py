@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,13 @@ def fit_patch_size(
     typical = np.ceil(np.percentile(np.asarray(shapes), 90, axis=0) / factors)
     bound = np.maximum(np.asarray(largest) // factors, 1)
     return [int(n) for n in np.minimum(typical, bound) * factors]
+
+
+def check_counts(counts: Mapping[str, Any]) -> None:
+    """Raise DataError, naming the setting, unless each value is a whole number of at least 1."""
+    for name, value in counts.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise DataError(f"{name} must be a whole number of at least 1, as --{name} 10; got {value!r}.")
 
 
 def check_patch_size(network: torch.nn.Module, patch_size: Sequence[int]) -> None:
