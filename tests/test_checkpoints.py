@@ -92,6 +92,21 @@ def test_best_model_is_kept(tmp_path, scores, best):
     assert state["weight"].item() == best
 
 
+def test_last_model_is_kept(tmp_path):
+    network = torch.nn.Linear(1, 1, bias=False)
+    metric = {"score": Score([0.1, 0.5, 0.3])}
+    data = [{"image": torch.ones(1, 1), "label": torch.ones(1, 1)}]
+    evaluator = SupervisedEvaluator("cpu", data, network, key_val_metric=metric, metric_cmp_fn=is_better)
+    BestModelSaver(network, tmp_path / "model.pt", keep="last").attach(evaluator)
+    for number in range(3):
+        with torch.no_grad():
+            network.weight.fill_(number)
+        evaluator.run(number + 1)
+        assert torch.load(tmp_path / "model.pt", weights_only=True)["weight"].item() == number
+    with pytest.raises(DataError, match=r"keep must be best or last, .*; got 'first'"):
+        BestModelSaver(network, tmp_path / "model.pt", keep="first")
+
+
 def test_description_rebuilds_the_network(tmp_path):
     network = UNet3D(2, 5, channels=(4, 8), norm=("group", {"num_groups": 2}), padding="same", dropout=0.1)
     description = describe_model(network, DATA_SET, (16, 16, 8), [1.0, 1.0, 2.5])

@@ -61,7 +61,7 @@ def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 class BestModelSaver:
-    """Handler of MONAI's *evaluator*: keeps the network's flat state_dict of the best validation so far.
+    """Handler of MONAI's *evaluator*: keeps the network's flat state_dict of the best validation so far, or the last.
 
     Which one is the best, the evaluator says; give it :func:`is_better` as ``metric_cmp_fn``. Among several processes
     (DDP) the first one writes.
@@ -70,11 +70,22 @@ class BestModelSaver:
         network: the network that is trained.
         path: of the file.
         description: see :func:`save_file`.
+        keep: ``best`` or ``last``; with the latter, validation chooses nothing.
+
+    Raises:
+        DataError: when `keep` is neither.
     """
 
     def __init__(
-        self, network: torch.nn.Module, path: str | Path, description: Mapping[str, Any] | None = None
+        self,
+        network: torch.nn.Module,
+        path: str | Path,
+        description: Mapping[str, Any] | None = None,
+        keep: str = "best",
     ) -> None:
+        if keep not in ("best", "last"):
+            raise DataError(f"keep must be best or last, the model of which validation; got {keep!r}.")
+        self.keep = keep
         self.network = network
         self.path = Path(path)
         self.description = description
@@ -84,7 +95,7 @@ class BestModelSaver:
 
     def __call__(self, engine: Engine) -> None:
         state: Any = engine.state
-        if state.best_metric_epoch == state.epoch and idist.get_rank() == 0:
+        if (self.keep == "last" or state.best_metric_epoch == state.epoch) and idist.get_rank() == 0:
             save_file(self.path, self.network.state_dict(), self.description)
 
 
