@@ -26,7 +26,7 @@ ALL = sorted((ROOT / "bundle/configs").glob("*.yaml"))
         "network_def#channels#0",
         "network_def#dropout",  # an argument that the config leaves at its default
         "optimizer#betas",
-        "train#handlers#1#_disabled_",
+        "train#handlers#0#_disabled_",
         "train#dataloader#anything",  # of a function that takes any argument
         "train#dataset#data",
         "experiment_name",  # of --tracking

@@ -17,7 +17,7 @@ UNLIMITED = 10**9
 
 
 class Budget:
-    """First of the trainer's handlers: its clock, and its end where that is a number of minutes.
+    """A trainer's clock, and its end where that is a number of minutes; attached by a :class:`BudgetHandler`.
 
     Minutes are counted from the first iteration on, over all parts of a training that was resumed, with validation, and
     with the time that the last one will need as far as that is known. Among several processes (DDP) the longest
@@ -105,6 +105,16 @@ class Budget:
     def is_over(self) -> bool:
         """Of a training that would be resumed, whether nothing is left to do."""
         return self.in_last_epoch or (self.minutes is not None and self._state.spent >= self.minutes)
+
+
+class BudgetHandler:
+    """First of the trainer's handlers: attaches a budget, which others ask as well.
+
+    MONAI Label expects each of a bundle's handlers to be a component, which a reference to the budget is not.
+    """
+
+    def __init__(self, budget: Budget) -> None:
+        self.attach = budget.attach
 
 
 def warmup_cosine(share: float, warmup: float = 0.1) -> float:
