@@ -91,9 +91,11 @@ def test_valid_convolutions_see_no_border():
     torch.testing.assert_close(tile, whole[:, :, 8:12, 8:12, 8:12])
 
 
-@pytest.mark.parametrize("padding", ["valid", "same"])
-def test_torchscript_and_config_round_trip(padding):
-    network = UNet3D(1, 2, channels=(4, 8), norm="instance", padding=padding).eval()
+@pytest.mark.parametrize(
+    "options", [{"padding": "valid"}, {"padding": "same"}, {"padding": "same", "upsampling": "joined"}]
+)
+def test_torchscript_and_config_round_trip(options):
+    network = UNet3D(1, 2, channels=(4, 8), norm="instance", **options).eval()
     again = UNet3D(**network.config).eval()
     again.load_state_dict(network.state_dict())
     x = torch.rand(1, 1, 20, 20, 20)
@@ -102,8 +104,9 @@ def test_torchscript_and_config_round_trip(padding):
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"padding": "reflect"}, {"channels": (4,)}, {"channels": (3, 6)}, {"strides": (2, 2)}]
+    "arguments",
+    [{"padding": "reflect"}, {"channels": (4,)}, {"channels": (3, 6)}, {"strides": (2, 2)}, {"upsampling": "joined"}],
 )
 def test_bad_arguments(arguments):
-    with pytest.raises(ValueError, match=r"padding|channels|strides"):
+    with pytest.raises(ValueError, match=r"padding|channels|strides|upsampling"):
         UNet3D(1, 2, **{"channels": (4, 8), **arguments})

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from sparse3dunet.networks.layers import InstanceNorm3d
 from sparse3dunet.networks.unet3d import UNet3D
 
 
@@ -16,8 +17,7 @@ def fast_on_cpu(network: nn.Module) -> nn.Module:
     """A copy of the network, in eval mode, that computes the same for batches of one, faster on a CPU.
 
     - In the memory layout channels_last_3d, oneDNN need not reorder what it convolves.
-    - ``InstanceNorm3d`` would reorder it again; for a batch of one, batch normalisation without running statistics is
-      the same, and keeps the layout.
+    - PyTorch's ``InstanceNorm3d`` would reorder it again, which ours does not.
     - A UNet3D with same padding never makes the upsampled half of what its skip connections are joined to, see
       :class:`JoinedConv`.
 
@@ -28,13 +28,11 @@ def fast_on_cpu(network: nn.Module) -> nn.Module:
     network = copy.deepcopy(network)
     for parent in list(network.modules()):
         for name, layer in list(parent.named_children()):
-            if isinstance(layer, nn.InstanceNorm3d) and not layer.track_running_stats:
-                same = nn.BatchNorm3d(layer.num_features, layer.eps, affine=layer.affine, track_running_stats=False)
+            if type(layer) is nn.InstanceNorm3d and not layer.track_running_stats:
+                same = InstanceNorm3d(layer.num_features, layer.eps, affine=layer.affine)
                 same.load_state_dict(layer.state_dict())
                 setattr(parent, name, same)
-            if isinstance(layer, nn.MaxPool3d):
-                setattr(parent, name, _Pool(*(getattr(layer, argument) for argument in _Pool.ARGUMENTS)))
-    if type(network) is UNet3D and network.padding == "same":
+    if type(network) is UNet3D and network.padding == "same" and not network.joined:
         network = FastUNet3D(network)
     return network.eval().to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
@@ -86,13 +84,3 @@ class JoinedConv(nn.Module):
     def forward(self, skip: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         result = F.conv3d(skip, self.skip, self.bias, padding=1)
         return result.add_(F.conv_transpose3d(x, self.coarse, stride=self.stride, padding=1))
-
-
-class _Pool(nn.MaxPool3d):
-    """In the type of its input: autocast would make it float32, for nothing."""
-
-    ARGUMENTS = ("kernel_size", "stride", "padding", "dilation", "return_indices", "ceil_mode")
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(input.device.type, enabled=False):
-            return super().forward(input)

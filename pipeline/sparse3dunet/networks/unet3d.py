@@ -10,9 +10,11 @@ from monai.networks.layers.utils import get_act_layer, get_norm_layer
 from monai.utils import ensure_tuple_rep
 from torch import nn
 
+from sparse3dunet.networks.layers import InstanceNorm3d, MaxPool3d
 from sparse3dunet.shapes import center_crop
 
 PADDINGS = ("valid", "same")
+UPSAMPLINGS = ("concatenated", "joined")
 
 
 class UNet3D(nn.Module):
@@ -39,6 +41,11 @@ class UNet3D(nn.Module):
         padding: ``"valid"`` as in the paper (every convolution takes two voxels off each axis) or ``"same"`` (output
             as large as the input).
         dropout: probability with which a channel of the coarsest step is dropped in training.
+        upsampling: ``"concatenated"`` as in the paper, or ``"joined"``, with same padding: the up-convolution and the
+            convolution that follows it are linear, and what they do together to the coarse features is one transposed
+            convolution with a kernel longer by two (4x4x4 for a stride of 2). That is learned, and the skip connection
+            has a convolution of its own, whose result is added: the same and more can be expressed in less time,
+            since nothing is computed with the coarse channels at the fine resolution.
 
     Shapes: (B, in_channels, X, Y, Z) -> (B, out_channels, X', Y', Z'), where :meth:`output_size` tells X', Y', Z'.
 
@@ -61,10 +68,15 @@ class UNet3D(nn.Module):
         act: str | tuple[str, dict] | Sequence = ("relu", {"inplace": True}),
         padding: str = "valid",
         dropout: float = 0.0,
+        upsampling: str = "concatenated",
     ) -> None:
         super().__init__()
         if padding not in PADDINGS:
             raise ValueError(f"padding must be one of {PADDINGS}, got {padding!r}.")
+        if upsampling not in UPSAMPLINGS or (upsampling == "joined" and padding != "same"):
+            raise ValueError(
+                f"upsampling must be one of {UPSAMPLINGS}, the latter with same padding; got {upsampling!r}."
+            )
         if len(channels) < 2 or any(c < 2 or c % 2 for c in channels):
             raise ValueError(f"channels needs at least two even, positive numbers, got {tuple(channels)}.")
         steps = len(channels) - 1
@@ -87,21 +99,44 @@ class UNet3D(nn.Module):
             "act": act,
             "padding": padding,
             "dropout": dropout,
+            "upsampling": upsampling,
         }
         """The arguments that build this network again, as plain values."""
 
         layers = _Layers(norm, act, padding)
         self.down = nn.ModuleList([layers.double_conv(in_channels, channels[0] // 2, channels[0])])
         for stride, coarse, fine in zip(self.strides, channels[1:], channels):
-            pool = nn.MaxPool3d(stride, stride)
+            pool = MaxPool3d(stride, stride)
             self.down.append(nn.Sequential(pool, layers.double_conv(fine, coarse // 2, coarse)))
         self.drop = nn.Dropout3d(dropout)
+        self.joined = upsampling == "joined"
         self.upsample = nn.ModuleList()
+        self.skip = nn.ModuleList()  # of joined upsampling alone
         self.up = nn.ModuleList()
         for stride, coarse, fine in reversed(list(zip(self.strides, channels[1:], channels))):
-            self.upsample.append(nn.ConvTranspose3d(coarse, coarse, stride, stride, bias=False))
-            self.up.append(layers.double_conv(coarse + fine, fine, fine))
+            if self.joined:
+                kernel = (stride[0] + 2, stride[1] + 2, stride[2] + 2)
+                self.upsample.append(nn.ConvTranspose3d(coarse, fine, kernel, stride, padding=1, bias=False))
+                self.skip.append(nn.Conv3d(fine, fine, kernel_size=3, padding=1))
+                self.up.append(nn.Sequential(*layers.after_conv(fine), *layers.conv(fine, fine)))
+            else:
+                self.upsample.append(nn.ConvTranspose3d(coarse, coarse, stride, stride, bias=False))
+                self.up.append(layers.double_conv(coarse + fine, fine, fine))
         self.head = nn.Conv3d(channels[0], out_channels, kernel_size=1)
+        self._initialize()
+
+    def _initialize(self) -> None:
+        """Weights by He et al. 2015 (arXiv 1502.01852, equation 10), so that signals keep their size under ReLU."""
+        linear = [*self.upsample, *self.skip]  # no ReLU follows, or not before two are added
+        for layer in self.modules():
+            if isinstance(layer, (nn.Conv3d, nn.ConvTranspose3d)) and layer is not self.head:
+                # How many inputs reach an output; in an up-convolution, of its kernel one in as many as its stride has.
+                reaching = math.prod(layer.stride) if isinstance(layer, nn.ConvTranspose3d) else 1
+                inputs = layer.in_channels * math.prod(layer.kernel_size) / reaching
+                gain = 1 if layer in linear else 2
+                nn.init.normal_(layer.weight, std=math.sqrt(gain / inputs))
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not (torch.jit.is_scripting() or torch.jit.is_tracing()):
@@ -111,9 +146,13 @@ class UNet3D(nn.Module):
             x = down(x)
             features.append(x)
         x = self.drop(features.pop())
-        for upsample, up in zip(self.upsample, self.up):
-            x = upsample(x)
-            x = up(torch.cat([center_crop(features.pop(), list(x.shape[2:])), x], dim=1))
+        if self.joined:
+            for upsample, skip, up in zip(self.upsample, self.skip, self.up):
+                x = up(skip(features.pop()) + upsample(x))
+        else:
+            for upsample, up in zip(self.upsample, self.up):
+                x = upsample(x)
+                x = up(torch.cat([center_crop(features.pop(), list(x.shape[2:])), x], dim=1))
         return self.head(x)
 
     def check_input(self, shape: Sequence[int]) -> None:
@@ -181,9 +220,15 @@ class _Layers:
         self.norm, self.act, self.pad = norm, act, 1 if padding == "same" else 0
 
     def conv(self, inputs: int, outputs: int) -> list[nn.Module]:
-        layers: list[nn.Module] = [nn.Conv3d(inputs, outputs, kernel_size=3, padding=self.pad)]
+        return [nn.Conv3d(inputs, outputs, kernel_size=3, padding=self.pad), *self.after_conv(outputs)]
+
+    def after_conv(self, channels: int) -> list[nn.Module]:
+        layers: list[nn.Module] = []
         if self.norm is not None:
-            layers.append(get_norm_layer(self.norm, spatial_dims=3, channels=outputs))
+            layer = get_norm_layer(self.norm, spatial_dims=3, channels=channels)
+            if type(layer) is nn.InstanceNorm3d and not layer.track_running_stats:
+                layer = InstanceNorm3d(channels, layer.eps, affine=layer.affine)
+            layers.append(layer)
         return [*layers, get_act_layer(self.act)]
 
     def double_conv(self, inputs: int, middle: int, outputs: int) -> nn.Sequential:

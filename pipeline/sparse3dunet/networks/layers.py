@@ -1,0 +1,51 @@
+"""PyTorch's layers, where these are slow on a CPU: the same results, and the same parameters."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class InstanceNorm3d(nn.InstanceNorm3d):
+    """``torch.nn.InstanceNorm3d`` that keeps the memory layout ``channels_last_3d``, without running statistics.
+
+    PyTorch's own copies its input to another layout and back, which takes longer than the normalisation. Batch
+    normalisation of one volume by its own statistics is the same, and keeps the layout.
+
+    Shapes: (B, C, X, Y, Z) -> (B, C, X, Y, Z).
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if torch.jit.is_scripting():
+            return F.instance_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
+        return self._forward(x)
+
+    @torch.jit.unused
+    def _forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not _is_channels_last(x) or torch.compiler.is_exporting():
+            return F.instance_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
+        volumes = [self._of_one(volume) for volume in x.split(1)]
+        return volumes[0] if len(volumes) == 1 else torch.cat(volumes)
+
+    def _of_one(self, x: torch.Tensor) -> torch.Tensor:
+        return F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
+
+
+class MaxPool3d(nn.MaxPool3d):
+    """``torch.nn.MaxPool3d`` in the type of its input: autocast would make it float32, for nothing."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if torch.jit.is_scripting():
+            return F.max_pool3d(input, self.kernel_size, self.stride, self.padding)
+        return self._forward(input)
+
+    @torch.jit.unused
+    def _forward(self, input: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(input.device.type, enabled=False):
+            return F.max_pool3d(input, self.kernel_size, self.stride, self.padding)
+
+
+def _is_channels_last(x: torch.Tensor) -> bool:
+    on_cpu = x.device.type == "cpu"
+    return on_cpu and x.is_contiguous(memory_format=torch.channels_last_3d) and not x.is_contiguous()
