@@ -190,14 +190,14 @@ def test_the_built_in_model_brings_its_licence(tmp_path, quick):
 
 def test_packages_from_the_packaged_bundle(packaged, trained, tmp_path, monkeypatch, quick):
     """There, configs are around the code."""
-    monkeypatch.setattr(packaging, "_CODE", packaged / "sparse3dunet")
+    monkeypatch.setattr(packaging.bundle_configs, "CODE", packaged / "sparse3dunet")
     again = packaging.package(trained / "models", tmp_path).folder
     first, second = files_of(packaged), files_of(again)
     assert first.keys() == second.keys()
     differ = {name for name in first if first[name].read_bytes() != second[name].read_bytes()}
     assert differ == {"models/model.ts", "SHA256SUMS"}  # the first of these was left out here
-    monkeypatch.setattr(packaging, "_CODE", tmp_path / "nowhere")
-    with pytest.raises(packaging.DataError, match="configs are missing from this installation"):
+    monkeypatch.setattr(packaging.bundle_configs, "CODE", tmp_path / "nowhere")
+    with pytest.raises(packaging.DataError, match="the bundle's configs are missing"):
         packaging.package(trained / "models", tmp_path / "other")
 
 

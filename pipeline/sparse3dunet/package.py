@@ -24,7 +24,6 @@ DEFAULT_NAME = "sparse3dunet_segmentation"
 SUMS = "SHA256SUMS"
 """A list of the files and their checksums, as sha256sum writes it; also tells that a folder is a packaged bundle."""
 STANDALONE = "standalone.yaml"
-_CODE = Path(__file__).parent
 _EARLIEST = (1980, 1, 1, 0, 0, 0)
 
 
@@ -190,8 +189,8 @@ def _write(model: Model, source: Path, folder: Path, version: str, licence: str)
     _put(folder / "models/model.json", _json(model.description))
     torch.save(model.network.state_dict(), folder / "models/model.pt")
     _write_torchscript(folder)
-    for file in [*_CODE.rglob("*.py"), _CODE / "py.typed"]:
-        inside = file.relative_to(_CODE)
+    for file in [*bundle_configs.CODE.rglob("*.py"), bundle_configs.CODE / "py.typed"]:
+        inside = file.relative_to(bundle_configs.CODE)
         if inside.parts[0] != "bundle":
             copy = folder / "sparse3dunet" / inside
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -249,11 +248,11 @@ def _sum(path: Path) -> str:
 
 def _check_neutral(folder: Path, source: Path, named: Iterable[Path]) -> None:
     """Raise DataError where a file tells of folders of this machine, more often than the bundle's source does."""
-    places = [Path.cwd(), Path.home(), _CODE.parent, *named]
+    places = [Path.cwd(), Path.home(), bundle_configs.CODE.parent, *named]
     paths = {str(path.expanduser().absolute()) for path in places if len(path.expanduser().absolute().parts) > 2}
     for file in _files(folder):
         inside = file.relative_to(folder)
-        if inside.parts[0] == _CODE.name:
+        if inside.parts[0] == bundle_configs.CODE.name:
             continue  # a copy of the code
         origin = source / inside
         if inside.parts[0] == "configs" and not origin.is_file():
