@@ -43,6 +43,49 @@ def test_the_overlay_trains(tmp_path):
     assert json.loads((tmp_path / "models/model.json").read_text())
 
 
+@pytest.mark.parametrize(
+    ("preset", "settings", "told"),
+    [
+        ("cpu", ("--minutes", 0.05, "--batch_size", 2), {"upsampling": "joined", "padding": "same"}),
+        ("gpu", ("--minutes", 0.05, "--batch_size", 2), {"upsampling": "joined", "padding": "same"}),
+        (
+            "paper",
+            ("--patch_size", "[44,44,44]", "--minutes", "None"),
+            {"upsampling": "concatenated", "padding": "valid", "norm": ["batch", {"track_running_stats": False}]},
+        ),
+    ],
+)
+def test_presets_train(tmp_path, preset, settings, told):
+    """In small, and on a CPU."""
+    make_dataset(tmp_path / "dataset")
+    configs = str([str(CONFIGS / "train.yaml"), str(CONFIGS / f"{preset}.yaml")])
+    places = ("--dataset_dir", tmp_path / "dataset", "--output_dir", tmp_path, "--ckpt_dir", tmp_path / "models")
+    options = [*places, *TINY, "--device", "cpu", *settings]
+    result = run_bundle("run", "training", "--config_file", configs, *options)
+    assert result.returncode == 0, result.stderr
+    network = json.loads((tmp_path / "models/model.json").read_text())["network"]
+    assert {key: network[key] for key in told} == told
+    lines = (tmp_path / "training.csv").read_text().splitlines()
+    assert len(lines) > 1
+    assert np.isfinite(float(lines[-1].split(",")[lines[0].split(",").index("loss")]))
+
+
+def test_the_papers_preset_is_its_network_and_optimizer():
+    parser = ConfigParser()
+    parser.read_config([str(CONFIGS / name) for name in ("train.yaml", "paper.yaml")])
+    parser.update({"num_channels": 3, "num_classes": 3, "class_weights": None})
+    network = parser.get_parsed_content("network_def")
+    assert network.output_size(parser["patch_size"]) == (44, 44, 28)  # figure 2
+    assert 19_069_955 < sum(p.numel() for p in network.parameters()) < 19_069_955 + 5_000
+    optimizer, scheduler = (parser.get_parsed_content(name) for name in ("optimizer", "lr_scheduler"))
+    assert isinstance(optimizer, torch.optim.SGD)
+    for _ in range(10):
+        optimizer.step()
+        scheduler.step()
+    assert optimizer.param_groups[0]["lr"] == parser["learning_rate"]
+    assert parser["max_epochs"] * parser["epoch_length"] == 70_000  # page 6
+
+
 def test_each_recipe_has_its_elastic_deformation(tmp_path):
     root = make_dataset(tmp_path, 1)
     _, ours = preprocessing(root)

@@ -1,0 +1,147 @@
+"""Dice after some minutes of training, from sparse and from dense labels, on volumes that chose nothing.
+
+    python benchmarks/hippocampus.py --minutes 3 10 --seeds 3
+    python benchmarks/hippocampus.py --minutes 3 --seeds 1 --nnunet /path/to/environment/bin/python
+
+Trains on the 160 training volumes of `--data` (Task04_Hippocampus of the Medical Segmentation Decathlon with a folder
+of labels on three slices a volume) by `sparse3dunet run training --overlay cpu --minutes N`, keeps the last model, and
+scores the 40 validation volumes against their dense labels: the mean Dice of the two classes. Validation volumes choose
+neither an epoch nor a model. With `--nnunet`, nnU-Net trains on the same volumes, labels and minutes in the same run
+(the Python named must have nnunetv2). Prints a table, the ratios and the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import rich
+from augmentation import machine
+from rich.table import Table
+from trainings import call, train
+
+ROOT = Path(__file__).resolve().parents[1]
+LABELS = {"sparse": "labelsTr_sparse", "dense": "labelsTr"}
+GOALS = {3.0: 0.84, 10.0: 0.88}
+"""Mean Dice from sparse labels, by minutes."""
+LEAST_RATIO = 0.99
+"""Of sparse to dense labels."""
+
+
+@dataclass
+class Result:
+    """One training, scored."""
+
+    method: str
+    annotation: str
+    minutes: float
+    seed: int
+    dice: float
+    iterations: int
+    patches_per_second: float
+
+
+def train_ours(data: Path, annotation: str, minutes: float, seed: int, folder: Path, settings: Sequence[str]) -> Result:
+    """Train with the bundle, and score."""
+    places = ["--dataset_dir", data, "--label_dir", LABELS[annotation], "--reference_dir", "labelsTr"]
+    found = train([*places, "--split_file", data / "split.json"], settings, minutes, seed, folder)
+    return Result("sparse3dunet", annotation, minutes, seed, found.dice, found.iterations, found.patches_per_second)
+
+
+def train_nnunet(python: Path, data: Path, annotation: str, minutes: float, seed: int, folder: Path) -> Result:
+    """Train nnU-Net in its own environment, and score."""
+    labels = data / LABELS[annotation]
+    script = Path(__file__).with_name("nnunet_minutes.py")
+    call([python, script, data, labels, folder, "--minutes", minutes, "--seed", seed])
+    found = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    return Result(
+        found["name"], annotation, minutes, seed, found["dice"], found["iterations"], found["patches_per_second"]
+    )
+
+
+def show(results: Sequence[Result]) -> None:
+    """Print a row for each method, annotation and number of minutes, then the ratios."""
+    table = Table(title="Mean Dice of the validation volumes")
+    for heading in ("minutes", "method", "labels", "Dice", "spread (min to max)", "seeds", "iterations", "patches/s"):
+        table.add_column(heading, justify="left" if heading in ("method", "labels") else "right")
+    means = {}
+    for key in sorted({(r.minutes, r.method, r.annotation) for r in results}):
+        rows = [r for r in results if (r.minutes, r.method, r.annotation) == key]
+        dice = [r.dice for r in rows]
+        means[key] = float(np.mean(dice))
+        spread = f"{np.std(dice):.4f} ({min(dice):.3f} to {max(dice):.3f})"
+        speed, iterations = np.mean([r.patches_per_second for r in rows]), np.mean([r.iterations for r in rows])
+        table.add_row(
+            f"{key[0]:g}",
+            key[1],
+            key[2],
+            f"{means[key]:.4f}",
+            spread,
+            str(len(rows)),
+            f"{iterations:.0f}",
+            f"{speed:.1f}",
+        )
+    rich.print(table)
+    for (minutes, method, annotation), dice in means.items():
+        ours = method == "sparse3dunet"
+        if annotation == "sparse" and ours and minutes in GOALS:
+            print(f"{minutes:g} minutes: {dice:.4f}, goal {GOALS[minutes]}: {met(dice, GOALS[minutes])}")
+        dense = means.get((minutes, method, "dense"))
+        if annotation == "sparse" and dense:
+            goal = f", goal {LEAST_RATIO}: {met(dice / dense, LEAST_RATIO)}" if ours else ""
+            print(f"{minutes:g} minutes, {method}: sparse / dense {dice / dense:.4f}{goal}")
+        if not ours and (minutes, "sparse3dunet", annotation) in means:
+            ratio = means[minutes, "sparse3dunet", annotation] / dice
+            print(f"{minutes:g} minutes, {annotation}: sparse3dunet / {method} {ratio:.3f}")
+
+
+def met(value: float, goal: float) -> str:
+    """In words."""
+    return "met" if value >= goal else "missed"
+
+
+def main() -> None:
+    """Train, score, and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "hippocampus")
+    parser.add_argument("--minutes", type=float, nargs="+", default=[3.0, 10.0])
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of each kind")
+    parser.add_argument("--annotation", nargs="+", choices=sorted(LABELS), default=["sparse", "dense"])
+    parser.add_argument("--nnunet", type=Path, help="the Python of an environment with nnunetv2")
+    parser.add_argument("--out", type=Path, help="folder for what the trainings leave; by default it is removed")
+    parser.add_argument("--settings", default="--overlay cpu", help="of our training, in one text")
+    arguments = parser.parse_args()
+    if not (arguments.data / "split.json").is_file():
+        sys.exit(f"{arguments.data}: no data (imagesTr, labelsTr, labelsTr_sparse, split.json); name them with --data.")
+    print(machine(), flush=True)
+    results = []
+    with tempfile.TemporaryDirectory() as temporary:
+        out = arguments.out or Path(temporary)
+        for minutes in arguments.minutes:
+            for seed in range(arguments.seeds):
+                for annotation in arguments.annotation:
+                    folder = out / f"{minutes:g}_{annotation}_{seed}"
+                    options = arguments.settings.split()
+                    results.append(train_ours(arguments.data.resolve(), annotation, minutes, seed, folder, options))
+                    if arguments.nnunet:
+                        folder = out / f"nnunet_{minutes:g}_{annotation}_{seed}"
+                        found = train_nnunet(arguments.nnunet, arguments.data, annotation, minutes, seed, folder)
+                        results.append(found)
+                    for result in results[-1 - bool(arguments.nnunet) :]:
+                        print(result, flush=True)
+        with (out / "hippocampus.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, asdict(results[0]))
+            writer.writeheader()
+            writer.writerows(map(asdict, results))
+    show(results)
+
+
+if __name__ == "__main__":
+    main()

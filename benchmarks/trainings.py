@@ -1,0 +1,56 @@
+"""One training of the bundle, and its scores; what the benchmarks of training share."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+
+@dataclass
+class Scores:
+    """Of a training: mean Dice of the foreground classes and mean IoU of all, over volumes, by the dense labels."""
+
+    dice: float
+    iou: float
+    iterations: int
+    patches_per_second: float
+
+
+def call(command: Sequence[object]) -> None:
+    """Run a command; its output is shown where it fails."""
+    done = subprocess.run(list(map(str, command)), capture_output=True, encoding="utf-8", check=False)
+    if done.returncode:
+        sys.exit(f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}")
+
+
+def train(places: Sequence[object], settings: Sequence[object], minutes: float, seed: int, folder: Path) -> Scores:
+    """Train for some minutes, keep the last model, and score it.
+
+    Args:
+        places: options that name the data, for training and for scoring.
+        settings: options of the training alone.
+        minutes: of training.
+        seed: of all that is random.
+        folder: for what comes out.
+    """
+    places = [*places, "--ckpt_dir", folder / "models", "--output_dir", folder / "eval"]
+    run = [sys.executable, "-W", "ignore", "-m", "sparse3dunet", "run"]
+    length = ["--minutes", minutes, "--seed", seed, "--keep", "last", "--val_interval", "None"]
+    call([*run, "training", *settings, *places, *length])
+    call([*run, "evaluating", *places])
+    with (folder / "eval/training.csv").open(encoding="utf-8") as file:
+        last = list(csv.DictReader(file))[-1]
+    batch = yaml.safe_load((folder / "eval/config.yaml").read_text(encoding="utf-8"))["batch_size"]
+    with (folder / "eval/scores.csv").open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["region"] == "all"]
+    dice = np.mean([float(row["dice"]) for row in rows if row["class"] != "background" and row["dice"]])
+    iou = np.mean([float(row["iou"]) for row in rows if row["iou"]])
+    iterations = int(last["iteration"])
+    return Scores(float(dice), float(iou), iterations, iterations * batch / (60 * minutes))
