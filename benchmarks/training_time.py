@@ -1,0 +1,158 @@
+"""Where a training's time goes on this machine, and what each of the recipe's measures saves.
+
+    python benchmarks/training_time.py
+    python benchmarks/training_time.py --data ../shared/hippocampus --labels labelsTr_sparse
+
+Prints the milliseconds that an iteration of the preset cpu spends on patches (drawn, deformed, gray values changed), on
+the forward and backward pass, the loss and the optimizer, and what reading the data and a validation take. Then the
+same iteration without one measure each, in turns in the same run, as a ratio to the preset: in 32-bit, in PyTorch's
+usual memory layout, with PyTorch's own instance normalisation, with the paper's concatenated upsampling, and compiled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import rich
+import torch
+from augmentation import machine
+from monai.bundle import ConfigParser
+from rich.table import Table
+from torch import nn
+
+from sparse3dunet.engines import PrepareSparseBatch
+
+ROOT = Path(__file__).resolve().parents[1]
+PARTS = ("forward", "loss", "backward", "optimizer")
+PRESET = "preset cpu"
+
+
+class Step:
+    """One way to make an iteration: a network of its own, which is trained on one batch again and again."""
+
+    def __init__(self, config: ConfigParser, bfloat16: bool = True, **network: object) -> None:
+        layout = network.pop("layout", torch.channels_last_3d)
+        settings = {**config["network_def"], "in_channels": 1, "out_channels": config["num_classes"], **network}
+        parser = ConfigParser({"network": settings})
+        self.network = parser.get_parsed_content("network").to(memory_format=layout)
+        self.layout, self.bfloat16, self.run = layout, bfloat16, self.network
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-3)
+        self.seconds: list[list[float]] = []
+
+    def __call__(self, image: torch.Tensor, target: torch.Tensor, loss: nn.Module) -> None:
+        times = [time.perf_counter()]
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
+            logits = self.run(image.to(memory_format=self.layout))
+        times.append(time.perf_counter())
+        value = loss(logits.float(), target)
+        times.append(time.perf_counter())
+        self.optimizer.zero_grad()
+        value.backward()
+        times.append(time.perf_counter())
+        self.optimizer.step()
+        times.append(time.perf_counter())
+        self.seconds.append([after - before for before, after in pairwise(times)])
+
+    def milliseconds(self) -> list[float]:
+        """Of each part: the median, without the first two iterations."""
+        return [1000 * statistics.median(part) for part in zip(*self.seconds[2:])]
+
+
+def with_pytorchs_norm(network: nn.Module) -> None:
+    """Put PyTorch's instance normalisation where ours is."""
+    for parent in list(network.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, nn.InstanceNorm3d):
+                setattr(parent, name, nn.InstanceNorm3d(layer.num_features, affine=layer.affine))
+
+
+def variants(config: ConfigParser, compiled: bool) -> dict[str, Step]:
+    """The preset, and the preset without one measure each."""
+    steps = {
+        PRESET: Step(config),
+        "32-bit": Step(config, bfloat16=False),
+        "PyTorch's usual layout": Step(config, layout=torch.contiguous_format),
+        "PyTorch's instance normalisation": Step(config),
+        "concatenated upsampling": Step(config, upsampling="concatenated"),
+    }
+    with_pytorchs_norm(steps["PyTorch's instance normalisation"].network)
+    if compiled:
+        steps["compiled"] = Step(config)
+        steps["compiled"].run = torch.compile(steps["compiled"].network)
+    return steps
+
+
+def timed(call: Callable[[], object]) -> tuple[float, object]:
+    """Seconds, and what came of it."""
+    start = time.perf_counter()
+    found = call()
+    return time.perf_counter() - start, found
+
+
+def configuration(arguments: argparse.Namespace) -> ConfigParser:
+    """train.yaml and cpu.yaml, on the data of the command line."""
+    config = ConfigParser()
+    config.read_config([str(ROOT / "bundle/configs" / f"{name}.yaml") for name in ("train", "cpu")])
+    config.update({"bundle_root": str(ROOT / "bundle"), "epoch_length": 1000})
+    if arguments.data:
+        split = arguments.data / "split.json"
+        config.update({"dataset_dir": str(arguments.data), "split_file": str(split) if split.is_file() else None})
+    else:
+        config.update({"dataset_dir": str(ROOT / "data/mni152")})
+    config["label_dir"] = arguments.labels
+    return config
+
+
+def main() -> None:
+    """Time, and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="a data set; by default the built-in one")
+    parser.add_argument("--labels", help="its folder of labels")
+    parser.add_argument("--iterations", type=int, default=12)
+    parser.add_argument("--compile", action="store_true", help="also time torch.compile, which needs a C++ compiler")
+    arguments = parser.parse_args()
+    print(machine(), flush=True)
+    config = configuration(arguments)
+    reading, loader = timed(lambda: config.get_parsed_content("train#dataloader"))
+    batches = iter(loader)  # type: ignore[call-overload]
+    next(batches)
+    drawn = [timed(lambda: next(batches)) for _ in range(arguments.iterations)]
+    patches = 1000 * statistics.median(seconds for seconds, _ in drawn)
+    image, target = PrepareSparseBatch()(drawn[-1][1])[:2]
+    loss = config.get_parsed_content("loss")
+    steps = variants(config, arguments.compile)
+    for _ in range(arguments.iterations + 2):
+        for step in steps.values():
+            step(image, target, loss)
+
+    parts = steps[PRESET].milliseconds()
+    whole = patches + sum(parts)
+    table = Table(title=f"An iteration of {PRESET}: {tuple(image.shape)}, {1000 * len(image) / whole:.1f} patches/s")
+    table.add_column("part")
+    table.add_column("ms", justify="right")
+    table.add_column("share", justify="right")
+    for name, value in zip(("patches", *PARTS), (patches, *parts)):
+        table.add_row(name, f"{value:.0f}", f"{value / whole:.0%}")
+    rich.print(table)
+
+    table = Table(title="Network, loss and optimizer with one thing otherwise")
+    for heading in ("", *PARTS, "sum", "ratio to the preset"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for name, step in steps.items():
+        values = step.milliseconds()
+        table.add_row(name, *(f"{v:.0f}" for v in (*values, sum(values))), f"{sum(values) / sum(parts):.2f}")
+    rich.print(table)
+
+    evaluator = config.get_parsed_content("validate#evaluator")
+    evaluator.run()  # reads
+    seconds, _ = timed(evaluator.run)
+    print(f"Reading and checking the training volumes, once: {reading:.1f} s. A validation: {seconds:.1f} s.")
+
+
+if __name__ == "__main__":
+    main()
