@@ -161,9 +161,11 @@ def read_description(
         raise DataError(f"{path} is missing, which describes {model_file}; copy it along with the model.")
     elif Path(train_config).is_file():
         config = ConfigParser.load_config_file(str(train_config))
-        network = {key: value for key, value in config["network_def"].items() if not key.startswith("_")}
+        parser = ConfigParser(
+            {"network_def": {**config["network_def"], "in_channels": in_channels, "out_channels": num_classes}}
+        )
         description = {
-            "network": {**network, "in_channels": in_channels, "out_channels": num_classes},
+            "network": parser.get_parsed_content("network_def").config,
             "class_names": [f"class {i}" for i in range(num_classes)],
             "patch_size": config["largest_patch_size"],
         }
