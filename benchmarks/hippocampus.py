@@ -22,8 +22,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import rich
 from augmentation import machine
+from rich.console import Console
 from rich.table import Table
 from trainings import call, train
 
@@ -88,7 +88,7 @@ def show(results: Sequence[Result]) -> None:
             f"{iterations:.0f}",
             f"{speed:.1f}",
         )
-    rich.print(table)
+    Console(width=max(Console().width, 120)).print(table)
     for (minutes, method, annotation), dice in means.items():
         ours = method == "sparse3dunet"
         if annotation == "sparse" and ours and minutes in GOALS:

@@ -69,6 +69,9 @@ def train(minutes: float, seed: int):
             group["lr"] = trainer.initial_lr * (1 - share) ** 0.9
         trainer.train_step(next(trainer.dataloader_train))
         iterations += 1
+    for loader in (trainer.dataloader_train, trainer.dataloader_val):
+        if hasattr(loader, "_finish"):
+            loader._finish()  # its processes
     return trainer, iterations
 
 
@@ -94,6 +97,7 @@ def score(trainer, data: Path, out: Path, names: list[str]) -> float:
         predictor.network.decoder.deep_supervision = False
     predictor.list_of_parameters = [predictor.network.state_dict()]
     folder = out / "predictions"
+    folder.mkdir(exist_ok=True)
     predictor.predict_from_files_sequential(str(out / "raw" / NAME / "imagesTs"), str(folder), save_probabilities=False)
     dice = []
     for name in names:

@@ -19,10 +19,10 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import rich
 from augmentation import machine
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from rich.console import Console
 from rich.table import Table
 from trainings import call, train
 
@@ -58,7 +58,7 @@ def show(scores: Mapping[tuple[str, str], list[float]], shares: Mapping[tuple[st
     for (data, count), found in scores.items():
         spread = f"{np.std(found):.4f} ({min(found):.3f} to {max(found):.3f})"
         table.add_row(data, count, f"{shares[data, count]:.1%}", f"{np.mean(found):.4f}", spread, str(len(found)))
-    rich.print(table)
+    Console(width=max(Console().width, 120)).print(table)
     for data in dict.fromkeys(data for data, _ in scores):
         rows = [found for (name, _), found in scores.items() if name == data]
         falls = [

@@ -18,10 +18,10 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
-import rich
 import torch
 from augmentation import machine
 from monai.bundle import ConfigParser
+from rich.console import Console
 from rich.table import Table
 from torch import nn
 
@@ -138,7 +138,7 @@ def main() -> None:
     table.add_column("share", justify="right")
     for name, value in zip(("patches", *PARTS), (patches, *parts)):
         table.add_row(name, f"{value:.0f}", f"{value / whole:.0%}")
-    rich.print(table)
+    Console(width=max(Console().width, 120)).print(table)
 
     table = Table(title="Network, loss and optimizer with one thing otherwise")
     for heading in ("", *PARTS, "sum", "ratio to the preset"):
@@ -146,7 +146,7 @@ def main() -> None:
     for name, step in steps.items():
         values = step.milliseconds()
         table.add_row(name, *(f"{v:.0f}" for v in (*values, sum(values))), f"{sum(values) / sum(parts):.2f}")
-    rich.print(table)
+    Console(width=max(Console().width, 120)).print(table)
 
     evaluator = config.get_parsed_content("validate#evaluator")
     evaluator.run()  # reads
