@@ -15,7 +15,7 @@ $(VENV)/installed: requirements.txt setup.cfg pyproject.toml
 	@touch $@
 
 demo: $(VENV)/installed
-	@echo "1/4  Learn from 3 annotated slices an axis of one volume (data/mni152), about 4 minutes on two cores"
+	@echo "1/4  Learn from 3 annotated slices an axis of one volume (data/mni152), about 3 minutes on two cores"
 	$(RUN) training --config_file bundle/configs/train.yaml
 	@echo "2/4  Score it against the dense label, which training never saw"
 	$(RUN) evaluating --config_file "['bundle/configs/train.yaml','bundle/configs/evaluate.yaml']"

@@ -26,6 +26,7 @@ from rich.table import Table
 from torch import nn
 
 from sparse3dunet.engines import PrepareSparseBatch
+from sparse3dunet.networks import UNet3D
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("forward", "loss", "backward", "optimizer")
@@ -37,9 +38,8 @@ class Step:
 
     def __init__(self, config: ConfigParser, bfloat16: bool = True, **network: object) -> None:
         layout = network.pop("layout", torch.channels_last_3d)
-        settings = {**config["network_def"], "in_channels": 1, "out_channels": config["num_classes"], **network}
-        parser = ConfigParser({"network": settings})
-        self.network = parser.get_parsed_content("network").to(memory_format=layout)
+        settings = {**config.get_parsed_content("network_def").config, **network}
+        self.network = UNet3D(**settings).to(memory_format=layout)  # type: ignore[call-overload]
         self.layout, self.bfloat16, self.run = layout, bfloat16, self.network
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-3)
         self.seconds: list[list[float]] = []
