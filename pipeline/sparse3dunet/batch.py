@@ -57,15 +57,15 @@ class Output:
         """Each class's name by its value on disk."""
         return dict(zip(self.class_values, self.class_names))
 
-    def names(self, case: ImageCase, predictor: Predictor) -> dict[str, str]:
+    def names(self, case: ImageCase, confidence: bool = False, probabilities: bool = False) -> dict[str, str]:
         """The files of a case, by what they hold, relative to the folder."""
         suffix = self.format or natural_suffix(case.files[0])
         maps = ".nrrd" if suffix == ".seg.nrrd" else suffix
         segmentation = f"{case.name}{suffix}" if suffix == ".seg.nrrd" else f"{case.name}_seg{suffix}"
         names = {"segmentation": segmentation}
-        if predictor.confidence:
+        if confidence:
             names["confidence"] = f"{case.name}_confidence{maps}"
-        if predictor.probabilities:
+        if probabilities:
             names["probabilities"] = f"{case.name}_prob{maps}"
         if self.pictures:
             names["picture"] = f"pictures/{case.name}.png"
@@ -175,7 +175,7 @@ class _Batch:
     def _jobs(self, cases: Sequence[ImageCase]) -> Iterator[_Job]:
         """The cases that are not done yet."""
         for case in cases:
-            names = self.output.names(case, self.predictor)
+            names = self.output.names(case, self.predictor.confidence, self.predictor.probabilities)
             try:
                 record = CaseRecord(self.output.folder, case, self.key)
                 done = record.is_done(list(names.values()), self.output.overwrite)

@@ -41,6 +41,11 @@ class Budget:
         self.validation = 0.0  # seconds of the last one
         self._state: Any = None
 
+    def set(self, minutes: float) -> None:
+        """Other minutes than so far, before the training begins; for a budget in minutes alone."""
+        assert self.minutes is not None
+        self.minutes, self.total = minutes, 60.0 * minutes
+
     def attach(self, engine: Engine) -> None:
         self._state = engine.state
         self._state.seconds, self._state.spent = 0.0, 0.0

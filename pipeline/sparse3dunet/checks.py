@@ -250,7 +250,8 @@ def _describe_image(report: CaseReport, image: Volume) -> None:
         report.warnings.append(("constant", text))
 
 
-def _as_tensor(volume: Volume) -> MetaTensor:
+def as_tensor(volume: Volume) -> MetaTensor:
+    """(1, X, Y, Z) float32 with the volume's affine and path."""
     values = torch.as_tensor(np.ascontiguousarray(volume.data, dtype=np.float32))
     return MetaTensor(values[None], affine=torch.from_numpy(volume.affine), meta={"filename_or_obj": volume.path})
 
@@ -259,7 +260,7 @@ def _describe_annotation(
     report: CaseReport, label: Volume, weight: Volume | None, slices: object, data_set: DataSet
 ) -> None:
     split = SparseLabel(data_set.class_values, data_set.ignore_index)
-    classes, weights = split(_as_tensor(label), None if weight is None else _as_tensor(weight), slices)
+    classes, weights = split(as_tensor(label), None if weight is None else as_tensor(weight), slices)
     annotated = weights[0].numpy() > 0
     numbers = np.asarray(classes[0])[annotated]
     report.voxels, report.annotated = annotated.size, int(annotated.sum())

@@ -56,9 +56,7 @@ class CaseRecord:
         if record.get("status") != DONE:
             return False
         results = record.get("results", {})
-        for name in results:
-            if (self.drafts / name).is_file():
-                os.replace(self.drafts / name, self._target(name))
+        self._finish_moves(record)
         self._clear()
         if record.get("key") != self.key or not set(names) <= set(results):
             return False
@@ -71,22 +69,30 @@ class CaseRecord:
         Raises:
             DataError: when one of them exists and is not as it was written, unless `overwrite` is set.
         """
-        record = self.read()
-        before = self.before = record.get("results", {})
-        if before and not overwrite:
-            self._check_image(record)
-        for name in names:
-            path = self.output_dir / name
-            if path.exists() and not overwrite and before.get(name) != _stat(path):
-                raise DataError(
-                    f"{path.absolute()} exists and is not what this command wrote there: it was changed, or is another "
-                    "file. Move it, or predict into another folder; --overwrite replaces it."
-                )
+        self.before = before = self.read().get("results", {})
+        if not overwrite:
+            self.check(names)
         self._clear()
         self._write({"status": STARTED, "results": before})
         for name in names:
             (self.drafts / name).parent.mkdir(parents=True, exist_ok=True)
         return self.drafts
+
+    def check(self, names: Sequence[str]) -> None:
+        """Raise DataError when one of these results exists and is not as it was written, or is another image's."""
+        record = self.read()
+        before = record.get("results", {})
+        if record.get("status") == DONE:
+            self._finish_moves(record)
+        if before:
+            self._check_image(record)
+        for name in names:
+            path = self.output_dir / name
+            if path.exists() and before.get(name) != _stat(path):
+                raise DataError(
+                    f"{path.absolute()} exists and is not what this command wrote there: it was changed, or is another "
+                    "file. Move it, or write into another folder; of predict, --overwrite replaces it."
+                )
 
     def finish(self, names: Sequence[str], **facts: Any) -> None:
         """Move the drafts of these names into place, and record the case as done."""
@@ -126,6 +132,12 @@ class CaseRecord:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(content, indent=1) + "\n"
         replace_file(self.path, lambda draft: draft.write_text(text, encoding="utf-8"))
+
+    def _finish_moves(self, record: Mapping[str, Any]) -> None:
+        """What a run that was killed had recorded as done, but not moved into place."""
+        for name in record.get("results", {}):
+            if (self.drafts / name).is_file():
+                os.replace(self.drafts / name, self._target(name))
 
     def _target(self, name: str) -> Path:
         target = self.output_dir / name

@@ -52,6 +52,7 @@ class ResumableTraining:
         recipe: likewise, by id in a config; an empty one is not looked at.
         sampler: of the trainer's loader.
         budget: the trainer's, where minutes may end it.
+        quiet: whether not to tell how to go on, where that is another's matter.
     """
 
     def __init__(
@@ -64,7 +65,9 @@ class ResumableTraining:
         recipe: Mapping[str, Any] | None = None,
         sampler: SeededSampler | None = None,
         budget: Budget | None = None,
+        quiet: bool = False,
     ) -> None:
+        self.quiet = quiet
         self.trainer = trainer
         self.evaluator = evaluator
         self.path = Path(path)
@@ -89,12 +92,12 @@ class ResumableTraining:
         if state is not None:
             self._restore(state)
             if self._has_ended():
-                _say(f"Training has ended, after epoch {self.trainer.state.epoch}. {self._how_to_get_more()}")
+                self._say(f"Training has ended, after epoch {self.trainer.state.epoch}. {self._how_to_get_more()}")
                 return
             done = f"{self.trainer.state.iteration} iterations, {self.trainer.state.epoch} epochs"
-            _say(f"Going on after {done} ({self.path}).")
+            self._say(f"Going on after {done} ({self.path}).")
         elif resume:
-            _say(f"{self.path} is not there yet: training begins.")
+            self._say(f"{self.path} is not there yet: training begins.")
         elif idist.get_rank() == 0:
             self.path.unlink(missing_ok=True)  # of a former training, which --resume would take for this one
         # Attached here, these come after all other handlers, whose work the state includes.
@@ -103,7 +106,7 @@ class ResumableTraining:
         with self._signals():
             self.trainer.run()
         if self.agreed is not None:
-            _say(f"Told to end ({signal.Signals(self.agreed).name}); go on with --resume ({self.path}).")
+            self._say(f"Told to end ({signal.Signals(self.agreed).name}); go on with --resume ({self.path}).")
             raise SystemExit(128 + self.agreed)
 
     def _iteration(self, engine: Engine) -> None:
@@ -207,6 +210,10 @@ class ResumableTraining:
         in_minutes = self.budget is not None and self.budget.minutes is not None
         return f"Go on with a larger --{'minutes' if in_minutes else 'max_epochs'}."
 
+    def _say(self, text: str) -> None:
+        if idist.get_rank() == 0 and not self.quiet:
+            print(text, flush=True)
+
     def _all_parts(self) -> dict[str, Any]:
         scaler = self.trainer.scaler  # with CUDA's automatic mixed precision in float16 alone
         return self.parts if scaler is None else {**self.parts, "scaler": scaler}
@@ -277,8 +284,3 @@ def _set_random_state(state: Mapping[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
-
-
-def _say(text: str) -> None:
-    if idist.get_rank() == 0:
-        print(text, flush=True)

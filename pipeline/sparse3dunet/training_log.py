@@ -37,6 +37,8 @@ class TrainingLog:
         optimizer: its first group's learning rate is logged.
         output_dir: where ``training.csv`` is written (a former training's is replaced) and pictures lie.
         model_file: of the best model, for the summary.
+        title: of the bar.
+        brief: whether to print less: lines begin with the title, and there is no summary.
     """
 
     def __init__(
@@ -46,12 +48,16 @@ class TrainingLog:
         optimizer: torch.optim.Optimizer,
         output_dir: str | Path,
         model_file: str | Path,
+        title: str = "training",
+        brief: bool = False,
     ) -> None:
         self.budget = budget
         self.evaluator = evaluator
         self.optimizer = optimizer
         self.csv_file = Path(output_dir) / "training.csv"
         self.model_file = Path(model_file)
+        self.title, self.brief = title, brief
+        self.shown: dict[str, str] = {}  # of the last validation, beside the bar
         self.waiting, self.training = Timer(), Timer()
         self.marks: list[tuple[float, float]] = []  # of both, at the run's first batch and each epoch's end
 
@@ -80,7 +86,7 @@ class TrainingLog:
         self.bar = tqdm(
             total=round(self.budget.total or state.max_epochs * state.epoch_length),
             initial=int(state.seconds) if in_time else state.iteration,
-            desc="training",
+            desc=self.title,
             unit="s" if in_time else "it",
             disable=None if self.is_first else True,
             dynamic_ncols=True,
@@ -99,7 +105,7 @@ class TrainingLog:
                 f"and train again; the best model so far, if any, is {self.model_file}."
             )
         state.epoch_losses.append(loss)
-        self.bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+        self.bar.set_postfix({"loss": f"{loss:.3f}", **self.shown}, refresh=False)
         self.bar.update(1 if self.budget.total is None else int(state.seconds) - self.bar.n)
 
     def epoch(self, engine: Engine) -> None:
@@ -117,14 +123,15 @@ class TrainingLog:
             values = [f"{state.seconds:.1f}", f"{rate:.3g}", f"{loss:.4f}", f"{data_wait:.3f}"]
             values += [f"{scores[name]:.4f}" if name in scores else "" for name in METRIC_NAMES]
             csv.writer(file).writerow([state.epoch, state.iteration, *values])
-        tqdm.write(
-            f"{self._epoch_in_words(state)}  {clock(self.budget.seconds_left)} left  "
-            f"loss {loss:.3f}  waiting for data {100 * data_wait:.0f} %{scores_in_words(scores)}"
-        )
+        if "dice_annotated" in scores:
+            self.shown = {"Dice": f"{scores['dice_annotated']:.3f}"}
+        wait = "" if self.brief else f"  waiting for data {100 * data_wait:.0f} %"
+        left = clock(self.budget.seconds_left)
+        tqdm.write(f"{self._epoch_in_words(state)}  {left} left  loss {loss:.3f}{wait}{scores_in_words(scores)}")
 
     def finish(self, engine: Engine) -> None:
         self.bar.close()
-        if not self.is_first:
+        if not self.is_first or self.brief:
             return
         state: Any = self.evaluator.state
         best = None if math.isnan(state.best_metric) else state.best_metric
@@ -138,6 +145,8 @@ class TrainingLog:
         )
 
     def _epoch_in_words(self, state: Any) -> str:
+        if self.brief:
+            return self.title
         if self.budget.total is not None:
             return f"epoch {state.epoch:>3}"
         return f"epoch {state.epoch:>{len(str(state.max_epochs))}}/{state.max_epochs}"
@@ -158,3 +167,16 @@ class TrainingLog:
     def _data_wait(self, since: tuple[float, float]) -> float:
         waiting, training = (now - then for now, then in zip(self._times(), since))
         return waiting / training if training else 0.0
+
+
+def read_log(path: str | Path) -> list[dict[str, float | None]]:
+    """Of a ``training.csv``, by row: ``seconds``, ``loss``, and ``dice`` on annotated voxels, None where not validated.
+
+    Empty where there is no such file.
+    """
+    if not Path(path).is_file():
+        return []
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    names = {"seconds": "seconds", "loss": "loss", "dice": "dice_annotated"}
+    return [{key: float(row[name]) if row.get(name) else None for key, name in names.items()} for row in rows]

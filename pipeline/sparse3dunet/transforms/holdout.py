@@ -12,8 +12,9 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
 from monai.utils import convert_to_dst_type, convert_to_tensor
 
+from sparse3dunet.datalist import case_name
 from sparse3dunet.errors import DataError
-from sparse3dunet.keys import WEIGHT
+from sparse3dunet.keys import IMAGE, WEIGHT
 from sparse3dunet.slices import Slices, find_slices, runs, slices_mask
 
 TRAINING, VALIDATION = PARTS = ("training", "validation")
@@ -34,6 +35,8 @@ class HoldOutSlices(Transform):
         seed: of the dealing.
         adjacent_together: whether adjacent slices go to one fold. They must where volumes were resampled to smaller
             voxels before, since one annotated slice has then become several.
+        listed: the slices to hold out by the case's name, for each axis their indices; instead of dealing them out. A
+            case that it lacks keeps all slices for training.
 
     Shapes: weight (1, X, Y, Z) -> weight (1, X, Y, Z); the two parts have no voxel in common and add up to the whole.
 
@@ -42,7 +45,13 @@ class HoldOutSlices(Transform):
     """
 
     def __init__(
-        self, fold: int, folds: int = 3, part: str = TRAINING, seed: int = 0, adjacent_together: bool = False
+        self,
+        fold: int = 0,
+        folds: int = 3,
+        part: str = TRAINING,
+        seed: int = 0,
+        adjacent_together: bool = False,
+        listed: Mapping[str, Slices] | None = None,
     ) -> None:
         if part not in PARTS:
             raise ValueError(f"part must be one of {PARTS}, got {part!r}.")
@@ -50,6 +59,7 @@ class HoldOutSlices(Transform):
             raise DataError(f"fold must be 0 ... folds-1 and folds at least 2, got fold {fold!r} of {folds!r}.")
         self.fold, self.folds, self.part, self.seed = fold, folds, part, seed
         self.adjacent_together = adjacent_together
+        self.listed = listed
 
     def __call__(self, weight: Any, name: str = "") -> torch.Tensor:
         tensor = convert_to_tensor(weight, track_meta=True)
@@ -61,6 +71,8 @@ class HoldOutSlices(Transform):
 
     def held_out(self, annotated: torch.Tensor, name: str = "") -> Slices:
         """The slices of this fold, by axis, given the (X, Y, Z) annotated voxels and the case's name."""
+        if self.listed is not None:
+            return self.listed.get(name, [[], [], []])
         dense = bool(annotated.all())
         slices = None if dense else find_slices(annotated.cpu().numpy())
         if slices is None:
@@ -97,6 +109,7 @@ class HoldOutSlicesd(MapTransform):
         part: see :class:`HoldOutSlices`.
         seed: see :class:`HoldOutSlices`.
         adjacent_together: see :class:`HoldOutSlices`.
+        listed: see :class:`HoldOutSlices`; by the name of the case's image.
         allow_missing_keys: whether to pass on a dictionary without the weight as it is.
     """
 
@@ -104,19 +117,23 @@ class HoldOutSlicesd(MapTransform):
         self,
         keys: KeysCollection = WEIGHT,
         *,
-        fold: int,
+        fold: int = 0,
         folds: int = 3,
         part: str = TRAINING,
         seed: int = 0,
         adjacent_together: bool = False,
+        listed: Mapping[str, Slices] | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.hold_out = HoldOutSlices(fold, folds, part, seed, adjacent_together)
+        self.hold_out = HoldOutSlices(fold, folds, part, seed, adjacent_together, listed)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
+            if self.hold_out.listed is not None:
+                d[key] = self.hold_out(d[key], case_name(d[IMAGE].meta["filename_or_obj"]))
+                continue
             file = d[key].meta.get("filename_or_obj", "") if isinstance(d[key], MetaTensor) else ""
             # The file's own name, not its place, so that a data set that is moved keeps its folds.
             d[key] = self.hold_out(d[key], str(file).replace("\\", "/").rsplit("/", 1)[-1])
