@@ -23,6 +23,7 @@ from sparse3dunet.transforms.simulate import (
     KeepSlices,
     KeepSlicesd,
 )
+from sparse3dunet.transforms.walker import RandomWalkerLabel, RandomWalkerLabeld
 from sparse3dunet.transforms.weighting import ClassWeight, ClassWeightd
 
 __all__ = [
@@ -52,6 +53,8 @@ __all__ = [
     "RandPatchCenter",
     "RandPatchCenterd",
     "RandShading",
+    "RandomWalkerLabel",
+    "RandomWalkerLabeld",
     "ResampleAnnotation",
     "SparseLabel",
     "SparseLabeld",

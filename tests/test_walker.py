@@ -1,0 +1,117 @@
+"""Labels by a random walk: what is annotated stays, what is certain is right, and a network learns from both."""
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from sparse3dunet.transforms import RandomWalkerLabel, RandomWalkerLabeld
+from tests.conftest import make_volume
+
+
+def sparse_item(seed=0, shape=(24, 20, 18)):
+    image, dense, sparse = make_volume(seed, shape)
+    weight = (sparse != 3).astype(np.float32)
+    label = np.where(sparse == 3, 0, sparse).astype(np.int16)
+    scan = (image - image.mean()) / image.std()
+    tensors = [torch.from_numpy(array)[None] for array in (scan, label, weight)]
+    return tensors, torch.from_numpy(dense.astype(np.int64))[None]
+
+
+def test_annotation_stays_and_what_is_certain_is_right():
+    (image, label, weight), dense = sparse_item()
+    new_label, new_weight = RandomWalkerLabel(3, weight=0.1, beta=100)(image, label, weight)
+    annotated = weight > 0
+    assert torch.equal(new_label[annotated], label[annotated])
+    assert torch.equal(new_weight[annotated], weight[annotated])
+    walked = (new_weight > 0) & ~annotated
+    assert walked.float().mean() > 0.3
+    assert torch.allclose(new_weight[walked], torch.tensor(0.1))
+    assert (new_label[walked] == dense[walked]).float().mean() > 0.95
+    assert (new_label.dtype, new_weight.dtype) == (label.dtype, weight.dtype)
+
+
+def test_it_is_scikit_images_walker():
+    from skimage.segmentation import random_walker
+
+    (image, label, weight), _ = sparse_item(1)
+    new_label, new_weight = RandomWalkerLabel(3, certainty=0.8, beta=50)(image, label, weight)
+    seeds = np.where(weight[0] > 0, label[0] + 1, 0)
+    scan = image[0].numpy().astype(np.float64)
+    prob = random_walker(scan / scan.std(), seeds, beta=50, mode="cg_j", tol=1e-3, return_full_prob=True)
+    sure = (prob.max(0) >= 0.8) & (seeds == 0)
+    assert np.array_equal((new_weight[0].numpy() > 0), sure | (seeds > 0))
+    assert np.array_equal(new_label[0].numpy()[sure], prob.argmax(0)[sure])
+
+
+def test_values_and_labels_of_unlabeled_voxels_do_not_matter():
+    (image, label, weight), _ = sparse_item()
+    other = torch.where(weight > 0, label, 2)
+    first, second = (RandomWalkerLabel(3, beta=100)(image, given, weight) for given in (label, other))
+    assert torch.equal(first[1], second[1])
+    assert torch.equal(first[0][first[1] > 0], second[0][second[1] > 0])
+
+
+def test_no_weight_changes_nothing():
+    (image, label, weight), _ = sparse_item()
+    found = RandomWalkerLabel(3, weight=0)(image, label, weight)
+    assert torch.equal(found[0], label)
+    assert torch.equal(found[1], weight)
+
+
+@pytest.mark.parametrize("case", ["one class", "all annotated", "constant image"])
+def test_where_nothing_can_be_walked(case):
+    (image, label, weight), _ = sparse_item()
+    if case == "one class":
+        label = torch.zeros_like(label)
+    elif case == "all annotated":
+        weight = torch.ones_like(weight)
+    else:
+        image = torch.zeros_like(image)
+    new_label, new_weight = RandomWalkerLabel(3)(image, label, weight)
+    assert torch.isfinite(new_weight).all()
+    assert torch.equal(new_label[weight > 0], label[weight > 0])
+    if case != "constant image":
+        assert torch.equal(new_weight, weight)
+
+
+def test_a_class_that_is_not_annotated_is_given_to_nobody():
+    (image, label, weight), _ = sparse_item()
+    weight[label == 1] = 0
+    new_label, new_weight = RandomWalkerLabel(3, beta=100)(image, label, weight)
+    assert set(new_label[new_weight > 0].unique().tolist()) == {0, 2}
+
+
+def test_large_volumes_are_walked_through_on_a_coarser_grid():
+    (image, label, weight), dense = sparse_item(0, (48, 41, 37))
+    new_label, new_weight = RandomWalkerLabel(3, beta=100, most_voxels=10_000)(image, label, weight)
+    assert new_label.shape == label.shape
+    annotated = weight > 0
+    assert torch.equal(new_label[annotated], label[annotated])
+    walked = (new_weight > 0) & ~annotated
+    assert walked.float().mean() > 0.3
+    assert (new_label[walked] == dense[walked]).float().mean() > 0.9
+
+
+def test_the_twin_keeps_metadata_and_other_keys():
+    (image, label, weight), _ = sparse_item()
+    affine = torch.diag(torch.tensor([2.0, 2, 2, 1], dtype=torch.float64))
+    item = {
+        "image": image,
+        "label": MetaTensor(label, affine=affine),
+        "weight": MetaTensor(weight, affine=affine),
+        "a": 1,
+    }
+    found = RandomWalkerLabeld("label", num_classes=3, beta=100)(item)
+    expected = RandomWalkerLabel(3, beta=100)(image, label, weight)
+    assert torch.equal(found["label"].as_tensor(), expected[0])
+    assert torch.equal(found["weight"].as_tensor(), expected[1])
+    assert torch.equal(found["label"].affine, affine)
+    assert found["a"] == 1
+    assert torch.equal(item["weight"].as_tensor(), weight)  # nothing is written into
+
+
+@pytest.mark.parametrize("arguments", [{"certainty": 0.5}, {"certainty": 1.1}, {"weight": -1}, {"beta": 0}])
+def test_arguments_out_of_range(arguments):
+    with pytest.raises(ValueError, match="expected weight"):
+        RandomWalkerLabel(3, **arguments)
