@@ -7,17 +7,13 @@ nilearn ships the template and its tissue maps inside its wheel, so that nothing
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
-import tempfile
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 
+from sparse3dunet.decathlon import DenseCase, new_folder, write_data_set
 from sparse3dunet.errors import DataError
-from sparse3dunet.slices import slices_mask
-from sparse3dunet.transforms.simulate import choose_slices
 
 DEFAULT_DIR = "data/mni152"
 CLASS_NAMES = ("background", "gray matter", "white matter")
@@ -71,46 +67,19 @@ def prepare(folder: str | Path = DEFAULT_DIR, slices_per_axis: int = SLICES_PER_
     Raises:
         DataError: when `folder` exists already and is not empty, cannot be written, or nilearn is missing.
     """
-    target = Path(folder).expanduser()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise DataError(f"{target.absolute()} exists already; remove it to prepare the data anew.")
+    target = new_folder(folder)
     image, dense = load_template(spacing)
-    slices = choose_slices(dense > 0, slices_per_axis, "equidistant")
-    sparse = np.where(slices_mask(dense.shape, slices), dense, UNLABELED).astype(np.uint8)
-    entry = {key: f"{sub}/{FILE_NAME}" for key, sub in _FOLDERS.items()}
-    description = {
+    fields = {
         "name": "MNI152",
         "description": f"T1 template at {spacing} mm with gray and white matter on {slices_per_axis} slices an axis",
         "reference": "ICBM 2009a nonlinear symmetric, Fonov et al., NeuroImage 54(1), 2011; from the package nilearn",
         "licence": "see LICENSE",
         "tensorImageSize": "3D",
         "modality": {"0": "MRI"},
-        "labels": {str(number): name for number, name in enumerate(CLASS_NAMES)},
-        "kept_slices": slices,
-        "numTraining": 1,
-        "training": [entry],
     }
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # Whole or not at all: an interrupted preparation must not pass for a data set.
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".mni152-") as scratch:
-            draft = Path(scratch) / "mni152"
-            arrays = {"image": image.get_fdata().astype(np.float32), "label": sparse, "reference": dense}
-            for key, array in arrays.items():
-                path = draft / entry[key]
-                path.parent.mkdir(parents=True)
-                nib.save(nib.Nifti1Image(array, image.affine), path)
-            (draft / "dataset.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
-            (draft / "LICENSE").write_text(LICENCE, encoding="utf-8")
-            if target.exists():
-                target.rmdir()
-            shutil.move(draft, target)
-    except OSError as error:
-        raise DataError(f"{target.absolute()} cannot be written ({error}); choose another folder.") from error
+    case = DenseCase(FILE_NAME, image.get_fdata(), dense, image.affine)
+    write_data_set(target, [case], slices_per_axis, CLASS_NAMES, fields, LICENCE)
     return target
-
-
-_FOLDERS = {"image": "imagesTr", "label": "labelsTr", "reference": "labelsTr_dense"}
 
 
 def ensure_default(dataset_dir: str | Path | None) -> str:

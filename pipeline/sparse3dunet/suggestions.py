@@ -1,0 +1,339 @@
+"""Which slices to annotate next."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from scipy.ndimage import distance_transform_edt
+
+from sparse3dunet.checkpoints import replace_file
+from sparse3dunet.slices import plane_names, slices_mask
+
+REACH = 3.0
+"""Voxels (of the mean edge) from the foreground over which doubt loses all but 1/e of its weight."""
+IN_DOUBT = 64
+"""Of 255: doubt, 1 - confidence, of a voxel that counts as in doubt."""
+MOST_VOXELS = 2_000_000
+"""Of the grid on which distances are measured; of larger volumes, blocks of voxels are one."""
+SHOWN_CASES = 10
+WIDTH = 0.6
+"""Of the gap between equally spaced slices: how far from an annotated slice it settles anything."""
+_SLAB = 8
+_ROUNDS = 10
+_TIE = 1e-6
+_MOST = 10_000
+# By doubt, 0 to 255. Squared: the little doubt that a network has everywhere adds up to much over a volume, but tells
+# nothing. Never 0: where it is sure of everything, one slice is still better than none.
+_STAKES = np.maximum(1, np.rint((np.arange(256) / 255) ** 2 * _MOST)).astype(np.uint32)
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """A slice that is worth annotating.
+
+    Attributes:
+        plane: axial, coronal or sagittal.
+        axis: of the image's array, across which the slice lies.
+        index: along that axis, from 0.
+        position: of the slice's middle along the plane's axis in space (RAS), in mm, as viewers show it.
+        benefit: expected of it, as a share of the best slice's; 0 to 1.
+        doubt: mean of 1 - confidence over the slice's voxels that are foreground, or are in doubt; 0 to 1.
+        distance: in mm, to the nearest annotated slice of the same plane; None where none is annotated.
+    """
+
+    plane: str
+    axis: int
+    index: int
+    position: float
+    benefit: float
+    doubt: float
+    distance: float | None
+
+
+@dataclass(frozen=True)
+class _Profile:
+    """What the slices across one axis show, each (n,).
+
+    Attributes:
+        gain: squared doubt of the unannotated voxels, each weighed by its nearness to the foreground; in voxels.
+        share: of what lies near the foreground, the part that is not annotated; 0 to 1.
+        doubt: mean over unannotated voxels that are foreground or in doubt; 0 to 1.
+        annotated: whether most of the slice is.
+        extent: whether the foreground shows on it.
+    """
+
+    gain: np.ndarray
+    share: np.ndarray
+    doubt: np.ndarray
+    annotated: np.ndarray
+    extent: np.ndarray
+
+    def distance(self, place: int, spacing: float) -> float | None:
+        """To the nearest annotated slice, in mm; None where there is none."""
+        known = np.flatnonzero(self.annotated)
+        return float(np.abs(known - place).min() * spacing) if len(known) else None
+
+
+def suggest_slices(
+    confidence: np.ndarray, segmentation: np.ndarray, annotated: np.ndarray, affine: Any, count: int = 3
+) -> list[Suggestion]:
+    """The slices of each plane whose annotation would help most, the best first.
+
+    An annotated slice is taken to settle the doubt on itself, and less and less of that on the slices of its plane
+    around it, down to nothing at WIDTH of the gap that as many slices would have if they were equally spaced. Chosen
+    are those slices that together settle most of the doubt that the annotated ones do not: so they lie where doubt is,
+    apart from each other and from what is annotated. Great doubt counts more than its share (it is squared), and less
+    the farther it is from the foreground: a network that has learned little is often in doubt about empty space.
+    Between planes, a slice is worth the doubtful area that it shows.
+
+    Args:
+        confidence: (X, Y, Z) uint8, the probability of the chosen class; 255 for 1.
+        segmentation: (X, Y, Z) integers, 0 in the background.
+        annotated: (X, Y, Z) boolean, in slices or not. A slice is annotated when most of its voxels are.
+        affine: 4x4, voxel to RAS in mm.
+        count: at most so many of each plane; fewer where no others promise anything. A plane whose slices are but lines
+            of voxels has none.
+
+    Returns:
+        Never a slice that is annotated. The same for the same volume, however its axes are ordered and directed.
+    """
+    if count < 1:
+        return []
+    affine = np.asarray(affine, float)
+    orientation = nib.io_orientation(affine)
+    # Views in RAS order, whole numbers and sums in it: so that the order of the axes changes nothing, not even ties.
+    sure, found, known = (
+        nib.apply_orientation(np.asarray(a), orientation) for a in (confidence, segmentation, annotated)
+    )
+    spacing = np.zeros(3)
+    spacing[orientation[:, 0].astype(int)] = nib.affines.voxel_sizes(affine)
+    profiles = _profiles(sure, found, known, spacing)
+    suggestions: list[Suggestion] = []
+    for axis, (world, direction) in enumerate(orientation.astype(int)):
+        if min(n for other, n in enumerate(confidence.shape) if other != axis) == 1:
+            continue
+        for place, benefit in _choose(profiles[world], spacing[world], count):
+            index = place if direction > 0 else confidence.shape[axis] - 1 - place
+            position = _position(affine, confidence.shape, axis, index)
+            doubt, distance = profiles[world].doubt[place], profiles[world].distance(place, spacing[world])
+            plane = plane_names(affine)[axis]
+            suggestions.append(Suggestion(plane, axis, index, position, benefit, float(doubt), distance))
+    suggestions.sort(key=lambda s: (-s.benefit, s.plane, s.position))
+    return [replace(s, benefit=s.benefit / suggestions[0].benefit) for s in suggestions]
+
+
+def template(
+    label: np.ndarray, segmentation: np.ndarray, suggestions: Sequence[Suggestion], annotated: np.ndarray
+) -> np.ndarray:
+    """A label map to go on annotating with: the user's own, with the prediction on the suggested slices.
+
+    Args:
+        label: (X, Y, Z) the user's label map, values as on disk.
+        segmentation: (X, Y, Z) integers, the prediction, values as on disk.
+        suggestions: the slices.
+        annotated: (X, Y, Z) boolean; what is annotated stays.
+
+    Returns:
+        (X, Y, Z) with the label map's values but on the suggested slices. Of the label map's type where that can hold
+        the predicted values, else of one that holds both; whole numbers that are stored as floating-point ones become
+        integers.
+    """
+    slices = [[s.index for s in suggestions if s.axis == axis] for axis in range(3)]
+    filled = slices_mask(label.shape, slices) & ~np.asarray(annotated, bool)
+    result = np.asarray(label).astype(_wide_enough(label, segmentation))
+    result[filled] = segmentation[filled]
+    return result
+
+
+def as_rows(suggestions: Sequence[Suggestion]) -> list[dict[str, Any]]:
+    """For JSON: plane, axis, index, position_mm, benefit, doubt and distance_mm (null where none is annotated)."""
+    return [
+        {
+            "plane": s.plane,
+            "axis": s.axis,
+            "index": s.index,
+            "position_mm": round(s.position, 3),
+            "benefit": round(s.benefit, 4),
+            "doubt": round(s.doubt, 4),
+            "distance_mm": None if s.distance is None else round(s.distance, 3),
+        }
+        for s in suggestions
+    ]
+
+
+def write_json(path: Path, by_case: Mapping[str, Sequence[Suggestion]]) -> None:
+    """Write the suggestions of each case, as :func:`as_rows` has them, whole or not at all."""
+    text = json.dumps({name: as_rows(suggestions) for name, suggestions in by_case.items()}, indent=1) + "\n"
+    replace_file(path, lambda draft: draft.write_text(text, encoding="utf-8"))
+
+
+def show(by_case: Mapping[str, Sequence[Suggestion]]) -> None:
+    """Print the suggestions as a table, of SHOWN_CASES cases at most."""
+    shown = {name: entries for name, entries in list(by_case.items())[:SHOWN_CASES] if entries}
+    if not any(by_case.values()):
+        return
+    table = Table(title="Annotate these slices next", box=box.SIMPLE_HEAD)
+    several = len(by_case) > 1
+    if several:
+        table.add_column("case", overflow="fold")
+    table.add_column("plane")
+    for heading in ("slice (from 0)", "mm", "mm from annotation", "doubt", "benefit"):
+        table.add_column(heading, justify="right")
+    for name, entries in shown.items():
+        for entry in entries:
+            title = [escape(name) if entry is entries[0] else ""] if several else []
+            table.add_row(*title, *_cells(entry), end_section=entry is entries[-1])
+    console = Console()
+    console.print(table)
+    more = len(by_case) - SHOWN_CASES
+    text = "Benefit: relative to the best slice; doubt: mean of 1 - confidence over what is foreground or in doubt."
+    console.print(text + (f" {more} more case(s) are not shown." if more > 0 else ""), style="dim", highlight=False)
+
+
+def _cells(entry: Suggestion) -> tuple[str, ...]:
+    distance = "none" if entry.distance is None else f"{entry.distance:.1f}"
+    numbers = (f"{entry.position:.1f}", distance, f"{entry.doubt:.3f}", f"{entry.benefit:.2f}")
+    return entry.plane, str(entry.index), *numbers
+
+
+def _position(affine: np.ndarray, shape: Sequence[int], axis: int, index: int) -> float:
+    """Of a slice's middle, in mm, along the axis in space that the slice lies across."""
+    voxel = (np.asarray(shape) - 1) / 2
+    voxel[axis] = index
+    world = int(nib.io_orientation(affine)[axis, 0])
+    return float(affine[world, :3] @ voxel + affine[world, 3])
+
+
+def _choose(profile: _Profile, spacing: float, count: int) -> list[tuple[int, float]]:
+    """Up to `count` slices, and the doubt that each settles beyond those before it: in voxels, by mm across the slice.
+
+    Chosen one by one first, then each moved in turn while all together get better: the first choice alone would be the
+    middle of an even doubt, where two together are better off at its quarters.
+    """
+    n = len(profile.gain)
+    inside = np.flatnonzero(profile.extent)
+    if not len(inside):
+        return []
+    extent = (inside[-1] - inside[0] + 1) * spacing
+    width = max(spacing, WIDTH * extent / (profile.annotated[inside[0] : inside[-1] + 1].sum() + count))
+    kernel = np.maximum(0, 1 - np.abs(np.subtract.outer(np.arange(n), np.arange(n))) * spacing / width)
+    known = kernel[:, profile.annotated].max(1, initial=0)
+    allowed = np.where(profile.annotated, 0, profile.share)
+
+    def benefits(others: list[int]) -> np.ndarray:
+        settled = np.maximum(known, kernel[:, others].max(1, initial=0))
+        added = profile.gain @ np.maximum(kernel - settled[:, None], 0) / width
+        added[others] = 0
+        return np.asarray(added * allowed)
+
+    chosen = _together(benefits, _one_by_one(benefits, count))
+    result: list[tuple[int, float]] = []
+    while chosen:
+        offered = benefits([place for place, _ in result])
+        best = max(sorted(chosen), key=offered.__getitem__)
+        result.append((best, float(offered[best])))
+        chosen.remove(best)
+    return result
+
+
+def _together(benefits: Callable[[list[int]], np.ndarray], chosen: list[int]) -> list[int]:
+    """The slices, each moved to where it is best beside the others, in turn, while that helps."""
+    for _ in range(_ROUNDS):
+        before = list(chosen)
+        for number, place in enumerate(before):
+            offered = benefits(chosen[:number] + chosen[number + 1 :])
+            if offered.max() > offered[place] * (1 + _TIE):
+                chosen[number] = _best(offered)
+        if chosen == before:
+            break
+    return chosen
+
+
+def _one_by_one(benefits: Callable[[list[int]], np.ndarray], count: int) -> list[int]:
+    chosen: list[int] = []
+    while len(chosen) < count:
+        offered = benefits(chosen)
+        if offered.max() <= 0:
+            break
+        chosen.append(_best(offered))
+    return chosen
+
+
+def _best(benefits: np.ndarray) -> int:
+    """The best slice; of several that are equally good, the middle one."""
+    ties = np.flatnonzero(benefits >= benefits.max() * (1 - _TIE))
+    return int(ties[len(ties) // 2])
+
+
+def _profiles(
+    confidence: np.ndarray, segmentation: np.ndarray, annotated: np.ndarray, spacing: np.ndarray
+) -> list[_Profile]:
+    """One for each axis; slab by slab, in whole numbers."""
+    shape = confidence.shape
+    weights, step = _nearness(segmentation, spacing)
+    rows, columns = (np.arange(n) // step for n in shape[1:])
+    across = np.zeros((7, shape[0]), np.int64)
+    along = np.zeros((7, *shape[1:]), np.int64)
+    for start in range(0, shape[0], _SLAB):
+        slab = slice(start, min(start + _SLAB, shape[0]))
+        near = weights[np.arange(slab.start, slab.stop) // step][:, rows][:, :, columns]
+        unknown = annotated[slab] == 0
+        doubt = 255 - np.asarray(confidence[slab], np.uint8)
+        judged = unknown & ((segmentation[slab] != 0) | (doubt >= IN_DOUBT))
+        gain = _STAKES[doubt] * near * unknown
+        for number, part in enumerate((gain, near, near * unknown, doubt * judged, judged, ~unknown, near == 255)):
+            along[number] += part.sum(0, dtype=np.int64)
+            across[number, slab] = part.sum((1, 2), dtype=np.int64)
+    sums = [across, along.sum(2), along.sum(1)]
+    return [_profile(part, math.prod(shape) // shape[axis]) for axis, part in enumerate(sums)]
+
+
+def _profile(sums: np.ndarray, voxels: int) -> _Profile:
+    gain, near, unknown, doubt, judged, known, inside = sums
+    return _Profile(
+        gain=gain / (255 * _MOST),
+        share=unknown / np.maximum(near, 1),
+        doubt=doubt / np.maximum(judged, 1) / 255,
+        annotated=2 * known > voxels,
+        extent=inside > 0,
+    )
+
+
+def _nearness(segmentation: np.ndarray, spacing: np.ndarray) -> tuple[np.ndarray, int]:
+    """Weights 0 to 255, uint8, 255 on the foreground, and the edge of the blocks of voxels that each is for."""
+    step = max(1, math.ceil((segmentation.size / MOST_VOXELS) ** (1 / 3)))
+    foreground = segmentation != 0
+    for axis in range(3):
+        foreground = np.logical_or.reduceat(foreground, np.arange(0, foreground.shape[axis], step), axis)
+    if not foreground.any():
+        return np.full(foreground.shape, 255, np.uint8), step
+    reach = REACH * math.prod(spacing) ** (1 / 3)
+    distance = distance_transform_edt(~foreground, sampling=tuple(spacing * step))
+    return np.rint(255 * np.exp(-distance / reach)).astype(np.uint8), step
+
+
+def _wide_enough(label: np.ndarray, segmentation: np.ndarray) -> np.dtype[Any]:
+    """A type for the values of both."""
+    values = np.asarray(label)
+    # Not floating-point where that can be: files of label maps are written as integers.
+    if values.dtype.kind == "f" and not (np.isfinite(values) & (values == np.rint(values))).all():
+        return np.result_type(values.dtype, segmentation.dtype)
+    ends = [int(f(array)) for array in (values, segmentation) for f in (np.min, np.max)]
+    if values.dtype.kind in "iu":
+        limits = np.iinfo(values.dtype)
+        if limits.min <= min(ends) and max(ends) <= limits.max:
+            return values.dtype
+    signed = (np.int8, np.int16, np.int32, np.int64)
+    types = signed if min(ends) < 0 else (np.uint8, np.uint16, np.uint32, np.uint64)
+    return next(np.dtype(t) for t in types if np.iinfo(t).min <= min(ends) and max(ends) <= np.iinfo(t).max)
