@@ -1,11 +1,12 @@
 """How much annotation is enough: scores against the number of annotated slices, as table 2 of Cicek et al. 2016.
 
-    python benchmarks/slices.py --minutes 2 --seeds 3
+    python benchmarks/slices.py --epochs 20 --seeds 3
 
-Slices are kept equally spaced along each axis (1, 2, 3, 5, or all) of the built-in volume's dense label, whose other
-voxels the network then learns to segment (the paper's semi-automated use), and of the hippocampus volumes' (`--data`;
-160 are learned from, 40 others scored). Prints a table (mean IoU of all classes, by the dense labels) and draws it as
-OUT/slices.png. A score may fall with more slices by no more than the spread of the seeds.
+All learn for the same number of iterations (25 an epoch), however busy the machine is. Slices are kept equally spaced
+along each axis (1, 2, 3, 5, or all) of the built-in volume's dense label, whose other voxels the network then learns to
+segment (the paper's semi-automated use), and of the hippocampus volumes' (`--data`; 160 are learned from, 40 others
+scored). Prints a table (mean IoU of all classes, by the dense labels) and draws it as OUT/slices.png. A score may fall
+with more slices by no more than the spread of the seeds.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ def draw(scores: Mapping[tuple[str, str], list[float]], file: Path) -> None:
 def main() -> None:
     """Train, score, print, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=2.0, help="of each training")
+    parser.add_argument("--epochs", type=int, default=20, help="of each training, 25 iterations each")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "hippocampus")
     parser.add_argument("--slices", nargs="+", choices=COUNTS, default=list(COUNTS))
@@ -112,8 +113,8 @@ def main() -> None:
                     labels = sparse_labels(data / dense, count, Path(temporary))
                     shares[name, count] = annotated_share(labels, data / dense)
                     places = ["--dataset_dir", data, "--label_dir", labels, "--reference_dir", dense, *split]
-                    settings = arguments.settings.split()
-                    found = train(places, settings, arguments.minutes, seed, Path(temporary))
+                    settings = [*arguments.settings.split(), "--max_epochs", arguments.epochs]
+                    found = train(places, settings, None, seed, Path(temporary))
                 scores.setdefault((name, count), []).append(found.iou)
                 print(f"{name}, {count} slices an axis, seed {seed}: {found}", flush=True)
     show(scores, shares)

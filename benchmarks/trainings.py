@@ -30,13 +30,15 @@ def call(command: Sequence[object]) -> None:
         sys.exit(f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}")
 
 
-def train(places: Sequence[object], settings: Sequence[object], minutes: float, seed: int, folder: Path) -> Scores:
-    """Train for some minutes, keep the last model, and score it.
+def train(
+    places: Sequence[object], settings: Sequence[object], minutes: float | None, seed: int, folder: Path
+) -> Scores:
+    """Train for some minutes, or for the epochs that the settings say, keep the last model, and score it.
 
     Args:
         places: options that name the data, for training and for scoring.
         settings: options of the training alone.
-        minutes: of training.
+        minutes: of training; None for epochs.
         seed: of all that is random.
         folder: for what comes out.
     """
@@ -53,4 +55,4 @@ def train(places: Sequence[object], settings: Sequence[object], minutes: float, 
     dice = np.mean([float(row["dice"]) for row in rows if row["class"] != "background" and row["dice"]])
     iou = np.mean([float(row["iou"]) for row in rows if row["iou"]])
     iterations = int(last["iteration"])
-    return Scores(float(dice), float(iou), iterations, iterations * batch / (60 * minutes))
+    return Scores(float(dice), float(iou), iterations, iterations * batch / float(last["seconds"]))

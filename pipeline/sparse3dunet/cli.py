@@ -191,6 +191,95 @@ def package(
     print(f"Packaged {model}: {done.folder} and {done.archive}")
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def densify(
+    context: typer.Context,
+    sources: Annotated[
+        list[str], typer.Argument(help="A scan and its annotation; or a folder or JSON datalist of several.")
+    ],
+    output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Folder for the results.")],
+    minutes: Annotated[float, typer.Option(help="For all of it.")] = 5.0,
+    ignore_index: Annotated[str | None, typer.Option(help="Unlabeled voxels' value or values: 255 or 4,255.")] = None,
+    annotated_slices: Annotated[
+        str | None, typer.Option(help='"axial", "coronal", "sagittal", "all", or JSON as in a datalist.')
+    ] = None,
+    class_names: Annotated[str | None, typer.Option(help="background,liver,tumor; default: as declared.")] = None,
+    label_dir: Annotated[str | None, typer.Option(help="Folder of several, with their labels.")] = None,
+    weight_dir: Annotated[str | None, typer.Option(help="Folder of several, with their weight images.")] = None,
+    spacing: Annotated[
+        str, typer.Option(help='Voxel size in mm to compute with: auto, null (as it is), median, or "1,1,1".')
+    ] = "auto",
+    folds: Annotated[
+        str, typer.Option(help="Trainings that hold slices out, to tell the quality: auto, 0, 1, 3.")
+    ] = "auto",
+    suggestions: Annotated[int, typer.Option(help="Slices of each plane to annotate next.", min=0)] = 3,
+    keep_annotation: Annotated[
+        bool, typer.Option("--keep-annotation/--as-predicted", help="Annotated voxels keep their label.")
+    ] = True,
+    format: Annotated[str | None, typer.Option(help="nii.gz, nii, nrrd, mha or seg.nrrd; default: the scan's.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default: a GPU if there is one.")] = None,
+    seed: Annotated[int, typer.Option(help="Of what is random.")] = 0,
+    anew: Annotated[bool, typer.Option("--anew", help="Forget what a former run in the folder learned.")] = False,
+) -> None:
+    """Segment all of a scan of which some slices are annotated; tell how good it is, and what to annotate next.
+
+    Run again, it goes on: with what else is annotated by then, it starts from the last model. Ctrl-C ends it early.
+    Any setting of bundle/configs/densify.yaml can follow, as --learning_rate 0.001.
+    """
+    from sparse3dunet import densify_inputs, formats, running
+
+    # What typer does not know, a setting of the config, ends up behind the sources.
+    known = next((i for i, text in enumerate(sources) if text.startswith("--")), len(sources))
+    extra = running.parse_settings([*sources[known:], *context.args])
+    sources = sources[:known]
+    ignored, slices = _numbers(ignore_index, "--ignore-index"), _slices(annotated_slices)
+    dataset = densify_inputs.prepare(
+        sources, output_dir / "work" / "inputs", ignore_index=ignored, annotated_slices=slices
+    )
+    own_format = formats.natural_suffix(sources[0]) if len(sources) == 2 else None
+    given = {
+        "dataset_dir": str(dataset),
+        "output_dir": str(output_dir),
+        "minutes": minutes,
+        "ignore_index": ignored,
+        "annotated_slices": slices,
+        "given_names": _names(class_names) or None,
+        "label_dir": label_dir,
+        "weight_dir": weight_dir,
+        "spacing": _spacing(spacing),
+        "folds": _folds(folds),
+        "suggestions": suggestions,
+        "keep_annotation": keep_annotation,
+        "format": format or own_format,
+        "device": device if device is None else str(_device(device)),
+        "seed": seed,
+        "anew": anew,
+    }
+    settings = {name: value for name, value in given.items() if value is not None or name == "spacing"}
+    running.run_quietly("densify", {**settings, **extra})
+
+
+def _spacing(text: str) -> Any:
+    """As the config has it: a word, None, or three sizes."""
+    if text in ("auto", "median"):
+        return text
+    if text in ("null", "none", "None"):
+        return None
+    try:
+        sizes = [float(part) for part in text.strip("[] ").split(",")]
+    except ValueError:
+        sizes = []
+    if len(sizes) != 3:
+        raise DataError(f"--spacing is {text!r}; expected auto, null, median, or three sizes in mm, as 1,1,1.")
+    return sizes
+
+
+def _folds(text: str) -> Any:
+    if text != "auto" and not text.isdecimal():
+        raise DataError(f"--folds is {text!r}; expected auto, or a number from 0 on.")
+    return text if text == "auto" else int(text)
+
+
 def _names(text: str | None) -> list[str]:
     return [name.strip() for name in text.split(",")] if text else []
 
@@ -272,7 +361,7 @@ def _slices(text: str | None) -> Any:
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def run(
     context: typer.Context,
-    what: Annotated[str, typer.Argument(help="training, evaluating, inference or cross_validating.")],
+    what: Annotated[str, typer.Argument(help="training, evaluating, inference, cross_validating or densify.")],
     overlay: Annotated[
         list[str] | None, typer.Option(help="Config laid over the bundle's: a file, or multi_gpu_train, for example.")
     ] = None,

@@ -68,6 +68,19 @@ def record(output_dir: str | Path, summary_writer: SummaryWriter | None = None) 
         summary_writer.add_text("configuration", "\n".join(f"    {line}" for line in text.splitlines()))
 
 
+def current() -> dict[str, Any]:
+    """Within a run: the config, as it is written and as the command line set it.
+
+    Raises:
+        DataError: where the config is run by other means than MONAI's ``ConfigWorkflow``.
+    """
+    workflow = _monais("_run_expr").get("self")
+    if not isinstance(workflow, ConfigWorkflow):
+        raise DataError("this runs from the command line, or by MONAI's ConfigWorkflow, alone.")
+    content: Any = workflow.parser.config
+    return copy.deepcopy({key: value for key, value in content.items() if key != workflow.parser.meta_key})
+
+
 def recipe(of_the_run: Sequence[str]) -> dict[str, Any]:
     """Within a run: what the config says about how is learned, by id, as it is written: ``{"loss#batch": True, ...}``.
 

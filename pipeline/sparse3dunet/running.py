@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ RUNS = {
     "evaluating": ["train", "evaluate"],
     "inference": ["inference"],
     "cross_validating": ["train", "crossval"],
+    "densify": ["train", "densify"],
 }
 """The bundle's runs, and the configs of each, in the order in which they are laid over each other."""
 
@@ -37,19 +38,46 @@ def run_bundle(run: str, overlays: Sequence[str], arguments: Sequence[str]) -> N
     """
     if run not in RUNS:
         raise DataError(f"there is no run {run!r}; expected {', '.join(RUNS)}.")
-    files = [config_path(name) for name in [*RUNS[run], *overlays]]
     settings = parse_settings(arguments)
     tracking = settings.pop("tracking", None)
     if tracking not in (None, "mlflow"):
         raise DataError(f"--tracking {tracking}: expected mlflow; a file of settings goes into an --overlay.")
-    configs.check_plain(files, settings)
-    configs.check_settings(files, settings)
-    errors.show_readable_errors()
+    files = _checked(run, overlays, settings)
     settings |= {} if tracking is None else {"tracking": tracking}
     # What was looked at, not what was typed, which the other command line might read otherwise.
     options = [f"--{name}={value!r}" for name, value in settings.items()]
     sys.argv = ["monai.bundle", "run", run, "--config_file", repr([str(file) for file in files]), *options]
     runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
+
+
+def run_quietly(run: str, settings: Mapping[str, Any], overlays: Sequence[str] = ()) -> None:
+    """Run the bundle in this process, without MONAI's list of all arguments at the beginning.
+
+    Args:
+        run: one of :data:`RUNS`.
+        settings: by name; plain values.
+        overlays: further configs, as for :func:`run_bundle`.
+
+    Raises:
+        DataError: as :func:`run_bundle`.
+    """
+    from monai.bundle import ConfigWorkflow
+
+    files = _checked(run, overlays, settings)
+    logging_file = str(bundle_folder() / "configs" / "logging.conf")
+    workflow = ConfigWorkflow([str(file) for file in files], run_id=run, logging_file=logging_file, **settings)
+    workflow.initialize()
+    workflow.run()
+    workflow.finalize()
+
+
+def _checked(run: str, overlays: Sequence[str], settings: Mapping[str, Any]) -> list[Path]:
+    """The configs of a run, by which the settings were looked at."""
+    files = [config_path(name) for name in [*RUNS[run], *overlays]]
+    configs.check_plain(files, settings)
+    configs.check_settings(files, settings)
+    errors.show_readable_errors()
+    return files
 
 
 def config_path(name: str) -> Path:

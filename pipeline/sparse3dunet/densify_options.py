@@ -1,0 +1,49 @@
+"""What a densification is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sparse3dunet.densify_plan import AUTO, check_minutes, number_of_folds
+from sparse3dunet.errors import DataError
+from sparse3dunet.formats import OUTPUT_SUFFIXES
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a densification is asked for; each is a setting of ``densify.yaml``.
+
+    Attributes:
+        output_dir: of all results.
+        minutes: for the whole run.
+        folds: see :func:`~sparse3dunet.densify_plan.number_of_folds`.
+        seed: of what is random.
+        device: of the network.
+        anew: whether to forget what a former run in the folder learned.
+        keep_annotation: whether annotated voxels keep their label in the results.
+        suggestions: slices of each plane to annotate next.
+        format: of the results, as one of OUTPUT_SUFFIXES; None: each image's own.
+        own_spacing: whether nobody asked for the voxel size, so that a former model's is taken.
+    """
+
+    output_dir: str | Path
+    minutes: float
+    folds: int | str = AUTO
+    seed: int = 0
+    device: Any = "cpu"
+    anew: bool = False
+    keep_annotation: bool = True
+    suggestions: int = 3
+    format: str | None = None
+    own_spacing: bool = True
+
+    def __post_init__(self) -> None:
+        check_minutes(self.minutes)
+        number_of_folds(self.folds, self.minutes)
+        if not isinstance(self.suggestions, int) or self.suggestions < 0:
+            raise DataError(f"suggestions must be a number of slices, 0 or more; got {self.suggestions!r}.")
+        suffix = None if self.format is None else "." + str(self.format).lstrip(".")
+        if suffix not in (None, *OUTPUT_SUFFIXES):
+            raise DataError(f"format is {self.format!r}; expected one of {', '.join(OUTPUT_SUFFIXES)}.")

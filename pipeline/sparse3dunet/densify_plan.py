@@ -1,0 +1,265 @@
+"""What a densification chooses by itself: voxel size, network, folds, and what its minutes are spent on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from sparse3dunet.checks import CaseReport, DataReport
+from sparse3dunet.datalist import Case, case_name
+from sparse3dunet.errors import DataError
+from sparse3dunet.keys import IMAGE, LABEL, WEIGHT
+from sparse3dunet.settings import target_spacing
+from sparse3dunet.slices import Slices, crossed, find_slices, runs, slices_mask
+from sparse3dunet.transforms.holdout import TRAINING, HoldOutSlices, HoldOutSlicesd
+from sparse3dunet.transforms.walker import MOST_VOXELS
+
+AUTO = "auto"
+VOXELS_PER_MINUTE = {"cpu": 2_000_000, "cuda": 60_000_000}
+"""Of all volumes together, that are looked at as they are; of more, the finest axes become coarser."""
+WALKED_PER_MINUTE = 2_500_000
+"""Voxels that the random walker may go through for each minute of a training: about a quarter of it."""
+FOLDS_FROM = 10
+"""Minutes from which on three folds are worth their time."""
+FOLDS = 3
+SHARES = {0: 0.0, 1: 0.35, FOLDS: 0.2}
+"""By number of folds, the share of the time that each one takes."""
+SPACING_RATIO = 1.5
+"""Between the cases' voxel sizes, above which they are resampled to the median."""
+FINAL = "final"
+
+
+def choose_spacing(report: DataReport, spacing: Any, minutes: float | None, device: Any) -> list[float] | None:
+    """The voxel size in mm to resample to, by axis; None for volumes as they are.
+
+    Args:
+        report: of the data set.
+        spacing: "auto", or as for :func:`~sparse3dunet.settings.target_spacing`.
+        minutes: of the whole run.
+        device: of the network.
+
+    Raises:
+        DataError: when `spacing` is none of these.
+    """
+    if spacing != AUTO:
+        return target_spacing(report, spacing)
+    sizes = np.array([case.spacing for case in report.cases])
+    differ = bool((sizes.max(0) > SPACING_RATIO * sizes.min(0)).any())
+    extents = np.array([case.shape for case in report.cases]) * sizes
+    size = np.median(sizes, axis=0)
+    most = VOXELS_PER_MINUTE["cuda" if torch.device(device).type == "cuda" else "cpu"] * (minutes or 10)
+
+    def voxels(edge: float) -> float:
+        return float(np.prod(extents / np.maximum(size, edge), axis=1).sum())
+
+    if voxels(0) <= most:
+        return [float(s) for s in size] if differ else None
+    low, high = 0.0, float(extents.max())
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if voxels(middle) > most else (low, middle)
+    return [round(float(s), 3) for s in np.maximum(size, high)]
+
+
+def check_minutes(minutes: Any) -> None:
+    """Raise DataError unless `minutes` is a number above 0."""
+    number = isinstance(minutes, (int, float)) and not isinstance(minutes, bool)
+    if not number or not 0 < minutes < np.inf:
+        raise DataError(f"minutes must be a number above 0, as --minutes 5; got {minutes!r}.")
+
+
+def check_sparse(report: DataReport) -> None:
+    """Raise DataError where there is nothing to densify, since every voxel of every case counts as annotated."""
+    if all(case.is_dense for case in report.cases):
+        values = ", ".join(map(str, report.data_set.class_values))
+        raise DataError(
+            f"{report.data_set.source}: every voxel counts as annotated (the classes are {values}), so that there is "
+            "nothing to densify. If a value means unlabeled, pass it: --ignore-index 255; if 0 means it outside of "
+            "some slices, --annotated-slices all."
+        )
+
+
+def channels(device: Any) -> list[int]:
+    """Of the network, by level: what learns most in some minutes."""
+    return [32, 64, 128, 256] if torch.device(device).type == "cuda" else [16, 32, 64, 128]
+
+
+def walked_voxels(minutes: float, cases: int) -> int:
+    """How many voxels of each volume a random walk may go through, so that it takes a quarter of the time at most."""
+    return max(min(MOST_VOXELS, round(WALKED_PER_MINUTE * minutes / max(cases, 1))), 1000)
+
+
+def choices(
+    report: DataReport, description: Mapping[str, Any], device: Any, minutes: float, own_spacing: bool
+) -> list[tuple[str, str, str]]:
+    """What was chosen by itself, and what was asked for instead: of each its name, its value, and why.
+
+    Args:
+        report: of the data set.
+        description: of the model.
+        device: of the network.
+        minutes: of the whole run.
+        own_spacing: whether nobody asked for the voxel size.
+    """
+    kind = "GPU" if torch.device(device).type == "cuda" else "CPU"
+    spacing, found = description["spacing"], list(description["network"]["channels"])
+    voxels = f"{sum(case.voxels for case in report.cases) / 1e6:.1f} million voxels"
+    fits = f"{voxels}, for {minutes:g} minutes on this {kind}"
+    size = "as it is" if spacing is None else " x ".join(f"{s:.3g}" for s in spacing) + " mm"
+    network = f"learns most in some minutes on a {kind}" if found == channels(device) else "as asked for"
+    patches = "as large as most volumes, at most what learns most in some minutes"
+    return [
+        ("voxel size", size, fits if own_spacing else "as asked for"),
+        ("patches", "x".join(map(str, description["patch_size"])), patches),
+        ("network", "-".join(map(str, found)) + " channels", network),
+    ]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What the minutes are spent on.
+
+    Attributes:
+        seconds: of the whole run.
+        folds: trainings that hold slices out.
+    """
+
+    seconds: float
+    folds: int
+
+    @property
+    def fold(self) -> float:
+        """Seconds for each fold, reading and scoring included."""
+        return self.seconds * SHARES.get(self.folds, 0.6 / max(self.folds, 1))
+
+    @property
+    def reserve(self) -> float:
+        """Seconds kept back for the prediction and the report."""
+        return min(5 + 0.05 * self.seconds, 0.3 * self.seconds)
+
+    def final(self, spent: float, prediction: float = 0.0) -> float:
+        """Seconds left for the final training.
+
+        Args:
+            spent: seconds so far.
+            prediction: seconds that predicting all volumes is likely to take; 0 where unknown.
+        """
+        reserve = max(self.reserve, min(5 + prediction, 0.3 * self.seconds))
+        return max(self.seconds - spent - reserve, 0.2 * self.seconds)
+
+
+def number_of_folds(folds: Any, minutes: float) -> int:
+    """As given; for "auto" three where the minutes allow it, else one split.
+
+    Raises:
+        DataError: when `folds` is neither "auto" nor a number from 0 on.
+    """
+    if folds == AUTO:
+        return FOLDS if minutes >= FOLDS_FROM else 1
+    if not isinstance(folds, int) or isinstance(folds, bool) or folds < 0:
+        raise DataError(f"folds must be a number from 0 (no estimate of the quality) on, or auto; got {folds!r}.")
+    return folds
+
+
+def deal_slices(
+    items: Mapping[str, Mapping[str, Any]],
+    folds: int,
+    seed: int,
+    former: Mapping[str, Slices] | None = None,
+    learned: Sequence[str] = (),
+) -> tuple[list[dict[str, Slices]], str]:
+    """Which slices each fold holds out, by case, and where there are none, why.
+
+    A fold holds out a third of the slices where few are annotated, a fifth where there are many. Adjacent slices go
+    together. A case of which no slice can be held out is trained on as it is.
+
+    Args:
+        items: ``label`` and ``weight`` of each case as the network sees them, (1, X, Y, Z).
+        folds: number of folds.
+        seed: of the dealing.
+        former: what a former run held out, whose model goes on: the same again, as far as it still is annotated, since
+            that model has learned all other slices; and what was annotated next to it since. Then there is one fold.
+        learned: names of the cases that this model has learned from.
+    """
+    if folds == 0:
+        return [], "no slices were held out, as --folds 0 says"
+    dealt: list[dict[str, Slices]] = [{} for _ in range(1 if former else folds)]
+    reason = ""
+    for name, item in items.items():
+        annotated = item[WEIGHT][0] > 0
+        try:
+            if former is not None and (name in former or name in learned):
+                dealt[0][name] = _again(former.get(name, [[], [], []]), annotated)
+                continue
+            units = sum(len(runs(indices)) for indices in _slices_of(annotated) or [])
+            parts = max(min(3, units), min(5, units // 3), min(folds, units), 2)
+            for fold, chosen in enumerate(dealt):
+                hold = HoldOutSlices(fold, parts, TRAINING, seed, adjacent_together=True)
+                chosen[name] = hold.held_out(annotated, name)
+        except DataError as error:
+            reason = str(error).split(". ")[0]
+    dealt = [{name: slices for name, slices in fold.items() if any(slices)} for fold in dealt]
+    dealt = [fold for fold in dealt if fold]
+    return dealt, "" if dealt else reason or "no slice that was held out before is annotated any more"
+
+
+def _slices_of(annotated: torch.Tensor) -> Slices | None:
+    return None if bool(annotated.all()) else find_slices(annotated.cpu().numpy())
+
+
+def _again(former: Slices, annotated: torch.Tensor) -> Slices:
+    """Of the annotated slices those that were held out, with all that are adjacent to them by now."""
+    now = _slices_of(annotated)
+    if now is None:  # since there are scribbles as well, for example
+        shares = [annotated.float().mean(dim=tuple(a for a in range(3) if a != axis)) for axis in range(3)]
+        now = [torch.nonzero(share > 0.5).flatten().tolist() for share in shares]
+    return [[i for run in runs(indices) if set(run) & set(before) for i in run] for indices, before in zip(now, former)]
+
+
+def hold_out(held_out: Mapping[str, Slices] | None, part: str) -> list[HoldOutSlicesd]:
+    """For a config: the transforms that take held-out slices out of the weight, or keep them alone; none for none.
+
+    Args:
+        held_out: by case, for each axis the slices' indices.
+        part: "training" or "validation".
+    """
+    return [HoldOutSlicesd(WEIGHT, part=part, listed=held_out)] if held_out else []
+
+
+def cases_of(cases: Sequence[Case], held_out: Mapping[str, Slices] | None) -> list[Case]:
+    """The cases that have held-out slices, without dense labels; where none has, the first case alone."""
+    chosen = [case for case in cases if case_name(case[IMAGE]) in (held_out or {})]
+    return [{key: case[key] for key in case if key != "reference"} for case in chosen or cases[:1]]
+
+
+def slices_showing(
+    items: Mapping[str, Mapping[str, Any]], held_out: Mapping[str, Slices], num_classes: int
+) -> list[int]:
+    """By class, the number of held-out slices that show it.
+
+    Args:
+        items: ``label`` and ``weight`` of each case, (1, X, Y, Z).
+        held_out: by case, for each axis the slices' indices.
+        num_classes: K.
+    """
+    counts = [0] * num_classes
+    for name, slices in held_out.items():
+        label, annotated = items[name][LABEL][0].cpu().numpy(), (items[name][WEIGHT][0] > 0).cpu().numpy()
+        for number in range(num_classes):
+            shown = (label == number) & annotated
+            for axis, indices in enumerate(slices):
+                alone = shown & slices_mask(shown.shape, [indices if a == axis else [] for a in range(3)])
+                counts[number] += int(crossed(alone, axis)[indices].sum()) if indices else 0
+    return counts
+
+
+def annotated_text(cases: Sequence[CaseReport]) -> str:
+    """How much is annotated, in words."""
+    counts = [sum(map(len, case.slices.values())) for case in cases if case.slices]
+    share = sum(case.annotated for case in cases) / max(sum(case.voxels for case in cases), 1)
+    slices = f"{sum(counts)} annotated slice(s), " if counts else ""
+    return f"{slices}{share:.1%} of the voxels of {len(cases)} volume(s)"

@@ -1,0 +1,319 @@
+"""What a densification writes: segmentations, confidence, the slices to annotate next, and the report."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+
+from sparse3dunet import __version__
+from sparse3dunet.batch import Output, predict_batch
+from sparse3dunet.checkpoints import replace_file
+from sparse3dunet.checks import as_tensor
+from sparse3dunet.datalist import Case, DataSet, case_name
+from sparse3dunet.densify_plan import FINAL
+from sparse3dunet.densify_state import file_digest
+from sparse3dunet.errors import DataError
+from sparse3dunet.estimates import Estimate
+from sparse3dunet.formats import check_output, read_image, write_segmentation
+from sparse3dunet.formats.suffixes import natural_suffix
+from sparse3dunet.inputs import ImageCase
+from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL, WEIGHT
+from sparse3dunet.models import Model, load_model
+from sparse3dunet.prediction import Prediction, Predictor, Scratch
+from sparse3dunet.records import CaseRecord
+from sparse3dunet.report import CaseSection, Report, write_report
+from sparse3dunet.report_figures import CaseView
+from sparse3dunet.slabs import SlabInferer
+from sparse3dunet.suggestions import Suggestion, suggest_slices, template, write_json
+from sparse3dunet.suggestions import show as show_suggestions
+from sparse3dunet.training_log import read_log
+from sparse3dunet.transforms.annotation import SparseLabel
+from sparse3dunet.volumes import Volume, read_volume
+
+OWN_FILES = ("config.yaml", "report.html", "quality.json", "suggestions.json", "summary.csv", "model", "records")
+"""In an output folder, besides the results of each case."""
+PICTURED = 10
+"""Cases whose pictures are in the report."""
+PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "scikit-image")
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """What the user annotated of a case, on the image's grid and in the file's order of axes.
+
+    Attributes:
+        raw: (X, Y, Z) values on disk.
+        numbers: (X, Y, Z) class numbers, 0 where unlabeled.
+        annotated: (X, Y, Z) boolean.
+    """
+
+    raw: np.ndarray
+    numbers: np.ndarray
+    annotated: np.ndarray
+
+
+class AnnotationKeeper(Predictor):
+    """A predictor of annotated images: annotated voxels keep their label, of which it is sure.
+
+    Args:
+        annotations: by the path of a case's (first) file, its annotation is read by this.
+        arguments: of :class:`~sparse3dunet.prediction.Predictor`.
+        keep: whether to keep labels.
+    """
+
+    def __init__(self, annotations: Any, keep: bool, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.annotations, self.keep = annotations, keep
+
+    def __call__(self, volumes: Sequence[Volume], scratch: Scratch) -> Prediction:
+        prediction = super().__call__(volumes, scratch)
+        if not self.keep:
+            return prediction
+        known = self.annotations(volumes[0].path)
+        values = self.class_values[known.numbers[known.annotated]]
+        prediction.segmentation[known.annotated] = values
+        if prediction.confidence is not None:
+            prediction.confidence[known.annotated] = 255
+        prediction.voxels = [int((prediction.segmentation == value).sum()) for value in self.class_values]
+        return prediction
+
+
+class Results:
+    """The files of each case in an output folder.
+
+    Args:
+        output_dir: the folder.
+        data_set: whose cases are densified.
+        format: one of OUTPUT_SUFFIXES, with or without the dot; None: each image's own.
+        keep_annotation: whether annotated voxels keep their label.
+    """
+
+    def __init__(self, output_dir: Path, data_set: DataSet, format: str | None, keep_annotation: bool) -> None:
+        self.folder, self.data_set, self.keep = output_dir, data_set, keep_annotation
+        self.format = None if format is None else "." + str(format).lstrip(".")
+        self.cases = [ImageCase(case_name(case[IMAGE]), _files(case)) for case in data_set.cases]
+        names, values = data_set.class_names, data_set.class_values
+        self.output = Output(output_dir, names, values, self.format, pictures=False)
+        self.by_path = {_files(case)[0]: case for case in data_set.cases}
+
+    def annotation(self, image: str) -> Annotation:
+        """Of the case whose (first) image file is `image`."""
+        case, data_set = self.by_path[image], self.data_set
+        label = read_volume(case[LABEL])
+        weight = as_tensor(read_volume(case[WEIGHT])) if WEIGHT in case else None
+        split = SparseLabel(data_set.class_values, data_set.ignore_index)
+        numbers, weights = split(as_tensor(label), weight, case.get(ANNOTATED_SLICES))
+        return Annotation(label.data, np.asarray(numbers[0]), np.asarray(weights[0]) > 0)
+
+    def check(self, is_former: bool) -> None:
+        """Look at all places of results, before anything is trained.
+
+        Args:
+            is_former: whether a former run has written to the folder.
+
+        Raises:
+            DataError: where a result would replace a file that is not a former run's, or was changed since; or where
+                its format cannot hold it.
+        """
+        for case in self.cases:
+            names = self._names(case)
+            CaseRecord(self.folder, case, {}).check(list(names.values()))
+            image = read_image(case.files[0])
+            for name in names.values():
+                check_output(name, image, self.output.labels)
+        found = [name for name in OWN_FILES if (self.folder / name).exists()]
+        if found and not is_former:
+            raise DataError(
+                f"{self.folder.absolute() / found[0]} exists, and is not a former run's: its work/state.json is not "
+                "there. Pass another folder for the results (-o)."
+            )
+
+    def predict(self, model: Model, device: Any) -> None:
+        """Write the segmentation and the confidence of each case.
+
+        Raises:
+            DataError: when a case fails.
+        """
+        device = torch.device(device)
+        predictor = AnnotationKeeper(
+            self.annotation,
+            self.keep,
+            model.network.to(device),
+            SlabInferer(model.patch_size, 0.5),
+            model.class_values,
+            model.in_channels,
+            model.spacing,
+            device,
+            confidence=True,
+        )
+        labels = [file_digest(case[LABEL]) for case in self.data_set.cases]
+        key = {"model": model.digest, "keep": self.keep, "labels": labels}
+        outcome = predict_batch(self.cases, predictor, self.output, key)
+        if outcome.failed:
+            raise DataError(f"{len(outcome.failed)} of {len(self.cases)} volume(s) failed: {outcome.failed[0]}")
+
+    def _names(self, case: ImageCase) -> dict[str, str]:
+        return self.output.names(case, confidence=True)
+
+    def files(self, case: ImageCase) -> dict[str, Path]:
+        """Segmentation and confidence of a case."""
+        return {kind: self.folder / name for kind, name in self._names(case).items()}
+
+    def write_template(
+        self, case: ImageCase, annotation: Annotation, found: np.ndarray, suggestions: Any, templates: dict[str, str]
+    ) -> Path:
+        """Write the label map to go on annotating with; never over one that was changed: it may be annotation by now.
+
+        Args:
+            case: of which.
+            annotation: what the user has.
+            found: (X, Y, Z) the segmentation, values on disk.
+            suggestions: the slices.
+            templates: digests by file name of what was written before; gets this one's.
+        """
+        image = read_image(case.files[0])
+        suffix = self.format or natural_suffix(case.files[0])
+        suffix = ".nrrd" if suffix == ".seg.nrrd" else suffix  # which has no place for a background that is not 0
+        names = (f"{case.name}_next{number or ''}{suffix}" for number in (0, *range(2, 10_000)))
+        own = [*case.files, self.by_path[case.files[0]][LABEL]]
+        paths = (self.folder / name for name in names)
+        path = next(p for p in paths if _is_ours(p, templates) and not any(_is_same(p, file) for file in own))
+        values = template(annotation.raw, found, suggestions, annotation.annotated)
+        names_by_value = dict(zip(self.data_set.class_values, self.data_set.class_names))
+        unlabeled = dict.fromkeys(self.data_set.ignore_index, "unlabeled")
+        write_segmentation(path, values, image, {**names_by_value, **unlabeled})
+        templates[path.name] = file_digest(path)
+        return path
+
+
+def write_results(
+    results: Results,
+    model_file: Path,
+    quality: Estimate,
+    *,
+    device: Any,
+    suggestions: int,
+    choices: Sequence[tuple[str, str, str]],
+    notes: Sequence[str],
+    command: str,
+    work: Mapping[str, Path],
+    templates: dict[str, str],
+    keep: Callable[[], None],
+) -> None:
+    """Predict all cases, and write ``quality.json``, ``suggestions.json``, the templates and ``report.html``.
+
+    Args:
+        results: where they go.
+        model_file: of the final model.
+        quality: the estimate.
+        device: of the network.
+        suggestions: slices of each plane to annotate next.
+        choices: what was chosen, with its value, and why.
+        notes: what else a reader must know.
+        command: that was typed.
+        work: by part of the run, the folder with its ``training.csv``.
+        templates: see :meth:`Results.write_template`.
+        keep: called when `templates` have changed.
+    """
+    model = load_model(model_file)
+    _write_json(results.folder / "quality.json", quality.as_json())
+    results.predict(model, device)
+    sections: list[CaseSection] = []
+    by_case: dict[str, Sequence[Suggestion]] = {}
+    for case in results.cases:
+        section = _section(results, case, suggestions, templates, pictures=len(sections) < PICTURED)
+        keep()
+        sections.append(section)
+        by_case[case.name] = section.suggestions
+    write_json(results.folder / "suggestions.json", by_case)
+    show_suggestions(by_case)
+    config = results.folder / "config.yaml"
+    titles = {part: "final" if part == FINAL else f"held out {int(part.removeprefix('fold_')) + 1}" for part in work}
+    content = Report(
+        title=results.cases[0].name if len(results.cases) == 1 else f"{len(results.cases)} volumes",
+        class_names=model.class_names,
+        cases=sections,
+        quality=quality,
+        curves={titles[part]: read_log(folder / "training.csv") for part, folder in work.items()},
+        choices=choices,
+        command=command,
+        settings=config.read_text(encoding="utf-8") if config.is_file() else "",
+        versions=versions(),
+        notes=notes,
+    )
+    write_report(results.folder / "report.html", content)
+
+
+def versions() -> dict[str, str]:
+    """Of what the results depend on, and the machine."""
+    packages = {name: version(name) for name in PACKAGES}
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}"
+    return {"sparse3dunet": __version__, "Python": platform.python_version(), **packages, "machine": machine}
+
+
+def _section(results: Results, case: ImageCase, count: int, templates: dict[str, str], pictures: bool) -> CaseSection:
+    files, image = results.files(case), read_image(case.files[0])
+    annotation = results.annotation(case.files[0])
+    found, confidence = (np.asarray(read_image(files[kind]).data) for kind in ("segmentation", "confidence"))
+    numbers = np.zeros(found.shape, np.int16)
+    for number, value in enumerate(results.data_set.class_values):
+        numbers[found == value] = number
+    suggested: list[Suggestion] = suggest_slices(confidence, numbers, annotation.annotated, image.affine, count)
+    if suggested:
+        files["template"] = results.write_template(case, annotation, found, suggested, templates)
+    record = CaseRecord(results.folder, case, {}).read()
+    view = _view(case.name, image, annotation, numbers, confidence, results.data_set.class_names) if pictures else None
+    return CaseSection(
+        name=case.name,
+        ml={name: record["ml"][name] for name in results.data_set.class_names[1:]},
+        mean_confidence=record.get("mean_confidence"),
+        suggestions=suggested,
+        files={kind: path.name for kind, path in files.items()},
+        view=view,
+    )
+
+
+def _view(
+    name: str,
+    image: Volume,
+    annotation: Annotation,
+    numbers: np.ndarray,
+    confidence: np.ndarray,
+    class_names: Sequence[str],
+) -> CaseView:
+    orientation = nib.io_orientation(image.affine)
+    first = image.data if image.data.ndim == 3 else image.data[..., 0]
+    arrays = (first, annotation.numbers, annotation.annotated, numbers, confidence)
+    scan, label, annotated, found, sure = (nib.apply_orientation(np.asarray(array), orientation) for array in arrays)
+    directions = dict(orientation.astype(int))
+    x, y, z = (bool(directions[axis] < 0) for axis in range(3))
+    spacing = image.in_ras_order(image.spacing)
+    return CaseView(name, scan, label, annotated, found, sure, spacing, class_names, (x, y, z))
+
+
+def _files(case: Case) -> tuple[str, ...]:
+    return tuple(case[IMAGE]) if isinstance(case[IMAGE], list) else (case[IMAGE],)
+
+
+def _is_ours(path: Path, templates: Mapping[str, str]) -> bool:
+    """Whether a template may be written there."""
+    return not path.exists() or templates.get(path.name) == file_digest(path)
+
+
+def _is_same(path: Path, file: str) -> bool:
+    return path.exists() and os.path.samefile(path, file)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    text = json.dumps(content, indent=1) + "\n"
+    replace_file(path, lambda draft: draft.write_text(text, encoding="utf-8"))

@@ -1,0 +1,135 @@
+"""What a densification has done so far: on disk, so that a killed run goes on, and a next one begins with it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparse3dunet.checkpoints import DESCRIPTION_SUFFIX, replace_file
+from sparse3dunet.datalist import FILE_KEYS, DataSet
+from sparse3dunet.keys import IMAGE
+from sparse3dunet.slices import Slices
+from sparse3dunet.volumes import read_volume
+
+NOT_OF_THE_RUN = ("minutes", "output_dir", "device", "num_workers", "anew", "resume", "suggestions", "format")
+"""Settings that may change when a run goes on."""
+
+
+@dataclass
+class State:
+    """Of a run in a folder.
+
+    Attributes:
+        digest: of the data and the settings, in hexadecimal: a run of others begins a new state.
+        held_out: by fold and case, for each axis the slices that the fold holds out.
+        reason: why nothing is held out, if so.
+        cleared: whether what a former run left in the folder, and would be taken for this run's, is gone.
+        anew: whether nothing of a former run is used.
+        spent: seconds that the run took so far, over all processes.
+        keeps_fold: whether the first fold begins with the former run's.
+        goes_on: whether the run began with a former one's models.
+        seconds: by part (a fold, or the final training) that was begun, how long it trains.
+        folds: by fold that is done, :class:`~sparse3dunet.estimates.FoldCounts` in plain values.
+        final: of the final model on all annotated voxels: by case, (K, 3) counts.
+        trained: whether the final model is there.
+        stopped_early: whether the user ended the training.
+        complete: whether all results are there.
+        templates: by file name, the digest of each template that was written.
+    """
+
+    digest: str
+    held_out: list[dict[str, Slices]] = field(default_factory=list)
+    reason: str = ""
+    cleared: bool = False
+    anew: bool = False
+    spent: float = 0.0
+    keeps_fold: bool = False
+    goes_on: bool = False
+    seconds: dict[str, float] = field(default_factory=dict)
+    folds: dict[str, Any] = field(default_factory=dict)
+    final: dict[str, Any] = field(default_factory=dict)
+    trained: bool = False
+    stopped_early: bool = False
+    complete: bool = False
+    templates: dict[str, str] = field(default_factory=dict)
+
+
+class StateFile:
+    """Reads and writes the state in ``work/state.json`` of an output folder."""
+
+    def __init__(self, output_dir: str | Path) -> None:
+        self.path = Path(output_dir) / "work" / "state.json"
+
+    def read(self) -> State | None:
+        """The state; None where there is none, or another version's."""
+        try:
+            return State(**json.loads(self.path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def write(self, state: State) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(asdict(state), indent=1) + "\n"
+        replace_file(self.path, lambda draft: draft.write_text(text, encoding="utf-8"))
+
+
+def digest(data_set: DataSet, config: Mapping[str, Any], chosen: Sequence[Any] = ()) -> str:
+    """Of the annotation's voxels, the images' files, the settings, and what was chosen by itself, in hexadecimal."""
+    found = hashlib.sha256()
+    for case in data_set.cases:
+        for key in FILE_KEYS[:-1]:
+            paths = case[key] if isinstance(case.get(key), list) else [case[key]] if key in case else []
+            for path in paths:
+                if key == IMAGE:
+                    status = Path(path).stat()
+                    found.update(f"{path} {status.st_size} {status.st_mtime_ns}".encode())
+                else:
+                    found.update(np.ascontiguousarray(read_volume(path).data).tobytes())
+    settings = {key: value for key, value in config.items() if key not in NOT_OF_THE_RUN}
+    classes = [data_set.class_names, data_set.class_values, data_set.ignore_index]
+    found.update(json.dumps([settings, classes, list(chosen)], sort_keys=True, default=str).encode())
+    return found.hexdigest()
+
+
+def read_description(model_file: str | Path) -> dict[str, Any] | None:
+    """A model's description; None where the model, or its description, is not there or damaged."""
+    path = Path(model_file)
+    try:
+        content = json.loads(path.with_suffix(DESCRIPTION_SUFFIX).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if path.is_file() and isinstance(content, dict) else None
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What keeps a model from being learned further, in words; empty where nothing does."""
+    words: Sequence[tuple[str, str]] = (
+        ("network", "another network"),
+        ("class_values", "other classes"),
+        ("class_names", "other names of classes"),
+        ("spacing", "another voxel size"),
+        ("normalize", "another normalisation"),
+    )
+    return [told for key, told in words if (before.get(key) or None) != (now.get(key) or None)]
+
+
+def file_digest(path: str | Path) -> str:
+    """Of a file's bytes, in hexadecimal."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def keep_aside(model_file: str | Path) -> Path:
+    """Rename a model, and its description, that a new one would replace; returns its new path."""
+    path = Path(model_file)
+    names = (path.with_name(f"{path.stem}_before{number or ''}{path.suffix}") for number in (0, *range(2, 10_000)))
+    aside = next(name for name in names if not name.exists())
+    os.replace(path, aside)
+    os.replace(path.with_suffix(DESCRIPTION_SUFFIX), aside.with_suffix(DESCRIPTION_SUFFIX))
+    return aside

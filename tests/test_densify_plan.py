@@ -1,0 +1,189 @@
+"""What a densification plans: voxel sizes, minutes, which slices are held out; and what it makes of the scores."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from sparse3dunet.checks import CaseReport, DataReport
+from sparse3dunet.datalist import DataSet
+from sparse3dunet.densify_plan import (
+    Schedule,
+    choose_spacing,
+    deal_slices,
+    hold_out,
+    number_of_folds,
+    slices_showing,
+)
+from sparse3dunet.densify_state import differences
+from sparse3dunet.densify_state import read_description as description_of
+from sparse3dunet.errors import DataError
+from sparse3dunet.estimates import Estimate, FoldCounts, estimate
+from sparse3dunet.slices import find_slices, slices_mask
+
+
+def report_of(shapes, spacings):
+    cases = [
+        CaseReport(f"c{i}", shape=s, spacing=m, voxels=int(np.prod(s)))
+        for i, (s, m) in enumerate(zip(shapes, spacings))
+    ]
+    return DataReport(DataSet([], [], [], (), 1), cases)
+
+
+def test_large_volumes_are_looked_at_in_coarser_voxels_the_finest_axes_first():
+    assert choose_spacing(report_of([(100, 100, 100)], [(1, 1, 1)]), "auto", 5, "cpu") is None
+    found = choose_spacing(report_of([(512, 512, 100)], [(0.5, 0.5, 5)]), "auto", 5, "cpu")
+    assert found[2] == 5
+    assert found[0] == found[1] > 0.5
+    voxels = 256 / found[0] * 256 / found[1] * 100
+    assert 9e6 < voxels <= 10.1e6
+    assert choose_spacing(report_of([(512, 512, 100)], [(0.5, 0.5, 5)]), "auto", 60, "cpu") is None
+    assert choose_spacing(report_of([(512, 512, 100)], [(0.5, 0.5, 5)]), None, 1, "cpu") is None
+    assert choose_spacing(report_of([(9, 9, 9), (9, 9, 9)], [(1, 1, 1), (1, 1, 3)]), "auto", 5, "cpu") == [1, 1, 2]
+
+
+@pytest.mark.parametrize("folds", [0, 1, 3, 5])
+@pytest.mark.parametrize("minutes", [0.2, 5, 60])
+def test_the_minutes_are_enough_for_all_parts(folds, minutes):
+    schedule = Schedule(60 * minutes, folds)
+    spent = folds * schedule.fold
+    final = schedule.final(spent)
+    assert final >= 0.2 * schedule.seconds
+    assert spent + final + min(schedule.reserve, 0.05 * schedule.seconds) <= 1.001 * schedule.seconds
+    assert schedule.final(10 * schedule.seconds) == pytest.approx(0.2 * schedule.seconds)
+
+
+def test_number_of_folds():
+    assert [number_of_folds("auto", minutes) for minutes in (0.5, 5, 10, 60)] == [1, 1, 3, 3]
+    assert number_of_folds(0, 5) == 0
+    for folds in (-1, 1.5, True, "many"):
+        with pytest.raises(DataError, match="folds must be"):
+            number_of_folds(folds, 5)
+
+
+def item(slices, shape=(20, 18, 16)):
+    weight = torch.from_numpy(slices_mask(shape, slices).astype(np.float32))[None]
+    label = torch.zeros((1, *shape), dtype=torch.int16)
+    label[:, 5:15, 5:15, 5:15] = 1
+    image = MetaTensor(torch.zeros((1, *shape)), meta={"filename_or_obj": "/x/a.nii.gz"})
+    return {"image": image, "label": label, "weight": weight}
+
+
+def test_slices_are_dealt_out_whole_and_once():
+    slices = [[4, 10], [5, 9], [3, 8]]
+    dealt, reason = deal_slices({"a": item(slices)}, 3, 0)
+    assert reason == ""
+    chosen = [(axis, i) for fold in dealt for axis in range(3) for i in fold["a"][axis]]
+    assert len(chosen) == len(set(chosen)) == 6
+    assert set(chosen) == {(axis, i) for axis in range(3) for i in slices[axis]}
+
+
+def test_adjacent_slices_are_held_out_together():
+    dealt, _ = deal_slices({"a": item([[4, 5, 6, 12], [], []])}, 1, 0)
+    assert dealt[0]["a"][0] in ([4, 5, 6], [12])
+
+
+@pytest.mark.parametrize("kind", ["one slice", "scribbles", "dense", "asked"])
+def test_where_nothing_can_be_held_out(kind):
+    case = item([[4], [], []])
+    if kind == "scribbles":
+        case["weight"] = (torch.rand(case["weight"].shape) > 0.9).float()
+    elif kind == "dense":
+        case["weight"] = torch.ones_like(case["weight"])
+    dealt, reason = deal_slices({"a": case}, 0 if kind == "asked" else 1, 0)
+    assert dealt == []
+    assert reason
+
+
+def test_a_case_of_which_nothing_can_be_held_out_is_learned_from_as_it_is():
+    items = {"a": item([[4, 10], [5], [3]]), "b": item([[4], [], []])}
+    dealt, _ = deal_slices(items, 1, 0)
+    assert set(dealt[0]) == {"a"}
+    for part in ("training", "validation"):
+        (transform,) = hold_out(dealt[0], part)
+        other = {**items["b"], "image": MetaTensor(items["b"]["image"], meta={"filename_or_obj": "/x/b.nii.gz"})}
+        assert bool((transform(other)["weight"] > 0).any()) == (part == "training")
+
+
+def test_what_was_held_out_before_is_again_as_far_as_it_is_annotated():
+    dealt, _ = deal_slices({"a": item([[4, 10, 14], [5], []])}, 3, 0, former={"a": [[10], [5], [8]]})
+    assert dealt == [{"a": [[10], [5], []]}]
+    dealt, _ = deal_slices({"a": item([[4, 9, 10, 14], [5], []])}, 3, 0, former={"a": [[10], [5], [8]]})
+    assert dealt == [{"a": [[9, 10], [5], []]}]  # what is annotated beside them by now would tell of them
+    dealt, reason = deal_slices({"a": item([[4], [5], []])}, 3, 0, former={"a": [[10], [], [8]]})
+    assert dealt == []
+    assert "annotated any more" in reason
+
+
+def test_volumes_that_the_former_model_never_saw_are_dealt_out_anew():
+    items = {name: item([[4, 10], [5], [3]]) for name in "abc"}
+    dealt, _ = deal_slices(items, 1, 0, former={"a": [[10], [], []]}, learned=["a", "b"])
+    assert dealt[0]["a"] == [[10], [], []]
+    assert "b" not in dealt[0]  # it learned all slices
+    assert any(dealt[0]["c"])
+
+
+def test_no_voxel_is_learned_from_and_scored():
+    held_out = {"a": [[10], [5], []]}
+    case = item([[4, 10], [5], [3, 8]])
+    (training,), (validation,) = (hold_out(held_out, part) for part in ("training", "validation"))
+    learned, scored = (transform(case)["weight"] for transform in (training, validation))
+    assert not ((learned > 0) & (scored > 0)).any()
+    assert torch.equal(learned + scored, case["weight"])
+    assert find_slices((scored[0] > 0).numpy()) == [[10], [5], []]
+    assert slices_showing({"a": {**case, "weight": scored}}, held_out, 3) == [2, 2, 0]
+
+
+def counts(**by_name):
+    return {name: torch.tensor(rows) for name, rows in by_name.items()}
+
+
+def test_held_out_scores_are_over_all_voxels_of_a_volume_and_mean_over_volumes():
+    """Where the final model is the fold's own, what is expected is what was held out."""
+    folds = [
+        FoldCounts(counts(a=[[8, 1, 1], [4, 2, 0]]), counts(a=[[9, 0, 0], [9, 0, 0]]), [2, 1]),
+        FoldCounts(
+            counts(a=[[2, 0, 0], [0, 0, 2]], b=[[5, 0, 0], [0, 0, 0]]),
+            counts(a=[[9, 0, 0], [9, 0, 0]], b=[[5, 0, 0], [5, 0, 0]]),
+            [1, 1],
+        ),
+    ]
+    found = estimate(folds, {}, 3, ["background", "x"])
+    assert found.classes[1].held_out_dice == pytest.approx(2 * 4 / (2 * 4 + 2 + 2))
+    assert found.classes[1].held_out_iou == pytest.approx(4 / 8)
+    assert found.classes[0].held_out_dice == pytest.approx((20 / 22 + 1) / 2)
+    assert found.mean_held_out_dice == found.classes[1].held_out_dice
+    for entry in found.classes:
+        assert (entry.dice, entry.iou) == pytest.approx((entry.held_out_dice, entry.held_out_iou))
+    assert [entry.slices for entry in found.classes] == [3, 2]
+    assert (found.slices, found.volumes, found.folds) == (3, 2, 2)
+    assert Estimate.from_json(json.loads(json.dumps(found.as_json()))) == found
+    assert Estimate(reason="x").mean_dice is None
+
+
+def test_what_is_expected_is_the_final_models_own_score_less_the_optimism():
+    honest, learned, final = counts(a=[[8, 2, 2]]), counts(a=[[9, 1, 1]]), counts(a=[[19, 1, 1]])
+    (entry,) = estimate([FoldCounts(honest, learned, [1])], final, 1, ["background"]).classes
+    assert entry.dice == pytest.approx(0.95 - 0.632 * (0.9 - 0.8))
+    assert entry.held_out_dice == pytest.approx(0.8)
+    # A model that does better on what it never saw is lucky, not that much better elsewhere.
+    (entry,) = estimate([FoldCounts(learned, honest, [1])], final, 1, ["background"]).classes
+    assert entry.dice == pytest.approx(0.95)
+    absent = FoldCounts(counts(a=[[0, 3, 0]]), learned, [0])
+    (entry,) = estimate([absent], final, 1, ["background"]).classes
+    assert (entry.dice, entry.held_out_dice, entry.slices) == (None, None, 0)
+
+
+def test_models_that_do_not_fit_are_left_aside(tmp_path):
+    model = {"network": {"channels": [4]}, "class_values": [0, 1], "class_names": ["a", "b"], "spacing": None}
+    assert differences(model, {**model, "patch_size": [8, 8, 8], "normalize": []}) == []
+    assert differences(model, {**model, "spacing": [1, 1, 1]}) == ["another voxel size"]
+    assert differences(model, {**model, "class_values": [0, 2]}) == ["other classes"]
+    assert description_of(tmp_path / "model.pt") is None
+    (tmp_path / "model.pt").write_bytes(b"x")
+    (tmp_path / "model.json").write_text("{")
+    assert description_of(tmp_path / "model.pt") is None
+    assert os.listdir(tmp_path)
