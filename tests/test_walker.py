@@ -20,7 +20,7 @@ def sparse_item(seed=0, shape=(24, 20, 18)):
 
 def test_annotation_stays_and_what_is_certain_is_right():
     (image, label, weight), dense = sparse_item()
-    new_label, new_weight = RandomWalkerLabel(3, weight=0.1, beta=100)(image, label, weight)
+    new_label, new_weight = RandomWalkerLabel(3, weight=0.1, beta=20)(image, label, weight)
     annotated = weight > 0
     assert torch.equal(new_label[annotated], label[annotated])
     assert torch.equal(new_weight[annotated], weight[annotated])
@@ -38,7 +38,11 @@ def test_it_is_scikit_images_walker():
     new_label, new_weight = RandomWalkerLabel(3, certainty=0.8, beta=50)(image, label, weight)
     seeds = np.where(weight[0] > 0, label[0] + 1, 0)
     scan = image[0].numpy().astype(np.float64)
-    prob = random_walker(scan / scan.std(), seeds, beta=50, mode="cg_j", tol=1e-3, return_full_prob=True)
+    scan /= scan.std()
+    squares = np.concatenate([(np.diff(scan, axis=axis) ** 2).ravel() for axis in range(3)])
+    prob = random_walker(
+        scan, seeds, beta=50 / np.percentile(squares, 90), mode="cg_j", tol=1e-3, return_full_prob=True
+    )
     sure = (prob.max(0) >= 0.8) & (seeds == 0)
     assert np.array_equal((new_weight[0].numpy() > 0), sure | (seeds > 0))
     assert np.array_equal(new_label[0].numpy()[sure], prob.argmax(0)[sure])
@@ -47,9 +51,16 @@ def test_it_is_scikit_images_walker():
 def test_values_and_labels_of_unlabeled_voxels_do_not_matter():
     (image, label, weight), _ = sparse_item()
     other = torch.where(weight > 0, label, 2)
-    first, second = (RandomWalkerLabel(3, beta=100)(image, given, weight) for given in (label, other))
+    first, second = (RandomWalkerLabel(3, beta=20)(image, given, weight) for given in (label, other))
     assert torch.equal(first[1], second[1])
     assert torch.equal(first[0][first[1] > 0], second[0][second[1] > 0])
+
+
+def test_neither_brightness_nor_contrast_matter():
+    (image, label, weight), _ = sparse_item()
+    first, second = (RandomWalkerLabel(3)(scan, label, weight) for scan in (image, 1000 * image + 300))
+    assert (first[1] == second[1]).float().mean() > 0.999
+    assert (first[0] == second[0]).float().mean() > 0.999
 
 
 def test_no_weight_changes_nothing():
@@ -78,13 +89,13 @@ def test_where_nothing_can_be_walked(case):
 def test_a_class_that_is_not_annotated_is_given_to_nobody():
     (image, label, weight), _ = sparse_item()
     weight[label == 1] = 0
-    new_label, new_weight = RandomWalkerLabel(3, beta=100)(image, label, weight)
+    new_label, new_weight = RandomWalkerLabel(3, beta=20)(image, label, weight)
     assert set(new_label[new_weight > 0].unique().tolist()) == {0, 2}
 
 
 def test_large_volumes_are_walked_through_on_a_coarser_grid():
     (image, label, weight), dense = sparse_item(0, (48, 41, 37))
-    new_label, new_weight = RandomWalkerLabel(3, beta=100, most_voxels=10_000)(image, label, weight)
+    new_label, new_weight = RandomWalkerLabel(3, beta=20, most_voxels=10_000)(image, label, weight)
     assert new_label.shape == label.shape
     annotated = weight > 0
     assert torch.equal(new_label[annotated], label[annotated])
@@ -102,8 +113,8 @@ def test_the_twin_keeps_metadata_and_other_keys():
         "weight": MetaTensor(weight, affine=affine),
         "a": 1,
     }
-    found = RandomWalkerLabeld("label", num_classes=3, beta=100)(item)
-    expected = RandomWalkerLabel(3, beta=100)(image, label, weight)
+    found = RandomWalkerLabeld("label", num_classes=3, beta=20)(item)
+    expected = RandomWalkerLabel(3, beta=20)(image, label, weight)
     assert torch.equal(found["label"].as_tensor(), expected[0])
     assert torch.equal(found["weight"].as_tensor(), expected[1])
     assert torch.equal(found["label"].affine, affine)

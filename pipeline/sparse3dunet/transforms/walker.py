@@ -31,7 +31,8 @@ class RandomWalkerLabel(Transform):
         num_classes: K.
         weight: of a voxel labelled so; annotated voxels mostly have 1. 0 leaves everything as it is.
         certainty: least probability, above 0.5.
-        beta: how much a step across an edge costs, for an image of standard deviation 1.
+        beta: how much a step across an edge costs, relative to the image's own roughness (the 90th percentile of
+            squared differences of neighbours): in a noisy image, each voxel would be an island else.
         most_voxels: of the grid that is walked on; of a larger volume, blocks of 2x2x2 voxels or more are one.
 
     Shapes: image (C, X, Y, Z), normalised; label and weight (1, X, Y, Z) -> label, weight (1, X, Y, Z).
@@ -45,7 +46,7 @@ class RandomWalkerLabel(Transform):
         num_classes: int,
         weight: float = 0.1,
         certainty: float = 0.9,
-        beta: float = 10_000.0,
+        beta: float = 200.0,
         most_voxels: int = MOST_VOXELS,
     ) -> None:
         if not 0.5 < certainty <= 1 or weight < 0 or beta <= 0:
@@ -96,13 +97,14 @@ class RandomWalkerLabel(Transform):
             return result  # one class alone would be certain of all, and nothing follows from no gray values
         numbers = np.searchsorted(present, seeds) + 1
         numbers[seeds == 0] = 0
-        # By float64 of deviation 1, since scikit-image divides by the deviation.
+        # Of deviation 1, since scikit-image divides by the deviation.
         scan = np.moveaxis(image, 0, -1).astype(np.float64)
         scan /= max(float(scan.std()), 1e-6)
+        beta = self.beta / _roughness(scan)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on solvers that are not installed, and what does not quite converge
             prob = random_walker(
-                scan, numbers, beta=self.beta, mode="cg_j", tol=1e-3, return_full_prob=True, channel_axis=-1
+                scan, numbers, beta=beta, mode="cg_j", tol=1e-3, return_full_prob=True, channel_axis=-1
             )
         best = prob.argmax(0)
         sure = prob.max(0) >= self.certainty
@@ -132,7 +134,7 @@ class RandomWalkerLabeld(MapTransform):
         num_classes: int,
         weight: float = 0.1,
         certainty: float = 0.9,
-        beta: float = 10_000.0,
+        beta: float = 200.0,
         most_voxels: int = MOST_VOXELS,
         image_key: str = IMAGE,
         weight_key: str = WEIGHT,
@@ -147,6 +149,13 @@ class RandomWalkerLabeld(MapTransform):
         for key in self.key_iterator(d):
             d[key], d[self.weight_key] = self.walker(d[self.image_key], d[key], d[self.weight_key])
         return d
+
+
+def _roughness(scan: np.ndarray) -> float:
+    """The 90th percentile of squared differences of neighbours in (X, Y, Z, C); of those that differ, if few do."""
+    squares = np.concatenate([(np.diff(scan, axis=axis) ** 2).sum(-1).ravel() for axis in range(3)])
+    found = float(np.percentile(squares, 90))
+    return found or float(np.percentile(squares[squares > 0], 90))
 
 
 def _block_means(channel: np.ndarray, step: int) -> np.ndarray:
