@@ -170,8 +170,12 @@ def test_what_is_expected_is_the_final_models_own_score_less_the_optimism():
     assert entry.dice == pytest.approx(0.95 - 0.632 * (0.9 - 0.8))
     assert entry.held_out_dice == pytest.approx(0.8)
     # A model that does better on what it never saw is lucky, not that much better elsewhere.
-    (entry,) = estimate([FoldCounts(learned, honest, [1])], final, 1, ["background"]).classes
+    (entry,) = estimate([FoldCounts(final, learned, [1])], final, 1, ["background"]).classes
     assert entry.dice == pytest.approx(0.95)
+    # A fold that has learned nothing yet, not even its own slices, tells nothing good.
+    nothing = counts(a=[[1, 9, 9]])
+    (entry,) = estimate([FoldCounts(nothing, nothing, [1])], final, 1, ["background"]).classes
+    assert entry.dice == pytest.approx(0.1 + 0.1)
     absent = FoldCounts(counts(a=[[0, 3, 0]]), learned, [0])
     (entry,) = estimate([absent], final, 1, ["background"]).classes
     assert (entry.dice, entry.held_out_dice, entry.slices) == (None, None, 0)

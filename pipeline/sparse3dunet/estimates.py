@@ -25,6 +25,9 @@ from sparse3dunet.metrics import ClassScore, class_scores, mean_score, overlap_s
 OPTIMISM_SHARE = 0.632
 """Of the optimism of the folds' models that the final model is expected to have, too: Efron's."""
 
+MOST_GAINED = 0.1
+"""By which the final model's score on its own slices counts above that of the folds' models on theirs."""
+
 
 @dataclass(frozen=True)
 class ClassEstimate:
@@ -153,7 +156,9 @@ def _less(own: float | None, apparent: float | None, honest: float | None) -> fl
         return None
     if own is None or apparent is None:
         return honest
-    return min(max(own - OPTIMISM_SHARE * max(apparent - honest, 0.0), 0.0), 1.0)
+    # Of a fold's model that has hardly learned even its own slices, the optimism cannot be told.
+    believed = min(own, apparent + MOST_GAINED)
+    return max(believed - OPTIMISM_SHARE * max(apparent - honest, 0.0), 0.0)
 
 
 def show(found: Estimate) -> None:
