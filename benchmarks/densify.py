@@ -3,7 +3,7 @@
     python benchmarks/densify.py                                      # the table: five minutes each
     python benchmarks/densify.py --parts estimate --minutes 2 --seeds 0 1 2
     python benchmarks/densify.py --parts warm
-    python benchmarks/densify.py --parts suggestions --minutes 1 --seeds 0 1 2 3 4
+    python benchmarks/densify.py --parts suggestions --minutes 1 --seeds 0 1 2 3 4 --jobs 2   # two at a time
     python benchmarks/densify.py --parts others --minutes 2           # volumes that nothing was tuned on
 
 Each run is the command `sparse3dunet densify scan annotation -o OUT --minutes M`. Slices are equally spaced within the
@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from augmentation import machine
 from mni152 import walk
 from rich.console import Console
 from rich.table import Table
+from trainings import share_cores
 
 from sparse3dunet import tubules
 from sparse3dunet.metrics import overlap_counts, overlap_scores
@@ -197,41 +199,48 @@ def suggestions(out: Path) -> list[dict]:
     return found
 
 
-def rounds(scan: Scan, folder: Path, minutes: float, seeds: Sequence[int], count: int = 3) -> None:
-    """From one slice an axis on, one more an axis each round: suggested against equally spaced."""
-    curves: dict[str, list[list[float]]] = {"suggested": [], "equally spaced": []}
+def rounds(scan: Scan, folder: Path, minutes: float, seed: int, count: int = 3) -> dict[str, list[float]]:
+    """From one slice an axis on, one more an axis each round, suggested or equally spaced: the mean IoU after each.
+
+    Both on voxels that neither annotates, and each trained anew, so that the slices alone differ.
+    """
     options = ("--folds", 0, "--suggestions", 1, "--anew")
-    for seed in seeds:
-        start = scan.equally_spaced(1)
-        first = scan.densify(start, folder / f"rounds_{seed}", minutes, seed, *options)
-        for values in curves.values():
-            values.append([first.iou])
-        chosen, out = start, folder / f"rounds_{seed}"
-        for number in range(1, count + 1):
-            found = suggestions(out / "results")
-            chosen = [
-                sorted({*indices, *(s["index"] for s in found if s["axis"] == axis)})
-                for axis, indices in enumerate(chosen)
-            ]
-            even = scan.equally_spaced(1 + number)
-            both = [sorted({*a, *b}) for a, b in zip(chosen, even)]
-            for name, slices in (("suggested", chosen), ("equally spaced", even)):
-                place = out if name == "suggested" else folder / f"even_{seed}"
-                run = scan.densify(slices, place, minutes, seed, *options, leave_out=both)
-                curves[name][-1].append(run.iou)
-                print(f"seed {seed}, round {number}, {name}: {slices} {run}", flush=True)
+    places = {"suggested": folder / f"rounds_{seed}", "equally spaced": folder / f"even_{seed}"}
+    start = scan.equally_spaced(1)
+    first = scan.densify(start, places["suggested"], minutes, seed, *options)
+    curves = {name: [first.iou] for name in places}
+    chosen = start
+    for number in range(1, count + 1):
+        found = suggestions(places["suggested"] / "results")
+        chosen = [
+            sorted({*indices, *(s["index"] for s in found if s["axis"] == axis)}) for axis, indices in enumerate(chosen)
+        ]
+        even = scan.equally_spaced(1 + number)
+        both = [sorted({*a, *b}) for a, b in zip(chosen, even)]
+        for name, slices in (("suggested", chosen), ("equally spaced", even)):
+            run = scan.densify(slices, places[name], minutes, seed, *options, leave_out=both)
+            curves[name].append(run.iou)
+            print(f"seed {seed}, round {number}, {name}: {slices} {run}", flush=True)
+    return curves
+
+
+def compare_suggestions(scan: Scan, folder: Path, minutes: float, seeds: Sequence[int], jobs: int) -> None:
+    """The curves of :func:`rounds`, over seeds, of which `jobs` are computed at once."""
+    with ThreadPoolExecutor(jobs) as pool:
+        found = list(pool.map(lambda seed: rounds(scan, folder, minutes, seed), seeds))
+    numbers = range(1, len(found[0]["suggested"]) + 1)
     made = table(
         f"Mean IoU on voxels that neither annotates, {minutes:g} minutes each, {len(seeds)} seeds",
-        *("slices an axis", *(str(1 + number) for number in range(count + 1))),
+        *("slices an axis", *map(str, numbers)),
     )
+    curves = {name: np.array([curve[name] for curve in found]) for name in found[0]}
     for name, values in curves.items():
-        made.add_row(name, *(f"{m:.3f} ± {s:.3f}" for m, s in zip(np.mean(values, 0), np.std(values, 0))))
+        made.add_row(name, *(f"{m:.3f} ± {s:.3f}" for m, s in zip(values.mean(0), values.std(0))))
     show(made)
-    differences = np.array(curves["suggested"]) - np.array(curves["equally spaced"])
-    won = (differences[:, 1:] > 0).sum(0)
-    print(
-        f"suggested - equally spaced: {np.round(differences.mean(0), 3).tolist()}; better in {won} of {len(seeds)} runs"
-    )
+    differences = curves["suggested"] - curves["equally spaced"]
+    won = (differences[:, 1:] > 0).sum(0).tolist()
+    means = np.round(differences.mean(0), 3).tolist()
+    print(f"suggested - equally spaced: {means}; better in {won} of {len(seeds)} runs")
 
 
 def score_cases(data: Path, names: Sequence[str], labels: str, out: Path, classes: int) -> tuple[float, float]:
@@ -307,7 +316,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "hippocampus", help="for others")
     parser.add_argument("--out", type=Path, help="folder for what the runs leave; by default it is removed")
+    parser.add_argument("--jobs", type=int, default=1, help="suggestions: seeds at once, sharing the cores")
     arguments = parser.parse_args()
+    share_cores(arguments.jobs)
     print(machine(), flush=True)
     with tempfile.TemporaryDirectory() as temporary:
         folder = (arguments.out or Path(temporary)).resolve()
@@ -326,7 +337,7 @@ def main() -> None:
         if "others" in arguments.parts:
             others(scan, folder, arguments.minutes, arguments.seeds[0], arguments.data.resolve())
         if "suggestions" in arguments.parts:
-            rounds(scan, folder, arguments.minutes, arguments.seeds)
+            compare_suggestions(scan, folder, arguments.minutes, arguments.seeds, arguments.jobs)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """How much annotation is enough: scores against the number of annotated slices, as table 2 of Cicek et al. 2016.
 
     python benchmarks/slices.py --epochs 20 --seeds 3
+    python benchmarks/slices.py --epochs 10 --seeds 3 --jobs 2 --settings "--overlay cpu --batch_size 2"
 
 All learn for the same number of iterations (25 an epoch), however busy the machine is. Slices are kept equally spaced
 along each axis (1, 2, 3, 5, or all) of the built-in volume's dense label, whose other voxels the network then learns to
@@ -15,6 +16,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -25,7 +27,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
-from trainings import call, train
+from trainings import call, share_cores, train
 
 from sparse3dunet.mni152 import DEFAULT_DIR, ensure_default
 
@@ -96,7 +98,9 @@ def main() -> None:
     parser.add_argument("--slices", nargs="+", choices=COUNTS, default=list(COUNTS))
     parser.add_argument("--out", type=Path, default=Path("slices"), help="folder for the picture")
     parser.add_argument("--settings", default="--overlay cpu", help="of the training, in one text")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at once, each on its share of the cores")
     arguments = parser.parse_args()
+    share_cores(arguments.jobs)
     print(machine(), flush=True)
     sets = {BUILT_IN: (Path(ensure_default(DEFAULT_DIR)).resolve(), "labelsTr_dense", ["--val_fraction", "0"])}
     if (arguments.data / "split.json").is_file():
@@ -104,19 +108,25 @@ def main() -> None:
         sets[HIPPOCAMPUS] = (data, "labelsTr", ["--split_file", data / "split.json"])
     else:
         print(f"{arguments.data}: no hippocampus data; the built-in volume alone.")
+    settings = [*arguments.settings.split(), "--max_epochs", arguments.epochs]
     scores: dict[tuple[str, str], list[float]] = {}
     shares: dict[tuple[str, str], float] = {}
-    for name, (data, dense, split) in sets.items():
-        for count in arguments.slices:
-            for seed in range(arguments.seeds):
-                with tempfile.TemporaryDirectory() as temporary:
-                    labels = sparse_labels(data / dense, count, Path(temporary))
-                    shares[name, count] = annotated_share(labels, data / dense)
-                    places = ["--dataset_dir", data, "--label_dir", labels, "--reference_dir", dense, *split]
-                    settings = [*arguments.settings.split(), "--max_epochs", arguments.epochs]
-                    found = train(places, settings, None, seed, Path(temporary))
-                scores.setdefault((name, count), []).append(found.iou)
-                print(f"{name}, {count} slices an axis, seed {seed}: {found}", flush=True)
+
+    def learn(job: tuple[str, str, int]) -> float:
+        name, count, seed = job
+        data, dense, split = sets[name]
+        with tempfile.TemporaryDirectory() as temporary:
+            labels = sparse_labels(data / dense, count, Path(temporary))
+            shares[name, count] = annotated_share(labels, data / dense)
+            places = ["--dataset_dir", data, "--label_dir", labels, "--reference_dir", dense, *split]
+            found = train(places, settings, None, seed, Path(temporary))
+        print(f"{name}, {count} slices an axis, seed {seed}: {found}", flush=True)
+        return found.iou
+
+    jobs = [(name, count, seed) for name in sets for count in arguments.slices for seed in range(arguments.seeds)]
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        for (name, count, _), iou in zip(jobs, pool.map(learn, jobs)):
+            scores.setdefault((name, count), []).append(iou)
     show(scores, shares)
     draw(scores, arguments.out / "slices.png")
     print(f"Picture: {arguments.out / 'slices.png'}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -21,6 +22,12 @@ class Scores:
     iou: float
     iterations: int
     patches_per_second: float
+
+
+def share_cores(jobs: int) -> None:
+    """Give each of some commands that run at once its share of the cores, by the number of its threads."""
+    if jobs > 1:
+        os.environ["OMP_NUM_THREADS"] = str(max((os.cpu_count() or 1) // jobs, 1))
 
 
 def call(command: Sequence[object]) -> None:
