@@ -158,6 +158,21 @@ def test_overwrite_does_what_was_changed_again(tmp_path, case):
     assert not record.is_done(NAMES, unchanged=True)
 
 
+def test_results_that_were_copied_are_as_written(tmp_path, case):
+    """A copy has other times; only its content tells whether somebody changed it."""
+    out = tmp_path / "out"
+    record = do(out, case)
+    for name in NAMES:
+        os.utime(out / name, (1, 1))
+    assert record.is_done(NAMES, unchanged=True)
+    record.check(NAMES)
+    do(out, case, "two")
+    (out / NAMES[0]).write_bytes(b"Result")  # of the same size
+    os.utime(out / NAMES[0], (1, 1))
+    with pytest.raises(DataError, match="is not what this command wrote there"):
+        do(out, case, "three")
+
+
 def test_odd_records_do_no_harm(tmp_path, case):
     out = tmp_path / "out"
     do(out, case)

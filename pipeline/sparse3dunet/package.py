@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -16,6 +15,7 @@ import torch
 from monai.bundle import ConfigParser
 
 from sparse3dunet import __version__, bundle_configs, mni152
+from sparse3dunet.checkpoints import file_digest
 from sparse3dunet.errors import DataError
 from sparse3dunet.models import Model, load_model
 from sparse3dunet.scripting import write_script
@@ -143,7 +143,7 @@ def _check_former_folder(folder: Path) -> None:
     listed = dict(line.split("  ", 1)[::-1] for line in sums.read_text(encoding="utf-8").splitlines())
     for path in _files(folder):
         inside = path.relative_to(folder).as_posix()
-        if inside != SUMS and not path.suffix == ".pyc" and listed.get(inside) != _sum(path):
+        if inside != SUMS and not path.suffix == ".pyc" and listed.get(inside) != file_digest(path):
             raise DataError(
                 f"{path.absolute()} was added to the bundle, or changed, and would be lost. Move {folder.absolute()} "
                 "away, or pass another --name or -o."
@@ -242,10 +242,6 @@ def _files(folder: Path) -> list[Path]:
     return sorted((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.as_posix())
 
 
-def _sum(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def _check_neutral(folder: Path, source: Path, named: Iterable[Path]) -> None:
     """Raise DataError where a file tells of folders of this machine, more often than the bundle's source does."""
     places = [Path.cwd(), Path.home(), bundle_configs.CODE.parent, *named]
@@ -267,7 +263,7 @@ def _check_neutral(folder: Path, source: Path, named: Iterable[Path]) -> None:
 
 
 def _write_sums(folder: Path) -> None:
-    lines = [f"{_sum(path)}  {path.relative_to(folder).as_posix()}\n" for path in _files(folder)]
+    lines = [f"{file_digest(path)}  {path.relative_to(folder).as_posix()}\n" for path in _files(folder)]
     _put(folder / SUMS, "".join(lines))
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparse3dunet.checkpoints import replace_file
+from sparse3dunet.checkpoints import file_digest, replace_file
 from sparse3dunet.errors import DataError
 from sparse3dunet.inputs import ImageCase
 
@@ -61,7 +61,7 @@ class CaseRecord:
         if record.get("key") != self.key or not set(names) <= set(results):
             return False
         paths = {name: self.output_dir / name for name in results}
-        return all(p.is_file() and (not unchanged or _stat(p) == results[name]) for name, p in paths.items())
+        return all(p.is_file() and (not unchanged or _is_as_written(p, results[name])) for name, p in paths.items())
 
     def start(self, names: Sequence[str], overwrite: bool = False) -> Path:
         """Make ready for results of these names, relative to the output folder; returns the folder for drafts.
@@ -88,7 +88,7 @@ class CaseRecord:
             self._check_image(record)
         for name in names:
             path = self.output_dir / name
-            if path.exists() and before.get(name) != _stat(path):
+            if path.exists() and not _is_as_written(path, before.get(name)):
                 raise DataError(
                     f"{path.absolute()} exists and is not what this command wrote there: it was changed, or is another "
                     "file. Move it, or write into another folder; of predict, --overwrite replaces it."
@@ -101,9 +101,9 @@ class CaseRecord:
                 os.fsync(file.fileno())
         for name in set(self.before) - set(names):  # of other settings
             path = self.output_dir / name
-            if path.is_file() and _stat(path) == self.before[name]:
+            if path.is_file() and _is_as_written(path, self.before[name]):
                 path.unlink()
-        self._write({"status": DONE, "results": {name: _stat(self.drafts / name) for name in names}, **facts})
+        self._write({"status": DONE, "results": {name: _as_written(self.drafts / name) for name in names}, **facts})
         for name in names:
             os.replace(self.drafts / name, self._target(name))
         self._clear()
@@ -207,6 +207,21 @@ def _read(path: Path) -> dict[str, Any]:
 def _identity(case: ImageCase) -> list[Any]:
     """What changes where the image does."""
     return [[os.path.basename(file), *_stat(Path(file))] for file in case.all_files()]
+
+
+def _as_written(path: Path) -> list[Any]:
+    """Size, time of the last change, and digest of a result."""
+    return [*_stat(path), file_digest(path)]
+
+
+def _is_as_written(path: Path, written: Sequence[Any] | None) -> bool:
+    """Whether a result is as it was written; also one that was copied, with another time of the last change."""
+    if not path.is_file() or written is None:
+        return False
+    size, changed = _stat(path)
+    if [size, changed] == list(written[:2]):
+        return True
+    return len(written) > 2 and size == written[0] and file_digest(path) == written[2]
 
 
 def _stat(path: Path) -> list[int]:
