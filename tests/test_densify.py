@@ -1,6 +1,8 @@
 """The command that densifies: what it writes, going on, being killed, and what it refuses."""
 
 import json
+import os
+import re
 import shutil
 import signal
 import subprocess
@@ -143,6 +145,34 @@ def test_a_template_that_nobody_changed_is_told_of_and_kept(done, tmp_path):
     assert result.returncode == 0, result.stderr
     assert "although nobody has changed it" in result.stdout
     assert template.read_bytes() == written
+
+
+def test_what_changed_since_the_former_run_is_told_of(done, tmp_path):
+    """A template that is not passed, and annotation that was corrected; copied results are as they were written."""
+    out = shutil.copytree(done / "out", tmp_path / "out")
+    for path in out.glob("scan_*"):
+        os.utime(path, (1, 1))
+    _, annotation, dense = write_scan(tmp_path)
+    write_nifti(out / "scan_next.nii.gz", np.zeros(dense.shape, np.uint8), AFFINE)
+    corrected = np.where(array(annotation) == 255, 255, 2 - dense).astype(np.uint8)
+    write_nifti(annotation, corrected, AFFINE)
+    result = densify(done / "scan.nii.gz", annotation, "-o", out, "--minutes", 0.1, "--folds", 2, *SMALL)
+    assert result.returncode == 0, result.stderr
+    assert (
+        f"{out / 'scan_next.nii.gz'} was changed since it was written, but is no annotation of this run"
+        in result.stdout
+    )
+    found = re.search(r"scan: (\d+) voxels that the former run's model learned are annotated otherwise", result.stdout)
+    assert found
+    assert int(found[1]) >= ((corrected != 255) & (corrected != dense)).sum()
+    assert "trainings without some slices (as asked for)" in result.stdout
+    assert "unlabeled: the value 255" in result.stdout
+    assert "the value 255" in (out / "report.html").read_text()
+
+
+def test_a_file_is_no_folder_for_results(tmp_path, error_of):
+    scan, annotation, _ = write_scan(tmp_path)
+    assert "is a file; pass a folder" in error_of("densify", scan, annotation, "-o", scan)
 
 
 def test_files_of_others_are_not_overwritten(tmp_path):

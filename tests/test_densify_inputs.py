@@ -261,14 +261,16 @@ def test_within_a_tenth_of_a_voxel(tmp_path):
             assert_as_annotated(prepare_pair(scan, label, tmp_path / "out"))
 
 
-def test_outside_of_a_part_is_unlabeled(tmp_path):
-    """Be it by 0 on slices, or by the value that means so within."""
+@pytest.mark.parametrize(("value", "given"), [(255, 255), (255, None), (3, 3), (3, None), (-1, None)])
+def test_outside_of_a_part_is_unlabeled(tmp_path, value, given):
+    """By the value that means so within, said or told from it."""
     scan = write_input(tmp_path / "scan.nii.gz", IMAGE_DATA, OBLIQUE)
-    label = np.where(ANNOTATED, DENSE, 255).astype(np.uint8)[8:]
+    label = np.where(ANNOTATED, DENSE, value).astype(np.int16)[8:]
     affine = OBLIQUE @ nib.affines.from_matvec(np.eye(3), (8, 0, 0))
-    _, _, _, annotated = read(
-        prepare_pair(scan, write_input(tmp_path / "a.nrrd", label, affine), tmp_path / "out"), ignore_index=255
-    )
+    part = write_input(tmp_path / "a.nrrd", label, affine)
+    prepare_pair(scan, part, tmp_path / "out", annotated_slices="all")  # otherwise before: what it made must not stay
+    data_set, _, _, annotated = read(prepare_pair(scan, part, tmp_path / "out", ignore_index=given), ignore_index=given)
+    assert data_set.class_values == [0, 1, 2]
     assert not annotated[:8].any()
     np.testing.assert_array_equal(annotated[8:], ANNOTATED[8:])
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
+from sparse3dunet.calibration import TEMPERATURES
 from sparse3dunet.checks import CaseReport, DataReport
 from sparse3dunet.datalist import DataSet
 from sparse3dunet.densify_plan import (
@@ -21,7 +22,7 @@ from sparse3dunet.densify_plan import (
 from sparse3dunet.densify_state import differences
 from sparse3dunet.densify_state import read_description as description_of
 from sparse3dunet.errors import DataError
-from sparse3dunet.estimates import Estimate, FoldCounts, estimate
+from sparse3dunet.estimates import Estimate, FinalCounts, FoldCounts, estimate, temperature
 from sparse3dunet.slices import find_slices, slices_mask
 
 
@@ -141,17 +142,24 @@ def counts(**by_name):
     return {name: torch.tensor(rows) for name, rows in by_name.items()}
 
 
+def promised(**cases):
+    """By case, the same promise at each temperature."""
+    return {name: torch.tensor([rows] * len(TEMPERATURES), dtype=torch.float64) for name, rows in cases.items()}
+
+
+EVEN = [1.0] * len(TEMPERATURES)
+
+
 def test_held_out_scores_are_over_all_voxels_of_a_volume_and_mean_over_volumes():
     """Where the final model is the fold's own, what is expected is what was held out."""
     folds = [
-        FoldCounts(counts(a=[[8, 1, 1], [4, 2, 0]]), counts(a=[[9, 0, 0], [9, 0, 0]]), [2, 1]),
-        FoldCounts(
-            counts(a=[[2, 0, 0], [0, 0, 2]], b=[[5, 0, 0], [0, 0, 0]]),
-            counts(a=[[9, 0, 0], [9, 0, 0]], b=[[5, 0, 0], [5, 0, 0]]),
-            [1, 1],
-        ),
+        FoldCounts(held_out, {}, EVEN, showing)
+        for held_out, showing in (
+            (counts(a=[[8, 1, 1], [4, 2, 0]]), [2, 1]),
+            (counts(a=[[2, 0, 0], [0, 0, 2]], b=[[5, 0, 0], [0, 0, 0]]), [1, 1]),
+        )
     ]
-    found = estimate(folds, {}, 3, ["background", "x"])
+    found = estimate(folds, None, 3, ["background", "x"])
     assert found.classes[1].held_out_dice == pytest.approx(2 * 4 / (2 * 4 + 2 + 2))
     assert found.classes[1].held_out_iou == pytest.approx(4 / 8)
     assert found.classes[0].held_out_dice == pytest.approx((20 / 22 + 1) / 2)
@@ -164,21 +172,37 @@ def test_held_out_scores_are_over_all_voxels_of_a_volume_and_mean_over_volumes()
     assert Estimate(reason="x").mean_dice is None
 
 
-def test_what_is_expected_is_the_final_models_own_score_less_the_optimism():
-    honest, learned, final = counts(a=[[8, 2, 2]]), counts(a=[[9, 1, 1]]), counts(a=[[19, 1, 1]])
-    (entry,) = estimate([FoldCounts(honest, learned, [1])], final, 1, ["background"]).classes
-    assert entry.dice == pytest.approx(0.95 - 0.632 * (0.9 - 0.8))
+def test_what_is_expected_is_the_final_models_promise_corrected():
+    honest, sure = counts(a=[[8, 2, 2]]), promised(a=[[9, 1, 1]])
+    fold = FoldCounts(honest, sure, EVEN, [1])
+    final = FinalCounts(counts(a=[[24, 1, 1]]), {"a": torch.tensor([[19.0, 1, 1]])})
+    (entry,) = estimate([fold], final, 1, ["background"]).classes
+    assert entry.dice == pytest.approx(0.95 + 0.8 - 0.9)
+    assert entry.iou == pytest.approx(19 / 21 + 8 / 12 - 9 / 11)
     assert entry.held_out_dice == pytest.approx(0.8)
-    # A model that does better on what it never saw is lucky, not that much better elsewhere.
-    (entry,) = estimate([FoldCounts(final, learned, [1])], final, 1, ["background"]).classes
-    assert entry.dice == pytest.approx(0.95)
-    # A fold that has learned nothing yet, not even its own slices, tells nothing good.
-    nothing = counts(a=[[1, 9, 9]])
-    (entry,) = estimate([FoldCounts(nothing, nothing, [1])], final, 1, ["background"]).classes
-    assert entry.dice == pytest.approx(0.1 + 0.1)
-    absent = FoldCounts(counts(a=[[0, 3, 0]]), learned, [0])
-    (entry,) = estimate([absent], final, 1, ["background"]).classes
+    # A model that is better than it promised is not better elsewhere than on what it learned from.
+    modest = FoldCounts(honest, promised(a=[[5, 5, 5]]), EVEN, [1])
+    (entry,) = estimate([modest], final, 1, ["background"]).classes
+    assert entry.dice == pytest.approx(0.96)
+    # What no held-out slice shows is not evaluable, in the volume of which this holds alone.
+    absent = FoldCounts(counts(a=[[0, 3, 0]], b=[[8, 2, 2]]), promised(a=[[0, 3, 9]], b=[[9, 1, 1]]), EVEN, [1])
+    both = FinalCounts(counts(a=[[24, 1, 1]], b=[[24, 1, 1]]), {"b": torch.tensor([[19.0, 1, 1]])})
+    (entry,) = estimate([absent], both, 1, ["background"]).classes
+    assert entry.dice == pytest.approx(0.95 + 0.8 - 0.9)
+    nowhere = FoldCounts(counts(a=[[0, 3, 0]]), sure, EVEN, [0])
+    (entry,) = estimate([nowhere], final, 1, ["background"]).classes
     assert (entry.dice, entry.held_out_dice, entry.slices) == (None, None, 0)
+    for kind, found in ((FoldCounts, fold), (FinalCounts, final)):
+        again = kind.from_json(json.loads(json.dumps(found.as_json())))
+        assert again.as_json() == found.as_json()
+
+
+def test_the_temperature_is_that_of_all_folds():
+    def fold(best):
+        return FoldCounts({}, {}, [abs(number - best) ** 2 for number in range(len(TEMPERATURES))], [])
+
+    assert temperature([fold(10)]) == TEMPERATURES[10]
+    assert temperature([fold(10), fold(20)]) == TEMPERATURES[15]
 
 
 def test_models_that_do_not_fit_are_left_aside(tmp_path):

@@ -226,13 +226,14 @@ def densify(
     Run again, it goes on: with what else is annotated by then, it starts from the last model. Ctrl-C ends it early.
     Any setting of bundle/configs/densify.yaml can follow, as --learning_rate 0.001.
     """
-    from sparse3dunet import densify_inputs, formats, running
+    from sparse3dunet import densify_inputs, formats, running, settings
 
     # What typer does not know, a setting of the config, ends up behind the sources.
     known = next((i for i, text in enumerate(sources) if text.startswith("--")), len(sources))
     extra = running.parse_settings([*sources[known:], *context.args])
     sources = sources[:known]
     ignored, slices = _numbers(ignore_index, "--ignore-index"), _slices(annotated_slices)
+    settings.check_output_dir(output_dir)
     dataset = densify_inputs.prepare(
         sources, output_dir / "work" / "inputs", ignore_index=ignored, annotated_slices=slices
     )
@@ -255,8 +256,8 @@ def densify(
         "seed": seed,
         "anew": anew,
     }
-    settings = {name: value for name, value in given.items() if value is not None or name == "spacing"}
-    running.run_quietly("densify", {**settings, **extra})
+    set_values = {name: value for name, value in given.items() if value is not None or name == "spacing"}
+    running.run_quietly("densify", {**set_values, **extra})
 
 
 def _spacing(text: str) -> Any:

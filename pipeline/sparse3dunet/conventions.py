@@ -87,15 +87,6 @@ def infer(label: np.ndarray, source: str, classes: Collection[int] = (), unlabel
     return convention
 
 
-def usual_values(counts: Mapping[int, int]) -> tuple[int, ...]:
-    """Those of a label map's values that by custom mean unlabeled: 255 and negative ones, where two others are left.
-
-    Args:
-        counts: number of voxels by value.
-    """
-    return _usual(counts, (), ())
-
-
 def announcement(convention: Convention, file: str) -> str:
     """A line for people: what was told from which file, and which options say otherwise."""
     return f"{file}: {convention.reason}. That was inferred; if it is wrong, pass --ignore-index or --annotated-slices."

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import os
 import shlex
 import signal
 import sys
@@ -21,40 +22,38 @@ from typing import Any
 import torch
 from monai.bundle import ConfigParser
 from monai.transforms import Compose
-from monai.utils import convert_to_tensor, set_determinism
+from monai.utils import set_determinism
 
 from sparse3dunet import configs
-from sparse3dunet.checkpoints import save_file
+from sparse3dunet.checkpoints import file_digest, save_file
 from sparse3dunet.checks import DataReport
 from sparse3dunet.datalist import DataSet, case_name
 from sparse3dunet.densify_options import Options
 from sparse3dunet.densify_plan import (
+    AUTO,
     FINAL,
     Schedule,
     annotated_text,
     channels,
     choices,
     deal_slices,
-    hold_out,
     number_of_folds,
-    slices_showing,
+    unlabeled_text,
 )
 from sparse3dunet.densify_results import Results, write_results
+from sparse3dunet.densify_scores import Scorer
 from sparse3dunet.densify_state import (
+    Learned,
     State,
     StateFile,
     differences,
     digest,
-    file_digest,
     keep_aside,
     read_description,
 )
-from sparse3dunet.estimates import Estimate, FoldCounts, estimate, show
-from sparse3dunet.keys import IMAGE, LABEL, REFERENCE, WEIGHT
-from sparse3dunet.metrics import overlap_counts
+from sparse3dunet.estimates import Estimate, FinalCounts, FoldCounts, estimate, show, temperature
+from sparse3dunet.keys import IMAGE, LABEL, WEIGHT
 from sparse3dunet.slices import Slices
-from sparse3dunet.target import pack_target
-from sparse3dunet.transforms.holdout import TRAINING, VALIDATION
 
 STOPPED = 128 + signal.SIGINT
 MODEL = "model/model.pt"
@@ -90,7 +89,7 @@ class _Trained:
     network: torch.nn.Module
     description: dict[str, Any]
     stopped: bool
-    counts: FoldCounts = field(default_factory=lambda: FoldCounts({}, {}, []))
+    scored: dict[str, Any] = field(default_factory=dict)  # FoldCounts, or FinalCounts, in plain values
     seconds: float = 0.0  # to predict all volumes that were scored
 
 
@@ -103,6 +102,7 @@ class _Run:
         self.names = [case_name(case[IMAGE]) for case in data_set.cases]
         self.output_dir = Path(options.output_dir)
         self.file = StateFile(self.output_dir)
+        self.learned = Learned(self.output_dir)
         self.before = self.file.read()
         # Of a run anew that was killed, the same command goes on, and still leaves aside what was there before it.
         anew = options.anew or (self.before is not None and self.before.anew and not self.before.complete)
@@ -118,7 +118,7 @@ class _Run:
         results = Results(self.output_dir, self.data_set, self.options.format, self.options.keep_annotation)
         results.check(is_former=self.before is not None)
         description = self._parser({}).get_parsed_content("description")
-        state = self.state = self._begin(description)
+        state = self.state = self._begin(description, results)
         self._clear()
         configs.record(self.output_dir)
         told = self._told(description)
@@ -126,6 +126,7 @@ class _Run:
             print(f"{name}: {value} ({why})", flush=True)
         if not state.trained:
             self._train()
+            self._keep_learned(results)
         quality = self._quality()
         show(quality)
         write_results(
@@ -147,11 +148,15 @@ class _Run:
         print(f"Done in {seconds / 60:.1f} minutes. Look at {self.output_dir / 'report.html'}", flush=True)
 
     def _told(self, description: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-        told = [("annotation", annotated_text(self.report.cases), "as found in the files")]
+        told = [
+            ("annotation", annotated_text(self.report.cases), "as found in the files"),
+            ("unlabeled", unlabeled_text(self.data_set), "--ignore-index or --annotated-slices say otherwise"),
+        ]
         count = len(self.state.held_out)
         trainings = f"{count} training without some slices" if count == 1 else f"{count} trainings without some slices"
         if count:
-            told.append(("estimate of the quality", trainings, f"{self.options.minutes:g} minutes allow it"))
+            reason = f"{self.options.minutes:g} minutes allow it" if self.options.folds == AUTO else "as asked for"
+            told.append(("estimate of the quality", trainings, reason))
         if self.state.goes_on:
             told.append(("begin", "the former run's model", "it has learned from this annotation, or a part of it"))
         minutes, device = self.options.minutes, self.options.device
@@ -159,7 +164,7 @@ class _Run:
 
     # ------------------------------------------------------------ where to begin
 
-    def _begin(self, description: Mapping[str, Any]) -> State:
+    def _begin(self, description: Mapping[str, Any], results: Results) -> State:
         """The state to go on with, or a new one."""
         before = self.before
         same = before is not None and before.digest == self.digest and not before.complete
@@ -186,6 +191,8 @@ class _Run:
         if state.reason and self.schedule.folds:
             self._say(f"No estimate of the quality: {state.reason}.")
         self._warn_of_templates(state)
+        if state.goes_on:
+            self._warn_of_changes(results)
         self.file.write(state)
         return state
 
@@ -208,6 +215,24 @@ class _Run:
                     f"{case[LABEL]} is the template as it was written: what was predicted on the suggested slices now "
                     "counts as annotated, although nobody has changed it."
                 )
+        labels = [case[LABEL] for case in self.data_set.cases]
+        for name, written in state.templates.items():
+            path = self.output_dir / name
+            if path.is_file() and file_digest(path) != written and not any(os.path.samefile(path, x) for x in labels):
+                self._say(
+                    f"{path} was changed since it was written, but is no annotation of this run; pass it, to learn "
+                    "from it."
+                )
+
+    def _warn_of_changes(self, results: Results) -> None:
+        for name, case in zip(self.names, results.cases):
+            annotation = results.annotation(case.files[0])
+            changed = self.learned.changed(name, annotation.numbers, annotation.annotated)
+            if changed:
+                self._say(
+                    f"{name}: {changed} voxels that the former run's model learned are annotated otherwise now, or no "
+                    "more; what it learned of them may stay. --anew begins from nothing."
+                )
 
     def _items(self) -> dict[str, dict[str, Any]]:
         """Label and weight of each case, as the network sees them."""
@@ -221,6 +246,11 @@ class _Run:
     def _say(self, text: str) -> None:
         self.notes.append(text)
         print(text, flush=True)
+
+    def _keep_learned(self, results: Results) -> None:
+        for name, case in zip(self.names, results.cases):
+            annotation = results.annotation(case.files[0])
+            self.learned.keep(name, annotation.numbers, annotation.annotated)
 
     # ------------------------------------------------------------ the parts
 
@@ -239,7 +269,7 @@ class _Run:
                 self._finish(None)  # there is a better model than this part's
                 return
             save_file(self._fold_model(fold), trained.network.state_dict(), trained.description)
-            self.state.folds[part] = _plain(trained.counts)
+            self.state.folds[part] = trained.scored
             self._keep_time()
             if trained.stopped:
                 self._finish(trained)
@@ -248,7 +278,7 @@ class _Run:
         passes = 4 * trained.seconds if trained else 0.0  # twice; once with windows that overlap more
         initial = self.output_dir / MODEL if self.state.goes_on else self._fold_model(0)
         trained = self._part(FINAL, "training", None, schedule.final(spent, passes), initial)
-        self.state.final = _plain(trained.counts)["learned"]
+        self.state.final = trained.scored
         self._finish(trained)
 
     def _finish(self, trained: _Trained | None) -> None:
@@ -300,41 +330,27 @@ class _Run:
             self._say("Ctrl-C: the results are made of what was learned so far; once more ends at once.")
         result = _Trained(network, description, stopped)
         began = time.perf_counter()
-        self._score(result, parser, held_out)
+        load, inferer = Compose(parser.get_parsed_content("load")), parser.get_parsed_content("validate#inferer")
+        scorer = Scorer(self.data_set.cases, len(self.data_set.class_names), self.options.device, load, inferer)
+        if held_out:
+            result.scored = scorer.fold(network, held_out).as_json()
+        elif self.state.folds:
+            result.scored = scorer.final(network, temperature(self._folds())).as_json()
         result.seconds = time.perf_counter() - began
         del parser, resumable
         gc.collect()  # the volumes
         return result
 
-    def _score(self, trained: _Trained, parser: ConfigParser, held_out: dict[str, Slices] | None) -> None:
-        """Count where the network agrees with the annotation: on held-out slices, and on those that it learned from."""
-        load, inferer = Compose(parser.get_parsed_content("load")), parser.get_parsed_content("validate#inferer")
-        count = len(self.data_set.class_names)
-        trained.network.eval()
-        learned: dict[str, torch.Tensor] = {}
-        apart: dict[str, torch.Tensor] = {}
-        items: dict[str, dict[str, Any]] = {}
-        for case in self.data_set.cases:
-            name = case_name(case[IMAGE])
-            if held_out and name not in held_out:
-                continue
-            item = load({key: case[key] for key in case if key != REFERENCE})
-            logits = inferer(item[IMAGE][None].to(self.options.device), trained.network)
-            pred = convert_to_tensor(logits, track_meta=False).argmax(1, keepdim=True).cpu()
-            for part, found in ((TRAINING, learned), (VALIDATION, apart)) if held_out else ((None, learned),):
-                kept = Compose(hold_out(held_out, part))(item) if part else item
-                found[name] = overlap_counts(pred, pack_target(kept[LABEL][None], kept[WEIGHT][None]), count)[0]
-                items[name] = {key: kept[key] for key in (LABEL, WEIGHT)}
-        showing = slices_showing(items, held_out, count) if held_out else []
-        trained.counts = FoldCounts(apart, learned, showing)
+    def _folds(self) -> list[FoldCounts]:
+        """Of the folds that are done."""
+        return [FoldCounts.from_json(content) for content in self.state.folds.values()]
 
     def _quality(self) -> Estimate:
-        """Of the folds that are done."""
-        done = [_from_plain(content) for content in self.state.folds.values()]
+        done = self._folds()
         if not done:
             return Estimate(reason=self.state.reason or "no slices were held out")
         slices = sum(len(i) for fold in self.state.held_out[: len(done)] for axes in fold.values() for i in axes)
-        final = {name: torch.tensor(rows) for name, rows in self.state.final.items()}
+        final = FinalCounts.from_json(self.state.final) if self.state.final else None
         return estimate(done, final, slices, self.data_set.class_names)
 
     def _fold_model(self, fold: int) -> Path:
@@ -356,18 +372,3 @@ def _typed() -> str:
     module = program.parent.name if program.name == "__main__.py" else ""
     start = ["python", "-m", "monai.bundle" if module == "bundle" else module] if module else [program.name]
     return shlex.join([*start, *sys.argv[1:]])
-
-
-def _plain(counts: FoldCounts) -> dict[str, Any]:
-    parts = {"held_out": counts.held_out, "learned": counts.learned}
-    return {
-        **{key: {name: found.tolist() for name, found in part.items()} for key, part in parts.items()},
-        "showing": list(counts.showing),
-    }
-
-
-def _from_plain(content: Mapping[str, Any]) -> FoldCounts:
-    held_out, learned = (
-        {name: torch.tensor(rows) for name, rows in content[key].items()} for key in ("held_out", "learned")
-    )
-    return FoldCounts(held_out, learned, content["showing"])

@@ -93,9 +93,9 @@ def prepare_pair(
 
     NIfTI files are listed as they are; others are written as NIfTI into the folder, and kept there for as long as what
     they were made from does not change. An annotation on a part of the scan's grid, to which 3D Slicer crops
-    segmentations, is put where it belongs; outside of it is 0, or what in it means unlabeled by custom. Of a
-    segmentation of 3D Slicer's, the segments' names become the classes'; what is in no segment is unlabeled where a
-    segment is named background, else what :func:`~sparse3dunet.conventions.infer` says.
+    segmentations, is put where it belongs; outside of it is 0, or what means unlabeled in it. Of a segmentation of 3D
+    Slicer's, the segments' names become the classes'; what is in no segment is unlabeled where a segment is named
+    background, else what :func:`~sparse3dunet.conventions.infer` says.
 
     Args:
         scan: a NIfTI, NRRD, MetaImage or DICOM file, or the folder of a DICOM series; of one or several channels.
@@ -116,11 +116,16 @@ def prepare_pair(
     segments = _segments(annotation)
     image, label = read_image(scan), read_image(annotation)
     _check_label(label, image, segments)
-    placed = _on_grid_of(image, label, _outside(label, segments))
     given = [ignore_index] if isinstance(ignore_index, int) else list(ignore_index or [])
+    is_said = bool(given) or annotated_slices is not None
+    is_part = sorted(label.data.shape) != sorted(image.spatial_shape)
+    told = _unlabeled_in(label) if is_part and not segments and not is_said else ()
+    # Around segments, and around annotated slices, is what these leave out: 0
+    outside = 0 if segments or annotated_slices is not None else next(iter(given or told), 0)
+    placed = _on_grid_of(image, label, outside)
     labels = _labels(segments, given, annotation)
-    declared: dict[str, Any] = {}
-    if labels and not given and annotated_slices is None:
+    declared: dict[str, Any] = {"ignore_index": list(told)} if told else {}
+    if labels and not is_said:
         declared = _infer(placed, annotation, labels)
     folder.mkdir(parents=True, exist_ok=True)
     made = _Made(folder, (scan, annotation))
@@ -130,7 +135,7 @@ def prepare_pair(
     if not scan.name.endswith(SUFFIXES):
         entry[IMAGE] = made.write(f"{name}.nii", image.data, image, [scan])
     if placed is not label.data or not annotation.name.endswith(SUFFIXES):
-        entry[LABEL] = made.write(f"{name}_annotation.nii.gz", placed, image, [scan, annotation])
+        entry[LABEL] = made.write(f"{name}_annotation.nii.gz", placed, image, [scan, annotation], outside)
     content: dict[str, Any] = {"training": [entry], **declared, "made_from": made.states, "scan": str(scan)}
     if labels:
         content["labels"] = {str(value): text for value, text in sorted(labels.items())}
@@ -292,10 +297,19 @@ def _turned(label: Volume, image: Volume) -> Volume:
     return Volume(label.path, data, label.affine @ nib.orientations.inv_ornt_aff(turn, label.data.shape))
 
 
-def _outside(label: Volume, segments: Mapping[int, str]) -> int:
-    """The value around a label map of a part of the scan: 0, but where another value means unlabeled by custom."""
-    counts = {} if segments else {v: n for v, n in values_found(label.data).items() if v == int(v)}
-    return next(iter(conventions.usual_values({int(v): n for v, n in counts.items()})), 0)
+def _unlabeled_in(label: Volume) -> tuple[int, ...]:
+    """The values that mean unlabeled in a label map of a part of the scan, which has fewer of them than a whole one.
+
+    None where 0 does outside of some slices, or where it cannot be told: then what is around the part decides, too.
+    """
+    try:
+        convention = conventions.infer(label.data, label.path)
+    except DataError:
+        return ()
+    if convention.annotated_slices is not None:
+        return ()
+    print(conventions.announcement(convention, label.path))
+    return convention.ignore_index
 
 
 def _pasted(label: Volume, image: Volume, offset: np.ndarray, outside: int) -> np.ndarray:
@@ -343,14 +357,14 @@ class _Made:
                 "for this scan; or both scans in one datalist, to learn from them together."
             )
 
-    def write(self, name: str, data: np.ndarray, image: Volume, made_from: Iterable[Path]) -> str:
-        """Write voxels on an image's grid, unless that was done before, and return the file's path."""
+    def write(self, name: str, data: np.ndarray, image: Volume, made_from: Iterable[Path], *settings: int) -> str:
+        """Write voxels on an image's grid, unless that was done before, alike, and return the file's path."""
         file = self.folder / name
         if any(file.exists() and os.path.samefile(file, source) for source in self.sources):
             raise DataError(
                 f"{file} would be replaced by what is made of it. Move it out of {self.folder}, or rename it."
             )
-        states = [_state(source) for source in made_from]
+        states: list[Any] = [*(_state(source) for source in made_from), *settings]
         if not (file.is_file() and states == self.former.get(name)):
             (self.folder / DATALIST).unlink(missing_ok=True)  # which would tell of the former file
             write_map(file, data, image)

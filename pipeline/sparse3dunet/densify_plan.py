@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from sparse3dunet.checks import CaseReport, DataReport
-from sparse3dunet.datalist import Case, case_name
+from sparse3dunet.datalist import Case, DataSet, case_name
 from sparse3dunet.errors import DataError
-from sparse3dunet.keys import IMAGE, LABEL, WEIGHT
+from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL, WEIGHT
 from sparse3dunet.settings import target_spacing
 from sparse3dunet.slices import Slices, crossed, find_slices, runs, slices_mask
 from sparse3dunet.transforms.holdout import TRAINING, HoldOutSlices, HoldOutSlicesd
@@ -30,6 +30,8 @@ SHARES = {0: 0.0, 1: 0.35, FOLDS: 0.2}
 """By number of folds, the share of the time that each one takes."""
 SPACING_RATIO = 1.5
 """Between the cases' voxel sizes, above which they are resampled to the median."""
+LISTED_SLICES = 40
+"""Annotated slices of a volume, up to which they are named one by one."""
 FINAL = "final"
 
 
@@ -258,8 +260,24 @@ def slices_showing(
 
 
 def annotated_text(cases: Sequence[CaseReport]) -> str:
-    """How much is annotated, in words."""
+    """How much is annotated, in words; of a single volume also which slices."""
     counts = [sum(map(len, case.slices.values())) for case in cases if case.slices]
     share = sum(case.annotated for case in cases) / max(sum(case.voxels for case in cases), 1)
     slices = f"{sum(counts)} annotated slice(s), " if counts else ""
-    return f"{slices}{share:.1%} of the voxels of {len(cases)} volume(s)"
+    which = ""
+    if len(cases) == 1 and cases[0].slices and sum(counts) <= LISTED_SLICES:
+        planes = (f"{plane} {', '.join(map(str, found))}" for plane, found in cases[0].slices.items() if found)
+        which = f": {'; '.join(planes)}"
+    return f"{slices}{share:.1%} of the voxels of {len(cases)} volume(s){which}"
+
+
+def unlabeled_text(data_set: DataSet) -> str:
+    """What marks unlabeled voxels, in words."""
+    ways = []
+    if data_set.ignore_index:
+        ways.append(f"the value{'s'[: len(data_set.ignore_index) > 1]} {', '.join(map(str, data_set.ignore_index))}")
+    if any(ANNOTATED_SLICES in case for case in data_set.cases):
+        ways.append("all outside of the annotated slices")
+    if any(WEIGHT in case for case in data_set.cases):
+        ways.append("where the weight is 0")
+    return " and ".join(ways)

@@ -17,11 +17,10 @@ import torch
 
 from sparse3dunet import __version__
 from sparse3dunet.batch import Output, predict_batch
-from sparse3dunet.checkpoints import replace_file
+from sparse3dunet.checkpoints import file_digest, replace_file
 from sparse3dunet.checks import as_tensor
 from sparse3dunet.datalist import Case, DataSet, case_name
 from sparse3dunet.densify_plan import FINAL
-from sparse3dunet.densify_state import file_digest
 from sparse3dunet.errors import DataError
 from sparse3dunet.estimates import Estimate
 from sparse3dunet.formats import check_output, read_image, write_segmentation

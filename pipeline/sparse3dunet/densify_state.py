@@ -9,9 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
+from sparse3dunet import __version__
 from sparse3dunet.checkpoints import DESCRIPTION_SUFFIX, replace_file
 from sparse3dunet.datalist import FILE_KEYS, DataSet
 from sparse3dunet.keys import IMAGE
@@ -37,7 +39,7 @@ class State:
         goes_on: whether the run began with a former one's models.
         seconds: by part (a fold, or the final training) that was begun, how long it trains.
         folds: by fold that is done, :class:`~sparse3dunet.estimates.FoldCounts` in plain values.
-        final: of the final model on all annotated voxels: by case, (K, 3) counts.
+        final: of the final model, :class:`~sparse3dunet.estimates.FinalCounts` in plain values.
         trained: whether the final model is there.
         stopped_early: whether the user ended the training.
         complete: whether all results are there.
@@ -81,7 +83,7 @@ class StateFile:
 
 
 def digest(data_set: DataSet, config: Mapping[str, Any], chosen: Sequence[Any] = ()) -> str:
-    """Of the annotation's voxels, the images' files, the settings, and what was chosen by itself, in hexadecimal."""
+    """Of the annotation's voxels, the images' files, the settings, what was chosen by itself, our version; in hex."""
     found = hashlib.sha256()
     for case in data_set.cases:
         for key in FILE_KEYS[:-1]:
@@ -94,8 +96,42 @@ def digest(data_set: DataSet, config: Mapping[str, Any], chosen: Sequence[Any] =
                     found.update(np.ascontiguousarray(read_volume(path).data).tobytes())
     settings = {key: value for key, value in config.items() if key not in NOT_OF_THE_RUN}
     classes = [data_set.class_names, data_set.class_values, data_set.ignore_index]
-    found.update(json.dumps([settings, classes, list(chosen)], sort_keys=True, default=str).encode())
+    told = [settings, classes, list(chosen), __version__]
+    found.update(json.dumps(told, sort_keys=True, default=str).encode())
     return found.hexdigest()
+
+
+class Learned:
+    """The annotation that a model learned, in ``work/learned`` of an output folder, by the name of the case."""
+
+    def __init__(self, output_dir: str | Path) -> None:
+        self.folder = Path(output_dir) / "work" / "learned"
+
+    def keep(self, name: str, numbers: np.ndarray, annotated: np.ndarray) -> None:
+        """Write a case's class numbers, which count where it is annotated; both (X, Y, Z)."""
+        path = self._path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+        def write(draft: Path) -> None:
+            with draft.open("wb") as file:  # by a name, NumPy would add an ending to it
+                np.savez_compressed(file, numbers=np.where(annotated, numbers, -1).astype(np.int16))
+
+        replace_file(path, write)
+
+    def changed(self, name: str, numbers: np.ndarray, annotated: np.ndarray) -> int:
+        """How many voxels that were learned are annotated otherwise by now, or no more; 0 where nothing is known."""
+        try:
+            with np.load(self._path(name)) as content:
+                before = content["numbers"]
+        except (OSError, ValueError, KeyError, BadZipFile):
+            return 0
+        if before.shape != numbers.shape:
+            return 0
+        return int(((before >= 0) & (before != np.where(annotated, numbers, -1))).sum())
+
+    def _path(self, name: str) -> Path:
+        # By a digest: names may have slashes.
+        return self.folder / f"{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}.npz"
 
 
 def read_description(model_file: str | Path) -> dict[str, Any] | None:
@@ -118,11 +154,6 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         ("normalize", "another normalisation"),
     )
     return [told for key, told in words if (before.get(key) or None) != (now.get(key) or None)]
-
-
-def file_digest(path: str | Path) -> str:
-    """Of a file's bytes, in hexadecimal."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def keep_aside(model_file: str | Path) -> Path:

@@ -1,10 +1,11 @@
 """How good a segmentation is likely to be, by annotated slices that were held out of training.
 
-The model that is scored on held-out slices is not the final one, which learns longer, and from all slices. What carries
-over is the optimism: by how much a model is better on the slices that it learned from than on those held out. The final
-model's score on its own slices, less 0.632 of that, is what is expected of it elsewhere: less than all of it, since the
-model that shows the optimism has learned from about that share of the slices alone (Efron, Estimating the Error Rate of
-a Prediction Rule, Journal of the American Statistical Association 78(382), 1983, with folds for the bootstrap).
+The model that is scored on held-out slices is not the final one, which learns longer, and from all slices; and a few
+slices may be harder, or easier, than the volume. What carries over is by how much a model is better or worse than it
+promises. So the final model's promise where nothing is annotated is corrected by the difference between score and
+promise on the held-out slices (the difference of confidences: Guillory et al., Predicting with Confidence on Unseen
+Distributions, ICCV 2021), after the temperature has been set by these slices. It is never more than the final model's
+score on the slices that it learned from.
 """
 
 from __future__ import annotations
@@ -19,14 +20,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from sparse3dunet.calibration import TEMPERATURES, best_temperature
 from sparse3dunet.engines import score_text
 from sparse3dunet.metrics import ClassScore, class_scores, mean_score, overlap_scores
-
-OPTIMISM_SHARE = 0.632
-"""Of the optimism of the folds' models that the final model is expected to have, too: Efron's."""
-
-MOST_GAINED = 0.1
-"""By which the final model's score on its own slices counts above that of the folds' models on theirs."""
 
 
 @dataclass(frozen=True)
@@ -101,40 +97,93 @@ Counts = Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class FoldCounts:
-    """What a fold's model did.
+    """What a fold's model did on the slices that it did not learn from.
 
     Attributes:
-        held_out: on the slices that it did not learn from.
-        learned: on those that it did, of the volumes of which slices are held out.
+        held_out: there.
+        promised: by volume, (T, K, 3), what it promised of itself there, by each of TEMPERATURES.
+        likelihoods: of the labels there, over all volumes.
         showing: by class, the number of held-out slices that show it.
     """
 
     held_out: Counts
-    learned: Counts
+    promised: Counts
+    likelihoods: Sequence[float]
     showing: Sequence[int]
 
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, of which :meth:`from_json` makes the counts again."""
+        return {**asdict(self), "held_out": _plain(self.held_out), "promised": _plain(self.promised)}
 
-def estimate(folds: Sequence[FoldCounts], final: Counts, slices: int, class_names: Sequence[str]) -> Estimate:
-    """What is expected of the final model.
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> FoldCounts:
+        held_out, promised = (_tensors(content[key]) for key in ("held_out", "promised"))
+        return cls(held_out, promised, content["likelihoods"], content["showing"])
+
+
+@dataclass(frozen=True)
+class FinalCounts:
+    """What the final model does.
+
+    Attributes:
+        learned: on all annotated voxels.
+        promised: of itself on all others, by the temperature of the folds; of volumes that have others.
+    """
+
+    learned: Counts
+    promised: Counts
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, of which :meth:`from_json` makes the counts again."""
+        return {"learned": _plain(self.learned), "promised": _plain(self.promised)}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> FinalCounts:
+        return cls(*(_tensors(content[key]) for key in ("learned", "promised")))
+
+
+def temperature(folds: Sequence[FoldCounts]) -> float:
+    """By which the folds' models are as right on held-out slices as they are sure."""
+    return TEMPERATURES[best_temperature([fold.likelihoods for fold in folds])]
+
+
+def estimate(
+    folds: Sequence[FoldCounts], final: FinalCounts | None, slices: int, class_names: Sequence[str]
+) -> Estimate:
+    """What is expected of the final model where nothing is annotated.
 
     Args:
         folds: at least one.
-        final: of the final model, on all annotated voxels; empty where it is the last fold's model itself.
+        final: of the final model; None where it is the last fold's model itself, of which held-out slices tell all.
         slices: held out, over all folds.
         class_names: by class number.
     """
     held_out = _added([fold.held_out for fold in folds])
+    promised = _added([fold.promised for fold in folds])
+    best = best_temperature([fold.likelihoods for fold in folds])
     columns = []
     for kind in ("dice", "iou"):
-        honest = _scores(held_out, kind)
-        apparent = _scores(_added([fold.learned for fold in folds]), kind)
-        own = _scores(final, kind) if final else apparent
-        expected = [_less(a, b, c) for a, b, c in zip(own, apparent, honest)] if final else honest
-        columns += [expected, honest]
+        honest = _by_volume(held_out, kind)
+        expected = _means(honest)
+        if final is not None and final.promised:
+            were_sure = _by_volume({name: promised[name][best] for name in held_out}, kind)
+            differences = _means(honest - were_sure)  # NaN where a volume's held-out slices do not show a class
+            sure, own = (_means(_by_volume(counts, kind)) for counts in (final.promised, final.learned))
+            expected = [_corrected(*entry) for entry in zip(expected, differences, sure, own)]
+        columns += [expected, _means(honest)]
     shown = [sum(column) for column in zip(*(fold.showing for fold in folds))]
     dice, held_out_dice, iou, held_out_iou = columns
     rows = zip(class_names, dice, iou, shown, held_out_dice, held_out_iou)
     return Estimate([ClassEstimate(*row) for row in rows], slices, len(held_out), len(folds))
+
+
+def _corrected(
+    honest: float | None, difference: float | None, promised: float | None, own: float | None
+) -> float | None:
+    """The promise, corrected; a class that no held-out slice shows has no estimate."""
+    if honest is None or difference is None or promised is None:
+        return None
+    return min(max(promised + difference, 0.0), 1.0 if own is None else own)
 
 
 def _added(parts: Sequence[Counts]) -> dict[str, torch.Tensor]:
@@ -145,20 +194,22 @@ def _added(parts: Sequence[Counts]) -> dict[str, torch.Tensor]:
     return total
 
 
-def _scores(counts: Counts, kind: str) -> list[float | None]:
+def _by_volume(counts: Counts, kind: str) -> torch.Tensor:
+    """(V, K) scores; NaN where a volume does not show a class."""
+    return overlap_scores(torch.stack(list(counts.values())), kind)
+
+
+def _means(scores: torch.Tensor) -> list[float | None]:
     """By class, the mean over the volumes that show it."""
-    return [score.mean for score in class_scores(overlap_scores(torch.stack(list(counts.values())), kind))]
+    return [score.mean for score in class_scores(scores)]
 
 
-def _less(own: float | None, apparent: float | None, honest: float | None) -> float | None:
-    """A score less the optimism; a class that was learned nowhere has none to tell of."""
-    if honest is None:
-        return None
-    if own is None or apparent is None:
-        return honest
-    # Of a fold's model that has hardly learned even its own slices, the optimism cannot be told.
-    believed = min(own, apparent + MOST_GAINED)
-    return max(believed - OPTIMISM_SHARE * max(apparent - honest, 0.0), 0.0)
+def _plain(counts: Counts) -> dict[str, Any]:
+    return {name: found.tolist() for name, found in counts.items()}
+
+
+def _tensors(content: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    return {name: torch.tensor(rows) for name, rows in content.items()}
 
 
 def show(found: Estimate) -> None:
