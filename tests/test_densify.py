@@ -165,7 +165,7 @@ def test_what_changed_since_the_former_run_is_told_of(done, tmp_path):
     found = re.search(r"scan: (\d+) voxels that the former run's model learned are annotated otherwise", result.stdout)
     assert found
     assert int(found[1]) >= ((corrected != 255) & (corrected != dense)).sum()
-    assert "trainings without some slices (as asked for)" in result.stdout
+    assert "1 training without some slices (those that the former run's model has not learned)" in result.stdout
     assert "unlabeled: the value 255" in result.stdout
     assert "the value 255" in (out / "report.html").read_text()
 
@@ -263,6 +263,7 @@ def test_from_nrrd_to_3d_slicer_on_coarser_voxels_in_three_folds(tmp_path):
     assert quality["folds"] == 3
     assert [entry["name"] for entry in quality["classes"]] == ["background", "shell", "core"]
     assert "voxel size: 3 x 3 x 3 mm (as asked for)" in result.stdout
+    assert "3 trainings without some slices (as asked for)" in result.stdout
     (tmp_path / "other").mkdir()
     shutil.copy(tmp_path / "scan.nrrd", tmp_path / "other/scan.nrrd")
     result = densify(tmp_path / "other/scan.nrrd", tmp_path / "a.nrrd", "-o", tmp_path / "out", *options)

@@ -153,7 +153,7 @@ EVEN = [1.0] * len(TEMPERATURES)
 def test_held_out_scores_are_over_all_voxels_of_a_volume_and_mean_over_volumes():
     """Where the final model is the fold's own, what is expected is what was held out."""
     folds = [
-        FoldCounts(held_out, {}, EVEN, showing)
+        FoldCounts(held_out, {}, {}, EVEN, showing)
         for held_out, showing in (
             (counts(a=[[8, 1, 1], [4, 2, 0]]), [2, 1]),
             (counts(a=[[2, 0, 0], [0, 0, 2]], b=[[5, 0, 0], [0, 0, 0]]), [1, 1]),
@@ -173,25 +173,39 @@ def test_held_out_scores_are_over_all_voxels_of_a_volume_and_mean_over_volumes()
 
 
 def test_what_is_expected_is_the_final_models_promise_corrected():
+    """By the mean of the foreground classes' differences, from the background's apart."""
+    rows = [[80, 20, 20], [8, 2, 2], [6, 4, 4]]
+    sure = [[90, 10, 10], [8, 2, 2], [7, 3, 3]]
+    fold = FoldCounts(counts(a=rows), counts(a=[[95, 5, 5], [7, 3, 3], [7, 3, 3]]), promised(a=sure), EVEN, [1, 1, 1])
+    final = FinalCounts(counts(a=[[99, 1, 1]] * 3), {"a": torch.tensor([[95.0, 5, 5], [70.0, 30, 30], [80.0, 20, 20]])})
+    found = estimate([fold], final, 1, ["background", "x", "y"]).classes
+    # Not less than 0.632 of the fold's optimism, 0.15, allows
+    assert found[0].dice == pytest.approx(0.99 - 0.632 * 0.15)
+    assert found[1].dice == pytest.approx(0.8)  # own slices' gain counts as 0.1 at most
+    assert found[2].dice == pytest.approx(0.8 - (0.0 + 0.1) / 2)
+    assert [entry.held_out_dice for entry in found] == pytest.approx([0.8, 0.8, 0.6])
+
+
+def test_what_is_expected_is_within_bounds():
     honest, sure = counts(a=[[8, 2, 2]]), promised(a=[[9, 1, 1]])
-    fold = FoldCounts(honest, sure, EVEN, [1])
     final = FinalCounts(counts(a=[[24, 1, 1]]), {"a": torch.tensor([[19.0, 1, 1]])})
-    (entry,) = estimate([fold], final, 1, ["background"]).classes
-    assert entry.dice == pytest.approx(0.95 + 0.8 - 0.9)
-    assert entry.iou == pytest.approx(19 / 21 + 8 / 12 - 9 / 11)
-    assert entry.held_out_dice == pytest.approx(0.8)
     # A model that is better than it promised is not better elsewhere than on what it learned from.
-    modest = FoldCounts(honest, promised(a=[[5, 5, 5]]), EVEN, [1])
+    modest = FoldCounts(honest, honest, promised(a=[[5, 5, 5]]), EVEN, [1])
     (entry,) = estimate([modest], final, 1, ["background"]).classes
     assert entry.dice == pytest.approx(0.96)
+    assert entry.iou == pytest.approx(24 / 26)
     # What no held-out slice shows is not evaluable, in the volume of which this holds alone.
-    absent = FoldCounts(counts(a=[[0, 3, 0]], b=[[8, 2, 2]]), promised(a=[[0, 3, 9]], b=[[9, 1, 1]]), EVEN, [1])
+    learned = counts(a=[[9, 1, 1]], b=[[9, 1, 1]])
+    absent = FoldCounts(
+        counts(a=[[0, 3, 0]], b=[[8, 2, 2]]), learned, promised(a=[[0, 3, 9]], b=[[9, 1, 1]]), EVEN, [1]
+    )
     both = FinalCounts(counts(a=[[24, 1, 1]], b=[[24, 1, 1]]), {"b": torch.tensor([[19.0, 1, 1]])})
     (entry,) = estimate([absent], both, 1, ["background"]).classes
-    assert entry.dice == pytest.approx(0.95 + 0.8 - 0.9)
-    nowhere = FoldCounts(counts(a=[[0, 3, 0]]), sure, EVEN, [0])
+    assert entry.dice == pytest.approx(max(0.95 + 0.8 - 0.9, 0.96 - 0.632 * 0.1))
+    nowhere = FoldCounts(counts(a=[[0, 3, 0]]), learned, sure, EVEN, [0])
     (entry,) = estimate([nowhere], final, 1, ["background"]).classes
     assert (entry.dice, entry.held_out_dice, entry.slices) == (None, None, 0)
+    fold = FoldCounts(honest, learned, sure, EVEN, [1])
     for kind, found in ((FoldCounts, fold), (FinalCounts, final)):
         again = kind.from_json(json.loads(json.dumps(found.as_json())))
         assert again.as_json() == found.as_json()
@@ -199,7 +213,7 @@ def test_what_is_expected_is_the_final_models_promise_corrected():
 
 def test_the_temperature_is_that_of_all_folds():
     def fold(best):
-        return FoldCounts({}, {}, [abs(number - best) ** 2 for number in range(len(TEMPERATURES))], [])
+        return FoldCounts({}, {}, {}, [abs(number - best) ** 2 for number in range(len(TEMPERATURES))], [])
 
     assert temperature([fold(10)]) == TEMPERATURES[10]
     assert temperature([fold(10), fold(20)]) == TEMPERATURES[15]

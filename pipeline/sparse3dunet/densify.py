@@ -156,6 +156,7 @@ class _Run:
         trainings = f"{count} training without some slices" if count == 1 else f"{count} trainings without some slices"
         if count:
             reason = f"{self.options.minutes:g} minutes allow it" if self.options.folds == AUTO else "as asked for"
+            reason = "those that the former run's model has not learned" if self.state.keeps_fold else reason
             told.append(("estimate of the quality", trainings, reason))
         if self.state.goes_on:
             told.append(("begin", "the former run's model", "it has learned from this annotation, or a part of it"))

@@ -19,7 +19,7 @@ from sparse3dunet.keys import IMAGE, LABEL, REFERENCE, WEIGHT
 from sparse3dunet.metrics import overlap_counts
 from sparse3dunet.slices import Slices
 from sparse3dunet.target import pack_target
-from sparse3dunet.transforms.holdout import VALIDATION
+from sparse3dunet.transforms.holdout import TRAINING, VALIDATION
 
 Item = dict[str, Any]
 
@@ -43,17 +43,17 @@ class Scorer:
     inferer: Inferer
 
     def fold(self, network: torch.nn.Module, held_out: Mapping[str, Slices]) -> FoldCounts:
-        """On held-out slices, by case for each axis their indices."""
-        counts, promised, items = {}, {}, {}
+        """On held-out slices, by case for each axis their indices, and on all others."""
+        counts, learned, promised, items = {}, {}, {}, {}
         sums = [0.0] * len(TEMPERATURES)
-        keep = Compose(hold_out(held_out, VALIDATION))
+        keep, leave = (Compose(hold_out(held_out, part)) for part in (VALIDATION, TRAINING))
         for name, item, logits in self._predicted(network, held_out):
             items[name] = kept = keep(item)
             there = _tensor(kept[WEIGHT])[0] > 0
-            counts[name] = self._counts(logits, kept)
+            counts[name], learned[name] = self._counts(logits, kept), self._counts(logits, leave(item))
             promised[name] = torch.stack([expected_counts(logits[:, there], t) for t in TEMPERATURES])
             sums = [a + b for a, b in zip(sums, likelihoods(logits[:, there], _tensor(kept[LABEL])[0][there]))]
-        return FoldCounts(counts, promised, sums, slices_showing(items, held_out, self.num_classes))
+        return FoldCounts(counts, learned, promised, sums, slices_showing(items, held_out, self.num_classes))
 
     def final(self, network: torch.nn.Module, temperature: float) -> FinalCounts:
         """On all annotated voxels, and what the network promises on all others at a temperature."""

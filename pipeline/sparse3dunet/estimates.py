@@ -4,8 +4,13 @@ The model that is scored on held-out slices is not the final one, which learns l
 slices may be harder, or easier, than the volume. What carries over is by how much a model is better or worse than it
 promises. So the final model's promise where nothing is annotated is corrected by the difference between score and
 promise on the held-out slices (the difference of confidences: Guillory et al., Predicting with Confidence on Unseen
-Distributions, ICCV 2021), after the temperature has been set by these slices. It is never more than the final model's
-score on the slices that it learned from.
+Distributions, ICCV 2021), after the temperature has been set by these slices.
+
+Two bounds hold it where that is noise: never more than the final model's score on the slices that it learned from, and
+never less than that score minus 0.632 of the folds' optimism, by which they are better on the slices that they learned
+from than on those held out; not all of it, since they have learned from about that share of the slices alone (Efron,
+Estimating the Error Rate of a Prediction Rule, Journal of the American Statistical Association 78(382), 1983, with
+folds for the bootstrap).
 """
 
 from __future__ import annotations
@@ -23,6 +28,13 @@ from rich.table import Table
 from sparse3dunet.calibration import TEMPERATURES, best_temperature
 from sparse3dunet.engines import score_text
 from sparse3dunet.metrics import ClassScore, class_scores, mean_score, overlap_scores
+
+OPTIMISM_SHARE = 0.632
+"""Of the optimism of the folds' models that the final model is expected to have at most: Efron's."""
+
+MOST_GAINED = 0.1
+"""By which, at most, the lower bound takes the final model to be better on its own slices than the folds' models are on
+theirs: of models that have hardly learned even their own slices, the optimism cannot be told."""
 
 
 @dataclass(frozen=True)
@@ -97,28 +109,31 @@ Counts = Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class FoldCounts:
-    """What a fold's model did on the slices that it did not learn from.
+    """What a fold's model did, in the volumes of which slices are held out.
 
     Attributes:
-        held_out: there.
-        promised: by volume, (T, K, 3), what it promised of itself there, by each of TEMPERATURES.
+        held_out: on the slices that it did not learn from.
+        learned: on those that it did.
+        promised: by volume, (T, K, 3), what it promised of itself on held-out slices, by each of TEMPERATURES.
         likelihoods: of the labels there, over all volumes.
         showing: by class, the number of held-out slices that show it.
     """
 
     held_out: Counts
+    learned: Counts
     promised: Counts
     likelihoods: Sequence[float]
     showing: Sequence[int]
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, of which :meth:`from_json` makes the counts again."""
-        return {**asdict(self), "held_out": _plain(self.held_out), "promised": _plain(self.promised)}
+        counts = {key: _plain(getattr(self, key)) for key in ("held_out", "learned", "promised")}
+        return {**counts, "likelihoods": list(self.likelihoods), "showing": list(self.showing)}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> FoldCounts:
-        held_out, promised = (_tensors(content[key]) for key in ("held_out", "promised"))
-        return cls(held_out, promised, content["likelihoods"], content["showing"])
+        counts = {key: _tensors(content[key]) for key in ("held_out", "learned", "promised")}
+        return cls(**counts, likelihoods=content["likelihoods"], showing=content["showing"])
 
 
 @dataclass(frozen=True)
@@ -159,31 +174,46 @@ def estimate(
         class_names: by class number.
     """
     held_out = _added([fold.held_out for fold in folds])
-    promised = _added([fold.promised for fold in folds])
-    best = best_temperature([fold.likelihoods for fold in folds])
     columns = []
     for kind in ("dice", "iou"):
-        honest = _by_volume(held_out, kind)
-        expected = _means(honest)
-        if final is not None and final.promised:
-            were_sure = _by_volume({name: promised[name][best] for name in held_out}, kind)
-            differences = _means(honest - were_sure)  # NaN where a volume's held-out slices do not show a class
-            sure, own = (_means(_by_volume(counts, kind)) for counts in (final.promised, final.learned))
-            expected = [_corrected(*entry) for entry in zip(expected, differences, sure, own)]
-        columns += [expected, _means(honest)]
+        honest = _means(_by_volume(held_out, kind))
+        columns += [honest if final is None else _expected(folds, final, held_out, kind), honest]
     shown = [sum(column) for column in zip(*(fold.showing for fold in folds))]
     dice, held_out_dice, iou, held_out_iou = columns
     rows = zip(class_names, dice, iou, shown, held_out_dice, held_out_iou)
     return Estimate([ClassEstimate(*row) for row in rows], slices, len(held_out), len(folds))
 
 
-def _corrected(
-    honest: float | None, difference: float | None, promised: float | None, own: float | None
-) -> float | None:
-    """The promise, corrected; a class that no held-out slice shows has no estimate."""
-    if honest is None or difference is None or promised is None:
-        return None
-    return min(max(promised + difference, 0.0), 1.0 if own is None else own)
+def _expected(folds: Sequence[FoldCounts], final: FinalCounts, held_out: Counts, kind: str) -> list[float | None]:
+    """By class, the final model's promise, corrected and within its bounds; None where no held-out slice shows it."""
+    promised = _added([fold.promised for fold in folds])
+    best = best_temperature([fold.likelihoods for fold in folds])
+    scores = _by_volume(held_out, kind)
+    honest, apparent, own = (
+        _means(found)
+        for found in (
+            scores,
+            _by_volume(_added([fold.learned for fold in folds]), kind),
+            _by_volume(final.learned, kind),
+        )
+    )
+    # NaN where a volume's held-out slices do not show a class
+    differences = _means(scores - _by_volume({name: promised[name][best] for name in held_out}, kind))
+    pooled = _mean(differences[1:])  # a few slices tell little of a single class; the background is unlike the others
+    sure = _means(_by_volume(final.promised, kind)) if final.promised else [None] * len(honest)
+    corrected = [
+        None if promise is None or difference is None else promise + difference
+        for promise, difference in zip(sure, [differences[0], *[pooled] * (len(sure) - 1)])
+    ]
+    return [_within(*entry) for entry in zip(corrected, honest, apparent, own)]
+
+
+def _within(corrected: float | None, honest: float | None, apparent: float | None, own: float | None) -> float | None:
+    """The corrected promise within its bounds; the held-out slices' score where a model learned nothing of a class."""
+    if honest is None or own is None or apparent is None:
+        return honest
+    least = min(own, apparent + MOST_GAINED) - OPTIMISM_SHARE * max(apparent - honest, 0.0)
+    return max(least if corrected is None else min(max(corrected, least), own), 0.0)
 
 
 def _added(parts: Sequence[Counts]) -> dict[str, torch.Tensor]:
