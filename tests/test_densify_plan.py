@@ -46,10 +46,11 @@ def test_large_volumes_are_looked_at_in_coarser_voxels_the_finest_axes_first():
     assert choose_spacing(report_of([(9, 9, 9), (9, 9, 9)], [(1, 1, 1), (1, 1, 3)]), "auto", 5, "cpu") == [1, 1, 2]
 
 
-@pytest.mark.parametrize("folds", [0, 1, 3, 5])
+@pytest.mark.parametrize(("folds", "keeps_fold"), [(0, False), (1, False), (1, True), (3, False), (5, False)])
 @pytest.mark.parametrize("minutes", [0.2, 5, 60])
-def test_the_minutes_are_enough_for_all_parts(folds, minutes):
-    schedule = Schedule(60 * minutes, folds)
+def test_the_minutes_are_enough_for_all_parts(folds, keeps_fold, minutes):
+    schedule = Schedule(60 * minutes, folds, keeps_fold)
+    assert not keeps_fold or schedule.fold < Schedule(60 * minutes, folds).fold
     spent = folds * schedule.fold
     final = schedule.final(spent)
     assert final >= 0.2 * schedule.seconds

@@ -258,7 +258,7 @@ class _Run:
     def _train(self) -> None:
         """All parts that are not done yet, and the final model."""
         trained = None
-        schedule = Schedule(self.schedule.seconds, len(self.state.held_out))
+        schedule = Schedule(self.schedule.seconds, len(self.state.held_out), self.state.keeps_fold)
         for fold, held_out in enumerate(self.state.held_out):
             part = f"fold_{fold}"
             if part in self.state.folds:

@@ -28,6 +28,8 @@ FOLDS_FROM = 10
 FOLDS = 3
 SHARES = {0: 0.0, 1: 0.35, FOLDS: 0.2}
 """By number of folds, the share of the time that each one takes."""
+KEPT_SHARE = 0.2
+"""Likewise, of a single fold that begins with the former run's model of the same slices."""
 SPACING_RATIO = 1.5
 """Between the cases' voxel sizes, above which they are resampled to the median."""
 LISTED_SLICES = 40
@@ -128,14 +130,18 @@ class Schedule:
     Attributes:
         seconds: of the whole run.
         folds: trainings that hold slices out.
+        keeps_fold: whether the first one begins with the former run's model.
     """
 
     seconds: float
     folds: int
+    keeps_fold: bool = False
 
     @property
     def fold(self) -> float:
         """Seconds for each fold, reading and scoring included."""
+        if self.keeps_fold and self.folds == 1:
+            return self.seconds * KEPT_SHARE
         return self.seconds * SHARES.get(self.folds, 0.6 / max(self.folds, 1))
 
     @property
