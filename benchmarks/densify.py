@@ -21,7 +21,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +31,7 @@ from augmentation import machine
 from mni152 import walk
 from rich.console import Console
 from rich.table import Table
-from trainings import share_cores
+from trainings import side_by_side
 
 from sparse3dunet import tubules
 from sparse3dunet.metrics import overlap_counts, overlap_scores
@@ -226,11 +225,10 @@ def rounds(scan: Scan, folder: Path, minutes: float, seed: int, count: int = 3) 
 
 def compare_suggestions(scan: Scan, folder: Path, minutes: float, seeds: Sequence[int], jobs: int) -> None:
     """The curves of :func:`rounds`, over seeds, of which `jobs` are computed at once."""
-    with ThreadPoolExecutor(jobs) as pool:
-        found = list(pool.map(lambda seed: rounds(scan, folder, minutes, seed), seeds))
+    found = list(side_by_side(lambda seed: rounds(scan, folder, minutes, seed), seeds, jobs))
     numbers = range(1, len(found[0]["suggested"]) + 1)
     made = table(
-        f"Mean IoU on voxels that neither annotates, {minutes:g} minutes each, {len(seeds)} seeds",
+        f"Mean IoU on voxels that neither annotates, {minutes:g} minutes each ({jobs} at once), {len(seeds)} seeds",
         *("slices an axis", *map(str, numbers)),
     )
     curves = {name: np.array([curve[name] for curve in found]) for name in found[0]}
@@ -316,9 +314,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "hippocampus", help="for others")
     parser.add_argument("--out", type=Path, help="folder for what the runs leave; by default it is removed")
-    parser.add_argument("--jobs", type=int, default=1, help="suggestions: seeds at once, sharing the cores")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        choices=range(1, 65),
+        metavar="N",
+        default=1,
+        help="suggestions: seeds at once, sharing the cores",
+    )
     arguments = parser.parse_args()
-    share_cores(arguments.jobs)
     print(machine(), flush=True)
     with tempfile.TemporaryDirectory() as temporary:
         folder = (arguments.out or Path(temporary)).resolve()

@@ -16,7 +16,6 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
-from trainings import call, share_cores, train
+from trainings import call, side_by_side, train
 
 from sparse3dunet.mni152 import DEFAULT_DIR, ensure_default
 
@@ -98,9 +97,15 @@ def main() -> None:
     parser.add_argument("--slices", nargs="+", choices=COUNTS, default=list(COUNTS))
     parser.add_argument("--out", type=Path, default=Path("slices"), help="folder for the picture")
     parser.add_argument("--settings", default="--overlay cpu", help="of the training, in one text")
-    parser.add_argument("--jobs", type=int, default=1, help="trainings at once, each on its share of the cores")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        choices=range(1, 65),
+        metavar="N",
+        default=1,
+        help="trainings at once, each on its share of the cores",
+    )
     arguments = parser.parse_args()
-    share_cores(arguments.jobs)
     print(machine(), flush=True)
     sets = {BUILT_IN: (Path(ensure_default(DEFAULT_DIR)).resolve(), "labelsTr_dense", ["--val_fraction", "0"])}
     if (arguments.data / "split.json").is_file():
@@ -124,9 +129,8 @@ def main() -> None:
         return found.iou
 
     jobs = [(name, count, seed) for name in sets for count in arguments.slices for seed in range(arguments.seeds)]
-    with ThreadPoolExecutor(arguments.jobs) as pool:
-        for (name, count, _), iou in zip(jobs, pool.map(learn, jobs)):
-            scores.setdefault((name, count), []).append(iou)
+    for (name, count, _), iou in zip(jobs, side_by_side(learn, jobs, arguments.jobs)):
+        scores.setdefault((name, count), []).append(iou)
     show(scores, shares)
     draw(scores, arguments.out / "slices.png")
     print(f"Picture: {arguments.out / 'slices.png'}")

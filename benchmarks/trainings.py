@@ -6,9 +6,11 @@ import csv
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -24,10 +26,17 @@ class Scores:
     patches_per_second: float
 
 
-def share_cores(jobs: int) -> None:
-    """Give each of some commands that run at once its share of the cores, by the number of its threads."""
-    if jobs > 1:
-        os.environ["OMP_NUM_THREADS"] = str(max((os.cpu_count() or 1) // jobs, 1))
+def side_by_side(function: Callable[[Any], Any], items: Iterable[Any], jobs: int) -> Iterator[Any]:
+    """The results in the items' order, of which `jobs` are computed at once, each on its share of the cores."""
+    if jobs == 1:
+        yield from map(function, items)
+        return
+    os.environ["OMP_NUM_THREADS"] = str(max(len(os.sched_getaffinity(0)) // jobs, 1))  # of the commands that it runs
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            yield from pool.map(function, items)
+        except KeyboardInterrupt:
+            os._exit(130)  # else commands that wait their turn would begin
 
 
 def call(command: Sequence[object]) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from sparse3dunet.checkpoints import read_description
 from sparse3dunet.densify import Options
-from sparse3dunet.densify_state import StateFile
+from sparse3dunet.densify_state import Learned, StateFile
 from sparse3dunet.errors import DataError
 from sparse3dunet.formats import read_image, write_map, write_segmentation
 from sparse3dunet.slices import slices_mask
@@ -135,11 +135,15 @@ def test_again_with_more_slices(done, tmp_path):
     assert state.held_out == before.held_out
     assert (out / "scan_next.nii.gz").read_bytes() == written
     assert (out / "scan_next2.nii.gz").is_file()
+    assert "was changed since it was written" not in result.stdout  # it was passed
+    assert "scan_next.nii.gz" not in state.templates  # nor is it told of, or replaced, from now on
+    assert list(Learned(out).folder.glob("*.npz"))
+    assert not Learned(out).pending.exists()
 
 
 def test_a_template_that_nobody_changed_is_told_of_and_kept(done, tmp_path):
     out = shutil.copytree(done / "out", tmp_path / "out")
-    template = max(out.glob("scan_next*"), key=lambda path: path.stat().st_mtime_ns)
+    template = out / list(StateFile(out).read().templates)[-1]
     written = template.read_bytes()
     result = densify(done / "scan.nii.gz", template, "-o", out, "--minutes", 0.1, "--folds", 0, *SMALL)
     assert result.returncode == 0, result.stderr
@@ -153,15 +157,13 @@ def test_what_changed_since_the_former_run_is_told_of(done, tmp_path):
     for path in out.glob("scan_*"):
         os.utime(path, (1, 1))
     _, annotation, dense = write_scan(tmp_path)
-    write_nifti(out / "scan_next.nii.gz", np.zeros(dense.shape, np.uint8), AFFINE)
+    template = out / list(StateFile(out).read().templates)[-1]
+    write_nifti(template, np.zeros(dense.shape, np.uint8), AFFINE)
     corrected = np.where(array(annotation) == 255, 255, 2 - dense).astype(np.uint8)
     write_nifti(annotation, corrected, AFFINE)
     result = densify(done / "scan.nii.gz", annotation, "-o", out, "--minutes", 0.1, "--folds", 2, *SMALL)
     assert result.returncode == 0, result.stderr
-    assert (
-        f"{out / 'scan_next.nii.gz'} was changed since it was written, but is no annotation of this run"
-        in result.stdout
-    )
+    assert f"{template} was changed since it was written, but is no annotation of this run" in result.stdout
     found = re.search(r"scan: (\d+) voxels that the former run's model learned are annotated otherwise", result.stdout)
     assert found
     assert int(found[1]) >= ((corrected != 255) & (corrected != dense)).sum()

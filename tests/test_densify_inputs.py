@@ -12,7 +12,7 @@ import SimpleITK as sitk
 from sparse3dunet.checks import as_tensor, check_data
 from sparse3dunet.conventions import complete
 from sparse3dunet.datalist import case_name, read_data_set
-from sparse3dunet.densify_inputs import prepare, prepare_pair
+from sparse3dunet.densify_inputs import annotation_of, prepare, prepare_pair
 from sparse3dunet.errors import DataError
 from sparse3dunet.formats import read_image, write_segmentation
 from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL
@@ -259,6 +259,39 @@ def test_within_a_tenth_of_a_voxel(tmp_path):
                 prepare_pair(scan, label, tmp_path / "out")
         else:
             assert_as_annotated(prepare_pair(scan, label, tmp_path / "out"))
+
+
+def test_the_class_of_most_voxels_of_a_cropped_slice_is_a_class(tmp_path):
+    """A slice cropped to the structure, most of which is the highest class: around it is 0 all the same."""
+    scan = write_input(tmp_path / "scan.nii.gz", IMAGE_DATA, OBLIQUE)
+    label = np.full((12, 10, 1), 2, np.uint8)
+    label[:2], label[2:4] = 0, 1
+    affine = OBLIQUE @ nib.affines.from_matvec(np.eye(3), (5, 5, 9))
+    part = write_input(tmp_path / "a.nrrd", label, affine)
+    data_set, _, numbers, annotated = read(prepare_pair(scan, part, tmp_path / "out"))
+    assert data_set.class_values == [0, 1, 2]
+    assert annotated[:, :, 9].all()
+    assert annotated.sum() == annotated[:, :, 9].size
+    assert (numbers[5:17, 5:15, 9] == label[..., 0]).all()
+
+
+def test_an_option_names_a_value_that_the_labels_type_cannot_hold(tmp_path):
+    scan = write_input(tmp_path / "scan.nii.gz", IMAGE_DATA, OBLIQUE)
+    affine = OBLIQUE @ nib.affines.from_matvec(np.eye(3), (8, 0, 0))
+    part = write_input(tmp_path / "a.nrrd", DENSE[8:].astype(np.uint8), affine)
+    _, _, _, annotated = read(prepare_pair(scan, part, tmp_path / "out", ignore_index=-1), ignore_index=-1)
+    assert not annotated[:8].any()
+    assert annotated[8:].all()
+
+
+def test_where_a_datalist_is_from(tmp_path):
+    scan = write_input(tmp_path / "scan.nii.gz", IMAGE_DATA, OBLIQUE)
+    label = write_input(tmp_path / "a.nrrd", SPARSE, OBLIQUE)
+    assert annotation_of(prepare_pair(scan, label, tmp_path / "out")) == str(label)
+    for text in ("[]", "{", '{"annotation": 3}'):
+        (tmp_path / "datalist.json").write_text(text)
+        assert annotation_of(tmp_path / "datalist.json") is None
+    assert annotation_of(tmp_path) is None
 
 
 @pytest.mark.parametrize(("value", "given"), [(255, 255), (255, None), (3, 3), (3, None), (-1, None)])

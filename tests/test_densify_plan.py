@@ -18,6 +18,7 @@ from sparse3dunet.densify_plan import (
     hold_out,
     number_of_folds,
     slices_showing,
+    unlabeled_text,
 )
 from sparse3dunet.densify_state import differences
 from sparse3dunet.densify_state import read_description as description_of
@@ -210,6 +211,27 @@ def test_what_is_expected_is_within_bounds():
     for kind, found in ((FoldCounts, fold), (FinalCounts, final)):
         again = kind.from_json(json.loads(json.dumps(found.as_json())))
         assert again.as_json() == found.as_json()
+
+
+def test_a_class_is_promised_by_the_volumes_that_show_it():
+    """In another volume it may be absent: the little that is promised of it there, and not found, tells nothing."""
+    absent, rows = [[9, 0, 0], [0, 0, 0]], [[8, 2, 2], [8, 2, 2]]
+    learned = counts(a=[[9, 1, 1], [9, 1, 1]], b=absent)
+    fold = FoldCounts(counts(a=rows, b=absent), learned, promised(a=rows, b=absent), EVEN, [2, 1])
+    promise = {"a": torch.tensor([[9.3, 0.7, 0.7]] * 2), "b": torch.tensor([[9.0, 0, 0], [0, 0, 3]])}
+    final = FinalCounts(counts(a=[[19, 1, 1]] * 2, b=absent), promise)
+    assert estimate([fold], final, 2, ["background", "x"]).classes[1].dice == pytest.approx(0.93)
+
+
+def test_unlabeled_in_words():
+    def told(values, ignore_index=(), **case):
+        data_set = DataSet([{"image": "a.nii.gz", "label": "a.nii.gz", **case}], ["b", "x"], [0, 1], ignore_index, 1)
+        return unlabeled_text(DataReport(data_set, [CaseReport("a", values=dict.fromkeys(values, 1))]))
+
+    assert told([0, 1, 255], (255,)) == "the value 255"
+    assert told([0, 1, 4, 255], (4, 255)) == "the values 4, 255"
+    assert told([0, 1], (2,), annotated_slices="all") == "all outside of the annotated slices"
+    assert told([0, 1, 2], (2,), weight="w.nii.gz") == "the value 2 and where the weight is 0"
 
 
 def test_the_temperature_is_that_of_all_folds():

@@ -180,3 +180,7 @@ def test_odd_records_do_no_harm(tmp_path, case):
         (out / "records" / f"{name}.json").write_text(content)
     assert len(write_summary(out, ["background", "core"]).read_text().splitlines()) == 2
     assert results_in(out) == {str(out / name) for name in NAMES}
+    record = CaseRecord(out, case, {"model": "one"})
+    record.path.write_text(json.dumps({"status": "done", "results": dict.fromkeys(NAMES, 5)}))
+    with pytest.raises(DataError, match="is not what this command wrote there"):
+        record.check(NAMES)

@@ -16,6 +16,10 @@ TEMPERATURES = tuple(float(t) for t in np.geomspace(0.2, 5.0, 41))
 """That are tried: networks that learned for minutes are often less sure than they could be, so also below 1."""
 
 
+PIECE = 2**20
+"""Voxels at once, for memory."""
+
+
 def likelihoods(logits: torch.Tensor, labels: torch.Tensor) -> list[float]:
     """Of known labels, by each of TEMPERATURES: the sum of the negative logarithms of their probabilities.
 
@@ -47,7 +51,10 @@ def expected_counts(logits: torch.Tensor, temperature: float) -> torch.Tensor:
     Returns:
         (K, 3) float64: for each class the expected true positives, false positives and false negatives.
     """
-    prob = torch.softmax(logits.float() / temperature, dim=0).double()
-    chosen = torch.nn.functional.one_hot(logits.argmax(0), len(logits)).T.to(prob.dtype)
-    true_positive = (prob * chosen).sum(1)
-    return torch.stack([true_positive, chosen.sum(1) - true_positive, prob.sum(1) - true_positive], dim=-1)
+    counts = torch.zeros(len(logits), 3, dtype=torch.float64)
+    for piece in logits.split(PIECE, dim=1):
+        prob = torch.softmax(piece.float() / temperature, dim=0).double()
+        chosen = torch.nn.functional.one_hot(piece.argmax(0), len(logits)).T.to(prob.dtype)
+        true_positive = (prob * chosen).sum(1)
+        counts += torch.stack([true_positive, chosen.sum(1) - true_positive, prob.sum(1) - true_positive], dim=-1)
+    return counts

@@ -36,11 +36,13 @@ class Convention:
         ignore_index: the values on disk that mean unlabeled.
         annotated_slices: "all" where 0 is background on the annotated slices and unlabeled elsewhere, else None.
         reason: what it is, and by what it was told, for people.
+        is_guess: whether it was told by the number of voxels alone.
     """
 
     ignore_index: tuple[int, ...]
     annotated_slices: str | None
     reason: str
+    is_guess: bool = False
 
 
 class UndecidedError(DataError):
@@ -244,7 +246,7 @@ def _majority(counts: Mapping[int, int], size: int, classes: Collection[int]) ->
     if len(counts) < 3 or value in classes or 2 * counts[value] <= size:
         return None
     text = f"{value} means unlabeled: it is the largest value, and {counts[value] / size:.1%} of the voxels have it"
-    return Convention((value,), None, text)
+    return Convention((value,), None, text, is_guess=True)
 
 
 def _listed(values: Sequence[int]) -> str:

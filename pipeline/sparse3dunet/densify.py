@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import os
 import shlex
 import signal
 import sys
@@ -28,6 +27,7 @@ from sparse3dunet import configs
 from sparse3dunet.checkpoints import file_digest, save_file
 from sparse3dunet.checks import DataReport
 from sparse3dunet.datalist import DataSet, case_name
+from sparse3dunet.densify_inputs import annotation_of
 from sparse3dunet.densify_options import Options
 from sparse3dunet.densify_plan import (
     AUTO,
@@ -126,7 +126,6 @@ class _Run:
             print(f"{name}: {value} ({why})", flush=True)
         if not state.trained:
             self._train()
-            self._keep_learned(results)
         quality = self._quality()
         show(quality)
         write_results(
@@ -150,7 +149,7 @@ class _Run:
     def _told(self, description: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         told = [
             ("annotation", annotated_text(self.report.cases), "as found in the files"),
-            ("unlabeled", unlabeled_text(self.data_set), "--ignore-index or --annotated-slices say otherwise"),
+            ("unlabeled", unlabeled_text(self.report), "--ignore-index or --annotated-slices say otherwise"),
         ]
         count = len(self.state.held_out)
         trainings = f"{count} training without some slices" if count == 1 else f"{count} trainings without some slices"
@@ -170,9 +169,11 @@ class _Run:
         before = self.before
         same = before is not None and before.digest == self.digest and not before.complete
         if before is not None and same and (before.anew or not self.options.anew):
+            self.notes = before.notes
             self._say(f"Going on with the run that was not completed in {self.output_dir}.")
             return before
         state = State(self.digest, templates=before.templates if before else {}, anew=self.options.anew)
+        state.notes = self.notes
         former_slices = None
         if self.former is not None:
             changed = differences(self.former, description)
@@ -191,9 +192,8 @@ class _Run:
         state.keeps_fold = former_slices is not None
         if state.reason and self.schedule.folds:
             self._say(f"No estimate of the quality: {state.reason}.")
-        self._warn_of_templates(state)
-        if state.goes_on:
-            self._warn_of_changes(results)
+        self._look_at_templates(state)
+        self._look_at_annotation(results, state.goes_on)
         self.file.write(state)
         return state
 
@@ -209,26 +209,33 @@ class _Run:
         self.state.cleared = True
         self.file.write(self.state)
 
-    def _warn_of_templates(self, state: State) -> None:
-        for case in self.data_set.cases:
-            if file_digest(case[LABEL]) in state.templates.values():
-                self._say(
-                    f"{case[LABEL]} is the template as it was written: what was predicted on the suggested slices now "
-                    "counts as annotated, although nobody has changed it."
-                )
-        labels = [case[LABEL] for case in self.data_set.cases]
-        for name, written in state.templates.items():
+    def _look_at_templates(self, state: State) -> None:
+        """Tell of those that were passed unchanged, or changed but not passed; one that was passed is the user's."""
+        files = [*(case[LABEL] for case in self.data_set.cases), annotation_of(self.data_set.source)]
+        passed = {file_digest(file) for file in files if file is not None}
+        for name, written in list(state.templates.items()):
             path = self.output_dir / name
-            if path.is_file() and file_digest(path) != written and not any(os.path.samefile(path, x) for x in labels):
+            now = file_digest(path) if path.is_file() else written
+            if written in passed:
+                self._say(
+                    f"{path} is passed as it was written: what was predicted on the suggested slices now counts as "
+                    "annotated, although nobody has changed it."
+                )
+            elif now != written and now not in passed:
                 self._say(
                     f"{path} was changed since it was written, but is no annotation of this run; pass it, to learn "
                     "from it."
                 )
+            if passed & {written, now}:
+                del state.templates[name]
 
-    def _warn_of_changes(self, results: Results) -> None:
+    def _look_at_annotation(self, results: Results, goes_on: bool) -> None:
+        """Keep what is going to be learned, and tell what of it the former model learned otherwise."""
+        self.learned.start(goes_on)
         for name, case in zip(self.names, results.cases):
             annotation = results.annotation(case.files[0])
             changed = self.learned.changed(name, annotation.numbers, annotation.annotated)
+            self.learned.add(name, annotation.numbers, annotation.annotated)
             if changed:
                 self._say(
                     f"{name}: {changed} voxels that the former run's model learned are annotated otherwise now, or no "
@@ -247,11 +254,6 @@ class _Run:
     def _say(self, text: str) -> None:
         self.notes.append(text)
         print(text, flush=True)
-
-    def _keep_learned(self, results: Results) -> None:
-        for name, case in zip(self.names, results.cases):
-            annotation = results.annotation(case.files[0])
-            self.learned.keep(name, annotation.numbers, annotation.annotated)
 
     # ------------------------------------------------------------ the parts
 
@@ -290,8 +292,10 @@ class _Run:
             weights = torch.load(self._fold_model(0), map_location="cpu", weights_only=True)
             save_file(self.output_dir / MODEL, weights, read_description(self._fold_model(0)))
             self.state.folds = {"fold_0": self.state.folds["fold_0"]}  # of the model that is kept
-        elif not self.state.folds:
-            self.state.reason = "the training was ended before it could be told"
+        else:  # of which no fold's model tells
+            self.state.folds, self.state.reason = {}, "the training was ended before it could be told"
+        if trained is not None or not self.state.goes_on:
+            self.learned.finish()
         self.state.trained, self.state.stopped_early = True, trained is None or trained.stopped
         self._keep_time()
 

@@ -120,8 +120,7 @@ def prepare_pair(
     is_said = bool(given) or annotated_slices is not None
     is_part = sorted(label.data.shape) != sorted(image.spatial_shape)
     told = _unlabeled_in(label) if is_part and not segments and not is_said else ()
-    # Around segments, and around annotated slices, is what these leave out: 0
-    outside = 0 if segments or annotated_slices is not None else next(iter(given or told), 0)
+    outside = 0 if segments else next(iter(given or told), 0)
     placed = _on_grid_of(image, label, outside)
     labels = _labels(segments, given, annotation)
     declared: dict[str, Any] = {"ignore_index": list(told)} if told else {}
@@ -136,12 +135,22 @@ def prepare_pair(
         entry[IMAGE] = made.write(f"{name}.nii", image.data, image, [scan])
     if placed is not label.data or not annotation.name.endswith(SUFFIXES):
         entry[LABEL] = made.write(f"{name}_annotation.nii.gz", placed, image, [scan, annotation], outside)
-    content: dict[str, Any] = {"training": [entry], **declared, "made_from": made.states, "scan": str(scan)}
+    content: dict[str, Any] = {"training": [entry], **declared, "made_from": made.states}
+    content |= {"scan": str(scan), "annotation": str(annotation)}
     if labels:
         content["labels"] = {str(value): text for value, text in sorted(labels.items())}
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     replace_file(folder / DATALIST, lambda draft: draft.write_text(text, encoding="utf-8"))
     return folder / DATALIST
+
+
+def annotation_of(datalist: str | Path) -> str | None:
+    """The file that :func:`prepare_pair` made a datalist from; None for other data sets."""
+    with contextlib.suppress(DataError, AttributeError):
+        content = read_json(Path(datalist)) if Path(datalist).name == DATALIST else {}
+        annotation = content.get("annotation")
+        return annotation if isinstance(annotation, str) and os.path.isfile(annotation) else None
+    return None
 
 
 def _absolute(path: str | Path) -> Path:
@@ -300,13 +309,13 @@ def _turned(label: Volume, image: Volume) -> Volume:
 def _unlabeled_in(label: Volume) -> tuple[int, ...]:
     """The values that mean unlabeled in a label map of a part of the scan, which has fewer of them than a whole one.
 
-    None where 0 does outside of some slices, or where it cannot be told: then what is around the part decides, too.
+    None where 0 does outside of some slices, or where only numbers of voxels tell it, which depend on what was cropped.
     """
     try:
         convention = conventions.infer(label.data, label.path)
     except DataError:
         return ()
-    if convention.annotated_slices is not None:
+    if convention.annotated_slices is not None or convention.is_guess:
         return ()
     print(conventions.announcement(convention, label.path))
     return convention.ignore_index
@@ -316,7 +325,7 @@ def _pasted(label: Volume, image: Volume, offset: np.ndarray, outside: int) -> n
     """A label map in the scan's shape, whose first voxel lies at `offset`."""
     shape = np.array(image.spatial_shape)
     start, stop = np.maximum(offset, 0), np.minimum(offset + label.data.shape, shape)
-    pasted = np.full(tuple(shape), outside, label.data.dtype)
+    pasted = np.full(tuple(shape), outside, np.promote_types(label.data.dtype, np.min_scalar_type(outside)))
     if (start < stop).all():
         there = tuple(slice(*ends) for ends in zip(start, stop))
         here = tuple(slice(*ends) for ends in zip(start - offset, stop - offset))

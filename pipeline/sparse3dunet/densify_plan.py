@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from sparse3dunet.checks import CaseReport, DataReport
-from sparse3dunet.datalist import Case, DataSet, case_name
+from sparse3dunet.datalist import Case, case_name
 from sparse3dunet.errors import DataError
 from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL, WEIGHT
 from sparse3dunet.settings import target_spacing
@@ -277,11 +277,11 @@ def annotated_text(cases: Sequence[CaseReport]) -> str:
     return f"{slices}{share:.1%} of the voxels of {len(cases)} volume(s){which}"
 
 
-def unlabeled_text(data_set: DataSet) -> str:
-    """What marks unlabeled voxels, in words."""
-    ways = []
-    if data_set.ignore_index:
-        ways.append(f"the value{'s'[: len(data_set.ignore_index) > 1]} {', '.join(map(str, data_set.ignore_index))}")
+def unlabeled_text(report: DataReport) -> str:
+    """What marks the voxels that are unlabeled, in words: values that occur, slices, weights."""
+    data_set = report.data_set
+    found = [value for value in data_set.ignore_index if any(value in case.values for case in report.cases)]
+    ways = [f"the value{'s'[: len(found) > 1]} {', '.join(map(str, found))}"] if found else []
     if any(ANNOTATED_SLICES in case for case in data_set.cases):
         ways.append("all outside of the annotated slices")
     if any(WEIGHT in case for case in data_set.cases):

@@ -48,7 +48,8 @@ class Scorer:
         sums = [0.0] * len(TEMPERATURES)
         keep, leave = (Compose(hold_out(held_out, part)) for part in (VALIDATION, TRAINING))
         for name, item, logits in self._predicted(network, held_out):
-            items[name] = kept = keep(item)
+            kept = keep(item)
+            items[name] = {key: kept[key] for key in (LABEL, WEIGHT)}
             there = _tensor(kept[WEIGHT])[0] > 0
             counts[name], learned[name] = self._counts(logits, kept), self._counts(logits, leave(item))
             promised[name] = torch.stack([expected_counts(logits[:, there], t) for t in TEMPERATURES])

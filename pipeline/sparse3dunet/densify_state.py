@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -43,7 +45,8 @@ class State:
         trained: whether the final model is there.
         stopped_early: whether the user ended the training.
         complete: whether all results are there.
-        templates: by file name, the digest of each template that was written.
+        templates: by file name, the digest of each template that was written; without those that the user passed since.
+        notes: what else a reader of the results must know.
     """
 
     digest: str
@@ -61,6 +64,7 @@ class State:
     stopped_early: bool = False
     complete: bool = False
     templates: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 class StateFile:
@@ -102,36 +106,51 @@ def digest(data_set: DataSet, config: Mapping[str, Any], chosen: Sequence[Any] =
 
 
 class Learned:
-    """The annotation that a model learned, in ``work/learned`` of an output folder, by the name of the case."""
+    """The annotation that a model learned, in ``work/learned`` of an output folder, by the name of the case.
+
+    That of a run in which it is still being learned is in ``work/learning``.
+    """
 
     def __init__(self, output_dir: str | Path) -> None:
         self.folder = Path(output_dir) / "work" / "learned"
+        self.pending = self.folder.with_name("learning")
 
-    def keep(self, name: str, numbers: np.ndarray, annotated: np.ndarray) -> None:
+    def start(self, goes_on: bool) -> None:
+        """Nothing is being learned yet; and nothing is known of a former model's unless the run goes on with it."""
+        for folder in (self.pending, *([] if goes_on else [self.folder])):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def add(self, name: str, numbers: np.ndarray, annotated: np.ndarray) -> None:
         """Write a case's class numbers, which count where it is annotated; both (X, Y, Z)."""
-        path = self._path(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self.pending.mkdir(parents=True, exist_ok=True)
 
         def write(draft: Path) -> None:
             with draft.open("wb") as file:  # by a name, NumPy would add an ending to it
                 np.savez_compressed(file, numbers=np.where(annotated, numbers, -1).astype(np.int16))
 
-        replace_file(path, write)
+        replace_file(self.pending / _file(name), write)
+
+    def finish(self) -> None:
+        """There is a model that has learned what was added."""
+        if self.pending.is_dir():
+            shutil.rmtree(self.folder, ignore_errors=True)
+            os.replace(self.pending, self.folder)
 
     def changed(self, name: str, numbers: np.ndarray, annotated: np.ndarray) -> int:
         """How many voxels that were learned are annotated otherwise by now, or no more; 0 where nothing is known."""
         try:
-            with np.load(self._path(name)) as content:
+            with np.load(self.folder / _file(name)) as content:
                 before = content["numbers"]
-        except (OSError, ValueError, KeyError, BadZipFile):
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error):
             return 0
         if before.shape != numbers.shape:
             return 0
         return int(((before >= 0) & (before != np.where(annotated, numbers, -1))).sum())
 
-    def _path(self, name: str) -> Path:
-        # By a digest: names may have slashes.
-        return self.folder / f"{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}.npz"
+
+def _file(name: str) -> str:
+    """By a digest: names of cases may have slashes."""
+    return f"{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}.npz"
 
 
 def read_description(model_file: str | Path) -> dict[str, Any] | None:

@@ -162,6 +162,15 @@ def temperature(folds: Sequence[FoldCounts]) -> float:
     return TEMPERATURES[best_temperature([fold.likelihoods for fold in folds])]
 
 
+EXPLANATION = (
+    "The final model learned from all slices, and for longer. What its own probabilities promise where nothing is "
+    "annotated is corrected by as much as a model without the held-out slices was better or worse there than it "
+    "promised; the result is not above the final model's score on the annotated slices, nor far below it where the "
+    "model without them was hardly worse on the held-out slices than on its own."
+)
+"""How Dice and IoU are told, for people."""
+
+
 def estimate(
     folds: Sequence[FoldCounts], final: FinalCounts | None, slices: int, class_names: Sequence[str]
 ) -> Estimate:
@@ -187,25 +196,27 @@ def estimate(
 def _expected(folds: Sequence[FoldCounts], final: FinalCounts, held_out: Counts, kind: str) -> list[float | None]:
     """By class, the final model's promise, corrected and within its bounds; None where no held-out slice shows it."""
     promised = _added([fold.promised for fold in folds])
+    learned = _added([fold.learned for fold in folds])
     best = best_temperature([fold.likelihoods for fold in folds])
     scores = _by_volume(held_out, kind)
-    honest, apparent, own = (
-        _means(found)
-        for found in (
-            scores,
-            _by_volume(_added([fold.learned for fold in folds]), kind),
-            _by_volume(final.learned, kind),
-        )
-    )
-    # NaN where a volume's held-out slices do not show a class
+    # The same volumes for all three; NaN in those that do not show a class
+    honest, apparent = _means(scores), _means(_by_volume({name: learned[name] for name in held_out}, kind))
+    own = _means(_by_volume({name: final.learned[name] for name in held_out}, kind))
     differences = _means(scores - _by_volume({name: promised[name][best] for name in held_out}, kind))
     pooled = _mean(differences[1:])  # a few slices tell little of a single class; the background is unlike the others
-    sure = _means(_by_volume(final.promised, kind)) if final.promised else [None] * len(honest)
     corrected = [
         None if promise is None or difference is None else promise + difference
-        for promise, difference in zip(sure, [differences[0], *[pooled] * (len(sure) - 1)])
+        for promise, difference in zip(_promises(final, kind), [differences[0], *[pooled] * (len(honest) - 1)])
     ]
     return [_within(*entry) for entry in zip(corrected, honest, apparent, own)]
+
+
+def _promises(final: FinalCounts, kind: str) -> list[float | None]:
+    """By class, over the volumes whose annotation shows it; in others it may be absent."""
+    if not final.promised:
+        return [None] * len(next(iter(final.learned.values())))
+    known = _by_volume({name: final.learned[name] for name in final.promised}, kind)
+    return _means(torch.where(known.isnan(), torch.nan, _by_volume(final.promised, kind)))
 
 
 def _within(corrected: float | None, honest: float | None, apparent: float | None, own: float | None) -> float | None:
@@ -225,7 +236,7 @@ def _added(parts: Sequence[Counts]) -> dict[str, torch.Tensor]:
 
 
 def _by_volume(counts: Counts, kind: str) -> torch.Tensor:
-    """(V, K) scores; NaN where a volume does not show a class."""
+    """(V, K) scores of at least one volume; NaN where a volume does not show a class."""
     return overlap_scores(torch.stack(list(counts.values())), kind)
 
 

@@ -214,12 +214,12 @@ def _as_written(path: Path) -> list[Any]:
     return [*_stat(path), file_digest(path)]
 
 
-def _is_as_written(path: Path, written: Sequence[Any] | None) -> bool:
+def _is_as_written(path: Path, written: Any) -> bool:
     """Whether a result is as it was written; also one that was copied, with another time of the last change."""
-    if not path.is_file() or written is None:
+    if not path.is_file() or not isinstance(written, list):
         return False
     size, changed = _stat(path)
-    if [size, changed] == list(written[:2]):
+    if [size, changed] == written[:2]:
         return True
     return len(written) > 2 and size == written[0] and file_digest(path) == written[2]
 

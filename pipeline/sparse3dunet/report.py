@@ -14,7 +14,7 @@ import numpy as np
 
 from sparse3dunet.checkpoints import replace_file
 from sparse3dunet.engines import score_text
-from sparse3dunet.estimates import Estimate
+from sparse3dunet.estimates import EXPLANATION, Estimate
 from sparse3dunet.pictures import UNLABELED
 from sparse3dunet.report_figures import CaseView, class_color, confidence_bar, course, doubt_panels, surface
 from sparse3dunet.suggestions import Suggestion
@@ -197,10 +197,9 @@ def _quality(quality: Estimate) -> str:
     table = _table(["class", "n", "Dice", "IoU", "held-out Dice"], rows, total=True)
     text = f"""<p>Dice and IoU are what to expect where nothing is annotated; 1 is perfect. They come from
 {_count(quality.slices, "annotated slice", "annotated slices")} of {_count(quality.volumes, "volume", "volumes")}, held
-out of {_count(quality.folds, "training", "trainings")}: held-out Dice is the score there. The final model learned from
-all slices, and for longer; what is expected of it is its own score on the annotated slices, less what a model lost from
-the slices that it learned from to those that were held out. n is the number of held-out slices that show the class.
-Mean Dice is without the background, mean IoU over all classes.</p>"""
+out of {_count(quality.folds, "training", "trainings")}: held-out Dice is the score there.
+{escape(EXPLANATION)} n is the number of held-out slices that show the class. Mean Dice is without
+the background, mean IoU over all classes.</p>"""
     return _section("How good it is likely to be", table + text, "quality")
 
 

@@ -1,0 +1,49 @@
+"""What a model learned of the annotation, and whether that changed since."""
+
+import numpy as np
+import pytest
+
+from sparse3dunet.densify_state import Learned
+
+NUMBERS = np.arange(24).reshape(2, 3, 4) % 3
+ANNOTATED = np.arange(24).reshape(2, 3, 4) < 12
+
+
+def learn(folder, name="sub/a"):
+    learned = Learned(folder)
+    learned.start(goes_on=True)
+    learned.add(name, NUMBERS, ANNOTATED)
+    return learned
+
+
+def test_more_annotation_is_no_change_but_another_or_none_is(tmp_path):
+    learned = learn(tmp_path)
+    learned.finish()
+    assert learned.changed("sub/a", NUMBERS, ANNOTATED) == 0
+    assert learned.changed("sub/a", NUMBERS, np.ones_like(ANNOTATED)) == 0
+    assert learned.changed("sub/a", (NUMBERS + 1) % 3, ANNOTATED) == 12
+    assert learned.changed("sub/a", NUMBERS, ANNOTATED & (np.arange(4) > 0)) == 3
+    assert learned.changed("sub/b", NUMBERS + 1, ANNOTATED) == 0
+    assert learned.changed("sub/a", NUMBERS[:1] + 1, ANNOTATED[:1]) == 0
+
+
+def test_what_no_model_has_learned_yet_does_not_count(tmp_path):
+    learned = learn(tmp_path)
+    assert learned.changed("sub/a", NUMBERS + 1, ANNOTATED) == 0
+    learned.finish()
+    learned.start(goes_on=True)
+    learned.add("sub/a", NUMBERS + 1, ANNOTATED)
+    assert learned.changed("sub/a", NUMBERS + 1, ANNOTATED) == 12  # the run may be ended before it has a model
+    learned.start(goes_on=False)
+    assert learned.changed("sub/a", NUMBERS + 1, ANNOTATED) == 0
+    learned.finish()  # nothing was added
+    assert not learned.folder.exists()
+
+
+@pytest.mark.parametrize("keep", [0, 20, 120])
+def test_damaged_files_tell_nothing(tmp_path, keep):
+    learned = learn(tmp_path)
+    learned.finish()
+    (file,) = learned.folder.iterdir()
+    file.write_bytes(file.read_bytes()[:keep])
+    assert learned.changed("sub/a", NUMBERS + 1, ANNOTATED) == 0
