@@ -18,6 +18,7 @@ from monai.transforms import Randomizable
 
 from sparse3dunet.cli import main
 from sparse3dunet.package import package
+from tests.forked import run_module
 
 ROOT = Path(__file__).resolve().parents[1]
 UNLABELED = 3
@@ -124,15 +125,13 @@ def bundle_environment() -> dict[str, str]:
 
 
 def run_bundle(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """Run ``python -m monai.bundle`` as a user does, in a process of its own."""
-    return subprocess.run(
-        bundle_command(*arguments),
-        cwd=cwd,
-        env=bundle_environment(),
-        capture_output=True,
-        encoding="utf-8",
-        timeout=300,
-    )
+    """Run ``python -m monai.bundle`` in a process of its own."""
+    return run_module("monai.bundle", *arguments, cwd=cwd, environment=bundle_environment())
+
+
+def run_sparse3dunet(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m sparse3dunet`` in a process of its own."""
+    return run_module("sparse3dunet", *arguments, cwd=cwd, environment=bundle_environment())
 
 
 def run_training(dataset_dir: Path, out: Path, *more: object) -> subprocess.CompletedProcess[str]:
@@ -144,15 +143,7 @@ def run_training(dataset_dir: Path, out: Path, *more: object) -> subprocess.Comp
 
 def run_package(model: Path, out: Path, *more: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """Run ``sparse3dunet package`` in a process of its own."""
-    command = [sys.executable, "-W", "ignore", "-m", "sparse3dunet", "package", model, "-o", out, *more]
-    return subprocess.run(
-        list(map(str, command)),
-        cwd=cwd,
-        env=bundle_environment(),
-        capture_output=True,
-        encoding="utf-8",
-        timeout=300,
-    )
+    return run_sparse3dunet("package", model, "-o", out, *more, cwd=cwd)
 
 
 @pytest.fixture(scope="session")

@@ -3,14 +3,12 @@
 import gzip
 import json
 import shutil
-import subprocess
-import sys
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-from tests.conftest import bundle_environment, make_dataset, write_nifti
+from tests.conftest import make_dataset, run_sparse3dunet, write_nifti
 from tests.test_checks import change, put, shift, zero_spacing
 
 IMAGE, LABEL, REFERENCE, WEIGHT = (
@@ -203,8 +201,7 @@ def test_exit_status(data, fault):
     """In a process of its own: status 1, one error, no traceback and nothing else on standard error."""
     OTHERS[fault](data)
     options = ["--json"] if fault == "as JSON" else []
-    command = [sys.executable, "-m", "sparse3dunet", "check", str(data), *options]
-    result = subprocess.run(command, env=bundle_environment(), capture_output=True, encoding="utf-8", timeout=120)
+    result = run_sparse3dunet("check", data, *options)
     assert result.returncode == 1
     assert "Traceback" not in result.stdout + result.stderr
     if options:

@@ -1,26 +1,19 @@
 """The command sparse3dunet, in a process of its own, as a user runs it."""
 
 import json
-import subprocess
-import sys
 
 import nibabel as nib
 import numpy as np
 import pytest
 
 from sparse3dunet.slices import find_slices
-from tests.conftest import ROOT, bundle_environment, make_dataset
+from tests.conftest import ROOT, make_dataset, run_sparse3dunet
 
 HIPPOCAMPUS = ROOT.parent / "shared" / "hippocampus"
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "sparse3dunet", *map(str, arguments)]
-    return subprocess.run(command, env=bundle_environment(), capture_output=True, encoding="utf-8", timeout=120)
-
-
 def test_check_of_good_data(dataset):
-    result = run("check", dataset)
+    result = run_sparse3dunet("check", dataset)
     assert result.returncode == 0, result.stderr
     for words in ("case_2", "24x20x18", "2x2x2", "1/1/1", "f4/u1", "shell", "unlabeled: 3"):
         assert words in result.stdout, result.stdout
@@ -28,7 +21,7 @@ def test_check_of_good_data(dataset):
 
 
 def test_check_as_json(dataset):
-    result = run("check", dataset, "--json")
+    result = run_sparse3dunet("check", dataset, "--json")
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)
     assert report["ok"]
@@ -49,12 +42,12 @@ def test_check_of_bad_data(dataset):
     nib.save(nib.Nifti1Image(np.full(image.shape, 9, np.uint8), image.affine), path)
     (dataset / "imagesTr/case_2.nii.gz").write_bytes(b"")
     for options in ((), ("--json",)):
-        result = run("check", dataset, *options)
+        result = run_sparse3dunet("check", dataset, *options)
         assert result.returncode == 1
         assert "label value 9" in result.stdout
         assert "case_2.nii.gz: cannot be read" in result.stdout
     assert len(json.loads(result.stdout)["errors"]) == 2
-    result = run("check", dataset / "nowhere")
+    result = run_sparse3dunet("check", dataset / "nowhere")
     assert result.returncode == 1
     assert result.stderr.startswith("error: ")
     assert "does not exist" in result.stderr
@@ -78,7 +71,7 @@ def test_check_warns(dataset):
                 scan = nib.load(dataset / folder / path.name)
                 nib.save(nib.Nifti1Image(np.asarray(scan.dataobj), affine), dataset / folder / path.name)
         nib.save(nib.Nifti1Image(label, affine), path)
-    result = run("check", dataset, "--json")
+    result = run_sparse3dunet("check", dataset, "--json")
     assert result.returncode == 0, result.stdout
     warnings = json.loads(result.stdout)["warnings"]
     for words in (
@@ -97,7 +90,7 @@ def test_simulate(dataset, tmp_path):
     for out in ("a", "b", "c"):
         seed = 0 if out < "c" else 1
         options = ("--slices", "2,0,1", "--placement", "foreground", "--seed", seed)
-        result = run("simulate", dense, "-o", dataset / out, *options)
+        result = run_sparse3dunet("simulate", dense, "-o", dataset / out, *options)
         assert result.returncode == 0, result.stderr
         assert "the others are 3 (unlabeled)" in result.stdout
     drawn = {}
@@ -109,8 +102,10 @@ def test_simulate(dataset, tmp_path):
             assert [len(s) for s in drawn[out][-1]] == [2, 0, 1]
     assert drawn["a"] == drawn["b"] != drawn["c"]
     assert drawn["a"][0] != drawn["a"][1]
-    assert run("check", dataset, "--label-dir", "a").returncode == 0
-    result = run("simulate", dense / "case_0.nii.gz", "-o", tmp_path / "one", "--scribbles", 6, "--ignore-index", 255)
+    assert run_sparse3dunet("check", dataset, "--label-dir", "a").returncode == 0
+    result = run_sparse3dunet(
+        "simulate", dense / "case_0.nii.gz", "-o", tmp_path / "one", "--scribbles", 6, "--ignore-index", 255
+    )
     assert result.returncode == 0, result.stderr
     assert set(np.unique(np.asarray(nib.load(tmp_path / "one/case_0.nii.gz").dataobj))) == {0, 1, 2, 255}
 
@@ -120,15 +115,17 @@ def test_simulate_leaves_the_values_of_declared_classes(dataset):
     for path in (dataset / "labelsDense").iterdir():
         image = nib.load(path)
         nib.save(nib.Nifti1Image(np.minimum(np.asarray(image.dataobj), 1), image.affine), path)
-    result = run("simulate", dataset / "labelsDense", "-o", dataset / "a", "--slices", 1)
+    result = run_sparse3dunet("simulate", dataset / "labelsDense", "-o", dataset / "a", "--slices", 1)
     assert "the others are 3 (unlabeled)" in result.stdout
 
 
 def test_a_seed_draws_a_file_alike_whatever_lies_beside_it(tmp_path):
     make_dataset(tmp_path / "many", 3)
     dense = tmp_path / "many/labelsDense"
-    assert run("simulate", dense, "-o", tmp_path / "a", "--fraction", 0.1).returncode == 0
-    assert run("simulate", dense / "case_2.nii.gz", "-o", tmp_path / "b", "--fraction", 0.1).returncode == 0
+    assert run_sparse3dunet("simulate", dense, "-o", tmp_path / "a", "--fraction", 0.1).returncode == 0
+    assert (
+        run_sparse3dunet("simulate", dense / "case_2.nii.gz", "-o", tmp_path / "b", "--fraction", 0.1).returncode == 0
+    )
     first, second = (np.asarray(nib.load(tmp_path / out / "case_2.nii.gz").dataobj) for out in "ab")
     assert np.array_equal(first, second)
     assert (first < 3).sum() == round(0.1 * first.size)
@@ -136,7 +133,7 @@ def test_a_seed_draws_a_file_alike_whatever_lies_beside_it(tmp_path):
 
 @pytest.mark.skipif(not HIPPOCAMPUS.is_dir(), reason="../shared/hippocampus is not on this machine")
 def test_the_hippocampus_passes():
-    result = run("check", HIPPOCAMPUS, "--label-dir", "labelsTr_sparse", "--reference-dir", "labelsTr")
+    result = run_sparse3dunet("check", HIPPOCAMPUS, "--label-dir", "labelsTr_sparse", "--reference-dir", "labelsTr")
     assert result.returncode == 0, result.stdout
     assert "200 case(s)" in result.stdout
     assert result.stdout.count("warning:") == 1, "intensities differ by orders of magnitude"

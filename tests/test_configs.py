@@ -1,14 +1,11 @@
 """Settings that no config knows are refused, with the nearest that one knows; what goes wrong is told with its id."""
 
-import subprocess
-import sys
-
 import pytest
 
 from sparse3dunet.configs import check_literal, check_plain, check_settings
 from sparse3dunet.errors import DataError
 from sparse3dunet.running import config_path, parse_settings
-from tests.conftest import ROOT, TINY, bundle_environment, run_training
+from tests.conftest import ROOT, TINY, run_sparse3dunet, run_training
 from tests.test_bundle import error_of
 
 TRAIN = ROOT / "bundle/configs/train.yaml"
@@ -168,10 +165,7 @@ def test_our_command_line_runs_no_code(tmp_path, arguments):
     mark = tmp_path / "mark"
     (tmp_path / "mine.yaml").write_text(f"seed: \"$__import__('pathlib').Path('{mark}').touch()\"\n")
     arguments = [argument.replace("MARK", str(mark)) for argument in arguments]
-    command = [sys.executable, "-m", "sparse3dunet", "run", "training", "--max_epochs", "0", *arguments]
-    result = subprocess.run(
-        command, cwd=tmp_path, env=bundle_environment(), capture_output=True, encoding="utf-8", timeout=200
-    )
+    result = run_sparse3dunet("run", "training", "--max_epochs", "0", *arguments, cwd=tmp_path)
     assert result.returncode == 1
     assert "error: " in result.stderr
     assert not mark.exists()
@@ -218,14 +212,9 @@ def test_our_command_line_trains(trained, tmp_path):
         "--ckpt_dir",
         tmp_path / "models",
     )
-    command = [sys.executable, "-W", "ignore", "-m", "sparse3dunet", "run", "training", "--overlay", "rand3delastic"]
-    environment = bundle_environment()
 
     def run(*more):
-        arguments = [*command, *map(str, places), *TINY, *map(str, more)]
-        return subprocess.run(
-            arguments, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8", timeout=200
-        )
+        return run_sparse3dunet("run", "training", "--overlay", "rand3delastic", *places, *TINY, *more, cwd=tmp_path)
 
     result = run("--margin", 2)
     assert result.returncode == 0, result.stderr

@@ -20,7 +20,15 @@ from sparse3dunet.errors import DataError
 from sparse3dunet.formats import read_image, write_map, write_segmentation
 from sparse3dunet.slices import slices_mask
 from sparse3dunet.volumes import Volume
-from tests.conftest import ROOT, bundle_environment, make_dataset, make_volume, run_bundle, write_nifti
+from tests.conftest import (
+    ROOT,
+    bundle_environment,
+    make_dataset,
+    make_volume,
+    run_bundle,
+    run_sparse3dunet,
+    write_nifti,
+)
 
 SMALL = ("--network_def#channels", "[4,8,8]", "--largest_patch_size", "[16,16,16]", "--epoch_length", "10")
 AFFINE = np.array([[-2.0, 0, 0, 30], [0, 1.5, 0, -20], [0, 0, 2.5, 5], [0, 0, 0, 1]])
@@ -32,9 +40,7 @@ def command(*arguments):
 
 
 def densify(*arguments, cwd=ROOT):
-    return subprocess.run(
-        command(*arguments), cwd=cwd, env=bundle_environment(), capture_output=True, encoding="utf-8", timeout=300
-    )
+    return run_sparse3dunet("densify", *arguments, cwd=cwd)
 
 
 def write_scan(folder, seed=0, indices=INDICES, unlabeled=255):
@@ -75,8 +81,7 @@ def test_results(done):
     assert read_description(out / "model/model.pt", "")["class_values"] == [0, 1, 2]
     assert not list(out.rglob("*.part"))
     assert "report.html" in (done / "printed.txt").read_text()
-    predict = [sys.executable, "-m", "sparse3dunet", "predict", out / "model", done / "scan.nii.gz", "-o", done / "new"]
-    assert subprocess.run(list(map(str, predict)), env=bundle_environment(), capture_output=True).returncode == 0
+    assert run_sparse3dunet("predict", out / "model", done / "scan.nii.gz", "-o", done / "new").returncode == 0
     assert array(done / "new/scan_seg.nii.gz").shape == found.shape
 
 

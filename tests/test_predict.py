@@ -14,12 +14,23 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from tests.conftest import ROOT, bundle_environment, make_dataset, make_volume, run_bundle, run_training, write_nifti
+from tests.conftest import (
+    ROOT,
+    bundle_environment,
+    make_dataset,
+    make_volume,
+    run_bundle,
+    run_sparse3dunet,
+    run_training,
+    write_nifti,
+)
 
 SEED_OF_KILLS = 0
 
 
 def predict(*arguments, launcher=()):
+    if not launcher:
+        return run_sparse3dunet("predict", *arguments)
     command = [sys.executable, "-W", "ignore", *launcher, "-m", "sparse3dunet", "predict", *map(str, arguments)]
     return subprocess.run(
         command, env=bundle_environment(), cwd=ROOT, capture_output=True, encoding="utf-8", timeout=300
