@@ -91,11 +91,38 @@ def test_valid_convolutions_see_no_border():
     torch.testing.assert_close(tile, whole[:, :, 8:12, 8:12, 8:12])
 
 
+def test_all_channels_can_be_what_half_of_them_are():
+    """Each step's first convolution has as many channels as its second, of which half may be idle."""
+    torch.manual_seed(0)
+    options = {"channels": (4, 6, 8), "norm": None, "padding": "same"}
+    network, whole = UNet3D(2, 3, **options), UNet3D(2, 3, **options, halved=False)
+    assert [conv.out_channels for conv in first_convs(network)] == [2, 3, 4]
+    assert [conv.out_channels for conv in first_convs(whole)] == [4, 6, 8]
+    theirs = network.state_dict()
+    with torch.no_grad():
+        for name, parameter in whole.named_parameters():
+            parameter.zero_()
+            parameter[tuple(slice(n) for n in theirs[name].shape)] = theirs[name]
+    x = torch.rand(1, 2, 8, 12, 8)
+    torch.testing.assert_close(whole(x), network(x))
+
+
+def first_convs(network):
+    convs = ([layer for layer in step.modules() if isinstance(layer, torch.nn.Conv3d)] for step in network.down)
+    return [first for first, second in convs]
+
+
 @pytest.mark.parametrize(
-    "options", [{"padding": "valid"}, {"padding": "same"}, {"padding": "same", "upsampling": "joined"}]
+    "options",
+    [
+        {"padding": "valid"},
+        {"padding": "same"},
+        {"padding": "same", "upsampling": "joined"},
+        {"halved": False, "channels": (3, 5)},
+    ],
 )
 def test_torchscript_and_config_round_trip(options):
-    network = UNet3D(1, 2, channels=(4, 8), norm="instance", **options).eval()
+    network = UNet3D(1, 2, **{"channels": (4, 8), "norm": "instance", **options}).eval()
     again = UNet3D(**network.config).eval()
     again.load_state_dict(network.state_dict())
     x = torch.rand(1, 1, 20, 20, 20)

@@ -46,6 +46,8 @@ class UNet3D(nn.Module):
             convolution with a kernel longer by two (4x4x4 for a stride of 2). That is learned, and the skip connection
             has a convolution of its own, whose result is added: the same and more can be expressed in less time,
             since nothing is computed with the coarse channels at the fine resolution.
+        halved: whether, on the way down, the first convolution of each step has half the channels, as in the paper.
+            Where a step has few channels, all of them take hardly more time.
 
     Shapes: (B, in_channels, X, Y, Z) -> (B, out_channels, X', Y', Z'), where :meth:`output_size` tells X', Y', Z'.
 
@@ -69,6 +71,7 @@ class UNet3D(nn.Module):
         padding: str = "valid",
         dropout: float = 0.0,
         upsampling: str = "concatenated",
+        halved: bool = True,
     ) -> None:
         super().__init__()
         if padding not in PADDINGS:
@@ -77,8 +80,10 @@ class UNet3D(nn.Module):
             raise ValueError(
                 f"upsampling must be one of {UPSAMPLINGS}, the latter with same padding; got {upsampling!r}."
             )
-        if len(channels) < 2 or any(c < 2 or c % 2 for c in channels):
-            raise ValueError(f"channels needs at least two even, positive numbers, got {tuple(channels)}.")
+        least = 2 if halved else 1
+        if len(channels) < 2 or any(c < 1 or c % least for c in channels):
+            even = " even," if halved else ""
+            raise ValueError(f"channels needs at least two{even} positive numbers, got {tuple(channels)}.")
         steps = len(channels) - 1
         per_step = (strides,) * steps if isinstance(strides, int) else tuple(strides)
         if len(per_step) != steps:
@@ -100,14 +105,16 @@ class UNet3D(nn.Module):
             "padding": padding,
             "dropout": dropout,
             "upsampling": upsampling,
+            "halved": halved,
         }
         """The arguments that build this network again, as plain values."""
 
         layers = _Layers(norm, act, padding)
-        self.down = nn.ModuleList([layers.double_conv(in_channels, channels[0] // 2, channels[0])])
-        for stride, coarse, fine in zip(self.strides, channels[1:], channels):
+        first = [c // least for c in channels]
+        self.down = nn.ModuleList([layers.double_conv(in_channels, first[0], channels[0])])
+        for stride, fine, middle, coarse in zip(self.strides, channels, first[1:], channels[1:]):
             pool = MaxPool3d(stride, stride)
-            self.down.append(nn.Sequential(pool, layers.double_conv(fine, coarse // 2, coarse)))
+            self.down.append(nn.Sequential(pool, layers.double_conv(fine, middle, coarse)))
         self.drop = nn.Dropout3d(dropout)
         self.joined = upsampling == "joined"
         self.upsample = nn.ModuleList()
