@@ -124,21 +124,21 @@ def bundle_environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
 
-def run_bundle(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+def run_bundle(*arguments: object, cwd: Path = ROOT, real: bool = False) -> subprocess.CompletedProcess[str]:
     """Run ``python -m monai.bundle`` in a process of its own."""
-    return run_module("monai.bundle", *arguments, cwd=cwd, environment=bundle_environment())
+    return run_module("monai.bundle", *arguments, cwd=cwd, environment=bundle_environment(), real=real)
 
 
-def run_sparse3dunet(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+def run_sparse3dunet(*arguments: object, cwd: Path = ROOT, real: bool = False) -> subprocess.CompletedProcess[str]:
     """Run ``python -m sparse3dunet`` in a process of its own."""
-    return run_module("sparse3dunet", *arguments, cwd=cwd, environment=bundle_environment())
+    return run_module("sparse3dunet", *arguments, cwd=cwd, environment=bundle_environment(), real=real)
 
 
-def run_training(dataset_dir: Path, out: Path, *more: object) -> subprocess.CompletedProcess[str]:
+def run_training(dataset_dir: Path, out: Path, *more: object, real: bool = False) -> subprocess.CompletedProcess[str]:
     """A training of seconds that writes below `out` alone."""
     places = ("--dataset_dir", dataset_dir, "--output_dir", out / "eval", "--ckpt_dir", out / "models")
     config = ("--config_file", ROOT / "bundle/configs/train.yaml")
-    return run_bundle("run", "training", *config, *places, *TINY, *more)
+    return run_bundle("run", "training", *config, *places, *TINY, *more, real=real)
 
 
 def run_package(model: Path, out: Path, *more: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:

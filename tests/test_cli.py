@@ -90,7 +90,7 @@ def test_simulate(dataset, tmp_path):
     for out in ("a", "b", "c"):
         seed = 0 if out < "c" else 1
         options = ("--slices", "2,0,1", "--placement", "foreground", "--seed", seed)
-        result = run_sparse3dunet("simulate", dense, "-o", dataset / out, *options)
+        result = run_sparse3dunet("simulate", dense, "-o", dataset / out, *options, real=out == "b")
         assert result.returncode == 0, result.stderr
         assert "the others are 3 (unlabeled)" in result.stdout
     drawn = {}

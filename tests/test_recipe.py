@@ -46,8 +46,8 @@ def test_the_overlay_trains(tmp_path):
 @pytest.mark.parametrize(
     ("preset", "settings", "told"),
     [
-        ("cpu", ("--minutes", 0.05, "--batch_size", 2), {"upsampling": "joined", "padding": "same"}),
-        ("gpu", ("--minutes", 0.05, "--batch_size", 2), {"upsampling": "joined", "padding": "same"}),
+        ("cpu", ("--minutes", 0.05, "--batch_size", 2), {"upsampling": "joined", "halved": False}),
+        ("gpu", ("--minutes", 0.05, "--batch_size", 2), {"upsampling": "joined", "halved": True}),
         (
             "paper",
             ("--patch_size", "[44,44,44]", "--minutes", "None"),

@@ -107,6 +107,12 @@ def test_all_channels_can_be_what_half_of_them_are():
     torch.testing.assert_close(whole(x), network(x))
 
 
+def test_configs_are_as_before_there_was_a_choice():
+    """Models and trainings of that time go on: what they say of their network is compared with this."""
+    assert "halved" not in UNet3D(1, 2, (4, 8)).config
+    assert UNet3D(1, 2, (4, 8), halved=False).config["halved"] is False
+
+
 def first_convs(network):
     convs = ([layer for layer in step.modules() if isinstance(layer, torch.nn.Conv3d)] for step in network.down)
     return [first for first, second in convs]
@@ -132,8 +138,16 @@ def test_torchscript_and_config_round_trip(options):
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"padding": "reflect"}, {"channels": (4,)}, {"channels": (3, 6)}, {"strides": (2, 2)}, {"upsampling": "joined"}],
+    [
+        {"padding": "reflect"},
+        {"channels": (4,)},
+        {"channels": (3, 6)},
+        {"channels": (0, 6), "halved": False},
+        {"strides": (2, 2)},
+        {"upsampling": "joined"},
+        {"halved": "false"},
+    ],
 )
 def test_bad_arguments(arguments):
-    with pytest.raises(ValueError, match=r"padding|channels|strides|upsampling"):
+    with pytest.raises(ValueError, match=r"padding|channels|strides|upsampling|halved"):
         UNet3D(1, 2, **{"channels": (4, 8), **arguments})

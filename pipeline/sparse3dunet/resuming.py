@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -244,9 +245,11 @@ def leave_signals_to_trainer(worker: int = 0) -> None:
     if not hasattr(signal, "sigwaitinfo"):
         return  # macOS does not tell who sent a signal
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    parent = multiprocessing.parent_process()  # not the server that Python 3.14 forks workers from
+    trainer = os.getppid() if parent is None else parent.pid
 
     def wait() -> None:
-        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
             pass
         os._exit(0)
 

@@ -80,6 +80,8 @@ class UNet3D(nn.Module):
             raise ValueError(
                 f"upsampling must be one of {UPSAMPLINGS}, the latter with same padding; got {upsampling!r}."
             )
+        if not isinstance(halved, bool):
+            raise ValueError(f"halved must be True or False, got {halved!r}.")
         least = 2 if halved else 1
         if len(channels) < 2 or any(c < 1 or c % least for c in channels):
             even = " even," if halved else ""
@@ -105,8 +107,7 @@ class UNet3D(nn.Module):
             "padding": padding,
             "dropout": dropout,
             "upsampling": upsampling,
-            "halved": halved,
-        }
+        } | ({} if halved else {"halved": False})  # without it as before there was a choice, for models of that time
         """The arguments that build this network again, as plain values."""
 
         layers = _Layers(norm, act, padding)
