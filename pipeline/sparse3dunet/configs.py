@@ -33,17 +33,22 @@ OF_RUN = {"args_file", "workflow_name", *inspect.signature(ConfigWorkflow).param
 
 
 def check_command_line() -> None:
-    """For ``initialize``: refuse settings of ``monai.bundle run`` that no config knows, which MONAI takes in silence.
+    """For ``initialize``: refuse settings of ``monai.bundle run`` that MONAI takes in silence, and does not follow.
 
     Does nothing where the config is run by other means.
 
     Raises:
-        DataError: names the setting, and those that are most like it.
+        DataError: for one that no config knows, with those that are most like it; for one of None (:func:`emptied`).
     """
     caller = _monais("create_workflow")
     arguments, files = caller.get("_args"), caller.get("config_file")
     if isinstance(arguments, Mapping) and isinstance(files, (str, list, tuple)):
         check_settings(ensure_tuple(files), {k: v for k, v in arguments.items() if k not in OF_RUN})
+        for name, value in emptied(ensure_tuple(files), caller.get("kwargs", {})).items():
+            raise DataError(
+                f"--{name} None: MONAI leaves settings of None out, and {name} would stay {value}; give "
+                f"--{name} '$None', or begin with: sparse3dunet run."
+            )
 
 
 def record(output_dir: str | Path, summary_writer: SummaryWriter | None = None) -> None:
@@ -143,6 +148,26 @@ def check_settings(files: Sequence[str | Path], settings: Mapping[str, Any]) -> 
             number = isinstance(default, (int, float)) and not isinstance(default, bool)
             if number and isinstance(value, str) and value.strip()[:1] not in ("$", "@", "%"):
                 raise DataError(f"{where}{name} {value}: expected a number, as {default}.")
+
+
+def emptied(files: Sequence[str | Path], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those settings that are None, and what they are in the config files: MONAI's command line leaves them there.
+
+    Args:
+        files: of which later ones are laid over earlier ones.
+        settings: by name, as on the command line without ``--``; :func:`check_settings` passed them.
+    """
+    config: dict[str, Any] = {}
+    for file in files:
+        config = _laid_over(config, ConfigParser.load_config_file(str(file)), f"{file}: ")
+    found = {}
+    for name in (name for name, value in settings.items() if value is None):
+        node: Any = config
+        for part in _parts(name):
+            node = _child(node, part)
+        if node is not None:
+            found[name] = node
+    return found
 
 
 def _laid_over(config: Mapping[str, Any], entries: Mapping[str, Any], where: str) -> dict[str, Any]:

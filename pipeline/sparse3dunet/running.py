@@ -43,6 +43,7 @@ def run_bundle(run: str, overlays: Sequence[str], arguments: Sequence[str]) -> N
     if tracking not in (None, "mlflow"):
         raise DataError(f"--tracking {tracking}: expected mlflow; a file of settings goes into an --overlay.")
     files = _checked(run, overlays, settings)
+    settings |= dict.fromkeys(configs.emptied(files, settings), "$None")  # None itself would be left out
     settings |= {} if tracking is None else {"tracking": tracking}
     # What was looked at, not what was typed, which the other command line might read otherwise.
     options = [f"--{name}={value!r}" for name, value in settings.items()]
