@@ -73,6 +73,12 @@ def test_faults_are_named(model, tmp_path):
         DataError, match=r'other channels \[4, 8\] \(here \[4, 16\]\).*--network_def#channels "\[4, 8\]"'
     ):
         load_pretrained(network, path, described(network))
+    whole = UNet3D(1, 3, **FORM, halved=False)
+    with pytest.raises(DataError, match=r'other halved True \(here False\).*--network_def#halved "True"'):
+        load_pretrained(whole, path, described(whole))
+    save_file(tmp_path / "whole/model.pt", whole.state_dict(), described(whole))
+    with pytest.raises(DataError, match=r'other halved False \(here True\).*--network_def#halved "False"'):
+        load_pretrained(UNet3D(1, 3, **FORM), tmp_path / "whole", {})
     with pytest.raises(DataError, match="no trained model"):
         load_pretrained(network, tmp_path / "nothing", described(network))
     with pytest.raises(DataError, match="only a UNet3D"):

@@ -47,7 +47,7 @@ def test_the_overlay_trains(tmp_path):
     ("preset", "settings", "told"),
     [
         ("cpu", ("--minutes", 0.05, "--batch_size", 2), {"upsampling": "joined", "halved": False}),
-        ("gpu", ("--minutes", 0.05, "--batch_size", 2), {"upsampling": "joined", "halved": True}),
+        ("gpu", ("--minutes", 0.05, "--batch_size", 2), {"upsampling": "joined", "padding": "same"}),
         (
             "paper",
             ("--patch_size", "[44,44,44]", "--minutes", "None"),

@@ -44,6 +44,7 @@ def load_pretrained(network: nn.Module, pretrained: str | Path | None, descripti
 
 def _check_same_form(ours: Mapping[str, Any], theirs: Mapping[str, Any], where: str) -> None:
     """Raise DataError unless two networks differ at most in channels, classes and dropout."""
+    ours, theirs = ({"halved": True, **config} for config in (ours, theirs))  # configs name it where it is False
     free = {"in_channels", "out_channels", "dropout"}
     differing = [key for key in ours if key not in free and _plain(ours[key]) != _plain(theirs.get(key))]
     if differing:
