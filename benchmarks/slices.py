@@ -1,7 +1,8 @@
 """How much annotation is enough: scores against the number of annotated slices, as table 2 of Cicek et al. 2016.
 
     python benchmarks/slices.py --epochs 20 --seeds 3
-    python benchmarks/slices.py --epochs 10 --seeds 3 --jobs 2 --settings "--overlay cpu --batch_size 2 --largest_patch_size [48,48,48]"
+    python benchmarks/slices.py --epochs 10 --seeds 3 --jobs 2 \\
+        --settings "--overlay cpu --batch_size 2 --largest_patch_size [48,48,48]"
 
 All learn for the same number of iterations (25 an epoch), however busy the machine is. Slices are kept equally spaced
 along each axis (1, 2, 3, 5, or all) of the built-in volume's dense label, whose other voxels the network then learns to

@@ -7,6 +7,7 @@ wrong while the interpreter starts and imports, and what hash seeds change; ``ru
 from __future__ import annotations
 
 import atexit
+import contextlib
 import multiprocessing
 import os
 import runpy
@@ -54,20 +55,21 @@ def run_module(
             process.join(timeout)
         finally:  # Ctrl-C in the tests as well
             running = process.exitcode is None
-            if running:
-                _kill(process.pid)
+            _kill(process.pid, running)
         out, error = (file.read_text(encoding="utf-8", errors="replace") if file.exists() else "" for file in files)
         if running:
             raise subprocess.TimeoutExpired([module, *texts], timeout, out, error)
         return subprocess.CompletedProcess([module, *texts], process.exitcode, out, error)
 
 
-def _kill(pid: int) -> None:
-    """A command and the processes that it started."""
-    try:
+def _kill(pid: int, running: bool) -> None:
+    """What a command has started and left behind, and itself where it is running."""
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:  # it has no group of its own yet
-        os.kill(pid, signal.SIGKILL)
+        return
+    with contextlib.suppress(ProcessLookupError):  # it has no group of its own yet
+        if running:
+            os.kill(pid, signal.SIGKILL)
 
 
 def _run(module: str, arguments: list[str], cwd: str, environment: Mapping[str, str], out: str, error: str) -> None:
@@ -84,6 +86,7 @@ def _run(module: str, arguments: list[str], cwd: str, environment: Mapping[str, 
     for draw_seed in (np.random.seed, torch.seed, Randomizable.R.seed):  # else all commands would draw the same
         draw_seed()
     warnings.simplefilter("ignore")
+    sys.warnoptions[:] = ["ignore"]
     sys.argv = [module, *arguments]
     sys.path.insert(0, cwd)
     try:

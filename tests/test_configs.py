@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from sparse3dunet.configs import check_literal, check_plain, check_settings
+from sparse3dunet.configs import check_literal, check_plain, check_settings, emptied
 from sparse3dunet.errors import DataError
 from sparse3dunet.running import config_path, parse_settings
 from tests.conftest import ROOT, TINY, run_sparse3dunet, run_training
@@ -200,9 +200,34 @@ def test_settings_of_none(trained, tmp_path):
     assert second.startswith("2,4,")
     assert not second.endswith(",,,")
     config = yaml.safe_load((tmp_path / "eval/config.yaml").read_text())
-    assert [config[name] for name in ("minutes", "val_interval", "spacing")] == ["$None", "$None", None]
+    assert [config[name] for name in ("minutes", "val_interval", "spacing")] == [None] * 3
     message = error_of(run_training(trained / "dataset", tmp_path, "--val_interval", "None"))
     assert "--val_interval None: MONAI leaves settings of None out, and val_interval would stay 2" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "files", "stays"),
+    [
+        ("minutes", ["train"], None),
+        ("minutes", ["train", "cpu"], "10"),
+        ("val_interval", ["train"], "2"),
+        ("val_interval", ["train", "crossval"], None),
+        ("network_def::norm", ["train"], "['instance', {'affine': True}]"),
+        ("network_def#act", ["train"], "at its default"),
+        ("train#gray_values#0#prob", ["train"], "0.3"),
+        ("run_id", ["train"], None),
+    ],
+)
+def test_what_a_setting_of_none_would_stay(name, files, stays):
+    paths = [config_path(file) for file in files]
+    assert emptied(paths, {name: None, "seed": 1}) == ({} if stays is None else {name: stays})
+
+
+def test_nones_beside_a_file_of_arguments(trained, tmp_path):
+    """What they would stay is what that file says."""
+    (tmp_path / "args.yaml").write_text("minutes: 7\nval_interval: null")
+    nones = ("--args_file", tmp_path / "args.yaml", "--val_interval", "None", "--minutes", "None")
+    assert "minutes would stay 7" in error_of(run_training(trained / "dataset", tmp_path, *nones))
 
 
 @pytest.mark.parametrize(

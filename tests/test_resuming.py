@@ -26,7 +26,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from sparse3dunet.budget import Budget, Validation, warmup_cosine
 from sparse3dunet.checkpoints import BestModelSaver, is_better
 from sparse3dunet.errors import DataError
-from sparse3dunet.resuming import ResumableTraining, saved_iteration
+from sparse3dunet.resuming import ResumableTraining, leave_signals_to_trainer, saved_iteration
 from sparse3dunet.sampling import SeededDataset, SeededSampler
 from sparse3dunet.training_log import TrainingLog
 from tests.conftest import ROOT, TINY, bundle_command, bundle_environment, run_training
@@ -261,6 +261,24 @@ def bundle_outcome(out):
     with (out / "eval/training.csv").open() as file:
         rows = [row["loss"] for row in csv.DictReader(file)]
     return {"model": torch.load(out / "models/model.pt", weights_only=True), "last": last, "losses": rows}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS does not tell who sent a signal")
+@pytest.mark.parametrize("start", ["fork", "forkserver"])
+def test_workers_are_ended_by_their_trainer_alone(start):
+    """However they were started; 3.14 begins with a server of which they are children."""
+    loader = DataLoader(
+        Dataset([1] * 1000), num_workers=1, multiprocessing_context=start, worker_init_fn=leave_signals_to_trainer
+    )
+    batches = iter(loader)
+    next(batches)
+    (worker,) = batches._workers
+    subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
+    time.sleep(0.5)
+    assert worker.is_alive()
+    worker.terminate()
+    worker.join(30)
+    assert worker.exitcode == 0
 
 
 def test_killed_and_resumed_ends_in_the_same_weights(trained, tmp_path):

@@ -7,6 +7,7 @@ import difflib
 import inspect
 import json
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pydoc import locate
@@ -44,7 +45,10 @@ def check_command_line() -> None:
     arguments, files = caller.get("_args"), caller.get("config_file")
     if isinstance(arguments, Mapping) and isinstance(files, (str, list, tuple)):
         check_settings(ensure_tuple(files), {k: v for k, v in arguments.items() if k not in OF_RUN})
-        for name, value in emptied(ensure_tuple(files), caller.get("kwargs", {})).items():
+        nones = [name for name, value in caller.get("kwargs", {}).items() if value is None and name not in OF_RUN]
+        stay = emptied(ensure_tuple(files), dict.fromkeys(set(nones) - set(arguments)))
+        of_file = {name: reprlib.repr(arguments[name]) for name in nones if arguments.get(name) is not None}
+        for name, value in {**stay, **of_file}.items():
             raise DataError(
                 f"--{name} None: MONAI leaves settings of None out, and {name} would stay {value}; give "
                 f"--{name} '$None', or begin with: sparse3dunet run."
@@ -63,7 +67,7 @@ def record(output_dir: str | Path, summary_writer: SummaryWriter | None = None) 
     workflow = _monais("_run_expr").get("self")
     if not isinstance(workflow, ConfigWorkflow):
         return
-    content: Any = workflow.parser.config
+    content: Any = _plain_none(workflow.parser.config)
     config = {key: value for key, value in content.items() if key != workflow.parser.meta_key}
     # By way of JSON, since callers from Python may have set any object.
     text = yaml.safe_dump(json.loads(json.dumps(config, default=str)), sort_keys=False, width=120)
@@ -82,7 +86,7 @@ def current() -> dict[str, Any]:
     workflow = _monais("_run_expr").get("self")
     if not isinstance(workflow, ConfigWorkflow):
         raise DataError("this runs from the command line, or by MONAI's ConfigWorkflow, alone.")
-    content: Any = workflow.parser.config
+    content: Any = _plain_none(workflow.parser.config)
     return copy.deepcopy({key: value for key, value in content.items() if key != workflow.parser.meta_key})
 
 
@@ -111,8 +115,17 @@ def recipe(of_the_run: Sequence[str]) -> dict[str, Any]:
             elif "#".join(path) not in {*of_the_run, *OF_TRACKING}:
                 found["#".join(path)] = value
 
-    collect(workflow.parser.config, [])
+    collect(_plain_none(workflow.parser.config), [])
     return json.loads(json.dumps(found, default=str))
+
+
+def _plain_none(content: Any) -> Any:
+    """A config's content with None for "$None", as which our command line hands it over: they are the same."""
+    if isinstance(content, Mapping):
+        return {key: _plain_none(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_plain_none(value) for value in content]
+    return None if isinstance(content, str) and content == "$None" else content
 
 
 def _monais(function: str) -> dict[str, Any]:
@@ -150,8 +163,10 @@ def check_settings(files: Sequence[str | Path], settings: Mapping[str, Any]) -> 
                 raise DataError(f"{where}{name} {value}: expected a number, as {default}.")
 
 
-def emptied(files: Sequence[str | Path], settings: Mapping[str, Any]) -> dict[str, Any]:
+def emptied(files: Sequence[str | Path], settings: Mapping[str, Any]) -> dict[str, str]:
     """Those settings that are None, and what they are in the config files: MONAI's command line leaves them there.
+
+    Not those that are None there, too; "at its default" for arguments that the files do not give.
 
     Args:
         files: of which later ones are laid over earlier ones.
@@ -161,12 +176,13 @@ def emptied(files: Sequence[str | Path], settings: Mapping[str, Any]) -> dict[st
     for file in files:
         config = _laid_over(config, ConfigParser.load_config_file(str(file)), f"{file}: ")
     found = {}
-    for name in (name for name, value in settings.items() if value is None):
-        node: Any = config
+    for name in (name for name, value in settings.items() if value is None and name not in OF_RUN | OF_TRACKING):
+        node, absent = config, False
         for part in _parts(name):
+            absent = absent or part not in _entries(node)
             node = _child(node, part)
-        if node is not None:
-            found[name] = node
+        if absent or node is not None:
+            found[name] = "at its default" if absent else reprlib.repr(node)
     return found
 
 
