@@ -31,7 +31,7 @@ from augmentation import machine
 from mni152 import walk
 from rich.console import Console
 from rich.table import Table
-from trainings import side_by_side
+from trainings import add_data, add_jobs, side_by_side
 
 from sparse3dunet import tubules
 from sparse3dunet.metrics import overlap_counts, overlap_scores
@@ -40,7 +40,6 @@ from sparse3dunet.slices import Slices, slices_mask
 from sparse3dunet.target import pack_target
 from sparse3dunet.transforms.simulate import choose_slices
 
-ROOT = Path(__file__).resolve().parents[1]
 GOALS = {1: 0.78, 3: 0.90, 5: 0.92}
 """Mean IoU after five minutes, by annotated slices an axis."""
 TOLERANCE = 0.03
@@ -312,16 +311,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=5.0, help="of each run")
     parser.add_argument("--slices", type=int, nargs="+", default=[1, 3, 5], help="annotated, an axis")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "hippocampus", help="for others")
     parser.add_argument("--out", type=Path, help="folder for what the runs leave; by default it is removed")
-    parser.add_argument(
-        "--jobs",
-        type=int,
-        choices=range(1, 65),
-        metavar="N",
-        default=1,
-        help="suggestions: seeds at once, sharing the cores",
-    )
+    add_data(parser)
+    add_jobs(parser, "suggestions: seeds")
     arguments = parser.parse_args()
     print(machine(), flush=True)
     with tempfile.TemporaryDirectory() as temporary:

@@ -25,9 +25,8 @@ import numpy as np
 from augmentation import machine
 from rich.console import Console
 from rich.table import Table
-from trainings import call, train
+from trainings import add_data, call, train
 
-ROOT = Path(__file__).resolve().parents[1]
 LABELS = {"sparse": "labelsTr_sparse", "dense": "labelsTr"}
 GOALS = {3.0: 0.84, 10.0: 0.88}
 """Mean Dice from sparse labels, by minutes."""
@@ -110,7 +109,7 @@ def met(value: float, goal: float) -> str:
 def main() -> None:
     """Train, score, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "hippocampus")
+    add_data(parser)
     parser.add_argument("--minutes", type=float, nargs="+", default=[3.0, 10.0])
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each kind")
     parser.add_argument("--annotation", nargs="+", choices=sorted(LABELS), default=["sparse", "dense"])

@@ -27,11 +27,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
-from trainings import call, side_by_side, train
+from trainings import add_data, add_jobs, call, side_by_side, train
 
 from sparse3dunet.mni152 import DEFAULT_DIR, ensure_default
 
-ROOT = Path(__file__).resolve().parents[1]
 COUNTS = ("1", "2", "3", "5", "all")
 BUILT_IN, HIPPOCAMPUS = "built-in volume", "hippocampus"
 
@@ -94,18 +93,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=20, help="of each training, 25 iterations each")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "hippocampus")
     parser.add_argument("--slices", nargs="+", choices=COUNTS, default=list(COUNTS))
     parser.add_argument("--out", type=Path, default=Path("slices"), help="folder for the picture")
     parser.add_argument("--settings", default="--overlay cpu", help="of the training, in one text")
-    parser.add_argument(
-        "--jobs",
-        type=int,
-        choices=range(1, 65),
-        metavar="N",
-        default=1,
-        help="trainings at once, each on its share of the cores",
-    )
+    add_data(parser)
+    add_jobs(parser, "trainings")
     arguments = parser.parse_args()
     print(machine(), flush=True)
     sets = {BUILT_IN: (Path(ensure_default(DEFAULT_DIR)).resolve(), "labelsTr_dense", ["--val_fraction", "0"])}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import os
 import subprocess
@@ -37,6 +38,18 @@ def side_by_side(function: Callable[[Any], Any], items: Iterable[Any], jobs: int
             yield from pool.map(function, items)
         except KeyboardInterrupt:
             os._exit(130)  # else commands that wait their turn would begin
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """``--data``: the hippocampus volumes."""
+    data = Path(__file__).resolve().parents[2] / "shared" / "hippocampus"
+    parser.add_argument("--data", type=Path, default=data, help="imagesTr, labelsTr, labelsTr_sparse, split.json")
+
+
+def add_jobs(parser: argparse.ArgumentParser, what: str) -> None:
+    """``--jobs``: how many of `what` run side by side."""
+    told = f"{what} at once, each on its share of the cores"
+    parser.add_argument("--jobs", type=int, choices=range(1, 65), metavar="N", default=1, help=told)
 
 
 def call(command: Sequence[object]) -> None:

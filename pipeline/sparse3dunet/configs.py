@@ -44,11 +44,9 @@ def check_command_line() -> None:
     caller = _monais("create_workflow")
     arguments, files = caller.get("_args"), caller.get("config_file")
     if isinstance(arguments, Mapping) and isinstance(files, (str, list, tuple)):
-        check_settings(ensure_tuple(files), {k: v for k, v in arguments.items() if k not in OF_RUN})
-        nones = [name for name, value in caller.get("kwargs", {}).items() if value is None and name not in OF_RUN]
-        stay = emptied(ensure_tuple(files), dict.fromkeys(set(nones) - set(arguments)))
-        of_file = {name: reprlib.repr(arguments[name]) for name in nones if arguments.get(name) is not None}
-        for name, value in {**stay, **of_file}.items():
+        given = {k: v for k, v in arguments.items() if k not in OF_RUN}
+        check_settings(ensure_tuple(files), given)
+        for name, value in emptied(ensure_tuple(files), caller.get("kwargs", {}), given).items():
             raise DataError(
                 f"--{name} None: MONAI leaves settings of None out, and {name} would stay {value}; give "
                 f"--{name} '$None', or begin with: sparse3dunet run."
@@ -64,11 +62,9 @@ def record(output_dir: str | Path, summary_writer: SummaryWriter | None = None) 
         output_dir: where to write; made where it is missing.
         summary_writer: TensorBoard's, which gets it as text, too.
     """
-    workflow = _monais("_run_expr").get("self")
-    if not isinstance(workflow, ConfigWorkflow):
+    config = _running()
+    if config is None:
         return
-    content: Any = _plain_none(workflow.parser.config)
-    config = {key: value for key, value in content.items() if key != workflow.parser.meta_key}
     # By way of JSON, since callers from Python may have set any object.
     text = yaml.safe_dump(json.loads(json.dumps(config, default=str)), sort_keys=False, width=120)
     Path(output_dir).mkdir(parents=True, exist_ok=True)
@@ -83,11 +79,10 @@ def current() -> dict[str, Any]:
     Raises:
         DataError: where the config is run by other means than MONAI's ``ConfigWorkflow``.
     """
-    workflow = _monais("_run_expr").get("self")
-    if not isinstance(workflow, ConfigWorkflow):
+    config = _running()
+    if config is None:
         raise DataError("this runs from the command line, or by MONAI's ConfigWorkflow, alone.")
-    content: Any = _plain_none(workflow.parser.config)
-    return copy.deepcopy({key: value for key, value in content.items() if key != workflow.parser.meta_key})
+    return copy.deepcopy(config)
 
 
 def recipe(of_the_run: Sequence[str]) -> dict[str, Any]:
@@ -98,14 +93,14 @@ def recipe(of_the_run: Sequence[str]) -> dict[str, Any]:
     Args:
         of_the_run: ids that say rather where, how long, or on what machine; with all that is in them.
     """
-    workflow = _monais("_run_expr").get("self")
-    if not isinstance(workflow, ConfigWorkflow):
+    config = _running()
+    if config is None:
         return {}
     found: dict[str, Any] = {}
 
     def collect(node: Any, parts: list[str]) -> None:
         name = "#".join(parts)
-        if name in of_the_run or name in {workflow.parser.meta_key, *OF_TRACKING}:
+        if name in {*of_the_run, *OF_TRACKING}:
             return
         items = list(node.items()) if isinstance(node, Mapping) else list(enumerate(node))
         for key, value in items:
@@ -115,8 +110,17 @@ def recipe(of_the_run: Sequence[str]) -> dict[str, Any]:
             elif "#".join(path) not in {*of_the_run, *OF_TRACKING}:
                 found["#".join(path)] = value
 
-    collect(_plain_none(workflow.parser.config), [])
+    collect(config, [])
     return json.loads(json.dumps(found, default=str))
+
+
+def _running() -> dict[str, Any] | None:
+    """The config of MONAI's ``ConfigWorkflow`` that is running now, without its metadata; None where none is."""
+    workflow = _monais("_run_expr").get("self")
+    if not isinstance(workflow, ConfigWorkflow):
+        return None
+    content: Any = _plain_none(workflow.parser.config)
+    return {key: value for key, value in content.items() if key != workflow.parser.meta_key}
 
 
 def _plain_none(content: Any) -> Any:
@@ -163,20 +167,27 @@ def check_settings(files: Sequence[str | Path], settings: Mapping[str, Any]) -> 
                 raise DataError(f"{where}{name} {value}: expected a number, as {default}.")
 
 
-def emptied(files: Sequence[str | Path], settings: Mapping[str, Any]) -> dict[str, str]:
-    """Those settings that are None, and what they are in the config files: MONAI's command line leaves them there.
+def emptied(
+    files: Sequence[str | Path], settings: Mapping[str, Any], given: Mapping[str, Any] | None = None
+) -> dict[str, str]:
+    """Those settings that are None, and what they are without it: MONAI's command line leaves them so.
 
-    Not those that are None there, too; "at its default" for arguments that the files do not give.
+    Not those that are None without it, too; "at its default" for arguments that nothing gives.
 
     Args:
-        files: of which later ones are laid over earlier ones.
+        files: configs, of which later ones are laid over earlier ones.
         settings: by name, as on the command line without ``--``; :func:`check_settings` passed them.
+        given: settings that are laid over the files.
     """
+    names = [name for name, value in settings.items() if value is None and name not in OF_RUN | OF_TRACKING]
+    if not names:
+        return {}
     config: dict[str, Any] = {}
     for file in files:
         config = _laid_over(config, ConfigParser.load_config_file(str(file)), f"{file}: ")
+    config = _laid_over(config, given or {}, "--")
     found = {}
-    for name in (name for name, value in settings.items() if value is None and name not in OF_RUN | OF_TRACKING):
+    for name in names:
         node, absent = config, False
         for part in _parts(name):
             absent = absent or part not in _entries(node)

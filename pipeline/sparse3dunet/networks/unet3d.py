@@ -82,8 +82,8 @@ class UNet3D(nn.Module):
             )
         if not isinstance(halved, bool):
             raise ValueError(f"halved must be True or False, got {halved!r}.")
-        least = 2 if halved else 1
-        if len(channels) < 2 or any(c < 1 or c % least for c in channels):
+        divisor = 2 if halved else 1
+        if len(channels) < 2 or any(c < 1 or c % divisor for c in channels):
             even = " even," if halved else ""
             raise ValueError(f"channels needs at least two{even} positive numbers, got {tuple(channels)}.")
         steps = len(channels) - 1
@@ -111,7 +111,7 @@ class UNet3D(nn.Module):
         """The arguments that build this network again, as plain values."""
 
         layers = _Layers(norm, act, padding)
-        first = [c // least for c in channels]
+        first = [c // divisor for c in channels]
         self.down = nn.ModuleList([layers.double_conv(in_channels, first[0], channels[0])])
         for stride, fine, middle, coarse in zip(self.strides, channels, first[1:], channels[1:]):
             pool = MaxPool3d(stride, stride)
