@@ -5,7 +5,7 @@ import yaml
 
 from sparse3dunet.configs import check_literal, check_plain, check_settings, emptied
 from sparse3dunet.errors import DataError
-from sparse3dunet.running import config_path, parse_settings
+from sparse3dunet.running import config_path, parse_settings, run_bundle
 from tests.conftest import ROOT, TINY, run_sparse3dunet, run_training
 from tests.test_bundle import error_of
 
@@ -136,6 +136,7 @@ def test_command_lines_that_are_none(arguments):
         ("train", {"loss": [{"_target_": "x"}]}),
         ("imports#0", "x"),
         ("initialize", ["x"]),
+        ("run", None),
     ],
 )
 def test_what_would_run_code_is_no_plain_value(name, value):
@@ -170,6 +171,13 @@ def test_our_command_line_runs_no_code(tmp_path, arguments):
     assert result.returncode == 1
     assert "error: " in result.stderr
     assert not mark.exists()
+
+
+@pytest.mark.parametrize("setting", ["--training", "--training=None", "--training#0=x"])
+def test_a_run_is_no_setting(setting):
+    """With None for it there would be nothing to run, and no word of it."""
+    with pytest.raises(DataError, match="--training is the run itself"):
+        run_bundle("training", [], [setting])
 
 
 def test_what_can_be_set_plainly():

@@ -336,7 +336,7 @@ def check_plain(files: Sequence[str | Path], settings: Mapping[str, Any]) -> Non
 def check_literal(name: str, value: Any) -> None:
     """Raise DataError unless a setting is a plain value: no expression, reference or component, which can run code."""
     parts = re.split("#|::", name)
-    if any(part.startswith("_") and part != "_disabled_" for part in parts) or parts[0] in ("imports", "initialize"):
+    if any(part.startswith("_") and part != "_disabled_" for part in parts) or parts[0] in OF_WORKFLOW:
         raise DataError(f"--{name} would choose which code runs; write it into a config file of your own instead.")
     if isinstance(value, str) and value.strip()[:1] in ("$", "@", "%"):
         raise DataError(f"--{name} {value}: expected a plain value; expressions and references go into a config file.")
