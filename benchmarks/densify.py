@@ -29,9 +29,7 @@ import numpy as np
 import torch
 from augmentation import machine
 from mni152 import walk
-from rich.console import Console
-from rich.table import Table
-from trainings import add_data, add_jobs, side_by_side
+from trainings import add_data, add_jobs, show, side_by_side, table
 
 from sparse3dunet import tubules
 from sparse3dunet.metrics import overlap_counts, overlap_scores
@@ -115,19 +113,6 @@ def run(sources: Sequence[Path], out: Path, minutes: float, seed: int, *options:
 def expected_dice(out: Path) -> float | None:
     """What a run expects of itself."""
     return json.loads((out / "quality.json").read_text(encoding="utf-8"))["mean_dice"]
-
-
-def table(title: str, *headings: str) -> Table:
-    """An empty one, the first column of which is words."""
-    made = Table(title=title)
-    for heading in headings:
-        made.add_column(heading, justify="left" if heading == headings[0] else "right")
-    return made
-
-
-def show(made: Table) -> None:
-    """Print it, whatever the width of the terminal."""
-    Console(width=max(Console().width, 120)).print(made)
 
 
 def compare(scan: Scan, folder: Path, minutes: float, counts: Sequence[int], seeds: Sequence[int]) -> list[Scores]:

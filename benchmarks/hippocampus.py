@@ -4,10 +4,11 @@
     python benchmarks/hippocampus.py --minutes 3 --seeds 1 --nnunet /path/to/environment/bin/python
 
 Trains on the 160 training volumes of `--data` (Task04_Hippocampus of the Medical Segmentation Decathlon with a folder
-of labels on three slices a volume) by `sparse3dunet run training --overlay cpu --minutes N`, keeps the last model, and
-scores the 40 validation volumes against their dense labels: the mean Dice of the two classes. Validation volumes choose
-neither an epoch nor a model. With `--nnunet`, nnU-Net trains on the same volumes, labels and minutes in the same run
-(the Python named must have nnunetv2). Prints a table, the ratios and the machine.
+of labels on three slices a volume) by `sparse3dunet run training --overlay cpu --minutes N`, validates once, after
+these minutes, keeps the last model, and scores the 40 validation volumes against their dense labels: the mean Dice of
+the two classes. Validation volumes choose neither an epoch nor a model. With `--nnunet`, nnU-Net trains on the same
+volumes, labels and minutes in the same run (the Python named must have nnunetv2). Prints a table, the ratios and the
+machine.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -23,11 +23,10 @@ from pathlib import Path
 
 import numpy as np
 from augmentation import machine
-from rich.console import Console
-from rich.table import Table
-from trainings import add_data, call, train
+from trainings import add_data, add_seeds, call, check_data, settings_in, show, spread, table, train
 
 LABELS = {"sparse": "labelsTr_sparse", "dense": "labelsTr"}
+PLACES = ("dataset_dir", "label_dir", "reference_dir", "split_file")
 GOALS = {3.0: 0.84, 10.0: 0.88}
 """Mean Dice from sparse labels, by minutes."""
 LEAST_RATIO = 0.99
@@ -65,29 +64,27 @@ def train_nnunet(python: Path, data: Path, annotation: str, minutes: float, seed
     )
 
 
-def show(results: Sequence[Result]) -> None:
+def show_results(results: Sequence[Result]) -> None:
     """Print a row for each method, annotation and number of minutes, then the ratios."""
-    table = Table(title="Mean Dice of the validation volumes")
-    for heading in ("minutes", "method", "labels", "Dice", "spread (min to max)", "seeds", "iterations", "patches/s"):
-        table.add_column(heading, justify="left" if heading in ("method", "labels") else "right")
+    headings = ("method", "labels", "minutes", "Dice", "sd (min to max)", "seeds", "iterations", "patches/s")
+    made = table("Mean Dice of the validation volumes", *headings, words=2)
     means = {}
     for key in sorted({(r.minutes, r.method, r.annotation) for r in results}):
         rows = [r for r in results if (r.minutes, r.method, r.annotation) == key]
         dice = [r.dice for r in rows]
         means[key] = float(np.mean(dice))
-        spread = f"{np.std(dice):.4f} ({min(dice):.3f} to {max(dice):.3f})"
         speed, iterations = np.mean([r.patches_per_second for r in rows]), np.mean([r.iterations for r in rows])
-        table.add_row(
-            f"{key[0]:g}",
+        made.add_row(
             key[1],
             key[2],
+            f"{key[0]:g}",
             f"{means[key]:.4f}",
-            spread,
+            spread(dice),
             str(len(rows)),
             f"{iterations:.0f}",
             f"{speed:.1f}",
         )
-    Console(width=max(Console().width, 120)).print(table)
+    show(made)
     for (minutes, method, annotation), dice in means.items():
         ours = method == "sparse3dunet"
         if annotation == "sparse" and ours and minutes in GOALS:
@@ -111,14 +108,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_data(parser)
     parser.add_argument("--minutes", type=float, nargs="+", default=[3.0, 10.0])
-    parser.add_argument("--seeds", type=int, default=3, help="trainings of each kind")
+    add_seeds(parser)
     parser.add_argument("--annotation", nargs="+", choices=sorted(LABELS), default=["sparse", "dense"])
     parser.add_argument("--nnunet", type=Path, help="the Python of an environment with nnunetv2")
     parser.add_argument("--out", type=Path, help="folder for what the trainings leave; by default it is removed")
     parser.add_argument("--settings", default="--overlay cpu", help="of our training, in one text")
     arguments = parser.parse_args()
-    if not (arguments.data / "split.json").is_file():
-        sys.exit(f"{arguments.data}: no data (imagesTr, labelsTr, labelsTr_sparse, split.json); name them with --data.")
+    check_data(arguments.data)
+    settings = settings_in(arguments.settings, PLACES)
     print(machine(), flush=True)
     results = []
     with tempfile.TemporaryDirectory() as temporary:
@@ -127,19 +124,18 @@ def main() -> None:
             for seed in range(arguments.seeds):
                 for annotation in arguments.annotation:
                     folder = out / f"{minutes:g}_{annotation}_{seed}"
-                    options = arguments.settings.split()
-                    results.append(train_ours(arguments.data.resolve(), annotation, minutes, seed, folder, options))
+                    results.append(train_ours(arguments.data.resolve(), annotation, minutes, seed, folder, settings))
+                    print(results[-1], flush=True)
                     if arguments.nnunet:
                         folder = out / f"nnunet_{minutes:g}_{annotation}_{seed}"
                         found = train_nnunet(arguments.nnunet, arguments.data, annotation, minutes, seed, folder)
                         results.append(found)
-                    for result in results[-1 - bool(arguments.nnunet) :]:
-                        print(result, flush=True)
+                        print(found, flush=True)
         with (out / "hippocampus.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, asdict(results[0]))
             writer.writeheader()
             writer.writerows(map(asdict, results))
-    show(results)
+    show_results(results)
 
 
 if __name__ == "__main__":

@@ -25,9 +25,7 @@ import numpy as np
 from augmentation import machine
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from rich.console import Console
-from rich.table import Table
-from trainings import add_data, add_jobs, call, side_by_side, train
+from trainings import add_data, add_jobs, add_seeds, call, settings_in, show, side_by_side, spread, table, train
 
 from sparse3dunet.mni152 import DEFAULT_DIR, ensure_default
 
@@ -52,15 +50,14 @@ def annotated_share(labels: Path, dense: Path) -> float:
     return sum(int((volume != unlabeled).sum()) for volume in volumes) / sum(volume.size for volume in volumes)
 
 
-def show(scores: Mapping[tuple[str, str], list[float]], shares: Mapping[tuple[str, str], float]) -> None:
+def show_scores(scores: Mapping[tuple[str, str], list[float]], shares: Mapping[tuple[str, str], float]) -> None:
     """Print the table, and whether scores grow with the number of slices."""
-    table = Table(title="Mean IoU by annotated slices per axis")
-    for heading in ("data", "slices", "share of the voxels", "mean IoU", "spread (min to max)", "seeds"):
-        table.add_column(heading, justify="left" if heading == "data" else "right")
+    headings = ("data", "slices", "share of the voxels", "mean IoU", "sd (min to max)", "seeds")
+    made = table("Mean IoU by annotated slices per axis", *headings)
     for (data, count), found in scores.items():
-        spread = f"{np.std(found):.4f} ({min(found):.3f} to {max(found):.3f})"
-        table.add_row(data, count, f"{shares[data, count]:.1%}", f"{np.mean(found):.4f}", spread, str(len(found)))
-    Console(width=max(Console().width, 120)).print(table)
+        cells = (f"{shares[data, count]:.1%}", f"{np.mean(found):.4f}", spread(found), str(len(found)))
+        made.add_row(data, count, *cells)
+    show(made)
     for data in dict.fromkeys(data for data, _ in scores):
         rows = [found for (name, _), found in scores.items() if name == data]
         falls = [
@@ -92,7 +89,7 @@ def main() -> None:
     """Train, score, print, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=20, help="of each training, 25 iterations each")
-    parser.add_argument("--seeds", type=int, default=3)
+    add_seeds(parser)
     parser.add_argument("--slices", nargs="+", choices=COUNTS, default=list(COUNTS))
     parser.add_argument("--out", type=Path, default=Path("slices"), help="folder for the picture")
     parser.add_argument("--settings", default="--overlay cpu", help="of the training, in one text")
@@ -106,7 +103,8 @@ def main() -> None:
         sets[HIPPOCAMPUS] = (data, "labelsTr", ["--split_file", data / "split.json"])
     else:
         print(f"{arguments.data}: no hippocampus data; the built-in volume alone.")
-    settings = [*arguments.settings.split(), "--max_epochs", arguments.epochs]
+    own = ("dataset_dir", "label_dir", "reference_dir", "split_file", "val_fraction", "max_epochs")
+    settings = [*settings_in(arguments.settings, own), "--max_epochs", arguments.epochs]
     scores: dict[tuple[str, str], list[float]] = {}
     shares: dict[tuple[str, str], float] = {}
 
@@ -124,7 +122,7 @@ def main() -> None:
     jobs = [(name, count, seed) for name in sets for count in arguments.slices for seed in range(arguments.seeds)]
     for (name, count, _), iou in zip(jobs, side_by_side(learn, jobs, arguments.jobs)):
         scores.setdefault((name, count), []).append(iou)
-    show(scores, shares)
+    show_scores(scores, shares)
     draw(scores, arguments.out / "slices.png")
     print(f"Picture: {arguments.out / 'slices.png'}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,6 +16,17 @@ from typing import Any
 
 import numpy as np
 import yaml
+from rich.console import Console
+from rich.table import Table
+
+from sparse3dunet import configs
+from sparse3dunet.errors import DataError
+from sparse3dunet.running import config_path, parse_settings
+
+OWN = {"minutes", "seed", "keep", "val_interval", "ckpt_dir", "output_dir"}
+"""Settings that each training gets from its benchmark."""
+NEEDED = ("imagesTr", "labelsTr", "labelsTr_sparse", "split.json")
+"""Of the hippocampus volumes."""
 
 
 @dataclass
@@ -44,6 +56,59 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     """``--data``: the hippocampus volumes."""
     data = Path(__file__).resolve().parents[2] / "shared" / "hippocampus"
     parser.add_argument("--data", type=Path, default=data, help="imagesTr, labelsTr, labelsTr_sparse, split.json")
+
+
+def check_data(data: Path) -> None:
+    """End the program, and say so, where the hippocampus volumes are not there."""
+    missing = [name for name in NEEDED if not (data / name).exists()]
+    if missing:
+        sys.exit(f"{data}: no {', '.join(missing)}; name the folder of the hippocampus volumes with --data.")
+
+
+def settings_in(text: str, places: Iterable[str] = ()) -> list[str]:
+    """The settings of trainings in one text, as on the command line; where there is no such one, the program ends.
+
+    Args:
+        text: such as ``--overlay cpu --batch_size 2``.
+        places: further settings that the benchmark itself gives.
+    """
+    words = shlex.split(text)
+    try:
+        given = parse_settings(words)
+        files = [config_path(name) for name in ("train", *filter(None, [given.pop("overlay", None)]))]
+        configs.check_plain(files, given)
+        configs.check_settings(files, given)
+    except DataError as error:
+        sys.exit(str(error))
+    for name in sorted({*OWN, *places} & given.keys()):
+        sys.exit(f"--{name} is what the benchmark itself sets.")
+    return words
+
+
+def spread(values: Sequence[float]) -> str:
+    """Standard deviation, least and largest value, for a table; nothing of one value."""
+    if len(values) == 1:
+        return ""
+    return f"{np.std(values, ddof=1):.4f} ({min(values):.3f} to {max(values):.3f})"
+
+
+def table(title: str, *headings: str, words: int = 1) -> Table:
+    """An empty one, the first columns of which are words."""
+    made = Table(title=title)
+    for column, heading in enumerate(headings):
+        made.add_column(heading, justify="left" if column < words else "right")
+    return made
+
+
+def show(made: Table) -> None:
+    """Print it, whatever the width of the terminal."""
+    Console(width=max(Console().width, 120)).print(made)
+
+
+def add_seeds(parser: argparse.ArgumentParser) -> None:
+    """``--seeds``: how many trainings of each kind."""
+    told = "trainings of each kind"
+    parser.add_argument("--seeds", type=int, choices=range(1, 65), metavar="N", default=3, help=told)
 
 
 def add_jobs(parser: argparse.ArgumentParser, what: str) -> None:
@@ -77,11 +142,12 @@ def train(
     call([*run, "training", *settings, *places, *length])
     call([*run, "evaluating", *places])
     with (folder / "eval/training.csv").open(encoding="utf-8") as file:
-        last = list(csv.DictReader(file))[-1]
+        epochs = list(csv.DictReader(file))
     batch = yaml.safe_load((folder / "eval/config.yaml").read_text(encoding="utf-8"))["batch_size"]
     with (folder / "eval/scores.csv").open(encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["region"] == "all"]
     dice = np.mean([float(row["dice"]) for row in rows if row["class"] != "background" and row["dice"]])
     iou = np.mean([float(row["iou"]) for row in rows if row["iou"]])
-    iterations = int(last["iteration"])
-    return Scores(float(dice), float(iou), iterations, iterations * batch / float(last["seconds"]))
+    timed = epochs[-2:][0]  # the last epoch's seconds hold the validation
+    speed = int(timed["iteration"]) * batch / float(timed["seconds"])
+    return Scores(float(dice), float(iou), int(epochs[-1]["iteration"]), speed)

@@ -3,10 +3,11 @@
 import pytest
 import yaml
 
-from sparse3dunet.configs import check_literal, check_plain, check_settings, emptied
+from sparse3dunet import running
+from sparse3dunet.configs import check_length, check_literal, check_plain, check_settings, emptied
 from sparse3dunet.errors import DataError
-from sparse3dunet.running import config_path, parse_settings, run_bundle
-from tests.conftest import ROOT, TINY, run_sparse3dunet, run_training
+from sparse3dunet.running import config_path, parse_settings
+from tests.conftest import ROOT, TINY, run_bundle, run_sparse3dunet, run_training
 from tests.test_bundle import error_of
 
 TRAIN = ROOT / "bundle/configs/train.yaml"
@@ -137,6 +138,7 @@ def test_command_lines_that_are_none(arguments):
         ("imports#0", "x"),
         ("initialize", ["x"]),
         ("run", None),
+        ("finalize", None),
     ],
 )
 def test_what_would_run_code_is_no_plain_value(name, value):
@@ -173,17 +175,40 @@ def test_our_command_line_runs_no_code(tmp_path, arguments):
     assert not mark.exists()
 
 
-@pytest.mark.parametrize("setting", ["--training", "--training=None", "--training#0=x"])
-def test_a_run_is_no_setting(setting):
+@pytest.mark.parametrize("setting", ["training", "training#0", "training::0"])
+@pytest.mark.parametrize("value", [None, True, []])
+def test_a_run_is_no_setting(setting, value):
     """With None for it there would be nothing to run, and no word of it."""
-    with pytest.raises(DataError, match="--training is the run itself"):
-        run_bundle("training", [], [setting])
+    with pytest.raises(DataError, match=f"--{setting}: this is what is run, no setting"):
+        check_plain([TRAIN], {setting: value})
+
+
+def test_parts_of_a_run_are_no_settings():
+    with pytest.raises(DataError, match="--one_fold: this is what is run"):
+        running.run_bundle("cross_validating", [], ["--one_fold", "None"])
+    with pytest.raises(DataError, match="--training_x: there is no such setting"):
+        running.run_bundle("training", [], ["--training_x", "None"])
+
+
+def test_epochs_beside_the_minutes_of_a_preset():
+    """The minutes would end the training, and the epochs be forgotten."""
+    files, minutes = [TRAIN, TRAIN.with_name("cpu.yaml")], r"the training is one of 10 minutes.* add --minutes None\."
+    with pytest.raises(DataError, match=f"--max_epochs 50: {minutes}"):
+        check_length(files, {"max_epochs": 50}, none="None")
+    check_length(files, {"max_epochs": 50, "minutes": None}, none="None")
+    check_length(files, {"batch_size": 1}, none="None")
+    check_length([TRAIN], {"max_epochs": 50}, none="None")
+    with pytest.raises(DataError, match=minutes):
+        running.run_bundle("training", ["cpu"], ["--max_epochs", "50"])
+    result = run_bundle("run", "training", "--config_file", str([str(file) for file in files]), "--max_epochs", 50)
+    assert "add --minutes '$None'" in error_of(result)
 
 
 def test_what_can_be_set_plainly():
     check_plain(
         [TRAIN], {"optimizer#betas": [0.9, 0.99], "network_def#dropout": 0.2, "train#dataloader#num_workers": 1}
     )
+    check_plain([TRAIN], {"train#intensity": [], "train#deform": None, "loss#lambda_dice": 0})
     with pytest.raises(DataError, match="--train#dataloader#drop_last: of DataLoader, only what the config gives"):
         check_plain([TRAIN], {"train#dataloader#drop_last": True})
 

@@ -1,7 +1,13 @@
 """The recipe of augmentation trains, with the bundle's deformation and with MONAI's, and keeps the data whole."""
 
+import importlib
 import json
+import os
 import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,11 +17,13 @@ from monai.inferers import SlidingWindowInferer
 from monai.transforms import Compose, Rand3DElasticd
 
 from sparse3dunet.networks import UNet3D
+from sparse3dunet.running import parse_settings
 from sparse3dunet.slabs import SlabInferer
 from sparse3dunet.transforms import ChannelWised, RandBSplineElasticd
 from tests.conftest import ROOT, TINY, make_dataset, run_bundle
 
 CONFIGS = ROOT / "bundle/configs"
+LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def preprocessing(root, *overlays, **changes):
@@ -41,6 +49,74 @@ def test_the_overlay_trains(tmp_path):
     assert result.returncode == 0, result.stderr
     assert re.search(r"epoch 2/2 .* waiting for data \d+ %  Dice", result.stdout)
     assert json.loads((tmp_path / "models/model.json").read_text())
+
+
+def values(*overlays):
+    parser = ConfigParser()
+    parser.read_config([str(CONFIGS / f"{name}.yaml") for name in ("train", *overlays)])
+    return parser
+
+
+def test_presets_of_minutes():
+    assert values("cpu")["minutes"] == values("gpu")["minutes"] == 10
+    usual, halved, densify = (values(*names) for names in ((), ("cpu",), ("densify",)))
+    for name in ("displacement", "rotate_range", "scale_range"):
+        assert halved[f"train#deform#{name}"] == densify[f"train#deform#{name}"] == usual[f"train#deform#{name}"] / 2
+
+
+@pytest.mark.skipif(
+    not LARGE_PAGES.is_file() or "[never]" in LARGE_PAGES.read_text(), reason="this system has no large pages"
+)
+def test_a_training_has_large_pages():
+    """They are asked for before PyTorch's first tensor: later ones would ask in vain."""
+    program = f"""
+        from monai.bundle import ConfigWorkflow
+        workflow = ConfigWorkflow([{str(CONFIGS / "train.yaml")!r}], run_id="training", logging_file=False)
+        workflow.initialize()
+        import torch
+        tensor = torch.ones(64, 2**18)
+        print(open("/proc/self/smaps_rollup").read())
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
+    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(program)]
+    result = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment, check=False)
+    assert result.returncode == 0, result.stderr
+    assert int(re.search(r"AnonHugePages:\s+(\d+) kB", result.stdout)[1]) > 32 * 1024
+
+
+@pytest.fixture
+def study(monkeypatch):
+    """benchmarks/recipe.py"""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("recipe")
+
+
+def test_each_line_of_the_study_is_a_change(study):
+    preset = values("cpu")
+    for line, text in study.LINES.items():
+        settings = parse_settings(study.settings_in(text))
+        assert bool(settings) == (line != study.DENSE)
+        for name, value in settings.items():
+            assert preset.get(name, "at its default") != value, line
+
+
+def test_settings_of_the_study_are_looked_at_before_it_begins(study):
+    with pytest.raises(SystemExit, match=r"--learning_rat: there is no such setting\. Did you mean"):
+        study.settings_in("--overlay cpu --learning_rat 0.1")
+    with pytest.raises(SystemExit, match="--keep is what the benchmark itself sets"):
+        study.settings_in("--keep best")
+    with pytest.raises(SystemExit, match="--label_dir is what the benchmark itself sets"):
+        study.settings_in("--label_dir x", ["label_dir"])
+    assert study.settings_in("--network_def#channels '[8, 16]'") == ["--network_def#channels", "[8, 16]"]
+
+
+def test_the_study_leaves_the_validation_volumes_alone(study, tmp_path):
+    names = [f"case_{n:03}" for n in range(200)]
+    (tmp_path / "split.json").write_text(json.dumps({"train": names[:160], "val": names[160:]}))
+    split = study.development_split(tmp_path)
+    assert split == study.development_split(tmp_path)
+    assert (len(split["train"]), len(split["val"])) == (120, 40)
+    assert sorted(split["train"] + split["val"]) == names[:160]
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,7 @@ def check_command_line() -> None:
                 f"--{name} None: MONAI leaves settings of None out, and {name} would stay {value}; give "
                 f"--{name} '$None', or begin with: sparse3dunet run."
             )
+        check_length(ensure_tuple(files), given, none="'$None'")
 
 
 def record(output_dir: str | Path, summary_writer: SummaryWriter | None = None) -> None:
@@ -182,10 +183,7 @@ def emptied(
     names = [name for name, value in settings.items() if value is None and name not in OF_RUN | OF_TRACKING]
     if not names:
         return {}
-    config: dict[str, Any] = {}
-    for file in files:
-        config = _laid_over(config, ConfigParser.load_config_file(str(file)), f"{file}: ")
-    config = _laid_over(config, given or {}, "--")
+    config = _laid_over(_of_files(files), given or {}, "--")
     found = {}
     for name in names:
         node, absent = config, False
@@ -195,6 +193,32 @@ def emptied(
         if absent or node is not None:
             found[name] = "at its default" if absent else reprlib.repr(node)
     return found
+
+
+def check_length(files: Sequence[str | Path], settings: Mapping[str, Any], none: str) -> None:
+    """Raise DataError where epochs are asked for, but a config's minutes, as a preset's, would end the training.
+
+    Args:
+        files: configs, of which later ones are laid over earlier ones.
+        settings: by name, as on the command line without ``--``; :func:`check_settings` passed them.
+        none: how None is written on that command line.
+    """
+    if "max_epochs" not in settings or "minutes" in settings:
+        return
+    minutes = _plain_none(_of_files(files).get("minutes"))
+    if minutes is not None:
+        raise DataError(
+            f"--max_epochs {settings['max_epochs']}: the training is one of {minutes} minutes, as a config says; for "
+            f"epochs, add --minutes {none}."
+        )
+
+
+def _of_files(files: Sequence[str | Path]) -> dict[str, Any]:
+    """Configs laid over each other."""
+    config: dict[str, Any] = {}
+    for file in files:
+        config = _laid_over(config, ConfigParser.load_config_file(str(file)), f"{file}: ")
+    return config
 
 
 def _laid_over(config: Mapping[str, Any], entries: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -239,8 +263,7 @@ def _check(name: str, value: Any, before: Any, after: Any, used: set[str], where
     top = after
     for depth, part in enumerate(parts):
         known, (arguments, open_ended) = _known(before, depth), _arguments(after)
-        a_run = depth == 0 and isinstance(value, list) and any(str(v).startswith("$") for v in value)
-        if not (part in known | arguments or open_ended or "::".join(parts) in used or a_run):
+        if not (part in known | arguments or open_ended or "::".join(parts) in used or (depth == 0 and _is_run(value))):
             _refuse(parts[:depth], part, known | arguments, where)
         if part not in _entries(before):
             return None  # an argument that was left at its default, or something new, whatever is in it
@@ -249,6 +272,11 @@ def _check(name: str, value: Any, before: Any, after: Any, used: set[str], where
         for key, inner in value.items():
             _check(f"{name[1:]}::{key}", inner, whole, top, used, where)
     return before
+
+
+def _is_run(value: Any) -> bool:
+    """Whether a config's entry is a list of expressions, such as ``training``."""
+    return isinstance(value, list) and any(str(v).startswith("$") for v in value)
 
 
 def _parts(name: str) -> list[str]:
@@ -313,7 +341,8 @@ def check_plain(files: Sequence[str | Path], settings: Mapping[str, Any]) -> Non
     """Raise DataError unless settings are plain values, which choose no code.
 
     Expressions, references and components are none; nor is an argument that no config gives, of a component that is
-    not ours or an optimizer's: in MONAI some of those are names of what is to be called.
+    not ours or an optimizer's: in MONAI some of those are names of what is to be called. A list of what is run is no
+    setting at all.
 
     Args:
         files: the configs.
@@ -323,6 +352,8 @@ def check_plain(files: Sequence[str | Path], settings: Mapping[str, Any]) -> Non
     for name, value in settings.items():
         check_literal(name, value)
         node: Any = config
+        if _is_run(config.get(_parts(name)[0])):
+            raise DataError(f"--{name}: this is what is run, no setting; change it in a config file of your own.")
         for part in _parts(name):
             target = str(node.get("_target_", "")) if isinstance(node, Mapping) else ""
             if part not in _entries(node) and target and not target.startswith(PLAIN):

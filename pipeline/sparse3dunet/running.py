@@ -75,10 +75,9 @@ def run_quietly(run: str, settings: Mapping[str, Any], overlays: Sequence[str] =
 def _checked(run: str, overlays: Sequence[str], settings: Mapping[str, Any]) -> list[Path]:
     """The configs of a run, by which the settings were looked at."""
     files = [config_path(name) for name in [*RUNS[run], *overlays]]
-    if any(re.match(rf"{run}\b", name) for name in settings):
-        raise DataError(f"--{run} is the run itself, no setting; write another into a config file of your own.")
     configs.check_plain(files, settings)
     configs.check_settings(files, settings)
+    configs.check_length(files, settings, none="None")
     errors.show_readable_errors()
     return files
 
