@@ -26,7 +26,7 @@ from augmentation import machine
 from trainings import add_data, add_seeds, call, check_data, settings_in, show, spread, table, train
 
 LABELS = {"sparse": "labelsTr_sparse", "dense": "labelsTr"}
-PLACES = ("dataset_dir", "label_dir", "reference_dir", "split_file")
+PLACES = ("dataset_dir", "label_dir", "reference_dir", "split_file", "max_epochs")
 GOALS = {3.0: 0.84, 10.0: 0.88}
 """Mean Dice from sparse labels, by minutes."""
 LEAST_RATIO = 0.99
@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for what the trainings leave; by default it is removed")
     parser.add_argument("--settings", default="--overlay cpu", help="of our training, in one text")
     arguments = parser.parse_args()
-    check_data(arguments.data)
+    check_data(arguments.data, {"labelsTr", *(LABELS[name] for name in arguments.annotation)})
     settings = settings_in(arguments.settings, PLACES)
     print(machine(), flush=True)
     results = []

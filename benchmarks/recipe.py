@@ -91,9 +91,9 @@ def main() -> None:
     parser.add_argument("--also", action="append", default=[], metavar="SETTINGS", help=told)
     add_jobs(parser, "trainings")
     arguments = parser.parse_args()
-    check_data(arguments.data)
+    check_data(arguments.data, ["labelsTr", "labelsTr_sparse"])
     texts = {PRESET: "", **{line: LINES[line] for line in arguments.lines}, **{line: line for line in arguments.also}}
-    own = ("dataset_dir", "label_dir", "reference_dir", "split_file")
+    own = ("dataset_dir", "label_dir", "reference_dir", "split_file", "max_epochs")
     lines = {line: settings_in(f"--overlay cpu {text}", own) for line, text in texts.items()}
     print(machine(), flush=True)
 

@@ -25,8 +25,6 @@ from sparse3dunet.running import config_path, parse_settings
 
 OWN = {"minutes", "seed", "keep", "val_interval", "ckpt_dir", "output_dir"}
 """Settings that each training gets from its benchmark."""
-NEEDED = ("imagesTr", "labelsTr", "labelsTr_sparse", "split.json")
-"""Of the hippocampus volumes."""
 
 
 @dataclass
@@ -58,10 +56,9 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, default=data, help="imagesTr, labelsTr, labelsTr_sparse, split.json")
 
 
-def check_data(data: Path) -> None:
-    """End the program, and say so, where the hippocampus volumes are not there."""
-    missing = [name for name in NEEDED if not (data / name).exists()]
-    if missing:
+def check_data(data: Path, labels: Iterable[str]) -> None:
+    """End the program, and say so, where the hippocampus volumes are not there, or a folder of labels."""
+    if missing := [name for name in ("imagesTr", *labels, "split.json") if not (data / name).exists()]:
         sys.exit(f"{data}: no {', '.join(missing)}; name the folder of the hippocampus volumes with --data.")
 
 
@@ -75,13 +72,16 @@ def settings_in(text: str, places: Iterable[str] = ()) -> list[str]:
     words = shlex.split(text)
     try:
         given = parse_settings(words)
-        files = [config_path(name) for name in ("train", *filter(None, [given.pop("overlay", None)]))]
+        overlays = [given.pop("overlay")] if "overlay" in given else []
+        if text.count("--overlay") > 1:
+            raise DataError(f"{text}: expected one --overlay.")
+        files = [config_path(name) for name in ("train", *overlays)]
         configs.check_plain(files, given)
         configs.check_settings(files, given)
     except DataError as error:
         sys.exit(str(error))
-    for name in sorted({*OWN, *places} & given.keys()):
-        sys.exit(f"--{name} is what the benchmark itself sets.")
+    if taken := {*OWN, *places} & given.keys():
+        sys.exit(f"--{min(taken)} is what the benchmark itself sets.")
     return words
 
 
@@ -148,6 +148,6 @@ def train(
         rows = [row for row in csv.DictReader(file) if row["region"] == "all"]
     dice = np.mean([float(row["dice"]) for row in rows if row["class"] != "background" and row["dice"]])
     iou = np.mean([float(row["iou"]) for row in rows if row["iou"]])
-    timed = epochs[-2:][0]  # the last epoch's seconds hold the validation
+    timed = epochs[-2] if len(epochs) > 1 else epochs[-1]  # the last one's seconds hold the validation
     speed = int(timed["iteration"]) * batch / float(timed["seconds"])
     return Scores(float(dice), float(iou), int(epochs[-1]["iteration"]), speed)

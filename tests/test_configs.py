@@ -183,25 +183,78 @@ def test_a_run_is_no_setting(setting, value):
         check_plain([TRAIN], {setting: value})
 
 
-def test_parts_of_a_run_are_no_settings():
+def test_a_list_that_is_referred_to_is_a_setting(tmp_path):
+    own = tmp_path / "own.yaml"
+    own.write_text('largest_patch_size: ["$8 * 2", "$8 * 2", "$8 * 2"]\n')
+    check_plain([TRAIN, own], {"largest_patch_size": [16, 16, 8]})
+
+
+@pytest.fixture
+def nothing_runs(monkeypatch):
+    def run_module(*_, **__):
+        pytest.fail("it was run")
+
+    monkeypatch.setattr(running.runpy, "run_module", run_module)
+
+
+def test_parts_of_a_run_are_no_settings(nothing_runs):
     with pytest.raises(DataError, match="--one_fold: this is what is run"):
         running.run_bundle("cross_validating", [], ["--one_fold", "None"])
     with pytest.raises(DataError, match="--training_x: there is no such setting"):
         running.run_bundle("training", [], ["--training_x", "None"])
 
 
-def test_epochs_beside_the_minutes_of_a_preset():
+@pytest.mark.parametrize("value", ["None", "$None", "[]"])
+def test_monais_command_line_runs_something(tmp_path, value):
+    message = error_of(run_training(tmp_path / "none", tmp_path, "--training", value))
+    assert "--training: this is what is run, no setting; leave it out." in message
+
+
+CPU = TRAIN.with_name("cpu.yaml")
+
+
+@pytest.mark.parametrize(
+    ("files", "settings", "run", "told"),
+    [
+        ([TRAIN, CPU], {"max_epochs": 50}, "training", "--max_epochs 50: cpu.yaml has the training last 10 minutes"),
+        ([TRAIN, CPU], {"max_epochs": 50}, None, "--max_epochs 50: cpu.yaml has"),
+        (
+            [TRAIN, CPU, TRAIN.with_name("paper.yaml")],
+            {},
+            "training",
+            r"paper.yaml: max_epochs 2800: cpu.yaml .* add --minutes None, for minutes, leave max_epochs out\.",
+        ),
+        ([TRAIN, TRAIN.with_name("densify.yaml")], {"max_epochs": 2}, "densify", "densify goes by --minutes alone"),
+    ],
+)
+def test_epochs_beside_the_minutes_of_a_config(files, settings, run, told):
     """The minutes would end the training, and the epochs be forgotten."""
-    files, minutes = [TRAIN, TRAIN.with_name("cpu.yaml")], r"the training is one of 10 minutes.* add --minutes None\."
-    with pytest.raises(DataError, match=f"--max_epochs 50: {minutes}"):
-        check_length(files, {"max_epochs": 50}, none="None")
-    check_length(files, {"max_epochs": 50, "minutes": None}, none="None")
-    check_length(files, {"batch_size": 1}, none="None")
-    check_length([TRAIN], {"max_epochs": 50}, none="None")
-    with pytest.raises(DataError, match=minutes):
+    with pytest.raises(DataError, match=told):
+        check_length(files, settings, run, none="None")
+
+
+@pytest.mark.parametrize(
+    ("files", "settings", "run"),
+    [
+        ([TRAIN], {"max_epochs": 50}, "training"),
+        ([TRAIN, CPU], {"max_epochs": 50, "minutes": None}, "training"),
+        ([TRAIN, CPU], {"max_epochs": 50, "minutes": "$None"}, "training"),
+        ([TRAIN, CPU], {"batch_size": 1}, "training"),
+        ([TRAIN, TRAIN.with_name("paper.yaml")], {"minutes": 5}, "training"),
+        ([TRAIN, CPU], {"max_epochs": 50}, "evaluating"),
+    ],
+)
+def test_epochs_or_minutes(files, settings, run):
+    check_length(files, settings, run, none="None")
+
+
+def test_command_lines_with_epochs_beside_minutes(nothing_runs, tmp_path):
+    with pytest.raises(DataError, match="add --minutes None,"):
         running.run_bundle("training", ["cpu"], ["--max_epochs", "50"])
-    result = run_bundle("run", "training", "--config_file", str([str(file) for file in files]), "--max_epochs", 50)
-    assert "add --minutes '$None'" in error_of(result)
+    places = ("--dataset_dir", tmp_path / "none", "--output_dir", tmp_path, "--ckpt_dir", tmp_path)
+    configs = str([str(TRAIN), str(CPU)])
+    result = run_bundle("run", "training", "--config_file", configs, "--max_epochs", 50, *places)
+    assert "add --minutes '$None'," in error_of(result)
 
 
 def test_what_can_be_set_plainly():

@@ -29,6 +29,8 @@ OF_WORKFLOW = {"imports", "initialize", "run", "finalize"}
 """That a config may have, or not."""
 PLAIN = ("sparse3dunet.", "torch.optim.")
 """Beginnings of the components whose arguments choose no code, but for components as values."""
+TRAININGS = ("training", "cross_validating", "run", None)
+"""Runs of which some epochs, or minutes, can be asked."""
 OF_RUN = {"args_file", "workflow_name", *inspect.signature(ConfigWorkflow).parameters}
 """Of ``monai.bundle run`` itself."""
 
@@ -39,19 +41,24 @@ def check_command_line() -> None:
     Does nothing where the config is run by other means.
 
     Raises:
-        DataError: for one that no config knows, with those that are most like it; for one of None (:func:`emptied`).
+        DataError: for one that no config knows, with those that are most like it; for one of None (:func:`emptied`);
+            for nothing in place of what is run; as :func:`check_length`.
     """
     caller = _monais("create_workflow")
     arguments, files = caller.get("_args"), caller.get("config_file")
     if isinstance(arguments, Mapping) and isinstance(files, (str, list, tuple)):
-        given = {k: v for k, v in arguments.items() if k not in OF_RUN}
-        check_settings(ensure_tuple(files), given)
-        for name, value in emptied(ensure_tuple(files), caller.get("kwargs", {}), given).items():
+        files, given = ensure_tuple(files), {k: v for k, v in arguments.items() if k not in OF_RUN}
+        check_settings(files, given)
+        config, kwargs = _of_files(files), caller.get("kwargs", {})
+        for name, value in {**kwargs, **given}.items():
+            if value in (None, "$None", []) and _is_run(config, name):
+                raise DataError(f"--{name}: this is what is run, no setting; leave it out.")
+        for name, value in emptied(files, kwargs, given).items():
             raise DataError(
                 f"--{name} None: MONAI leaves settings of None out, and {name} would stay {value}; give "
                 f"--{name} '$None', or begin with: sparse3dunet run."
             )
-        check_length(ensure_tuple(files), given, none="'$None'")
+        check_length(files, given, arguments.get("run_id"), none="'$None'")
 
 
 def record(output_dir: str | Path, summary_writer: SummaryWriter | None = None) -> None:
@@ -195,21 +202,31 @@ def emptied(
     return found
 
 
-def check_length(files: Sequence[str | Path], settings: Mapping[str, Any], none: str) -> None:
-    """Raise DataError where epochs are asked for, but a config's minutes, as a preset's, would end the training.
+def check_length(files: Sequence[str | Path], settings: Mapping[str, Any], run: str | None, none: str) -> None:
+    """Raise DataError where epochs are asked for, but the minutes of an earlier config would end the training.
 
     Args:
         files: configs, of which later ones are laid over earlier ones.
         settings: by name, as on the command line without ``--``; :func:`check_settings` passed them.
+        run: which is run; None: the config's own.
         none: how None is written on that command line.
     """
-    if "max_epochs" not in settings or "minutes" in settings:
+    if run == "densify" and "max_epochs" in settings:
+        raise DataError("--max_epochs: densify goes by --minutes alone.")
+    if run not in TRAININGS:
         return
-    minutes = _plain_none(_of_files(files).get("minutes"))
-    if minutes is not None:
+    layers = [(Path(file).name, ConfigParser.load_config_file(str(file))) for file in files]
+    minutes, since, asked = None, "", ""
+    for where, entries in [*layers, ("", settings)]:
+        if "minutes" in entries:
+            minutes, since, asked = entries["minutes"], where, ""
+        elif "max_epochs" in entries:
+            asked = f"{where}: max_epochs" if where else "--max_epochs"
+            asked += f" {entries['max_epochs']}"
+    if asked and isinstance(minutes, (int, float)):
         raise DataError(
-            f"--max_epochs {settings['max_epochs']}: the training is one of {minutes} minutes, as a config says; for "
-            f"epochs, add --minutes {none}."
+            f"{asked}: {since} has the training last {minutes} minutes instead; for epochs, add --minutes {none}, for "
+            "minutes, leave max_epochs out."
         )
 
 
@@ -263,7 +280,8 @@ def _check(name: str, value: Any, before: Any, after: Any, used: set[str], where
     top = after
     for depth, part in enumerate(parts):
         known, (arguments, open_ended) = _known(before, depth), _arguments(after)
-        if not (part in known | arguments or open_ended or "::".join(parts) in used or (depth == 0 and _is_run(value))):
+        a_run = depth == 0 and isinstance(value, list) and any(str(v).startswith("$") for v in value)
+        if not (part in known | arguments or open_ended or "::".join(parts) in used or a_run):
             _refuse(parts[:depth], part, known | arguments, where)
         if part not in _entries(before):
             return None  # an argument that was left at its default, or something new, whatever is in it
@@ -274,9 +292,12 @@ def _check(name: str, value: Any, before: Any, after: Any, used: set[str], where
     return before
 
 
-def _is_run(value: Any) -> bool:
-    """Whether a config's entry is a list of expressions, such as ``training``."""
-    return isinstance(value, list) and any(str(v).startswith("$") for v in value)
+def _is_run(config: Mapping[str, Any], name: str) -> bool:
+    """Whether a setting, or what it is in, is a list of what is run, such as ``training``: nothing takes its value."""
+    top = _parts(name)[0]
+    steps = config.get(top)
+    listed = isinstance(steps, list) and bool(steps) and all(str(step).startswith("$") for step in steps)
+    return listed and not re.search(rf"@{top}\b", str(config))
 
 
 def _parts(name: str) -> list[str]:
@@ -352,8 +373,8 @@ def check_plain(files: Sequence[str | Path], settings: Mapping[str, Any]) -> Non
     for name, value in settings.items():
         check_literal(name, value)
         node: Any = config
-        if _is_run(config.get(_parts(name)[0])):
-            raise DataError(f"--{name}: this is what is run, no setting; change it in a config file of your own.")
+        if _is_run(config, name):
+            raise DataError(f"--{name}: this is what is run, no setting; leave it out.")
         for part in _parts(name):
             target = str(node.get("_target_", "")) if isinstance(node, Mapping) else ""
             if part not in _entries(node) and target and not target.startswith(PLAIN):

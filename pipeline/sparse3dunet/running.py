@@ -77,7 +77,7 @@ def _checked(run: str, overlays: Sequence[str], settings: Mapping[str, Any]) -> 
     files = [config_path(name) for name in [*RUNS[run], *overlays]]
     configs.check_plain(files, settings)
     configs.check_settings(files, settings)
-    configs.check_length(files, settings, none="None")
+    configs.check_length(files, settings, run, none="None")
     errors.show_readable_errors()
     return files
 
