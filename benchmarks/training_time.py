@@ -8,16 +8,13 @@ the forward and backward pass, the loss and the optimizer, and what reading the 
 same iteration without one measure each, in turns in the same run, as a ratio to the preset: in 32-bit (or, where the
 preset itself is, since the CPU has no bfloat16, in that), in PyTorch's usual memory layout, with PyTorch's own instance
 normalisation, with the paper's concatenated upsampling, with its half of the channels in first convolutions, and
-compiled. Last, the preset without and with large pages of memory, in processes of their own.
+compiled.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from itertools import pairwise
@@ -32,16 +29,11 @@ from trainings import show, table
 from sparse3dunet.engines import PrepareSparseBatch
 from sparse3dunet.inference import bfloat16_is_fast
 from sparse3dunet.networks import UNet3D
-from sparse3dunet.target import pack_target
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("forward", "loss", "backward", "optimizer")
 PRESET = "preset cpu"
 FAST = bfloat16_is_fast("cpu")
-VARIABLE = "THP_MEM_ALLOC_ENABLE"
-"""By which PyTorch asks Linux for large pages."""
-SHAPE = (4, 1, 40, 56, 48)
-"""Of a batch, where it does not come from the data."""
 
 
 class Step:
@@ -99,29 +91,6 @@ def variants(config: ConfigParser, compiled: bool) -> dict[str, Step]:
     return steps
 
 
-def fastest(iterations: int) -> float:
-    """Milliseconds of the preset's fastest iteration, for network, loss and optimizer: others' load only adds to it."""
-    config = preset()
-    config.update({"num_channels": 1, "num_classes": 3, "class_weights": None})
-    image, loss, step = torch.randn(SHAPE), config.get_parsed_content("loss"), Step(config)
-    target = pack_target((image > 0).float(), (image < 0.1).float())
-    for _ in range(iterations + 2):
-        step(image, target, loss)
-    return 1000 * min(map(sum, step.seconds[2:]))
-
-
-def large_pages(iterations: int) -> dict[str, float]:
-    """The fastest iteration without and with large pages; in turns, each in new processes, as PyTorch asks but once."""
-    found: dict[str, list[float]] = {"without": [], "with": []}
-    for _ in range(4):
-        for name, times in found.items():
-            environment = {**os.environ, VARIABLE: str(int(name == "with"))}
-            command = [sys.executable, "-W", "ignore", __file__, "--fastest", "--iterations", str(iterations)]
-            done = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment, check=True)
-            times.append(float(done.stdout))
-    return {name: min(times) for name, times in found.items()}
-
-
 def timed(call: Callable[[], object]) -> tuple[float, object]:
     """Seconds, and what came of it."""
     start = time.perf_counter()
@@ -129,16 +98,10 @@ def timed(call: Callable[[], object]) -> tuple[float, object]:
     return time.perf_counter() - start, found
 
 
-def preset() -> ConfigParser:
-    """train.yaml and cpu.yaml."""
+def configuration(arguments: argparse.Namespace) -> ConfigParser:
+    """train.yaml and cpu.yaml, on the data of the command line."""
     config = ConfigParser()
     config.read_config([str(ROOT / "bundle/configs" / f"{name}.yaml") for name in ("train", "cpu")])
-    return config
-
-
-def configuration(arguments: argparse.Namespace) -> ConfigParser:
-    """The preset, on the data of the command line."""
-    config = preset()
     config.update({"bundle_root": str(ROOT / "bundle"), "epoch_length": 1000})
     if arguments.data:
         split = arguments.data / "split.json"
@@ -156,12 +119,7 @@ def main() -> None:
     parser.add_argument("--labels", help="its folder of labels")
     parser.add_argument("--iterations", type=int, default=12)
     parser.add_argument("--compile", action="store_true", help="also time torch.compile, which needs a C++ compiler")
-    parser.add_argument("--fastest", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.fastest:
-        print(fastest(arguments.iterations))
-        return
-    os.environ.setdefault(VARIABLE, "1")  # as train.yaml does
     print(machine(), flush=True)
     config = configuration(arguments)
     reading, loader = timed(lambda: config.get_parsed_content("train#dataloader"))
@@ -194,11 +152,6 @@ def main() -> None:
     evaluator.run()  # reads
     seconds, _ = timed(evaluator.run)
     print(f"Reading and checking the training volumes, once: {reading:.1f} s. A validation: {seconds:.1f} s.")
-    pages = large_pages(arguments.iterations)
-    print(
-        f"Network, loss and optimizer for {SHAPE} without large pages: {pages['without']:.0f} ms; with them "
-        f"{pages['with']:.0f} ms; ratio {pages['without'] / pages['with']:.2f} (fastest iterations)."
-    )
 
 
 if __name__ == "__main__":

@@ -4,10 +4,6 @@ import importlib
 import inspect
 import json
 import re
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,10 +17,9 @@ from sparse3dunet.networks import UNet3D
 from sparse3dunet.running import parse_settings
 from sparse3dunet.slabs import SlabInferer
 from sparse3dunet.transforms import ChannelWised, RandBSplineElasticd
-from tests.conftest import ROOT, TINY, bundle_environment, make_dataset, run_bundle
+from tests.conftest import ROOT, TINY, make_dataset, run_bundle
 
 CONFIGS = ROOT / "bundle/configs"
-LARGE_PAGES = (Path("/sys/kernel/mm/transparent_hugepage/enabled"), Path("/proc/self/smaps"))
 
 
 def preprocessing(root, *overlays, **changes):
@@ -63,24 +58,6 @@ def test_presets_of_minutes():
     usual, halved, densify = (values(*names) for names in ((), ("cpu",), ("densify",)))
     for name in ("displacement", "rotate_range", "scale_range"):
         assert halved[f"train#deform#{name}"] == densify[f"train#deform#{name}"] == usual[f"train#deform#{name}"] / 2
-
-
-@pytest.mark.skipif(not all(map(Path.is_file, LARGE_PAGES)), reason="this system has no large pages")
-def test_a_training_asks_for_large_pages():
-    """Before PyTorch's first tensor: later it would be in vain."""
-    program = f"""
-        from monai.bundle import ConfigWorkflow
-        workflow = ConfigWorkflow([{str(CONFIGS / "train.yaml")!r}], run_id="training", logging_file=False)
-        workflow.initialize()
-        import torch
-        tensor = torch.ones(64, 2**18)
-        print(open("/proc/self/smaps").read())
-    """
-    environment = {name: value for name, value in bundle_environment().items() if name != "THP_MEM_ALLOC_ENABLE"}
-    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(program)]
-    result = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment, check=False)
-    assert result.returncode == 0, result.stderr
-    assert re.search(r"VmFlags:.*\bhg\b", result.stdout)  # advised, whether or not there are any
 
 
 @pytest.fixture

@@ -226,9 +226,8 @@ def densify(
     Run again, it goes on: with what else is annotated by then, it starts from the last model. Ctrl-C ends it early.
     Any setting of bundle/configs/densify.yaml can follow, as --learning_rate 0.001.
     """
-    from sparse3dunet import densify_inputs, formats, large_pages, running, settings
+    from sparse3dunet import densify_inputs, formats, running, settings
 
-    large_pages.ask()
     # What typer does not know, a setting of the config, ends up behind the sources.
     known = next((i for i, text in enumerate(sources) if text.startswith("--")), len(sources))
     extra = running.parse_settings([*sources[known:], *context.args])
