@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,7 +28,7 @@ import numpy as np
 import torch
 from augmentation import machine
 from mni152 import walk
-from trainings import add_data, add_jobs, show, side_by_side, table
+from trainings import add_data, add_jobs, call, show, side_by_side, table
 
 from sparse3dunet import tubules
 from sparse3dunet.metrics import overlap_counts, overlap_scores
@@ -104,9 +103,7 @@ def run(sources: Sequence[Path], out: Path, minutes: float, seed: int, *options:
     command = [sys.executable, "-W", "ignore", "-m", "sparse3dunet", "densify", *sources, "-o", out]
     command += ["--minutes", minutes, "--seed", seed, *options]
     started = time.perf_counter()
-    done = subprocess.run(list(map(str, command)), capture_output=True, encoding="utf-8", check=False)
-    if done.returncode:
-        sys.exit(f"{' '.join(map(str, command))} failed:\n{done.stdout}{done.stderr}")
+    call(command)
     return time.perf_counter() - started
 
 

@@ -23,10 +23,9 @@ from pathlib import Path
 
 import numpy as np
 from augmentation import machine
-from trainings import add_data, add_seeds, call, check_data, settings_in, show, spread, table, train
+from trainings import add_data, add_seeds, call, check_data, hippocampus, settings_in, show, spread, table, train
 
 LABELS = {"sparse": "labelsTr_sparse", "dense": "labelsTr"}
-PLACES = ("dataset_dir", "label_dir", "reference_dir", "split_file", "max_epochs")
 GOALS = {3.0: 0.84, 10.0: 0.88}
 """Mean Dice from sparse labels, by minutes."""
 LEAST_RATIO = 0.99
@@ -48,8 +47,8 @@ class Result:
 
 def train_ours(data: Path, annotation: str, minutes: float, seed: int, folder: Path, settings: Sequence[str]) -> Result:
     """Train with the bundle, and score."""
-    places = ["--dataset_dir", data, "--label_dir", LABELS[annotation], "--reference_dir", "labelsTr"]
-    found = train([*places, "--split_file", data / "split.json"], settings, minutes, seed, folder)
+    places = hippocampus(data, LABELS[annotation], data / "split.json")
+    found = train(places, settings, minutes, seed, folder)
     return Result("sparse3dunet", annotation, minutes, seed, found.dice, found.iterations, found.patches_per_second)
 
 
@@ -115,7 +114,7 @@ def main() -> None:
     parser.add_argument("--settings", default="--overlay cpu", help="of our training, in one text")
     arguments = parser.parse_args()
     check_data(arguments.data, {"labelsTr", *(LABELS[name] for name in arguments.annotation)})
-    settings = settings_in(arguments.settings, PLACES)
+    settings = settings_in(arguments.settings)
     print(machine(), flush=True)
     results = []
     with tempfile.TemporaryDirectory() as temporary:
@@ -124,7 +123,7 @@ def main() -> None:
             for seed in range(arguments.seeds):
                 for annotation in arguments.annotation:
                     folder = out / f"{minutes:g}_{annotation}_{seed}"
-                    results.append(train_ours(arguments.data.resolve(), annotation, minutes, seed, folder, settings))
+                    results.append(train_ours(arguments.data, annotation, minutes, seed, folder, settings))
                     print(results[-1], flush=True)
                     if arguments.nnunet:
                         folder = out / f"nnunet_{minutes:g}_{annotation}_{seed}"

@@ -25,6 +25,7 @@ from trainings import (
     add_jobs,
     add_seeds,
     check_data,
+    hippocampus,
     settings_in,
     show,
     side_by_side,
@@ -93,25 +94,25 @@ def main() -> None:
     arguments = parser.parse_args()
     check_data(arguments.data, ["labelsTr", "labelsTr_sparse"])
     texts = {PRESET: "", **{line: LINES[line] for line in arguments.lines}, **{line: line for line in arguments.also}}
-    own = ("dataset_dir", "label_dir", "reference_dir", "split_file", "max_epochs")
-    lines = {line: settings_in(f"--overlay cpu {text}", own) for line, text in texts.items()}
+    lines = {line: settings_in(f"--overlay cpu {text}") for line, text in texts.items()}
     print(machine(), flush=True)
-
-    def learn(job: tuple[str, int]) -> Scores:
-        line, seed = job
-        with tempfile.TemporaryDirectory() as temporary:
-            file = Path(temporary) / "split.json"
-            file.write_text(json.dumps(development_split(arguments.data)), encoding="utf-8")
-            labels = "labelsTr" if line == DENSE else "labelsTr_sparse"
-            places = ["--dataset_dir", arguments.data.resolve(), "--label_dir", labels, "--reference_dir", "labelsTr"]
-            found = train([*places, "--split_file", file], lines[line], arguments.minutes, seed, Path(temporary))
-        print(f"{line}, seed {seed}: {found}", flush=True)
-        return found
 
     jobs = [(line, seed) for seed in range(arguments.seeds) for line in lines]
     scores: dict[str, list[Scores]] = {}
-    for (line, _), found in zip(jobs, side_by_side(learn, jobs, arguments.jobs)):
-        scores.setdefault(line, []).append(found)
+    with tempfile.TemporaryDirectory() as temporary:
+        split = Path(temporary) / "split.json"
+        split.write_text(json.dumps(development_split(arguments.data)), encoding="utf-8")
+
+        def learn(job: tuple[str, int]) -> Scores:
+            line, seed = job
+            places = hippocampus(arguments.data, "labelsTr" if line == DENSE else "labelsTr_sparse", split)
+            with tempfile.TemporaryDirectory(dir=temporary) as folder:
+                found = train(places, lines[line], arguments.minutes, seed, Path(folder))
+            print(f"{line}, seed {seed}: {found}", flush=True)
+            return found
+
+        for (line, _), found in zip(jobs, side_by_side(learn, jobs, arguments.jobs)):
+            scores.setdefault(line, []).append(found)
     show_scores(scores)
 
 

@@ -103,8 +103,7 @@ def main() -> None:
         sets[HIPPOCAMPUS] = (data, "labelsTr", ["--split_file", data / "split.json"])
     else:
         print(f"{arguments.data}: no hippocampus data; the built-in volume alone.")
-    own = ("dataset_dir", "label_dir", "reference_dir", "split_file", "val_fraction", "max_epochs")
-    settings = [*settings_in(arguments.settings, own), "--max_epochs", arguments.epochs]
+    settings = [*settings_in(arguments.settings), "--max_epochs", arguments.epochs]
     scores: dict[tuple[str, str], list[float]] = {}
     shares: dict[tuple[str, str], float] = {}
 

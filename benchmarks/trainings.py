@@ -23,8 +23,9 @@ from sparse3dunet import configs
 from sparse3dunet.errors import DataError
 from sparse3dunet.running import config_path, parse_settings
 
-OWN = {"minutes", "seed", "keep", "val_interval", "ckpt_dir", "output_dir"}
-"""Settings that each training gets from its benchmark."""
+OF_DATA = {"dataset_dir", "label_dir", "reference_dir", "split_file", "val_fraction"}
+OWN = OF_DATA | {"minutes", "max_epochs", "seed", "keep", "val_interval", "ckpt_dir", "output_dir"}
+"""Settings that a training gets from its benchmark."""
 
 
 @dataclass
@@ -62,12 +63,15 @@ def check_data(data: Path, labels: Iterable[str]) -> None:
         sys.exit(f"{data}: no {', '.join(missing)}; name the folder of the hippocampus volumes with --data.")
 
 
-def settings_in(text: str, places: Iterable[str] = ()) -> list[str]:
-    """The settings of trainings in one text, as on the command line; where there is no such one, the program ends.
+def hippocampus(data: Path, labels: str, split: Path) -> list[object]:
+    """Options that name the hippocampus volumes, for training and for scoring."""
+    named = ["--dataset_dir", data.resolve(), "--label_dir", labels, "--reference_dir", "labelsTr"]
+    return [*named, "--split_file", split.resolve()]
 
-    Args:
-        text: such as ``--overlay cpu --batch_size 2``.
-        places: further settings that the benchmark itself gives.
+
+def settings_in(text: str) -> list[str]:
+    """The settings of trainings in one text, as ``--overlay cpu --batch_size 2``; where there is no such one, or the
+    benchmark gives it, the program ends.
     """
     words = shlex.split(text)
     try:
@@ -80,7 +84,7 @@ def settings_in(text: str, places: Iterable[str] = ()) -> list[str]:
         configs.check_settings(files, given)
     except DataError as error:
         sys.exit(str(error))
-    if taken := {*OWN, *places} & given.keys():
+    if taken := OWN & given.keys():
         sys.exit(f"--{min(taken)} is what the benchmark itself sets.")
     return words
 

@@ -84,7 +84,7 @@ def test_settings_of_the_study_are_looked_at_before_it_begins(study):
     with pytest.raises(SystemExit, match="--keep is what the benchmark itself sets"):
         study.settings_in("--keep best")
     with pytest.raises(SystemExit, match="--label_dir is what the benchmark itself sets"):
-        study.settings_in("--label_dir x", ["label_dir"])
+        study.settings_in("--label_dir x")
     assert study.settings_in("--network_def#channels '[8, 16]'") == ["--network_def#channels", "[8, 16]"]
 
 
@@ -125,8 +125,7 @@ def test_presets_train(tmp_path, preset, settings, told):
 
 
 def test_the_papers_preset_is_its_network_and_optimizer():
-    parser = ConfigParser()
-    parser.read_config([str(CONFIGS / name) for name in ("train.yaml", "paper.yaml")])
+    parser = values("paper")
     parser.update({"num_channels": 3, "num_classes": 3, "class_weights": None})
     network = parser.get_parsed_content("network_def")
     assert network.output_size(parser["patch_size"]) == (44, 44, 28)  # figure 2

@@ -49,10 +49,10 @@ def check_command_line() -> None:
     if isinstance(arguments, Mapping) and isinstance(files, (str, list, tuple)):
         files, given = ensure_tuple(files), {k: v for k, v in arguments.items() if k not in OF_RUN}
         check_settings(files, given)
-        config, kwargs = _of_files(files), caller.get("kwargs", {})
-        for name, value in {**kwargs, **given}.items():
-            if value in (None, "$None", []) and _is_run(config, name):
-                raise DataError(f"--{name}: this is what is run, no setting; leave it out.")
+        kwargs = caller.get("kwargs", {})
+        nothing = [name for name, value in {**kwargs, **given}.items() if value in (None, "$None", [])]
+        if nothing:
+            _refuse_runs(_of_files(files), nothing)
         for name, value in emptied(files, kwargs, given).items():
             raise DataError(
                 f"--{name} None: MONAI leaves settings of None out, and {name} would stay {value}; give "
@@ -162,7 +162,7 @@ def check_settings(files: Sequence[str | Path], settings: Mapping[str, Any]) -> 
         files: of which later ones are laid over earlier ones; what they set is looked at as well.
         settings: by name, as on the command line without ``--``: ``max_epochs`` or ``train#deform#prob``.
     """
-    layers = [(f"{file}: ", ConfigParser.load_config_file(str(file))) for file in files] + [("--", settings)]
+    layers = [*((f"{file}: ", entries) for file, entries in _read(files)), ("--", settings)]
     states: list[dict[str, Any]] = [{}]
     for where, entries in layers:
         states.append(_laid_over(states[-1], entries, where))
@@ -215,9 +215,9 @@ def check_length(files: Sequence[str | Path], settings: Mapping[str, Any], run: 
         raise DataError("--max_epochs: densify goes by --minutes alone.")
     if run not in TRAININGS:
         return
-    layers = [(Path(file).name, ConfigParser.load_config_file(str(file))) for file in files]
+    layers = [*((Path(file).name, entries) for file, entries in _read(files)), ("", settings)]
     minutes, since, asked = None, "", ""
-    for where, entries in [*layers, ("", settings)]:
+    for where, entries in layers:
         if "minutes" in entries:
             minutes, since, asked = entries["minutes"], where, ""
         elif "max_epochs" in entries:
@@ -233,9 +233,14 @@ def check_length(files: Sequence[str | Path], settings: Mapping[str, Any], run: 
 def _of_files(files: Sequence[str | Path]) -> dict[str, Any]:
     """Configs laid over each other."""
     config: dict[str, Any] = {}
-    for file in files:
-        config = _laid_over(config, ConfigParser.load_config_file(str(file)), f"{file}: ")
+    for file, entries in _read(files):
+        config = _laid_over(config, entries, f"{file}: ")
     return config
+
+
+def _read(files: Sequence[str | Path]) -> list[tuple[str, dict[str, Any]]]:
+    """Configs with what each says."""
+    return [(str(file), ConfigParser.load_config_file(str(file))) for file in files]
 
 
 def _laid_over(config: Mapping[str, Any], entries: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -292,12 +297,14 @@ def _check(name: str, value: Any, before: Any, after: Any, used: set[str], where
     return before
 
 
-def _is_run(config: Mapping[str, Any], name: str) -> bool:
-    """Whether a setting, or what it is in, is a list of what is run, such as ``training``: nothing takes its value."""
-    top = _parts(name)[0]
-    steps = config.get(top)
-    listed = isinstance(steps, list) and bool(steps) and all(str(step).startswith("$") for step in steps)
-    return listed and not re.search(rf"@{top}\b", str(config))
+def _refuse_runs(config: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Raise DataError for settings in a list of what is run, as ``training``: no value refers to those."""
+    for name in names:
+        top = _parts(name)[0]
+        steps = config.get(top)
+        listed = isinstance(steps, list) and bool(steps) and all(str(step).startswith("$") for step in steps)
+        if listed and not re.search(rf"@{top}\b", str(config)):
+            raise DataError(f"--{name}: this is what is run, no setting; leave it out.")
 
 
 def _parts(name: str) -> list[str]:
@@ -372,9 +379,8 @@ def check_plain(files: Sequence[str | Path], settings: Mapping[str, Any]) -> Non
     config = ConfigParser.load_config_files([str(file) for file in files])
     for name, value in settings.items():
         check_literal(name, value)
+        _refuse_runs(config, [name])
         node: Any = config
-        if _is_run(config, name):
-            raise DataError(f"--{name}: this is what is run, no setting; leave it out.")
         for part in _parts(name):
             target = str(node.get("_target_", "")) if isinstance(node, Mapping) else ""
             if part not in _entries(node) and target and not target.startswith(PLAIN):

@@ -165,7 +165,7 @@ class TrainingLog:
         return self.waiting.value(), self.training.value()
 
     def _data_wait(self, since: tuple[float, float]) -> float:
-        waiting, training = (now - then for now, then in zip(self._times(), since))
+        waiting, training = (after - before for after, before in zip(self._times(), since))
         return waiting / training if training else 0.0
 
 
