@@ -31,6 +31,7 @@ def test_annotation_stays_and_what_is_certain_is_right():
     assert (new_label.dtype, new_weight.dtype) == (label.dtype, weight.dtype)
 
 
+@pytest.mark.filterwarnings("ignore:The probability range is outside")
 def test_it_is_scikit_images_walker():
     from skimage.segmentation import random_walker
 
