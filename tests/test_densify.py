@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from sparse3dunet.checkpoints import read_description
-from sparse3dunet.densify import Options
-from sparse3dunet.densify_state import Learned, StateFile
+from sparse3dunet.densify.run import Options
+from sparse3dunet.densify.state import Learned, StateFile
 from sparse3dunet.errors import DataError
 from sparse3dunet.formats import read_image, write_map, write_segmentation
 from sparse3dunet.slices import slices_mask

@@ -11,7 +11,7 @@ import SimpleITK as sitk
 from sparse3dunet.checks import as_tensor, check_data
 from sparse3dunet.conventions import complete
 from sparse3dunet.datalist import case_name, read_data_set
-from sparse3dunet.densify_inputs import annotation_of, prepare, prepare_pair
+from sparse3dunet.densify.inputs import annotation_of, prepare, prepare_pair
 from sparse3dunet.errors import DataError
 from sparse3dunet.formats import read_image, write_segmentation
 from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL

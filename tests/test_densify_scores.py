@@ -5,7 +5,7 @@ import torch
 from monai.inferers import Inferer
 
 from sparse3dunet.calibration import TEMPERATURES
-from sparse3dunet.densify_scores import Scorer
+from sparse3dunet.densify.network import Scorer
 
 SLICE = [[1], [], []]
 

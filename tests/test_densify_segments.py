@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from sparse3dunet.densify_inputs import prepare, prepare_pair
+from sparse3dunet.densify.inputs import prepare, prepare_pair
 from sparse3dunet.errors import DataError
 from sparse3dunet.keys import ANNOTATED_SLICES
 from sparse3dunet.volumes import read_volume

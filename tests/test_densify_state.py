@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sparse3dunet.densify_state import Learned
+from sparse3dunet.densify.state import Learned
 
 NUMBERS = np.arange(24).reshape(2, 3, 4) % 3
 ANNOTATED = np.arange(24).reshape(2, 3, 4) < 12

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sparse3dunet import report as report_module
-from sparse3dunet.estimates import ClassEstimate, Estimate
+from sparse3dunet.densify.estimate import ClassEstimate, Estimate
 from sparse3dunet.report import CaseSection, Report, write_report
 from sparse3dunet.report_figures import (
     PANELS,
@@ -21,7 +21,7 @@ from sparse3dunet.report_figures import (
     surface,
     surface_mesh,
 )
-from sparse3dunet.suggestions import Suggestion
+from sparse3dunet.densify.suggest import Suggestion
 from tests.conftest import UNLABELED, make_volume
 
 NAMES = ("background", "shell", "core")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sparse3dunet.slices import slices_mask
-from sparse3dunet.suggestions import IN_DOUBT, Suggestion, as_rows, show, suggest_slices, template, write_json
+from sparse3dunet.densify.suggest import IN_DOUBT, Suggestion, as_rows, show, suggest_slices, template, write_json
 
 SHAPE = (48, 40, 44)
 AFFINE = np.array([[1.0, 0, 0, -20], [0, 1.5, 0, -10], [0, 0, 2.0, 5], [0, 0, 0, 1]])
@@ -204,7 +204,7 @@ def test_large_volumes_on_a_coarse_grid(monkeypatch):
     """Blocks of voxels change little."""
     case = scene([((16, 25, 31), 4)])
     fine = suggest_slices(*case, AFFINE, 1)
-    monkeypatch.setattr("sparse3dunet.suggestions.MOST_VOXELS", 3000)
+    monkeypatch.setattr("sparse3dunet.densify.suggest.MOST_VOXELS", 3000)
     coarse = suggest_slices(*case, AFFINE, 1)
     assert [s.plane for s in coarse] == [s.plane for s in fine]
     assert all(abs(a.index - b.index) <= 2 for a, b in zip(coarse, fine))

@@ -226,7 +226,8 @@ def densify(
     Run again, it goes on: with what else is annotated by then, it starts from the last model. Ctrl-C ends it early.
     Any setting of bundle/configs/densify.yaml can follow, as --learning_rate 0.001.
     """
-    from sparse3dunet import densify_inputs, formats, running, settings
+    from sparse3dunet import formats, running, settings
+    from sparse3dunet.densify import inputs
 
     # What typer does not know, a setting of the config, ends up behind the sources.
     known = next((i for i, text in enumerate(sources) if text.startswith("--")), len(sources))
@@ -234,9 +235,7 @@ def densify(
     sources = sources[:known]
     ignored, slices = _numbers(ignore_index, "--ignore-index"), _slices(annotated_slices)
     settings.check_output_dir(output_dir)
-    dataset = densify_inputs.prepare(
-        sources, output_dir / "work" / "inputs", ignore_index=ignored, annotated_slices=slices
-    )
+    dataset = inputs.prepare(sources, output_dir / "work" / "inputs", ignore_index=ignored, annotated_slices=slices)
     own_format = formats.natural_suffix(sources[0]) if len(sources) == 2 else None
     given = {
         "dataset_dir": str(dataset),

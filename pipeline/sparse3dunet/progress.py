@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -71,3 +72,20 @@ class BatchProgress:
         if not quiet:
             text = text.encode(errors="backslashreplace").decode()  # names of files may be no UTF-8
             self.console.print(f"{self.finished}/{self.total} {text}", markup=False, highlight=False)
+
+
+@contextmanager
+def run_progress(cases: int) -> Iterator[Callable[[float], None]]:
+    """A bar over the work on some volumes, in a terminal alone; gives what takes the share of a volume that is done."""
+    console = Console()
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        task = bars.add_task("learning from held-out parts", total=cases)
+        done = 0
+
+        def advance(share: float) -> None:
+            nonlocal done
+            bars.update(task, completed=done + min(share, 1.0))
+            done += share >= 1
+
+        yield advance

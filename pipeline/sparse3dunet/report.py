@@ -13,11 +13,11 @@ from urllib.parse import quote
 import numpy as np
 
 from sparse3dunet.checkpoints import replace_file
+from sparse3dunet.densify.estimate import EXPLANATION, Estimate, interval_text
+from sparse3dunet.densify.suggest import Suggestion
 from sparse3dunet.engines import score_text
-from sparse3dunet.estimates import EXPLANATION, Estimate
 from sparse3dunet.pictures import UNLABELED
 from sparse3dunet.report_figures import CaseView, class_color, confidence_bar, course, doubt_panels, surface
-from sparse3dunet.suggestions import Suggestion
 
 SURFACES = 12
 """Classes of a case whose surfaces are shown: the largest ones."""
@@ -157,7 +157,7 @@ def page(report: Report) -> str:
 <header>
 <h1>{title}</h1>
 <p>{_summary(report)}</p>
-{"".join(f'<p class="note">{escape(note)}</p>' for note in report.notes)}
+{"".join(f'<p class="note">{escape(note)}</p>' for note in (*_warnings(report), *report.notes))}
 </header>
 <main>
 {_quality(report.quality)}
@@ -180,8 +180,12 @@ def _summary(report: Report) -> str:
     counts = f"{_count(len(report.cases), 'volume', 'volumes')}, {classes} besides the background."
     if quality.mean_dice is None:
         return f"{counts} Quality: not evaluable."
-    slices = _count(quality.slices, "held-out slice", "held-out slices")
-    return f"{counts} Mean Dice to expect: <strong>{score_text(quality.mean_dice)}</strong>, by {slices}."
+    between = f" ({interval_text(quality.low, quality.high)} in 9 of 10 cases)" if quality.low is not None else ""
+    return f"{counts} Mean Dice to expect: <strong>{score_text(quality.mean_dice)}</strong>{between}."
+
+
+def _warnings(report: Report) -> list[str]:
+    return [f"This result is likely to be useless: {text}" for text in report.quality.warnings]
 
 
 def _quality(quality: Estimate) -> str:
@@ -190,16 +194,16 @@ def _quality(quality: Estimate) -> str:
         return _section("How good it is likely to be", text, "quality")
     rows = []
     for number, entry in enumerate(quality.classes):
-        scores = map(score_text, (entry.dice, entry.iou, entry.held_out_dice))
+        scores = [score_text(entry.dice), interval_text(entry.low, entry.high), score_text(entry.iou)]
+        scores.append(score_text(entry.held_out_dice))
         rows.append([_swatch(number) + escape(entry.name), str(entry.slices), *scores])
-    means = (quality.mean_dice, quality.mean_iou, quality.mean_held_out_dice)
-    rows.append(["mean", "", *map(score_text, means)])
-    table = _table(["class", "n", "Dice", "IoU", "held-out Dice"], rows, total=True)
+    means = [score_text(quality.mean_dice), interval_text(quality.low, quality.high), score_text(quality.mean_iou)]
+    rows.append(["mean", "", *means, score_text(quality.mean_held_out_dice)])
+    table = _table(["class", "n", "Dice", "90 % interval", "IoU", "held-out Dice"], rows, total=True)
     text = f"""<p>Dice and IoU are what to expect where nothing is annotated; 1 is perfect. They come from
-{_count(quality.slices, "annotated slice", "annotated slices")} of {_count(quality.volumes, "volume", "volumes")}, held
-out of {_count(quality.folds, "training", "trainings")}: held-out Dice is the score there.
-{escape(EXPLANATION)} n is the number of held-out slices that show the class. Mean Dice is without
-the background, mean IoU over all classes.</p>"""
+{_count(quality.slices, "annotated slice", "annotated slices")} of {_count(quality.volumes, "volume", "volumes")}.
+{escape(EXPLANATION)} Held-out Dice is the score on held-out voxels, which lie farther from annotation. n is the number
+of annotated slices that show the class. Mean Dice is without the background, mean IoU over all classes.</p>"""
     return _section("How good it is likely to be", table + text, "quality")
 
 

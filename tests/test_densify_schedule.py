@@ -11,7 +11,7 @@ from monai.data import MetaTensor
 from sparse3dunet.calibration import TEMPERATURES
 from sparse3dunet.checks import CaseReport, DataReport
 from sparse3dunet.datalist import DataSet
-from sparse3dunet.densify_plan import (
+from sparse3dunet.densify.schedule import (
     Schedule,
     choose_spacing,
     deal_slices,
@@ -20,10 +20,10 @@ from sparse3dunet.densify_plan import (
     slices_showing,
     unlabeled_text,
 )
-from sparse3dunet.densify_state import differences
-from sparse3dunet.densify_state import read_description as description_of
+from sparse3dunet.densify.state import differences
+from sparse3dunet.densify.state import read_description as description_of
 from sparse3dunet.errors import DataError
-from sparse3dunet.estimates import Estimate, FinalCounts, FoldCounts, estimate, temperature
+from sparse3dunet.densify.estimate import Estimate, FinalCounts, FoldCounts, estimate, temperature
 from sparse3dunet.slices import find_slices, slices_mask
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -20,21 +21,25 @@ from sparse3dunet.batch import Output, predict_batch
 from sparse3dunet.checkpoints import file_digest, replace_file
 from sparse3dunet.checks import as_tensor
 from sparse3dunet.datalist import Case, DataSet, case_name
-from sparse3dunet.densify_plan import FINAL
+from sparse3dunet.densify.estimate import Estimate, Expected
+from sparse3dunet.densify.propagated import Outlook, distance_of
+from sparse3dunet.densify.schedule import FINAL
+from sparse3dunet.densify.suggest import Suggestion, suggest_slices, template, write_json
+from sparse3dunet.densify.suggest import show as show_suggestions
 from sparse3dunet.errors import DataError
-from sparse3dunet.estimates import Estimate
-from sparse3dunet.formats import check_output, read_image, write_segmentation
+from sparse3dunet.formats import OUTPUT_SUFFIXES, check_output, read_image, write_segmentation
 from sparse3dunet.formats.suffixes import natural_suffix
 from sparse3dunet.inputs import ImageCase
 from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL, WEIGHT
-from sparse3dunet.models import Model, load_model
+from sparse3dunet.models import Model
 from sparse3dunet.prediction import Prediction, Predictor, Scratch
+from sparse3dunet.propagation.calibration import decide
+from sparse3dunet.propagation.calibration import dice as dice_of
+from sparse3dunet.propagation.ensemble import Propagated
 from sparse3dunet.records import CaseRecord
 from sparse3dunet.report import CaseSection, Report, write_report
 from sparse3dunet.report_figures import CaseView
 from sparse3dunet.slabs import SlabInferer
-from sparse3dunet.suggestions import Suggestion, suggest_slices, template, write_json
-from sparse3dunet.suggestions import show as show_suggestions
 from sparse3dunet.training_log import read_log
 from sparse3dunet.transforms.annotation import SparseLabel
 from sparse3dunet.volumes import Volume, read_volume
@@ -43,7 +48,7 @@ OWN_FILES = ("config.yaml", "report.html", "quality.json", "suggestions.json", "
 """In an output folder, besides the results of each case."""
 PICTURED = 10
 """Cases whose pictures are in the report."""
-PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "scikit-image")
+PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "scikit-learn")
 
 
 @dataclass(frozen=True)
@@ -61,30 +66,63 @@ class Annotation:
     annotated: np.ndarray
 
 
-class AnnotationKeeper(Predictor):
-    """A predictor of annotated images: annotated voxels keep their label, of which it is sure.
+class Densifier(Predictor):
+    """A predictor of annotated images: propagation's probabilities and the network's, and the classes of best Dice.
 
     Args:
-        annotations: by the path of a case's (first) file, its annotation is read by this.
+        results: whose cases are predicted.
+        outlooks: by name of the case.
         arguments: of :class:`~sparse3dunet.prediction.Predictor`.
-        keep: whether to keep labels.
     """
 
-    def __init__(self, annotations: Any, keep: bool, *arguments: Any, **named: Any) -> None:
+    def __init__(self, results: Results, outlooks: Mapping[str, Outlook], *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        self.annotations, self.keep = annotations, keep
+        self.results, self.outlooks = results, outlooks
+        self.expected: dict[str, Expected] = {}
 
     def __call__(self, volumes: Sequence[Volume], scratch: Scratch) -> Prediction:
-        prediction = super().__call__(volumes, scratch)
-        if not self.keep:
-            return prediction
-        known = self.annotations(volumes[0].path)
-        values = self.class_values[known.numbers[known.annotated]]
-        prediction.segmentation[known.annotated] = values
-        if prediction.confidence is not None:
-            prediction.confidence[known.annotated] = 255
-        prediction.voxels = [int((prediction.segmentation == value).sum()) for value in self.class_values]
-        return prediction
+        path = volumes[0].path
+        name = self.results.name_of(path)
+        outlook, annotation = self.outlooks[name], self.results.annotation(path)
+        shape = annotation.numbers.shape
+        distance = distance_of(annotation.annotated, volumes[0].spacing)
+        network = None
+        if outlook.share:
+            self.probabilities = True  # of the network, which are no result
+            try:
+                network = np.moveaxis(np.asarray(super().__call__(volumes, scratch).probabilities), -1, 0)
+            finally:
+                self.probabilities = False
+        prob = outlook.prob(shape, distance, network)
+        unknown = ~annotation.annotated.ravel()
+        classes, dice = decide(prob.reshape(len(prob), -1), unknown)
+        numbers = classes.reshape(shape)
+        counts = np.bincount(classes[unknown], minlength=len(prob))
+        self.expected[name] = expected(outlook, dice, counts)
+        confidence = np.rint(255 * np.take_along_axis(prob, numbers[None], 0)[0]).astype(np.uint8)
+        mean = float(confidence[numbers > 0].mean() / 255) if (numbers > 0).any() else None
+        if self.results.keep:
+            numbers[annotation.annotated] = annotation.numbers[annotation.annotated]
+            confidence[annotation.annotated] = 255
+        voxels = np.bincount(numbers.ravel(), minlength=len(prob)).tolist()
+        return Prediction(self.class_values[numbers], confidence if self.confidence else None, None, voxels, mean)
+
+
+def expected(outlook: Outlook, dice: np.ndarray, counts: np.ndarray) -> Expected:
+    """What is expected of a volume, and what its held-out voxels tell of that."""
+    held = outlook.propagated.held
+    nothing = np.full(len(dice), np.nan)
+    if held is None:
+        return Expected(dice, nothing, nothing, counts)
+    prob = outlook.calibration(held.prob, held.distance)
+    classes, _ = decide(prob, np.ones(len(held.label), bool))
+    found = dice_of(classes, held.label, held.weight, len(dice))
+    hits, total = np.zeros(len(dice)), np.zeros(len(dice))
+    for number in range(len(dice)):
+        chosen = classes == number
+        hits[number] = (held.weight * prob[number])[chosen].sum()
+        total[number] = held.weight[chosen].sum() + (held.weight * prob[number]).sum()
+    return Expected(dice, found, 2 * hits / np.maximum(total, 1e-9), counts)
 
 
 class Results:
@@ -114,11 +152,12 @@ class Results:
         numbers, weights = split(as_tensor(label), weight, case.get(ANNOTATED_SLICES))
         return Annotation(label.data, np.asarray(numbers[0]), np.asarray(weights[0]) > 0)
 
-    def check(self, is_former: bool) -> None:
+    def check(self, is_former: bool, previews: Mapping[str, str]) -> None:
         """Look at all places of results, before anything is trained.
 
         Args:
             is_former: whether a former run has written to the folder.
+            previews: digests by file name of those that a former run wrote.
 
         Raises:
             DataError: where a result would replace a file that is not a former run's, or was changed since; or where
@@ -130,6 +169,9 @@ class Results:
             image = read_image(case.files[0])
             for name in names.values():
                 check_output(name, image, self.output.labels)
+            preview = self.preview(case)
+            if not _is_ours(preview, previews):
+                raise DataError(f"{preview.absolute()} exists, and is not a former run's. Move it, or pass another -o.")
         found = [name for name in OWN_FILES if (self.folder / name).exists()]
         if found and not is_former:
             raise DataError(
@@ -137,16 +179,16 @@ class Results:
                 "there. Pass another folder for the results (-o)."
             )
 
-    def predict(self, model: Model, device: Any) -> None:
-        """Write the segmentation and the confidence of each case.
+    def predict(self, model: Model, outlooks: Mapping[str, Outlook], device: Any) -> dict[str, Expected]:
+        """Write the segmentation and the confidence of each case; returns what is expected of them.
 
         Raises:
             DataError: when a case fails.
         """
         device = torch.device(device)
-        predictor = AnnotationKeeper(
-            self.annotation,
-            self.keep,
+        predictor = Densifier(
+            self,
+            outlooks,
             model.network.to(device),
             SlabInferer(model.patch_size, 0.5),
             model.class_values,
@@ -155,11 +197,42 @@ class Results:
             device,
             confidence=True,
         )
-        labels = [file_digest(case[LABEL]) for case in self.data_set.cases]
-        key = {"model": model.digest, "keep": self.keep, "labels": labels}
-        outcome = predict_batch(self.cases, predictor, self.output, key)
+        # Never as done before: what is expected is computed beside it
+        outcome = predict_batch(self.cases, predictor, self.output, {"run": time.time_ns()})
         if outcome.failed:
             raise DataError(f"{len(outcome.failed)} of {len(self.cases)} volume(s) failed: {outcome.failed[0]}")
+        return predictor.expected
+
+    def write_preview(self, case: ImageCase, found: Propagated, previews: dict[str, str]) -> Path:
+        """Write what can be told at once.
+
+        Args:
+            case: of which.
+            found: its probabilities.
+            previews: digests by file name of what was written before; gets this one's.
+        """
+        image, annotation = read_image(case.files[0]), self.annotation(case.files[0])
+        shape = annotation.numbers.shape
+        prob = found.whole(shape)
+        classes, _ = decide(prob.reshape(len(prob), -1), ~annotation.annotated.ravel())
+        numbers = classes.reshape(shape)
+        if self.keep:
+            numbers[annotation.annotated] = annotation.numbers[annotation.annotated]
+        path = self.preview(case)
+        values = np.asarray(self.data_set.class_values)[numbers].astype(np.int32)
+        write_segmentation(path, values, image, self.output.labels)
+        previews[path.name] = file_digest(path)
+        return path
+
+    def preview(self, case: ImageCase) -> Path:
+        """Where that is."""
+        segmentation = self._names(case)["segmentation"]
+        suffix = next(s for s in (*OUTPUT_SUFFIXES, "") if segmentation.endswith(s))
+        return self.folder / f"{case.name}_preview{suffix}"
+
+    def name_of(self, image: str) -> str:
+        """Of the case whose (first) image file is `image`."""
+        return case_name(self.by_path[image][IMAGE])
 
     def _names(self, case: ImageCase) -> dict[str, str]:
         return self.output.names(case, confidence=True)
@@ -197,10 +270,8 @@ class Results:
 
 def write_results(
     results: Results,
-    model_file: Path,
     quality: Estimate,
     *,
-    device: Any,
     suggestions: int,
     choices: Sequence[tuple[str, str, str]],
     notes: Sequence[str],
@@ -209,24 +280,20 @@ def write_results(
     templates: dict[str, str],
     keep: Callable[[], None],
 ) -> None:
-    """Predict all cases, and write ``quality.json``, ``suggestions.json``, the templates and ``report.html``.
+    """Write ``quality.json``, ``suggestions.json``, the templates and ``report.html``, of cases that are predicted.
 
     Args:
         results: where they go.
-        model_file: of the final model.
         quality: the estimate.
-        device: of the network.
         suggestions: slices of each plane to annotate next.
         choices: what was chosen, with its value, and why.
         notes: what else a reader must know.
         command: that was typed.
-        work: by part of the run, the folder with its ``training.csv``.
+        work: by part of the training, the folder with its ``training.csv``.
         templates: see :meth:`Results.write_template`.
         keep: called when `templates` have changed.
     """
-    model = load_model(model_file)
     _write_json(results.folder / "quality.json", quality.as_json())
-    results.predict(model, device)
     sections: list[CaseSection] = []
     by_case: dict[str, Sequence[Suggestion]] = {}
     for case in results.cases:
@@ -240,7 +307,7 @@ def write_results(
     titles = {part: "final" if part == FINAL else f"held out {int(part.removeprefix('fold_')) + 1}" for part in work}
     content = Report(
         title=results.cases[0].name if len(results.cases) == 1 else f"{len(results.cases)} volumes",
-        class_names=model.class_names,
+        class_names=results.data_set.class_names,
         cases=sections,
         quality=quality,
         curves={titles[part]: read_log(folder / "training.csv") for part, folder in work.items()},

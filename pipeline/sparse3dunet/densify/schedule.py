@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,9 @@ import torch
 from sparse3dunet.checks import CaseReport, DataReport
 from sparse3dunet.datalist import Case, case_name
 from sparse3dunet.errors import DataError
-from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL, WEIGHT
+from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, WEIGHT
 from sparse3dunet.settings import target_spacing
-from sparse3dunet.slices import Slices, crossed, find_slices, runs, slices_mask
+from sparse3dunet.slices import Slices, crossed, find_slices, runs
 from sparse3dunet.transforms.holdout import TRAINING, HoldOutSlices, HoldOutSlicesd
 from sparse3dunet.transforms.walker import MOST_VOXELS
 
@@ -23,15 +23,16 @@ VOXELS_PER_MINUTE = {"cpu": 2_000_000, "cuda": 60_000_000}
 """Of all volumes together, that are looked at as they are; of more, the finest axes become coarser."""
 WALKED_PER_MINUTE = 2_500_000
 """Voxels that the random walker may go through for each minute of a training: about a quarter of it."""
-FOLDS_FROM = 10
-"""Minutes from which on three folds are worth their time."""
 FOLDS = 3
-SHARES = {0: 0.0, 1: 0.35, FOLDS: 0.2}
-"""By number of folds, the share of the time that each one takes."""
+"""Parts of the annotated slices that are held out in turn."""
+FOLD_SHARE = 0.35
+"""Of the time left for the network, that it learns without the first part of the slices, to be judged by these."""
 KEPT_SHARE = 0.2
-"""Likewise, of a single fold that begins with the former run's model of the same slices."""
+"""Likewise, where that begins with the former run's model of the same slices."""
 SPACING_RATIO = 1.5
 """Between the cases' voxel sizes, above which they are resampled to the median."""
+LEAST_SHARE = 0.05
+"""Of the whole time, that the network learns even if propagation has taken longer than it should."""
 LISTED_SLICES = 40
 """Annotated slices of a volume, up to which they are named one by one."""
 FINAL = "final"
@@ -125,24 +126,22 @@ def choices(
 
 @dataclass(frozen=True)
 class Schedule:
-    """What the minutes are spent on.
+    """What the minutes are spent on, after propagation.
 
     Attributes:
         seconds: of the whole run.
-        folds: trainings that hold slices out.
-        keeps_fold: whether the first one begins with the former run's model.
+        judged: whether the network first learns without some slices.
+        keeps_fold: whether it then begins with the former run's model.
     """
 
     seconds: float
-    folds: int
+    judged: bool
     keeps_fold: bool = False
 
-    @property
-    def fold(self) -> float:
-        """Seconds for each fold, reading and scoring included."""
-        if self.keeps_fold and self.folds == 1:
-            return self.seconds * KEPT_SHARE
-        return self.seconds * SHARES.get(self.folds, 0.6 / max(self.folds, 1))
+    def fold(self, spent: float) -> float:
+        """Seconds for the network that is judged, reading and predicting included."""
+        share = (KEPT_SHARE if self.keeps_fold else FOLD_SHARE) if self.judged else 0.0
+        return share * max(self.seconds - spent - self.reserve, LEAST_SHARE * self.seconds)
 
     @property
     def reserve(self) -> float:
@@ -157,17 +156,17 @@ class Schedule:
             prediction: seconds that predicting all volumes is likely to take; 0 where unknown.
         """
         reserve = max(self.reserve, min(5 + prediction, 0.3 * self.seconds))
-        return max(self.seconds - spent - reserve, 0.2 * self.seconds)
+        return max(self.seconds - spent - reserve, LEAST_SHARE * self.seconds)
 
 
-def number_of_folds(folds: Any, minutes: float) -> int:
-    """As given; for "auto" three where the minutes allow it, else one split.
+def number_of_folds(folds: Any) -> int:
+    """As given; for "auto" three.
 
     Raises:
         DataError: when `folds` is neither "auto" nor a number from 0 on.
     """
     if folds == AUTO:
-        return FOLDS if minutes >= FOLDS_FROM else 1
+        return FOLDS
     if not isinstance(folds, int) or isinstance(folds, bool) or folds < 0:
         raise DataError(f"folds must be a number from 0 (no estimate of the quality) on, or auto; got {folds!r}.")
     return folds
@@ -190,18 +189,20 @@ def deal_slices(
         folds: number of folds.
         seed: of the dealing.
         former: what a former run held out, whose model goes on: the same again, as far as it still is annotated, since
-            that model has learned all other slices; and what was annotated next to it since. Then there is one fold.
+            that model has learned all other slices; and what was annotated next to it since. It is the first fold.
         learned: names of the cases that this model has learned from.
     """
     if folds == 0:
         return [], "no slices were held out, as --folds 0 says"
-    dealt: list[dict[str, Slices]] = [{} for _ in range(1 if former else folds)]
+    dealt: list[dict[str, Slices]] = [{} for _ in range(folds)]
     reason = ""
     for name, item in items.items():
         annotated = item[WEIGHT][0] > 0
         try:
             if former is not None and (name in former or name in learned):
-                dealt[0][name] = _again(former.get(name, [[], [], []]), annotated)
+                again = _again(former.get(name, [[], [], []]), annotated)
+                for chosen, slices in zip(dealt, [again, *_others(again, annotated, folds - 1)]):
+                    chosen[name] = slices
                 continue
             units = sum(len(runs(indices)) for indices in _slices_of(annotated) or [])
             parts = max(min(3, units), min(5, units // 3), min(folds, units), 2)
@@ -217,6 +218,17 @@ def deal_slices(
 
 def _slices_of(annotated: torch.Tensor) -> Slices | None:
     return None if bool(annotated.all()) else find_slices(annotated.cpu().numpy())
+
+
+def _others(again: Slices, annotated: torch.Tensor, folds: int) -> list[Slices]:
+    """All slices but those of the first fold, dealt to the others in turn."""
+    dealt: list[Slices] = [[[], [], []] for _ in range(folds)]
+    for axis, indices in enumerate(_slices_of(annotated) or []):
+        rest = [run for run in runs(indices) if not set(run) & set(again[axis])]
+        for number, run in enumerate(rest, axis):
+            if folds:
+                dealt[number % folds][axis] += run
+    return dealt
 
 
 def _again(former: Slices, annotated: torch.Tensor) -> Slices:
@@ -244,24 +256,19 @@ def cases_of(cases: Sequence[Case], held_out: Mapping[str, Slices] | None) -> li
     return [{key: case[key] for key in case if key != "reference"} for case in chosen or cases[:1]]
 
 
-def slices_showing(
-    items: Mapping[str, Mapping[str, Any]], held_out: Mapping[str, Slices], num_classes: int
-) -> list[int]:
-    """By class, the number of held-out slices that show it.
+def slices_showing(annotated: Iterable[tuple[np.ndarray, np.ndarray]], num_classes: int) -> list[int]:
+    """By class, the number of annotated slices that show it.
 
     Args:
-        items: ``label`` and ``weight`` of each case, (1, X, Y, Z).
-        held_out: by case, for each axis the slices' indices.
+        annotated: of each volume, class numbers and what is annotated, (X, Y, Z) in the order of the file.
         num_classes: K.
     """
     counts = [0] * num_classes
-    for name, slices in held_out.items():
-        label, annotated = items[name][LABEL][0].cpu().numpy(), (items[name][WEIGHT][0] > 0).cpu().numpy()
-        for number in range(num_classes):
-            shown = (label == number) & annotated
-            for axis, indices in enumerate(slices):
-                alone = shown & slices_mask(shown.shape, [indices if a == axis else [] for a in range(3)])
-                counts[number] += int(crossed(alone, axis)[indices].sum()) if indices else 0
+    for numbers, known in annotated:
+        slices = None if known.all() else find_slices(known)
+        for axis, indices in enumerate(slices or [[], [], []]):
+            for number in range(num_classes):
+                counts[number] += int(crossed((numbers == number) & known, axis)[indices].sum()) if indices else 0
     return counts
 
 

@@ -40,11 +40,12 @@ class State:
         keeps_fold: whether the first fold begins with the former run's.
         goes_on: whether the run began with a former one's models.
         seconds: by part (a fold, or the final training) that was begun, how long it trains.
-        folds: by fold that is done, :class:`~sparse3dunet.estimates.FoldCounts` in plain values.
-        final: of the final model, :class:`~sparse3dunet.estimates.FinalCounts` in plain values.
+        share: of the network in the result, once it was judged.
+        calibrations: by case, of propagation and the network together: the fields of Calibration.
         trained: whether the final model is there.
         stopped_early: whether the user ended the training.
         complete: whether all results are there.
+        previews: by file name, the digest of each preview that was written.
         templates: by file name, the digest of each template that was written; without those that the user passed since.
         notes: what else a reader of the results must know.
     """
@@ -58,11 +59,12 @@ class State:
     keeps_fold: bool = False
     goes_on: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
-    folds: dict[str, Any] = field(default_factory=dict)
-    final: dict[str, Any] = field(default_factory=dict)
+    share: float | None = None
+    calibrations: dict[str, list[float]] = field(default_factory=dict)
     trained: bool = False
     stopped_early: bool = False
     complete: bool = False
+    previews: dict[str, str] = field(default_factory=dict)
     templates: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 

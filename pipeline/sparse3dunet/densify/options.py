@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparse3dunet.densify_plan import AUTO, check_minutes, number_of_folds
+from sparse3dunet.densify.schedule import AUTO, check_minutes, number_of_folds
 from sparse3dunet.errors import DataError
 from sparse3dunet.formats import OUTPUT_SUFFIXES
 
@@ -18,7 +18,7 @@ class Options:
     Attributes:
         output_dir: of all results.
         minutes: for the whole run.
-        folds: see :func:`~sparse3dunet.densify_plan.number_of_folds`.
+        folds: see :func:`~sparse3dunet.densify.schedule.number_of_folds`.
         seed: of what is random.
         device: of the network.
         anew: whether to forget what a former run in the folder learned.
@@ -41,7 +41,7 @@ class Options:
 
     def __post_init__(self) -> None:
         check_minutes(self.minutes)
-        number_of_folds(self.folds, self.minutes)
+        number_of_folds(self.folds)
         if not isinstance(self.suggestions, int) or self.suggestions < 0:
             raise DataError(f"suggestions must be a number of slices, 0 or more; got {self.suggestions!r}.")
         suffix = None if self.format is None else "." + str(self.format).lstrip(".")

@@ -1,8 +1,9 @@
-"""Densify: learn from the annotated slices of some volumes, tell how well, and segment all of them.
+"""Densify: segment all of some volumes of which a part is annotated, and tell how well.
 
-The run consists of parts: folds, each of which holds annotated slices out, for an estimate of the quality, and the
-final training on all slices. Each is what ``run training`` does, with the same config. The first fold's model is what
-the final training begins with, so that its time is not lost.
+First come methods without a network, which begin where a user's own tools end: a preview in seconds, then what they
+reach when they learn from held-out slices and blocks (:mod:`~sparse3dunet.propagation`). The minutes that are left go
+to the network, as in ``run training``, with the same config: without the first part of the slices, on which it is
+judged beside these methods, then with all. It has a share in the result where it makes that better on those slices.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from __future__ import annotations
 import copy
 import gc
 import shlex
+import shutil
 import signal
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +29,13 @@ from sparse3dunet import configs
 from sparse3dunet.checkpoints import file_digest, save_file
 from sparse3dunet.checks import DataReport
 from sparse3dunet.datalist import DataSet, case_name
-from sparse3dunet.densify_inputs import annotation_of
-from sparse3dunet.densify_options import Options
-from sparse3dunet.densify_plan import (
+from sparse3dunet.densify.estimate import Estimate, Expected, estimate, show
+from sparse3dunet.densify.inputs import annotation_of
+from sparse3dunet.densify.network import calibrations, choose_share, network_on_held_out
+from sparse3dunet.densify.options import Options
+from sparse3dunet.densify.propagated import Outlook, Propagation
+from sparse3dunet.densify.results import Results, write_results
+from sparse3dunet.densify.schedule import (
     AUTO,
     FINAL,
     Schedule,
@@ -38,11 +44,10 @@ from sparse3dunet.densify_plan import (
     choices,
     deal_slices,
     number_of_folds,
+    slices_showing,
     unlabeled_text,
 )
-from sparse3dunet.densify_results import Results, write_results
-from sparse3dunet.densify_scores import Scorer
-from sparse3dunet.densify_state import (
+from sparse3dunet.densify.state import (
     Learned,
     State,
     StateFile,
@@ -51,8 +56,11 @@ from sparse3dunet.densify_state import (
     keep_aside,
     read_description,
 )
-from sparse3dunet.estimates import Estimate, FinalCounts, FoldCounts, estimate, show, temperature
 from sparse3dunet.keys import IMAGE, LABEL, WEIGHT
+from sparse3dunet.models import load_model
+from sparse3dunet.progress import run_progress
+from sparse3dunet.propagation.calibration import Calibration
+from sparse3dunet.propagation.ensemble import Held
 from sparse3dunet.slices import Slices
 
 STOPPED = 128 + signal.SIGINT
@@ -84,13 +92,13 @@ def densify(config: Mapping[str, Any], data_set: DataSet, report: DataReport, sp
 
 @dataclass
 class _Trained:
-    """A part's network, and what is known of it."""
+    """A part's network, and how it predicts."""
 
     network: torch.nn.Module
     description: dict[str, Any]
     stopped: bool
-    scored: dict[str, Any] = field(default_factory=dict)  # FoldCounts, or FinalCounts, in plain values
-    seconds: float = 0.0  # to predict all volumes that were scored
+    load: Compose
+    inferer: Any
 
 
 class _Run:
@@ -109,33 +117,42 @@ class _Run:
         self.former = None if anew else read_description(self.output_dir / MODEL)
         self.spacing = self.former.get("spacing") if self.former and options.own_spacing else spacing
         self.config = {**config, "data_set": data_set, "report": report, "target_spacing": self.spacing}
-        self.schedule = Schedule(60 * options.minutes, number_of_folds(options.folds, options.minutes))
         self.digest = digest(data_set, config, [self.spacing, channels(options.device)])
         self.notes: list[str] = []
         self.total = 0.0  # seconds of this process, up to `started`
+        self.results = Results(self.output_dir, self.data_set, options.format, options.keep_annotation)
+        count, seconds = len(data_set.class_names), 60 * options.minutes
+        self.propagation = Propagation(
+            self.output_dir / "work" / "propagation",
+            self.results.annotation,
+            count,
+            seconds,
+            len(data_set.cases),
+            options.seed,
+        )
 
     def run(self) -> None:
-        results = Results(self.output_dir, self.data_set, self.options.format, self.options.keep_annotation)
-        results.check(is_former=self.before is not None)
+        self.results.check(self.before is not None, self.before.previews if self.before else {})
         description = self._parser({}).get_parsed_content("description")
-        state = self.state = self._begin(description, results)
+        state = self.state = self._begin(description)
         self._clear()
         configs.record(self.output_dir)
         told = self._told(description)
         for name, value, why in told:
             print(f"{name}: {value} ({why})", flush=True)
         if not state.trained:
+            self._propagate()
             self._train()
-        quality = self._quality()
+        model = load_model(self.output_dir / MODEL)
+        expected = self.results.predict(model, self._outlooks(), self.options.device)
+        quality = self._quality(expected)
         show(quality)
         write_results(
-            results,
-            self.output_dir / MODEL,
+            self.results,
             quality,
-            device=self.options.device,
             suggestions=self.options.suggestions,
-            choices=told,
-            notes=[*self.notes, *(["The training was ended early, by Ctrl-C."] if state.stopped_early else [])],
+            choices=[*told, self._told_of_methods()],
+            notes=[*self.notes, *(["The run was ended early, by Ctrl-C."] if state.stopped_early else [])],
             command=_typed(),
             work={part: self.output_dir / "work" / part for part in state.seconds},
             templates=state.templates,
@@ -144,6 +161,8 @@ class _Run:
         state.complete = True
         self.file.write(state)
         seconds = self.total + time.perf_counter() - self.started
+        if not quality.usable:
+            print(f"This result is likely to be useless: {quality.warnings[0]}", flush=True)
         print(f"Done in {seconds / 60:.1f} minutes. Look at {self.output_dir / 'report.html'}", flush=True)
 
     def _told(self, description: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -152,19 +171,70 @@ class _Run:
             ("unlabeled", unlabeled_text(self.report), "--ignore-index or --annotated-slices say otherwise"),
         ]
         count = len(self.state.held_out)
-        trainings = f"{count} training without some slices" if count == 1 else f"{count} trainings without some slices"
         if count:
-            reason = f"{self.options.minutes:g} minutes allow it" if self.options.folds == AUTO else "as asked for"
-            reason = "those that the former run's model has not learned" if self.state.keeps_fold else reason
-            told.append(("estimate of the quality", trainings, reason))
+            reason = "each in turn" if self.options.folds == AUTO else "as asked for"
+            reason = (
+                "the first is that which the former run's model has not learned" if self.state.keeps_fold else reason
+            )
+            told.append(("estimate of the quality", f"{count} part(s) of the slices, held out", reason))
         if self.state.goes_on:
-            told.append(("begin", "the former run's model", "it has learned from this annotation, or a part of it"))
+            told.append(("begin of the network", "the former run's model", "it has learned from this annotation"))
         minutes, device = self.options.minutes, self.options.device
         return [*told, *choices(self.report, description, device, minutes, self.options.own_spacing)]
 
+    def _told_of_methods(self) -> tuple[str, str, str]:
+        methods = sorted({p.method for case in self.results.cases if (p := self.propagation.best(case))})
+        share = self.state.share or 0.0
+        network = f", and the network at {share:g} of its weight" if share else ", without the network"
+        why = "best on held-out slices" if share else "it made nothing better on held-out slices"
+        return "methods", "; ".join(methods) + network, why
+
+    # ------------------------------------------------------------ without a network
+
+    def _propagate(self) -> None:
+        """A preview of each volume, then all that can be told of it without a network; what is done is on disk."""
+        for case in self.results.cases:
+            found = self.propagation.preview(case, self._slices_of(case.name))
+            path = self.results.write_preview(case, found, self.state.previews)
+            self.file.write(self.state)
+            seconds = self.total + time.perf_counter() - self.started
+            print(f"Preview after {seconds:.0f} s: {path}", flush=True)
+        try:
+            with run_progress(len(self.results.cases)) as advance:
+                for case in self.results.cases:
+                    self.propagation.refine(case, self._slices_of(case.name), advance)
+        except KeyboardInterrupt:
+            self.state.stopped_early = True
+            self._say("Ctrl-C: the results are made of what was found so far; once more ends at once.")
+        self._keep_time()
+
+    def _slices_of(self, name: str) -> list[Slices]:
+        """Those that parts hold out, on the volume's own grid; none where the network sees another one."""
+        if self.spacing is not None:
+            return []
+        return [fold[name] for fold in self.state.held_out if name in fold]
+
+    def _held(self) -> dict[str, Held]:
+        found = {case.name: self.propagation.best(case) for case in self.results.cases}
+        return {name: p.held for name, p in found.items() if p is not None and p.held is not None}
+
+    def _outlooks(self) -> dict[str, Outlook]:
+        outlooks = {}
+        for case in self.results.cases:
+            found = self.propagation.best(case)
+            if found is None:  # another version's, or gone
+                found = self.propagation.refine(case, self._slices_of(case.name))
+            held = found.held
+            rows = (held.prob, held.label, held.distance, held.weight) if held is not None else None
+            calibration = Calibration() if rows is None else Calibration.fit(*rows)
+            if case.name in self.state.calibrations:
+                calibration = Calibration(*self.state.calibrations[case.name])
+            outlooks[case.name] = Outlook(found, calibration, self.state.share or 0.0)
+        return outlooks
+
     # ------------------------------------------------------------ where to begin
 
-    def _begin(self, description: Mapping[str, Any], results: Results) -> State:
+    def _begin(self, description: Mapping[str, Any]) -> State:
         """The state to go on with, or a new one."""
         before = self.before
         same = before is not None and before.digest == self.digest and not before.complete
@@ -172,7 +242,9 @@ class _Run:
             self.notes = before.notes
             self._say(f"Going on with the run that was not completed in {self.output_dir}.")
             return before
-        state = State(self.digest, templates=before.templates if before else {}, anew=self.options.anew)
+        state = State(self.digest, anew=self.options.anew)
+        if before is not None:
+            state.templates, state.previews = before.templates, before.previews
         state.notes = self.notes
         former_slices = None
         if self.former is not None:
@@ -181,19 +253,19 @@ class _Run:
             if changed:
                 kept = keep_aside(self.output_dir / MODEL)
                 self._say(f"The former run's model is left aside, as {kept}: {', '.join(changed)}.")
-            elif before is not None and before.held_out and self._fold_model(0).is_file():
+            elif before is not None and before.held_out and self._fold_model().is_file():
                 former_slices = before.held_out[0]
         if state.goes_on:
             self._say(f"Learning further from the former run's model in {self.output_dir}; --anew begins anew.")
         learned = (self.former or {}).get("training", [])
         state.held_out, state.reason = deal_slices(
-            self._items(), self.schedule.folds, self.options.seed, former_slices, learned
+            self._items(), number_of_folds(self.options.folds), self.options.seed, former_slices, learned
         )
         state.keeps_fold = former_slices is not None
-        if state.reason and self.schedule.folds:
-            self._say(f"No estimate of the quality: {state.reason}.")
+        if state.reason and self.options.folds:
+            self._say(f"No whole slices are held out: {state.reason}.")
         self._look_at_templates(state)
-        self._look_at_annotation(results, state.goes_on)
+        self._look_at_annotation(state.goes_on)
         self.file.write(state)
         return state
 
@@ -203,6 +275,7 @@ class _Run:
             return
         for last in (self.output_dir / "work").glob("*/last.pt"):
             last.unlink()
+        shutil.rmtree(self.propagation.folder, ignore_errors=True)
         if not self.state.keeps_fold:
             for model in (self.output_dir / "work").glob("fold_*/model.*"):
                 model.unlink()
@@ -229,11 +302,11 @@ class _Run:
             if passed & {written, now}:
                 del state.templates[name]
 
-    def _look_at_annotation(self, results: Results, goes_on: bool) -> None:
+    def _look_at_annotation(self, goes_on: bool) -> None:
         """Keep what is going to be learned, and tell what of it the former model learned otherwise."""
         self.learned.start(goes_on)
-        for name, case in zip(self.names, results.cases):
-            annotation = results.annotation(case.files[0])
+        for name, case in zip(self.names, self.results.cases):
+            annotation = self.results.annotation(case.files[0])
             changed = self.learned.changed(name, annotation.numbers, annotation.annotated)
             self.learned.add(name, annotation.numbers, annotation.annotated)
             if changed:
@@ -258,45 +331,49 @@ class _Run:
     # ------------------------------------------------------------ the parts
 
     def _train(self) -> None:
-        """All parts that are not done yet, and the final model."""
-        trained = None
-        schedule = Schedule(self.schedule.seconds, len(self.state.held_out), self.state.keeps_fold)
-        for fold, held_out in enumerate(self.state.held_out):
-            part = f"fold_{fold}"
-            if part in self.state.folds:
-                continue
-            initial = self._fold_model(0) if self.state.goes_on and fold == 0 else None
-            title = f"held out {fold + 1}/{len(self.state.held_out)}"
-            trained = self._part(part, title, held_out, schedule.fold, initial)
-            if trained.stopped and (fold or self.state.goes_on):
+        """The network that is judged, and the final one, in the time that is left."""
+        state, schedule = self.state, Schedule(60 * self.options.minutes, self._is_judged(), self.state.keeps_fold)
+        if state.stopped_early:  # while methods without a network were at work
+            schedule = Schedule(0.0, False)
+        judged = 0.0
+        if schedule.judged and state.share is None:
+            initial = self._fold_model() if state.goes_on else None
+            trained = self._part("fold_0", "held out", state.held_out[0], schedule.fold(self._spent()), initial)
+            if trained.stopped and state.goes_on:
                 self._finish(None)  # there is a better model than this part's
                 return
-            save_file(self._fold_model(fold), trained.network.state_dict(), trained.description)
-            self.state.folds[part] = trained.scored
+            save_file(self._fold_model(), trained.network.state_dict(), trained.description)
+            began, held = time.perf_counter(), self._held()
+            found = network_on_held_out(
+                trained.network, self.data_set.cases, held, self.options.device, trained.load, trained.inferer
+            )
+            state.share = choose_share(held, found, len(self.data_set.class_names))
+            state.calibrations = calibrations(held, found, state.share)
+            judged = time.perf_counter() - began
             self._keep_time()
             if trained.stopped:
                 self._finish(trained)
                 return
-        spent = self.state.spent + time.perf_counter() - self.started
-        passes = 4 * trained.seconds if trained else 0.0  # twice; once with windows that overlap more
-        initial = self.output_dir / MODEL if self.state.goes_on else self._fold_model(0)
-        trained = self._part(FINAL, "training", None, schedule.final(spent, passes), initial)
-        self.state.final = trained.scored
-        self._finish(trained)
+        initial = self.output_dir / MODEL if state.goes_on else self._fold_model()
+        seconds = schedule.final(self._spent(), 2 * judged if state.share else 0.0)
+        self._finish(self._part(FINAL, "training", None, seconds, initial))
+
+    def _is_judged(self) -> bool:
+        """Whether there are slices to judge the network by, on the grid that it sees."""
+        return self.spacing is None and bool(self.state.held_out) and any(h.slices for h in self._held().values())
+
+    def _spent(self) -> float:
+        return self.state.spent + time.perf_counter() - self.started
 
     def _finish(self, trained: _Trained | None) -> None:
-        """Make a part's network the final model; None: the former run's, or the first fold's."""
+        """Make a part's network the final model; None: the former run's."""
         if trained is not None:
             save_file(self.output_dir / MODEL, trained.network.state_dict(), trained.description)
-        elif not self.state.goes_on:
-            weights = torch.load(self._fold_model(0), map_location="cpu", weights_only=True)
-            save_file(self.output_dir / MODEL, weights, read_description(self._fold_model(0)))
-            self.state.folds = {"fold_0": self.state.folds["fold_0"]}  # of the model that is kept
-        else:  # of which no fold's model tells
-            self.state.folds, self.state.reason = {}, "the training was ended before it could be told"
-        if trained is not None or not self.state.goes_on:
             self.learned.finish()
-        self.state.trained, self.state.stopped_early = True, trained is None or trained.stopped
+        else:  # which was not judged
+            self.state.share = 0.0
+        self.state.trained = True
+        self.state.stopped_early |= trained is None or trained.stopped
         self._keep_time()
 
     def _keep_time(self) -> None:
@@ -310,7 +387,7 @@ class _Run:
     def _part(
         self, part: str, title: str, held_out: dict[str, Slices] | None, seconds: float, initial: Path | None
     ) -> _Trained:
-        """Train a part, or go on with it, and score it where it holds slices out."""
+        """Train a part, or go on with it."""
         started = time.perf_counter()
         resume = (self.output_dir / "work" / part / "last.pt").is_file()
         changes = {"part": part, "title": title, "held_out": held_out, "minutes": seconds / 60, "resume": resume}
@@ -324,7 +401,7 @@ class _Run:
         if part not in self.state.seconds:
             self.state.seconds[part] = max(seconds - (time.perf_counter() - started), 0.3 * seconds)
             self.file.write(self.state)
-        budget.set(self.state.seconds[part] / 60)
+        budget.set(max(self.state.seconds[part], 1.0) / 60)
         stopped = False
         try:
             resumable.run(resume)
@@ -333,33 +410,26 @@ class _Run:
                 raise
             stopped = True
             self._say("Ctrl-C: the results are made of what was learned so far; once more ends at once.")
-        result = _Trained(network, description, stopped)
-        began = time.perf_counter()
         load, inferer = Compose(parser.get_parsed_content("load")), parser.get_parsed_content("validate#inferer")
-        scorer = Scorer(self.data_set.cases, len(self.data_set.class_names), self.options.device, load, inferer)
-        if held_out:
-            result.scored = scorer.fold(network, held_out).as_json()
-        elif self.state.folds:
-            result.scored = scorer.final(network, temperature(self._folds())).as_json()
-        result.seconds = time.perf_counter() - began
         del parser, resumable
         gc.collect()  # the volumes
-        return result
+        return _Trained(network, description, stopped, load, inferer)
 
-    def _folds(self) -> list[FoldCounts]:
-        """Of the folds that are done."""
-        return [FoldCounts.from_json(content) for content in self.state.folds.values()]
+    def _quality(self, expected: Mapping[str, Expected]) -> Estimate:
+        """By what was held out of the volumes."""
+        if self.options.folds == 0:
+            return Estimate(reason=self.state.reason)
+        held = self._held()
+        if not held:
+            return Estimate(reason=self.state.reason or "nothing can be held out without losing a class")
+        annotations = (self.results.annotation(case.files[0]) for case in self.results.cases)
+        shown = slices_showing(((a.numbers, a.annotated) for a in annotations), len(self.data_set.class_names))
+        total = sum(sum(map(len, case.slices.values())) for case in self.report.cases if case.slices)
+        found = {name: expected[name] for name in held}
+        return estimate(found, shown, total, len(self.state.held_out), self.data_set.class_names)
 
-    def _quality(self) -> Estimate:
-        done = self._folds()
-        if not done:
-            return Estimate(reason=self.state.reason or "no slices were held out")
-        slices = sum(len(i) for fold in self.state.held_out[: len(done)] for axes in fold.values() for i in axes)
-        final = FinalCounts.from_json(self.state.final) if self.state.final else None
-        return estimate(done, final, slices, self.data_set.class_names)
-
-    def _fold_model(self, fold: int) -> Path:
-        return self.output_dir / "work" / f"fold_{fold}" / "model.pt"
+    def _fold_model(self) -> Path:
+        return self.output_dir / "work" / "fold_0" / "model.pt"
 
     def _parser(self, changes: Mapping[str, Any]) -> ConfigParser:
         """Of the config with some values changed."""

@@ -1,0 +1,100 @@
+"""What the network adds to propagation: judged on slices that neither knew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai.inferers import Inferer
+
+from sparse3dunet.datalist import Case, case_name
+from sparse3dunet.densify.propagated import beside
+from sparse3dunet.keys import IMAGE, REFERENCE
+from sparse3dunet.propagation.calibration import Calibration, dice
+from sparse3dunet.propagation.ensemble import Held
+
+SHARES = (0.0, 0.3, 1.0)
+"""Of the network, that are tried."""
+GAIN = 0.005
+"""Of the mean Dice on held-out slices, that a share must add to be taken: less is noise."""
+
+
+def network_on_held_out(
+    network: torch.nn.Module,
+    cases: Sequence[Case],
+    held: Mapping[str, Held],
+    device: Any,
+    load: Callable[[Any], Any],
+    inferer: Inferer,
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """By case, which voxels of :class:`Held` are on its first part of slices, and the network's (K, n) there.
+
+    Cases whose volume the network sees on another grid are left out: it cannot be told there.
+    """
+    network.eval()
+    found = {}
+    for case in cases:
+        name = case_name(case[IMAGE])
+        if name not in held or not held[name].slices:
+            continue
+        item = load({key: case[key] for key in case if key != REFERENCE})
+        logits = inferer(item[IMAGE][None].to(device), network)[0].float().cpu()
+        prob = np.asarray(torch.softmax(torch.as_tensor(logits), 0))
+        inside = held[name].part == held[name].slices[0]
+        affine = _file_affine(case)
+        prob = _to_file_order(prob, affine)
+        places = held[name].place[inside]
+        if (places < prob.shape[1:]).all():
+            found[name] = (inside, prob[(slice(None), *places.T)])
+    return found
+
+
+def choose_share(
+    held: Mapping[str, Held], network: Mapping[str, tuple[np.ndarray, np.ndarray]], num_classes: int
+) -> float:
+    """The network's share that is best on held-out slices; 0 unless one is better than that by more than noise."""
+    if not network:
+        return 0.0
+
+    def score(share: float) -> float:
+        scores = []
+        for name, (inside, prob) in network.items():
+            of = held[name]
+            classes = beside(of.prob[:, inside], prob, share).argmax(0)
+            scores.append(dice(classes, of.label[inside], of.weight[inside], num_classes)[1:])
+        by_class = np.array(scores)
+        return float(np.nanmean(by_class)) if np.isfinite(by_class).any() else 0.0
+
+    scores = {share: score(share) for share in SHARES}
+    best = max(scores, key=lambda share: scores[share])
+    return best if scores[best] > scores[0.0] + GAIN else 0.0
+
+
+def calibrations(
+    held: Mapping[str, Held], network: Mapping[str, tuple[np.ndarray, np.ndarray]], share: float
+) -> dict[str, list[float]]:
+    """By case, the calibration of both together, as plain values; none where the network has no share."""
+    if not share:
+        return {}
+    found = {}
+    for name, (inside, prob) in network.items():
+        of = held[name]
+        both = beside(of.prob[:, inside], prob, share)
+        fitted = Calibration.fit(both, of.label[inside], of.distance[inside], of.weight[inside])
+        found[name] = [float(value) for value in (fitted.near, fitted.far, fitted.reach)]
+    return found
+
+
+def _file_affine(case: Case) -> np.ndarray:
+    first = case[IMAGE][0] if isinstance(case[IMAGE], list) else case[IMAGE]
+    return np.asarray(nib.load(first).affine)  # type: ignore[attr-defined]
+
+
+def _to_file_order(prob: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """(K, X, Y, Z) in RAS order, as in the file's."""
+    from_ras = nib.orientations.ornt_transform(np.array([[0, 1], [1, 1], [2, 1]]), nib.io_orientation(affine))
+    back = nib.orientations.apply_orientation(np.moveaxis(prob, 0, -1), from_ras)
+    return np.moveaxis(back, -1, 0)

@@ -1,0 +1,171 @@
+"""What propagation makes of each volume of a run: on disk, for memory, and so that a killed run goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import nibabel as nib
+import numpy as np
+import torch
+
+from sparse3dunet.checkpoints import replace_file
+from sparse3dunet.formats import read_image
+from sparse3dunet.inputs import ImageCase
+from sparse3dunet.propagation.calibration import Calibration
+from sparse3dunet.propagation.ensemble import WORK, Ensemble, Held, Propagated
+from sparse3dunet.propagation.scan import log_prob, softmax
+from sparse3dunet.propagation.shape import distance_from
+from sparse3dunet.slices import Slices
+
+SECONDS = 60.0
+"""That WORK takes on two cores."""
+SHARE = 0.5
+"""Of a run's time that propagation may take."""
+LEAST_WORK, MOST_WORK = 0.05 * WORK, 4 * WORK
+PREVIEW, REFINED = "preview", "refined"
+LEAST_PROB = 1e-3
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What is known of a volume's voxels, and how far that can be relied on.
+
+    Attributes:
+        propagated: by methods without a network.
+        calibration: of these, with the network's share.
+        share: of the network's logarithms of probabilities that is added; 0: none.
+    """
+
+    propagated: Propagated
+    calibration: Calibration
+    share: float = 0.0
+
+    def prob(self, shape: Sequence[int], distance: np.ndarray, network: np.ndarray | None = None) -> np.ndarray:
+        """(K, X, Y, Z) calibrated.
+
+        Args:
+            shape: of the volume.
+            distance: (X, Y, Z) of each voxel from annotation.
+            network: (K, X, Y, Z) its probabilities; None where its share is 0.
+        """
+        prob = self.propagated.whole(shape)
+        return self.calibration(beside(prob, network, self.share), distance)
+
+
+class Propagation:
+    """Runs the methods, and keeps what they say.
+
+    Args:
+        folder: for what is kept.
+        annotation_of: of the case whose (first) image file is given.
+        num_classes: K.
+        seconds: of the whole run.
+        cases: how many volumes share them.
+        seed: of what is random.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        annotation_of: Callable[[str], Any],
+        num_classes: int,
+        seconds: float,
+        cases: int,
+        seed: int,
+    ) -> None:
+        self.folder, self.annotation_of, self.num_classes, self.seed = folder, annotation_of, num_classes, seed
+        self.work = float(np.clip(WORK * SHARE * seconds / (SECONDS * max(cases, 1)), LEAST_WORK, MOST_WORK))
+        self.keeps_one = cases == 1
+        self._last: Ensemble | None = None
+
+    def preview(self, case: ImageCase, held_out: Sequence[Slices]) -> Propagated:
+        """What can be told at once."""
+        found = self._load(case, PREVIEW)
+        if found is None:
+            ensemble = self._fit(case, held_out)
+            found = ensemble.preview()
+            self._save(case, PREVIEW, found)
+            self._last = ensemble if self.keeps_one else None
+        return found
+
+    def refine(
+        self, case: ImageCase, held_out: Sequence[Slices], on_part: Callable[[float], None] = lambda share: None
+    ) -> Propagated:
+        """All that can be told without a network."""
+        found = self._load(case, REFINED)
+        if found is None:
+            found = (self._last or self._fit(case, held_out)).refine(on_part)
+            self._last = None
+            self._save(case, REFINED, found)
+        return found
+
+    def best(self, case: ImageCase) -> Propagated | None:
+        """What is there of a case."""
+        return self._load(case, REFINED) or self._load(case, PREVIEW)
+
+    def _fit(self, case: ImageCase, held_out: Sequence[Slices]) -> Ensemble:
+        volumes = [read_image(file) for file in case.files]
+        channels = [c for v in volumes for c in ([v.data] if v.data.ndim == 3 else np.moveaxis(v.data, -1, 0))]
+        annotation = self.annotation_of(case.files[0])
+        image = np.stack([np.asarray(channel, np.float32) for channel in channels])
+        in_file_order = [to_file_order(slices, volumes[0].affine, image.shape[1:]) for slices in held_out]
+        ensemble = Ensemble(self.num_classes, self.seed, self.work, in_file_order or None)
+        weight = annotation.annotated.astype(np.float32)
+        return ensemble.fit(image, annotation.numbers.astype(np.int64), weight, volumes[0].spacing)
+
+    def _file(self, case: ImageCase, kind: str) -> Path:
+        """By a digest: names of cases may have slashes."""
+        return self.folder / f"{hashlib.sha256(os.fsencode(case.name)).hexdigest()[:16]}_{kind}.npz"
+
+    def _save(self, case: ImageCase, kind: str, found: Propagated) -> None:
+        arrays: dict[str, Any] = {"prob": found.prob.astype(np.float16), "method": found.method}
+        arrays["box"] = [[b.start, b.stop] for b in found.box]
+        if found.held is not None:
+            arrays |= {f"held_{f.name}": np.asarray(getattr(found.held, f.name)) for f in fields(Held)}
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+        def write(draft: Path) -> None:
+            with draft.open("wb") as file:
+                np.savez(file, **arrays)
+
+        replace_file(self._file(case, kind), write)
+
+    def _load(self, case: ImageCase, kind: str) -> Propagated | None:
+        try:
+            with np.load(self._file(case, kind)) as content:
+                box = tuple(slice(int(a), int(b)) for a, b in content["box"])
+                names = [f.name for f in fields(Held)]
+                held = Held(**{n: content[f"held_{n}"] for n in names}) if "held_prob" in content else None
+                held = None if held is None else replace(held, slices=tuple(int(i) for i in held.slices))
+                prob = content["prob"].astype(np.float32)
+                return Propagated(prob, box, held, str(content["method"]))  # type: ignore[arg-type]
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error):
+            return None
+
+
+def beside(prob: np.ndarray, network: np.ndarray | None, share: float) -> np.ndarray:
+    """Propagation's probabilities (K, ...), and a share of the network's, multiplied."""
+    if network is None or share == 0:
+        return prob
+    return softmax(log_prob(prob, LEAST_PROB) + share * log_prob(network, LEAST_PROB))
+
+
+def to_file_order(slices: Slices, affine: np.ndarray, shape: Sequence[int]) -> Slices:
+    """Slices by axis in RAS order, as by axis of the file."""
+    found: Slices = []
+    for axis, (world, direction) in enumerate(nib.io_orientation(affine).astype(int)):
+        last = shape[axis] - 1
+        found.append(sorted(i if direction > 0 else last - i for i in slices[world]))
+    return found
+
+
+def distance_of(annotated: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
+    """(X, Y, Z) of each voxel from annotation, in mm."""
+    return distance_from(torch.from_numpy(np.ascontiguousarray(annotated)), np.asarray(spacing, float))

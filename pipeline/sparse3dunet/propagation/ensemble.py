@@ -1,0 +1,259 @@
+"""The methods together: cross-fitted on parts of the annotation, learned from, combined, and judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sparse3dunet.propagation.calibration import dice, importance
+from sparse3dunet.propagation.field import Field
+from sparse3dunet.propagation.forest import AutoContext, Drawn, Forest, context, look, mean_prob
+from sparse3dunet.propagation.parts import Part, deal
+from sparse3dunet.propagation.random_walker import RandomWalker
+from sparse3dunet.propagation.scan import Propagator, Scan, log_prob, softmax
+from sparse3dunet.propagation.shape import ShapeInterpolation, distance_from
+from sparse3dunet.slices import Slices
+
+WORK = 5.5e6
+"""Voxels times (classes + 1) of the grid that is worked on: about half a minute on two cores."""
+PREVIEW_WORK = 1e6
+"""Up to which the preview learns from parts as well."""
+BOARDS = 2
+"""Of held-out blocks: few slices are learned from more reliably."""
+WALKERS = (2000.0, 200.0)
+FOREST, SHAPE = len(WALKERS), len(WALKERS) + 1
+"""Of the members; the walkers come first."""
+SHARE = 0.3
+"""Of the members' mean beside the auto-context: less than equal, since it has seen them already."""
+MARGIN = 0.03
+"""Of the Dice on held-out voxels, by which, in each kind of part, something else must be better to be taken instead."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """What is said of held-out voxels by methods that did not know them.
+
+    Attributes:
+        prob: (K, N).
+        label: (N,) their classes.
+        distance: (N,) from the annotation that the methods knew, in mm.
+        weight: (N,) by which their distances are distributed as those of unlabeled voxels.
+        place: (N, 3) in the scan.
+        part: (N,) number of the part.
+        slices: numbers of the parts that are whole slices.
+    """
+
+    prob: np.ndarray
+    label: np.ndarray
+    distance: np.ndarray
+    weight: np.ndarray
+    place: np.ndarray
+    part: np.ndarray
+    slices: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Propagated:
+    """Class probabilities within a box of a scan; outside of it is background.
+
+    Attributes:
+        prob: (K, X', Y', Z') float32.
+        box: where it lies, by axis.
+        held: on held-out voxels; None where none could be held out.
+        method: by what it was made, in words.
+    """
+
+    prob: np.ndarray
+    box: tuple[slice, slice, slice]
+    held: Held | None
+    method: str
+
+    def whole(self, shape: Sequence[int]) -> np.ndarray:
+        """(K, X, Y, Z): of the whole scan."""
+        result = np.zeros((len(self.prob), *shape), np.float32)
+        result[0] = 1
+        result[(slice(None), *self.box)] = self.prob
+        return result
+
+
+class Ensemble(Propagator):
+    """Random walkers, a forest and shape interpolation, and trees that learn from what these say of held-out parts.
+
+    Args:
+        num_classes: K; None: as many as are annotated.
+        seed: of what is random.
+        work: voxels times (classes + 1), of the grid that is worked on; larger scans are worked on coarsely.
+        slices: to hold out, by part and axis, of the scan; None: dealt out by itself.
+
+    Example:
+        >>> prob = Ensemble().fit(image, label, weight, spacing=(1, 1, 3)).predict_proba()  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        num_classes: int | None = None,
+        seed: int = 0,
+        work: float = WORK,
+        slices: Sequence[Slices] | None = None,
+    ) -> None:
+        self.num_classes, self.seed, self.work, self.slices = num_classes, seed, work, slices
+
+    def fit_scan(self, scan: Scan) -> Ensemble:
+        """Let all members see all of the annotation."""
+        self._whole, self._field = scan, Field.of(scan, self.work)
+        self._scan = self._field.coarse(scan)
+        self._looks = look(self._scan)
+        self._members = self._say(self._scan)
+        self._refined: Propagated | None = None
+        return self
+
+    def predict_proba(self) -> np.ndarray:
+        return self.refine().whole(self._whole.shape)
+
+    def preview(self) -> Propagated:
+        """What can be told at once; of small scans, by learning from held-out blocks as well."""
+        if self._work <= PREVIEW_WORK:
+            parts = deal(self._scan, [], BOARDS)
+            if parts:
+                prob = self._learned([self._look_at(part) for part in parts])
+                return self._result(prob, None, "auto-context of blocks")
+        prob = softmax(log_prob(self._members[FOREST]) + SHARE * log_prob(self._members[0]))
+        return self._result(prob, None, "forest and random walk")
+
+    def refine(self, on_part: Callable[[float], None] = lambda share: None) -> Propagated:
+        """All that can be told without a network.
+
+        Args:
+            on_part: is told the share of the work that is done.
+        """
+        if self._refined is not None:
+            return self._refined
+        parts = deal(self._scan, self._own_slices(), BOARDS)
+        if not parts:
+            return self.preview()
+        views = []
+        for number, part in enumerate(parts, 1):
+            views.append(self._look_at(part))
+            on_part(number / (len(parts) + 2))
+        held, name, combine = self._judge(views)
+        on_part((len(parts) + 1) / (len(parts) + 2))
+        prob = self._learned(views) if name == AUTO else combine(self._members)
+        self._refined = self._result(prob, held, name)
+        on_part(1.0)
+        return self._refined
+
+    @property
+    def _work(self) -> float:
+        return float(np.prod(self._scan.shape)) * (self._scan.num_classes + 1)
+
+    def _own_slices(self) -> list[Slices] | None:
+        """Those to hold out, on the grid that is worked on."""
+        if self.slices is None:
+            return None
+        field, shape = self._field, self._scan.shape
+        return [
+            [
+                sorted({(i - b.start) // s for i in found if b.start <= i < min(b.stop, b.start + n * s)})
+                for found, b, s, n in zip(chosen, field.box, field.step, shape)
+            ]
+            for chosen in self.slices
+        ]
+
+    def _say(self, scan: Scan) -> np.ndarray:
+        """(M, K, X, Y, Z) float16: all members, of what is annotated in `scan`."""
+        members: list[Propagator] = [RandomWalker(beta).fit_scan(scan) for beta in WALKERS]
+        members += [Forest(seed=self.seed).fit_scan(scan, self._looks), ShapeInterpolation().fit_scan(scan)]
+        return np.stack([member.predict_proba().astype(np.float16) for member in members])
+
+    def _look_at(self, part: Part) -> _View:
+        """What the members say of a part that they do not know."""
+        scan = self._scan.only(part.left)
+        members = self._say(scan)
+        inside = np.flatnonzero(part.held.numpy())
+        columns = context(scan, members, mean_prob(members))[inside]
+        drawn = AutoContext(seed=self.seed).draw(self._scan, part.held)
+        return _View(part.kind, inside, columns, members.reshape(*members.shape[:2], -1)[:, :, inside], drawn)
+
+    def _rows(self, view: _View) -> np.ndarray:
+        places = np.searchsorted(view.index, view.drawn.index)
+        return np.concatenate([view.columns[places], self._looks[view.drawn.index]], 1)
+
+    def _learned(self, views: Sequence[_View]) -> np.ndarray:
+        """(K, X, Y, Z): of trees that learned from some parts."""
+        scan = self._scan
+        trees = AutoContext(seed=self.seed).fit([self._rows(view) for view in views], [view.drawn for view in views])
+        mean = mean_prob(self._members)
+        columns = [context(scan, self._members, mean), self._looks]
+        found = trees.predict(columns, scan.num_classes).reshape(scan.num_classes, *scan.shape)
+        return _beside(found, self._members)
+
+    def _judge(self, views: Sequence[_View]) -> tuple[Held, str, Callable[[np.ndarray], np.ndarray]]:
+        """What is said of each part by trees that learned from the others, or by what is better than these."""
+        classes = self._scan.num_classes
+        rows, label = [self._rows(view) for view in views], self._scan.label.numpy().ravel()
+        said: dict[str, list[np.ndarray]] = {name: [] for name in (AUTO, *OTHERS)}
+        for number, view in enumerate(views):
+            others = [i for i in range(len(views)) if i != number]
+            trees = AutoContext(trees=24, seed=self.seed).fit(
+                [rows[i] for i in others], [views[i].drawn for i in others]
+            )
+            found = trees.predict([view.columns, self._looks[view.index]], classes)
+            said[AUTO].append(_beside(found, view.members))
+            for name, combine in OTHERS.items():
+                said[name].append(combine(view.members))
+        index, part = (
+            np.concatenate([v.index for v in views]),
+            np.repeat(range(len(views)), [len(v.index) for v in views]),
+        )
+        distance = np.concatenate([self._distance(view) for view in views])
+        unknown = ~self._scan.known.numpy()
+        weight = importance(distance, distance_from(self._scan.known, self._scan.spacing)[unknown])
+        kinds = np.array([view.kind for view in views])[part]
+
+        def score(name: str, kind: str) -> float:
+            chosen = kinds == kind
+            found = np.concatenate(said[name], 1)[:, chosen].argmax(0)
+            scores = dice(found, label[index[chosen]], weight[chosen], classes)[1:]
+            return float(np.nanmean(scores)) if np.isfinite(scores).any() else 0.0
+
+        name = AUTO
+        for other in OTHERS:
+            if all(score(other, kind) > score(name, kind) + MARGIN for kind in np.unique(kinds)):
+                name = other
+        slices = tuple(number for number, view in enumerate(views) if view.kind == "slices")
+        places = self._field.places(index, self._scan.shape)
+        held = Held(np.concatenate(said[name], 1), label[index], distance, weight, places, part, slices)
+        return held, name, OTHERS.get(name, lambda members: members[FOREST])
+
+    def _distance(self, view: _View) -> np.ndarray:
+        return view.columns[:, -1]
+
+    def _result(self, prob: np.ndarray, held: Held | None, method: str) -> Propagated:
+        return Propagated(self._field.fine(prob, self._whole), self._field.box, held, method)
+
+
+AUTO = "auto-context"
+OTHERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "forest": lambda members: members[FOREST].astype(np.float32),
+    "random walk": lambda members: members[0].astype(np.float32),
+    "mean of walks and forest": lambda members: softmax(log_prob(members[:SHAPE]).mean(0)),
+}
+"""What may be better than trees that learned from a few parts."""
+
+
+@dataclass(frozen=True)
+class _View:
+    """A part, and what members say that do not know it: of each of its voxels, by their index."""
+
+    kind: str
+    index: np.ndarray
+    columns: np.ndarray
+    members: np.ndarray
+    drawn: Drawn
+
+
+def _beside(found: np.ndarray, members: np.ndarray) -> np.ndarray:
+    """Trees' probabilities and a share of the members' mean, without that of shapes."""
+    return softmax(log_prob(found) + SHARE * log_prob(members[:SHAPE]).mean(0))

@@ -1,0 +1,143 @@
+"""Extremely randomized trees on what a voxel looks like, where it is, and what other methods say around it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from sklearn.ensemble import ExtraTreesClassifier
+
+from sparse3dunet.propagation.responses import filter_responses, gaussian, positions
+from sparse3dunet.propagation.scan import Propagator, Scan, log_prob, softmax
+from sparse3dunet.propagation.shape import distance_from
+
+MOST, MOST_BACKGROUND = 8000, 20000
+"""Voxels of each class that a forest learns from; their weights make up for the rest."""
+BLURS = (1.5, 4.0, 10.0)
+"""Standard deviations, in voxels of the plane, at which a voxel sees others' probabilities around it."""
+CHUNK = 400_000
+
+
+class Forest(Propagator):
+    """Extremely randomized trees on filter responses and position (Geurts et al., Machine Learning 63(1), 2006).
+
+    Args:
+        trees: how many.
+        position: whether the trees see where a voxel lies, in mm.
+        seed: of the trees, and of the voxels drawn for them.
+        num_classes: K; None: as many as are annotated.
+    """
+
+    def __init__(self, trees: int = 60, position: bool = True, seed: int = 0, num_classes: int | None = None) -> None:
+        self.trees, self.position, self.seed, self.num_classes = trees, position, seed, num_classes
+
+    def fit_scan(self, scan: Scan, columns: np.ndarray | None = None) -> Forest:
+        """`columns`: :func:`look` of the scan, where it is at hand."""
+        self._columns = look(scan, self.position) if columns is None else columns
+        self._scan = scan
+        drawn = draw(scan.known.numpy(), scan.label.numpy(), self.seed, MOST, MOST_BACKGROUND)
+        self._forest = grow(self._columns[drawn.index], drawn.label, drawn.weight, self.trees, 2, self.seed)
+        return self
+
+    def predict_proba(self) -> np.ndarray:
+        scan = self._scan
+        return probabilities(self._forest, [self._columns], scan.num_classes).reshape(scan.num_classes, *scan.shape)
+
+
+class AutoContext:
+    """Trees that also see what other methods say of a voxel and around it, where these knew nothing of it.
+
+    After Tu and Bai, Auto-Context and Its Application to High-Level Vision Tasks, IEEE TPAMI 32(10), 2010; what the
+    methods say is cross-fitted (Wolpert, Stacked Generalization, Neural Networks 5(2), 1992).
+
+    Args:
+        trees: how many.
+        seed: of the trees, and of the voxels drawn for them.
+        most: voxels of each class and part that they learn from.
+    """
+
+    def __init__(self, trees: int = 80, seed: int = 0, most: int = 2000) -> None:
+        self.trees, self.seed, self.most = trees, seed, most
+
+    def draw(self, scan: Scan, held: torch.Tensor) -> Drawn:
+        """Voxels of a part to learn from."""
+        return draw(held.numpy(), scan.label.numpy(), self.seed, self.most, 3 * self.most)
+
+    def fit(self, rows: Sequence[np.ndarray], drawn: Sequence[Drawn]) -> AutoContext:
+        """Learn from the rows of some parts: of each (N, F) and the voxels that were drawn."""
+        label, weight = (np.concatenate([getattr(d, name) for d in drawn]) for name in ("label", "weight"))
+        self._forest = grow(np.concatenate(rows), label, weight, self.trees, 3, self.seed)
+        return self
+
+    def predict(self, columns: Sequence[np.ndarray], num_classes: int) -> np.ndarray:
+        """(K, N) of voxels whose columns (N, F) are given in one piece or several."""
+        return probabilities(self._forest, columns, num_classes)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Voxels to learn from: their index in the flat volume, their class, and for how many each stands."""
+
+    index: np.ndarray
+    label: np.ndarray
+    weight: np.ndarray
+
+
+def look(scan: Scan, position: bool = True) -> np.ndarray:
+    """(N, F) float32: filter responses and position of all voxels."""
+    parts = [filter_responses(scan), *([positions(scan)] if position else [])]
+    return torch.cat(parts).flatten(1).T.contiguous().numpy()
+
+
+def mean_prob(members: np.ndarray) -> np.ndarray:
+    """(K, X, Y, Z): the geometric mean of some methods' probabilities (M, K, X, Y, Z)."""
+    return softmax(log_prob(members).mean(0))
+
+
+def context(scan: Scan, members: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """(N, F) float32: what methods say of each voxel, and on average around it, and its distance from annotation.
+
+    Args:
+        scan: with the annotation that they know.
+        members: (M, K, X, Y, Z) their probabilities.
+        mean: (K, X, Y, Z) their mean.
+    """
+    prob = torch.from_numpy(mean)
+    around = [gaussian(prob, scale * scan.plane_spacing, scan.spacing) for scale in BLURS]
+    distance = torch.from_numpy(distance_from(scan.known, scan.spacing))[None]
+    parts = [torch.from_numpy(members.astype(np.float32)).flatten(0, 1), prob, *around, distance]
+    return torch.cat(parts).flatten(1).T.contiguous().numpy()
+
+
+def draw(mask: np.ndarray, label: np.ndarray, seed: int, most: int, most_background: int) -> Drawn:
+    """Up to so many voxels of each class within a mask."""
+    random, flat = np.random.default_rng(seed), label.ravel()
+    inside = np.flatnonzero(mask)
+    index, weight = [], []
+    for number in np.unique(flat[inside]):
+        of_class = inside[flat[inside] == number]
+        count = min(len(of_class), most if number else most_background)
+        index.append(random.choice(of_class, count, replace=False))
+        weight.append(np.full(count, len(of_class) / count))
+    chosen = np.concatenate(index)
+    return Drawn(chosen, flat[chosen], np.concatenate(weight))
+
+
+def grow(
+    rows: np.ndarray, label: np.ndarray, weight: np.ndarray, trees: int, leaf: int, seed: int
+) -> ExtraTreesClassifier:
+    """A forest of trees whose leaves hold at least so many voxels."""
+    forest = ExtraTreesClassifier(trees, min_samples_leaf=leaf, n_jobs=-1, random_state=seed)
+    return forest.fit(rows, label, sample_weight=weight)
+
+
+def probabilities(forest: ExtraTreesClassifier, columns: Sequence[np.ndarray], num_classes: int) -> np.ndarray:
+    """(K, N) float32, chunk by chunk."""
+    count = len(columns[0])
+    result = np.zeros((num_classes, count), np.float32)
+    for start in range(0, count, CHUNK):
+        chunk = np.concatenate([part[start : start + CHUNK] for part in columns], 1)
+        result[forest.classes_, start : start + CHUNK] = forest.predict_proba(chunk).T
+    return result

@@ -1,0 +1,103 @@
+"""Parts of the annotation that are held out, so that methods can be judged, and learned from, where they know nothing.
+
+Slices that are held out lie twice as far from the others as the voxels that matter. So two kinds of parts are made:
+whole slices, and blocks of slices as wide as the unlabeled voxels' own distances, whose middles lie as far from what is
+left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from sparse3dunet.propagation.scan import Scan
+from sparse3dunet.propagation.shape import distance_from
+from sparse3dunet.slices import Slices, find_slices, runs, slices_mask
+
+LEFT_OF_SLICES, LEFT_OF_BLOCKS = 0.1, 0.2
+"""Share of each class's annotated voxels that must be left when slices, or blocks, are held out."""
+FINER = 0.7
+"""Width of each next board's blocks, relative to the one before."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Annotated voxels that are held out, and those that are left.
+
+    Attributes:
+        kind: "slices" or "blocks".
+        held: (X, Y, Z) bool.
+        left: (X, Y, Z) bool.
+    """
+
+    kind: str
+    held: torch.Tensor
+    left: torch.Tensor
+
+
+def deal(scan: Scan, slices: Iterable[Slices] | None = None, boards: int = 1) -> list[Part]:
+    """The parts of a scan's annotation; none where nothing can be held out without losing a class.
+
+    Args:
+        scan: with its annotation.
+        slices: for each part of whole slices, those to hold out, by axis; None: dealt out here.
+        boards: of two parts of blocks each.
+    """
+    found: list[Part] = []
+    for chosen in deal_slices(scan) if slices is None else slices:
+        held = torch.from_numpy(slices_mask(scan.shape, chosen)) & scan.known
+        if bool(held.any()) and _keeps_classes(scan, scan.known & ~held, LEFT_OF_SLICES):
+            found.append(Part("slices", held, scan.known & ~held))
+    return found + _blocks(scan, boards)
+
+
+def deal_slices(scan: Scan) -> list[Slices]:
+    """Annotated slices dealt to three parts, or two where few are annotated; adjacent ones together."""
+    found = None if bool(scan.known.all()) else find_slices(scan.known.numpy())
+    units = [[] if found is None else runs(found[axis]) for axis in range(3)]
+    count = sum(map(len, units))
+    if count < 2:
+        return []
+    number = 3 if count >= 6 or all(units) else 2
+    parts: list[Slices] = [[[], [], []] for _ in range(number)]
+    for axis, of_axis in enumerate(units):
+        for turn, unit in enumerate(of_axis, axis):
+            parts[turn % number][axis] += unit
+    return parts
+
+
+def _blocks(scan: Scan, boards: int) -> list[Part]:
+    """Blocks in the pattern of a chessboard: the black ones, the white ones; each next board finer and shifted."""
+    unknown = ~scan.known
+    if not bool(unknown.any()):
+        return []
+    width = 2 * float(np.percentile(distance_from(scan.known, scan.spacing)[unknown.numpy()], 90))
+    least = 2 * float(scan.spacing.min())
+    found: list[Part] = []
+    for number in range(boards):
+        size = width * FINER**number
+        while True:
+            board = torch.from_numpy(_chessboard(scan.shape, scan.spacing, size, number * size / 3))
+            parts = [Part("blocks", scan.known & color, scan.known & ~color) for color in (board, ~board)]
+            if all(bool(p.held.any()) and _keeps_classes(scan, p.left, LEFT_OF_BLOCKS) for p in parts):
+                found += parts
+                break
+            if size <= least:
+                break
+            size *= 0.8
+    return found
+
+
+def _chessboard(shape: Sequence[int], spacing: np.ndarray, width: float, shift: float) -> np.ndarray:
+    indices = [((np.arange(n) * s + shift) // width).astype(np.int32) for n, s in zip(shape, spacing)]
+    total = indices[0][:, None, None] + indices[1][None, :, None] + indices[2][None, None, :]
+    return np.asarray(total % 2 == 0)
+
+
+def _keeps_classes(scan: Scan, left: torch.Tensor, share: float) -> bool:
+    """Else methods would learn that a class of which they know nothing is likely."""
+    before, after = (torch.bincount(scan.label[mask], minlength=scan.num_classes) for mask in (scan.known, left))
+    return bool((after >= share * before).all() and ((after > 0) | (before == 0)).all())

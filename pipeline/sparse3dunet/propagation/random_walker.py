@@ -1,0 +1,171 @@
+"""Random walks on the graph of voxels (Grady, Random Walks for Image Segmentation, IEEE TPAMI 28(11), 2006)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from sparse3dunet.propagation.scan import Propagator, Scan, enlarged, one_hot, pooled
+
+FLOOR = 1e-4
+"""Least conductance of an edge, so that no voxel is an island."""
+SMALLEST = 4000
+"""Voxels of the coarsest grid."""
+
+
+class RandomWalker(Propagator):
+    """The probability that a walk from a voxel, which shuns edges of the image, meets each class first.
+
+    Solved by conjugate gradients for all classes at once, from the coarsest grid to the finest, each beginning with
+    what the coarser one found; a few iterations on each suffice, and leave the result smoother than the exact one.
+
+    Args:
+        beta: how much a walk shuns steps in gray values: the conductance of an edge is exp(-beta d^2 / (10 s)), d being
+            the difference of gray values (0 to 1) and s their standard deviation, as in scikit-image.
+        iterations: on each grid, at most.
+        num_classes: K; None: as many as are annotated.
+    """
+
+    def __init__(self, beta: float = 2000.0, iterations: int = 40, num_classes: int | None = None) -> None:
+        if beta <= 0 or iterations < 1:
+            raise ValueError(f"expected beta > 0 and iterations >= 1, got {beta} and {iterations}.")
+        self.beta, self.iterations, self.num_classes = beta, iterations, num_classes
+
+    def fit_scan(self, scan: Scan) -> RandomWalker:
+        beta = self.beta / (10 * max(float(scan.image.std()), 1e-6))
+        seeds = one_hot(scan.label, scan.known, scan.num_classes)
+        found = _walk(scan.image, seeds, scan.known.float(), scan.spacing, beta, self.iterations)
+        self._prob = found.clamp_(0, 1)
+        return self
+
+    def predict_proba(self) -> np.ndarray:
+        total = self._prob.sum(0).clamp(min=1e-6)
+        return (self._prob / total).numpy()
+
+
+class PriorWalker(Propagator):
+    """A random walk that may also end at each voxel's prior: (L + gamma) x = gamma p, annotated voxels being fixed.
+
+    It moves the borders of `prior` to the edges of the image (Grady, Multilabel Random Walker Image Segmentation Using
+    Prior Models, CVPR 2005).
+
+    Args:
+        prior: (K, X, Y, Z) class probabilities.
+        beta: as for :class:`RandomWalker`, but relative to the image's roughness: the 90th percentile of squared
+            differences of neighbours.
+        gamma: weight of the prior, relative to an edge between equal gray values.
+        iterations: at most.
+    """
+
+    def __init__(self, prior: np.ndarray, beta: float = 3.0, gamma: float = 1.0, iterations: int = 20) -> None:
+        self.prior = torch.from_numpy(np.asarray(prior, np.float32))
+        self.beta, self.gamma, self.iterations = beta, gamma, iterations
+        self.num_classes = len(self.prior)
+
+    def fit_scan(self, scan: Scan) -> PriorWalker:
+        edges = conductances(scan.image, scan.spacing, self.beta / _roughness(scan.image))
+        start = torch.where(scan.known, one_hot(scan.label, scan.known, scan.num_classes), self.prior)
+        self._prob = solve(edges, scan.known, start, self.iterations, self.gamma, self.prior).clamp_(0, 1)
+        return self
+
+    def predict_proba(self) -> np.ndarray:
+        return (self._prob / self._prob.sum(0).clamp(min=1e-6)).numpy()
+
+
+def conductances(image: torch.Tensor, spacing: Sequence[float] | np.ndarray, beta: float) -> list[torch.Tensor]:
+    """Of the edges along each axis: (X-1, Y, Z), (X, Y-1, Z), (X, Y, Z-1).
+
+    Between thick slices they are lower by the square root of the ratio of voxel sizes alone: by its square, as physics
+    has it, a walk would hardly leave a slice.
+    """
+    nearest = min(spacing)
+    return [
+        (torch.exp(-beta * image.diff(dim=axis + 1).square().sum(0)) + FLOOR) * float(nearest / spacing[axis]) ** 0.5
+        for axis in range(3)
+    ]
+
+
+def solve(
+    edges: Sequence[torch.Tensor],
+    fixed: torch.Tensor,
+    start: torch.Tensor,
+    iterations: int,
+    gamma: float = 0.0,
+    prior: torch.Tensor | None = None,
+    tolerance: float = 1e-3,
+) -> torch.Tensor:
+    """Solve (L + gamma) x = gamma prior by preconditioned conjugate gradients, for all classes at once.
+
+    Args:
+        edges: conductances.
+        fixed: (X, Y, Z) bool, voxels that keep their value in `start`.
+        start: (K, X, Y, Z).
+        iterations: at most.
+        gamma: weight of the prior.
+        prior: (K, X, Y, Z); None where gamma is 0.
+        tolerance: of the residual's norm, relative to that of the start.
+    """
+    x, free = start.clone(), (~fixed).float()
+    degree = torch.full(start.shape[1:], float(gamma))
+    for axis, edge in enumerate(edges):
+        count = degree.shape[axis] - 1
+        degree.narrow(axis, 0, count).add_(edge)
+        degree.narrow(axis, 1, count).add_(edge)
+    inverse = free / degree.clamp(min=1e-8)
+    residual = -_laplacian(x, edges, degree)
+    if prior is not None:
+        residual += gamma * prior
+    residual *= free
+    direction = residual * inverse
+    size = _dots(residual, direction)
+    least = tolerance**2 * size
+    for _ in range(iterations):
+        image = _laplacian(direction, edges, degree).mul_(free)
+        step = size / _dots(direction, image).clamp(min=1e-30)
+        x.addcmul_(direction, step[:, None, None, None])
+        residual.addcmul_(image, step[:, None, None, None], value=-1)
+        scaled = residual * inverse
+        before, size = size, _dots(residual, scaled)
+        if bool((size <= least).all()):
+            break
+        direction.mul_((size / before.clamp(min=1e-30))[:, None, None, None]).add_(scaled)
+    return x
+
+
+def _walk(
+    image: torch.Tensor, seeds: torch.Tensor, counts: torch.Tensor, spacing: np.ndarray, beta: float, iterations: int
+) -> torch.Tensor:
+    """Seeds are sums over blocks of the class of annotated voxels, and counts of those."""
+    shape = counts.shape
+    step = [2 if size <= 1.5 * spacing.min() and n > 8 else 1 for size, n in zip(spacing, shape)]
+    if counts.numel() > SMALLEST and max(step) > 1:
+        smaller, sums, share = (pooled(part, step) for part in (image, seeds, counts[None]))
+        found = _walk(smaller, sums, share[0], spacing * step, beta, iterations)
+        start = enlarged(found, step, shape)
+    else:
+        start = torch.full(seeds.shape, 1 / len(seeds))
+    fixed = counts > 0
+    start = torch.where(fixed, seeds / counts.clamp(min=1e-6), start)
+    return solve(conductances(image, spacing, beta), fixed, start, iterations)
+
+
+def _laplacian(x: torch.Tensor, edges: Sequence[torch.Tensor], degree: torch.Tensor) -> torch.Tensor:
+    result = x * degree
+    for axis, edge in enumerate(edges, 1):
+        count = x.shape[axis] - 1
+        lower, upper = x.narrow(axis, 0, count), x.narrow(axis, 1, count)
+        result.narrow(axis, 0, count).addcmul_(upper, edge, value=-1)
+        result.narrow(axis, 1, count).addcmul_(lower, edge, value=-1)
+    return result
+
+
+def _dots(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return (a * b).flatten(1).sum(1)
+
+
+def _roughness(image: torch.Tensor) -> float:
+    squares = [image.diff(dim=axis).square().sum(0).flatten() for axis in (1, 2, 3)]
+    found = float(np.mean([np.percentile(part.numpy(), 90) for part in squares if part.numel()]))
+    return max(found, 1e-12)

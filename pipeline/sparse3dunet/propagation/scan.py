@@ -1,0 +1,154 @@
+"""What every method of propagation starts from: an image, and the classes of some of its voxels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from monai.utils import convert_to_tensor
+
+from sparse3dunet.errors import DataError
+
+PERCENTILES = (0.5, 99.5)
+"""Of the gray values, that become 0 and 1; what lies outside is clipped."""
+THICK = 2.5
+"""Times the median voxel size, above which an axis is one across thick slices: filters work within the slices."""
+Self = TypeVar("Self", bound="Propagator")
+
+
+@dataclass(frozen=True)
+class Scan:
+    """An image and its annotation.
+
+    Attributes:
+        image: (C, X, Y, Z) float32, each channel from 0 to 1.
+        label: (X, Y, Z) int64 class numbers; 0 where unlabeled.
+        known: (X, Y, Z) bool, whether a voxel is annotated.
+        spacing: voxel size by axis, in mm (or any other unit of length).
+        num_classes: K.
+    """
+
+    image: torch.Tensor
+    label: torch.Tensor
+    known: torch.Tensor
+    spacing: np.ndarray
+    num_classes: int
+
+    @classmethod
+    def of(cls, image: Any, label: Any, weight: Any, spacing: Sequence[float], num_classes: int | None = None) -> Scan:
+        """Check what a user gives, and scale the gray values.
+
+        Args:
+            image: (X, Y, Z) or (C, X, Y, Z).
+            label: (X, Y, Z) or (1, X, Y, Z) class numbers; meaningless where the weight is 0.
+            weight: the same shape; above 0 where the label counts.
+            spacing: three numbers above 0.
+            num_classes: K; None: one more than the highest label.
+
+        Raises:
+            DataError: when shapes or values are not as above, or nothing is annotated.
+        """
+        gray, numbers, counts = (convert_to_tensor(x, track_meta=False).cpu() for x in (image, label, weight))
+        gray = gray[None] if gray.ndim == 3 else gray
+        numbers, counts = (x[0] if x.ndim == 4 else x for x in (numbers, counts))
+        size = np.asarray(spacing, float)
+        if gray.ndim != 4 or not gray.shape[1:] == numbers.shape == counts.shape:
+            raise DataError(
+                f"expected an image ([C,] X, Y, Z) and a label and a weight (X, Y, Z), got the shapes "
+                f"{tuple(gray.shape)}, {tuple(numbers.shape)} and {tuple(counts.shape)}."
+            )
+        if size.shape != (3,) or not (np.isfinite(size) & (size > 0)).all():
+            raise DataError(f"spacing must be three numbers above 0, got {spacing!r}.")
+        known = counts > 0
+        if not known.any():
+            raise DataError("no voxel is annotated (the weight is 0 everywhere); annotate at least one slice.")
+        numbers = torch.where(known, numbers.long(), 0)
+        classes = int(numbers.max()) + 1 if num_classes is None else num_classes
+        if int(numbers.min()) < 0 or int(numbers.max()) >= classes:
+            raise DataError(f"labels are {int(numbers.min())} to {int(numbers.max())}, expected 0 to {classes - 1}.")
+        return cls(torch.stack([_rescaled(c) for c in gray.float()]), numbers, known, size, classes)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return tuple(self.label.shape)  # type: ignore[return-value]
+
+    @property
+    def plane_spacing(self) -> float:
+        """Edge of a voxel, in mm; within the slices where these are thick."""
+        sizes = [self.spacing[axis] for axis in self.filtered_axes]
+        return float(np.exp(np.log(sizes).mean()))
+
+    @property
+    def filtered_axes(self) -> list[int]:
+        """The axes along which neighbours are near enough to be looked at together."""
+        near = self.spacing <= THICK * np.median(self.spacing)
+        return [axis for axis in range(3) if near[axis] and self.shape[axis] > 2] or [0, 1, 2]
+
+    def only(self, known: torch.Tensor) -> Scan:
+        """The same with fewer annotated voxels."""
+        return Scan(self.image, self.label, known, self.spacing, self.num_classes)
+
+    def classes(self) -> np.ndarray:
+        """Those that are annotated, ascending."""
+        return np.unique(self.label[self.known].numpy())
+
+
+class Propagator:
+    """Gives every voxel class probabilities, from those that are annotated.
+
+    Subclasses define :meth:`fit_scan` and :meth:`predict_proba`.
+    """
+
+    def fit(self: Self, image: Any, label: Any, weight: Any, spacing: Sequence[float] = (1, 1, 1)) -> Self:
+        """Learn from an image and its annotation; see :meth:`Scan.of` for the arguments and what is raised."""
+        return self.fit_scan(Scan.of(image, label, weight, spacing, getattr(self, "num_classes", None)))
+
+    def fit_scan(self: Self, scan: Scan) -> Self:
+        raise NotImplementedError
+
+    def predict_proba(self) -> np.ndarray:
+        """(K, X, Y, Z) float32, of sum 1 over the classes; 0 for a class that is annotated nowhere."""
+        raise NotImplementedError
+
+
+def one_hot(label: torch.Tensor, known: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """(K, X, Y, Z) float32: 1 for the class of a voxel, 0 for all others and where it is unknown."""
+    return torch.stack([((label == number) & known).float() for number in range(num_classes)])
+
+
+def log_prob(prob: np.ndarray, least: float = 2e-3) -> np.ndarray:
+    """Natural logarithm, of at least `least`: no method is surer than that of what it has not seen."""
+    return np.log(np.clip(prob.astype(np.float32), least, 1))
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Over the first axis."""
+    shifted = np.exp(logits - logits.max(0))
+    return shifted / shifted.sum(0)
+
+
+def pooled(values: torch.Tensor, step: Sequence[int]) -> torch.Tensor:
+    """Means of blocks of (C, X, Y, Z), those at the end being smaller."""
+    window = tuple(int(s) for s in step)
+    return F.avg_pool3d(values[None].float(), window, window, ceil_mode=True, count_include_pad=False)[0]
+
+
+def enlarged(values: torch.Tensor, step: Sequence[int], shape: Sequence[int]) -> torch.Tensor:
+    """The opposite of :func:`pooled`: (C, x, y, z) to (C, X, Y, Z), linearly interpolated."""
+    size = [n * int(s) for n, s in zip(values.shape[1:], step)]
+    fine = F.interpolate(values[None].float(), size=size, mode="trilinear")[0]
+    return fine[:, : shape[0], : shape[1], : shape[2]]
+
+
+def _rescaled(channel: torch.Tensor) -> torch.Tensor:
+    values = channel.numpy()
+    low, high = np.percentile(values[:: max(1, values.shape[0] // 256)], PERCENTILES)
+    if high <= low:
+        low, high = float(values.min()), float(values.max())
+    if not np.isfinite([low, high]).all():
+        raise DataError("the image holds NaN or infinity; expected numbers.")
+    return ((channel - low) / max(high - low, 1e-20)).clamp(0, 1)
