@@ -1,6 +1,5 @@
 """What a densification plans: voxel sizes, minutes, which slices are held out; and what it makes of the scores."""
 
-import json
 import os
 
 import numpy as np
@@ -8,7 +7,6 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from sparse3dunet.calibration import TEMPERATURES
 from sparse3dunet.checks import CaseReport, DataReport
 from sparse3dunet.datalist import DataSet
 from sparse3dunet.densify.schedule import (
@@ -23,7 +21,6 @@ from sparse3dunet.densify.schedule import (
 from sparse3dunet.densify.state import differences
 from sparse3dunet.densify.state import read_description as description_of
 from sparse3dunet.errors import DataError
-from sparse3dunet.densify.estimate import Estimate, FinalCounts, FoldCounts, estimate, temperature
 from sparse3dunet.slices import find_slices, slices_mask
 
 
@@ -47,24 +44,24 @@ def test_large_volumes_are_looked_at_in_coarser_voxels_the_finest_axes_first():
     assert choose_spacing(report_of([(9, 9, 9), (9, 9, 9)], [(1, 1, 1), (1, 1, 3)]), "auto", 5, "cpu") == [1, 1, 2]
 
 
-@pytest.mark.parametrize(("folds", "keeps_fold"), [(0, False), (1, False), (1, True), (3, False), (5, False)])
+@pytest.mark.parametrize(("judged", "keeps_fold"), [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize("minutes", [0.2, 5, 60])
-def test_the_minutes_are_enough_for_all_parts(folds, keeps_fold, minutes):
-    schedule = Schedule(60 * minutes, folds, keeps_fold)
-    assert not keeps_fold or schedule.fold < Schedule(60 * minutes, folds).fold
-    spent = folds * schedule.fold
-    final = schedule.final(spent)
-    assert final >= 0.2 * schedule.seconds
-    assert spent + final + min(schedule.reserve, 0.05 * schedule.seconds) <= 1.001 * schedule.seconds
-    assert schedule.final(10 * schedule.seconds) == pytest.approx(0.2 * schedule.seconds)
+def test_the_minutes_are_enough_for_all_parts(judged, keeps_fold, minutes):
+    schedule = Schedule(60 * minutes, judged, keeps_fold)
+    before = 0.4 * schedule.seconds  # without a network
+    assert not keeps_fold or schedule.fold(before) < Schedule(60 * minutes, True).fold(before)
+    spent = before + schedule.fold(before)
+    assert (spent > before) == judged
+    assert spent + schedule.final(spent) + schedule.reserve <= 1.001 * schedule.seconds
+    assert schedule.final(10 * schedule.seconds) == pytest.approx(0.05 * schedule.seconds)
 
 
 def test_number_of_folds():
-    assert [number_of_folds("auto", minutes) for minutes in (0.5, 5, 10, 60)] == [1, 1, 3, 3]
-    assert number_of_folds(0, 5) == 0
+    assert number_of_folds("auto") == 3
+    assert number_of_folds(0) == 0
     for folds in (-1, 1.5, True, "many"):
         with pytest.raises(DataError, match="folds must be"):
-            number_of_folds(folds, 5)
+            number_of_folds(folds)
 
 
 def item(slices, shape=(20, 18, 16)):
@@ -113,10 +110,10 @@ def test_a_case_of_which_nothing_can_be_held_out_is_learned_from_as_it_is():
 
 def test_what_was_held_out_before_is_again_as_far_as_it_is_annotated():
     dealt, _ = deal_slices({"a": item([[4, 10, 14], [5], []])}, 3, 0, former={"a": [[10], [5], [8]]})
-    assert dealt == [{"a": [[10], [5], []]}]
+    assert dealt == [{"a": [[10], [5], []]}, {"a": [[4], [], []]}, {"a": [[14], [], []]}]
     dealt, _ = deal_slices({"a": item([[4, 9, 10, 14], [5], []])}, 3, 0, former={"a": [[10], [5], [8]]})
-    assert dealt == [{"a": [[9, 10], [5], []]}]  # what is annotated beside them by now would tell of them
-    dealt, reason = deal_slices({"a": item([[4], [5], []])}, 3, 0, former={"a": [[10], [], [8]]})
+    assert dealt[0] == {"a": [[9, 10], [5], []]}  # what is annotated beside them by now would tell of them
+    dealt, reason = deal_slices({"a": item([[4], [5], []])}, 1, 0, former={"a": [[10], [], [8]]})
     assert dealt == []
     assert "annotated any more" in reason
 
@@ -137,90 +134,13 @@ def test_no_voxel_is_learned_from_and_scored():
     assert not ((learned > 0) & (scored > 0)).any()
     assert torch.equal(learned + scored, case["weight"])
     assert find_slices((scored[0] > 0).numpy()) == [[10], [5], []]
-    assert slices_showing({"a": {**case, "weight": scored}}, held_out, 3) == [2, 2, 0]
 
 
-def counts(**by_name):
-    return {name: torch.tensor(rows) for name, rows in by_name.items()}
-
-
-def promised(**cases):
-    """By case, the same promise at each temperature."""
-    return {name: torch.tensor([rows] * len(TEMPERATURES), dtype=torch.float64) for name, rows in cases.items()}
-
-
-EVEN = [1.0] * len(TEMPERATURES)
-
-
-def test_held_out_scores_are_over_all_voxels_of_a_volume_and_mean_over_volumes():
-    """Where the final model is the fold's own, what is expected is what was held out."""
-    folds = [
-        FoldCounts(held_out, {}, {}, EVEN, showing)
-        for held_out, showing in (
-            (counts(a=[[8, 1, 1], [4, 2, 0]]), [2, 1]),
-            (counts(a=[[2, 0, 0], [0, 0, 2]], b=[[5, 0, 0], [0, 0, 0]]), [1, 1]),
-        )
-    ]
-    found = estimate(folds, None, 3, ["background", "x"])
-    assert found.classes[1].held_out_dice == pytest.approx(2 * 4 / (2 * 4 + 2 + 2))
-    assert found.classes[1].held_out_iou == pytest.approx(4 / 8)
-    assert found.classes[0].held_out_dice == pytest.approx((20 / 22 + 1) / 2)
-    assert found.mean_held_out_dice == found.classes[1].held_out_dice
-    for entry in found.classes:
-        assert (entry.dice, entry.iou) == pytest.approx((entry.held_out_dice, entry.held_out_iou))
-    assert [entry.slices for entry in found.classes] == [3, 2]
-    assert (found.slices, found.volumes, found.folds) == (3, 2, 2)
-    assert Estimate.from_json(json.loads(json.dumps(found.as_json()))) == found
-    assert Estimate(reason="x").mean_dice is None
-
-
-def test_what_is_expected_is_the_final_models_promise_corrected():
-    """By the mean of the foreground classes' differences, from the background's apart."""
-    rows = [[80, 20, 20], [8, 2, 2], [6, 4, 4]]
-    sure = [[90, 10, 10], [8, 2, 2], [7, 3, 3]]
-    fold = FoldCounts(counts(a=rows), counts(a=[[95, 5, 5], [7, 3, 3], [7, 3, 3]]), promised(a=sure), EVEN, [1, 1, 1])
-    final = FinalCounts(counts(a=[[99, 1, 1]] * 3), {"a": torch.tensor([[95.0, 5, 5], [70.0, 30, 30], [80.0, 20, 20]])})
-    found = estimate([fold], final, 1, ["background", "x", "y"]).classes
-    # Not less than 0.632 of the fold's optimism, 0.15, allows
-    assert found[0].dice == pytest.approx(0.99 - 0.632 * 0.15)
-    assert found[1].dice == pytest.approx(0.8)  # own slices' gain counts as 0.1 at most
-    assert found[2].dice == pytest.approx(0.8 - (0.0 + 0.1) / 2)
-    assert [entry.held_out_dice for entry in found] == pytest.approx([0.8, 0.8, 0.6])
-
-
-def test_what_is_expected_is_within_bounds():
-    honest, sure = counts(a=[[8, 2, 2]]), promised(a=[[9, 1, 1]])
-    final = FinalCounts(counts(a=[[24, 1, 1]]), {"a": torch.tensor([[19.0, 1, 1]])})
-    # A model that is better than it promised is not better elsewhere than on what it learned from.
-    modest = FoldCounts(honest, honest, promised(a=[[5, 5, 5]]), EVEN, [1])
-    (entry,) = estimate([modest], final, 1, ["background"]).classes
-    assert entry.dice == pytest.approx(0.96)
-    assert entry.iou == pytest.approx(24 / 26)
-    # What no held-out slice shows is not evaluable, in the volume of which this holds alone.
-    learned = counts(a=[[9, 1, 1]], b=[[9, 1, 1]])
-    absent = FoldCounts(
-        counts(a=[[0, 3, 0]], b=[[8, 2, 2]]), learned, promised(a=[[0, 3, 9]], b=[[9, 1, 1]]), EVEN, [1]
-    )
-    both = FinalCounts(counts(a=[[24, 1, 1]], b=[[24, 1, 1]]), {"b": torch.tensor([[19.0, 1, 1]])})
-    (entry,) = estimate([absent], both, 1, ["background"]).classes
-    assert entry.dice == pytest.approx(max(0.95 + 0.8 - 0.9, 0.96 - 0.632 * 0.1))
-    nowhere = FoldCounts(counts(a=[[0, 3, 0]]), learned, sure, EVEN, [0])
-    (entry,) = estimate([nowhere], final, 1, ["background"]).classes
-    assert (entry.dice, entry.held_out_dice, entry.slices) == (None, None, 0)
-    fold = FoldCounts(honest, learned, sure, EVEN, [1])
-    for kind, found in ((FoldCounts, fold), (FinalCounts, final)):
-        again = kind.from_json(json.loads(json.dumps(found.as_json())))
-        assert again.as_json() == found.as_json()
-
-
-def test_a_class_is_promised_by_the_volumes_that_show_it():
-    """In another volume it may be absent: the little that is promised of it there, and not found, tells nothing."""
-    absent, rows = [[9, 0, 0], [0, 0, 0]], [[8, 2, 2], [8, 2, 2]]
-    learned = counts(a=[[9, 1, 1], [9, 1, 1]], b=absent)
-    fold = FoldCounts(counts(a=rows, b=absent), learned, promised(a=rows, b=absent), EVEN, [2, 1])
-    promise = {"a": torch.tensor([[9.3, 0.7, 0.7]] * 2), "b": torch.tensor([[9.0, 0, 0], [0, 0, 3]])}
-    final = FinalCounts(counts(a=[[19, 1, 1]] * 2, b=absent), promise)
-    assert estimate([fold], final, 2, ["background", "x"]).classes[1].dice == pytest.approx(0.93)
+def test_slices_that_show_a_class_are_counted():
+    case = item([[4, 10], [5, 17], []])
+    annotated = [(case["label"][0].numpy(), case["weight"][0].numpy() > 0)]
+    assert slices_showing(annotated, 3) == [4, 2, 0]
+    assert slices_showing([*annotated, (np.zeros((4, 4, 4)), np.ones((4, 4, 4), bool))], 3) == [4, 2, 0]
 
 
 def test_unlabeled_in_words():
@@ -232,14 +152,6 @@ def test_unlabeled_in_words():
     assert told([0, 1, 4, 255], (4, 255)) == "the values 4, 255"
     assert told([0, 1], (2,), annotated_slices="all") == "all outside of the annotated slices"
     assert told([0, 1, 2], (2,), weight="w.nii.gz") == "the value 2 and where the weight is 0"
-
-
-def test_the_temperature_is_that_of_all_folds():
-    def fold(best):
-        return FoldCounts({}, {}, {}, [abs(number - best) ** 2 for number in range(len(TEMPERATURES))], [])
-
-    assert temperature([fold(10)]) == TEMPERATURES[10]
-    assert temperature([fold(10), fold(20)]) == TEMPERATURES[15]
 
 
 def test_models_that_do_not_fit_are_left_aside(tmp_path):

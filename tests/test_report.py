@@ -11,6 +11,7 @@ import pytest
 
 from sparse3dunet import report as report_module
 from sparse3dunet.densify.estimate import ClassEstimate, Estimate
+from sparse3dunet.densify.suggest import Suggestion
 from sparse3dunet.report import CaseSection, Report, write_report
 from sparse3dunet.report_figures import (
     PANELS,
@@ -21,7 +22,6 @@ from sparse3dunet.report_figures import (
     surface,
     surface_mesh,
 )
-from sparse3dunet.densify.suggest import Suggestion
 from tests.conftest import UNLABELED, make_volume
 
 NAMES = ("background", "shell", "core")
@@ -77,10 +77,10 @@ def report(view):
     files = {"segmentation": "a_seg.nii.gz", "template": "a_next.nii.gz"}
     case = CaseSection("a", {"shell": 1.25, "core": 0.5}, 0.9, suggestions, files, view)
     scores = [
-        ClassEstimate("background", 0.99, 0.98, 3, 0.98, 0.97),
-        ClassEstimate("shell", 0.876, 0.78, 3, 0.86, 0.77),
+        ClassEstimate("background", 0.99, 0.97, 1.0, 0.98, 3, 0.98),
+        ClassEstimate("shell", 0.876, 0.81, 0.92, 0.78, 3, 0.86),
     ]
-    quality = Estimate([*scores, ClassEstimate("core", None, None, 0)], slices=3, volumes=1, folds=1)
+    quality = Estimate([*scores, ClassEstimate("core", None, None, None, None, 0)], 3, 1, 1, 0.83, 0.91)
     row = {"seconds": 30.0, "loss": 0.5, "dice": None}
     curves = {"held out 1": [row, {"seconds": 60.0, "loss": 0.4, "dice": 0.7}], "final": [row]}
     choices = [("patches", "64x64x64", "as large as most volumes")]
@@ -141,7 +141,7 @@ def test_text_of_users_is_escaped(report, tmp_path):
         files={"segmentation": evil, "template": evil},
         view=dataclasses.replace(report.cases[0].view, name=evil, class_names=names),
     )
-    quality = Estimate([ClassEstimate(name, 0.5, 0.4, 1) for name in names], 1, 1, 1)
+    quality = Estimate([ClassEstimate(name, 0.5, 0.4, 0.6, 0.4, 1) for name in names], 1, 1, 1)
     texts = {"title": evil, "command": evil, "settings": evil, "notes": [evil], "versions": {evil: evil}}
     changed = dataclasses.replace(
         report, class_names=names, cases=[case], quality=quality, choices=[(evil,) * 3], **texts

@@ -7,8 +7,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from sparse3dunet.slices import slices_mask
 from sparse3dunet.densify.suggest import IN_DOUBT, Suggestion, as_rows, show, suggest_slices, template, write_json
+from sparse3dunet.slices import slices_mask
 
 SHAPE = (48, 40, 44)
 AFFINE = np.array([[1.0, 0, 0, -20], [0, 1.5, 0, -10], [0, 0, 2.0, 5], [0, 0, 0, 1]])
