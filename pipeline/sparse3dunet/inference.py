@@ -10,6 +10,9 @@ from monai.inferers import Inferer, SlidingWindowInferer
 
 from sparse3dunet.errors import DataError
 
+WITHOUT_BFLOAT16 = "--train#inferer#enabled False"
+"""The option by which a training uses float32 alone."""
+
 
 def bfloat16_is_fast(device: torch.device | str) -> bool:
     """Whether the device computes bfloat16 in hardware (CPU: AVX512_BF16 or AMX; CUDA: Ampere or newer)."""
@@ -41,7 +44,7 @@ class AutocastInferer(Inferer):
         self.enabled = enabled
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> Any:
-        enabled = bfloat16_is_fast(inputs.device) if self.enabled is None else self.enabled
+        enabled = self.uses_bfloat16(inputs.device)
 
         def run(*a: Any, **k: Any) -> torch.Tensor:
             with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=enabled):
@@ -55,3 +58,16 @@ class AutocastInferer(Inferer):
                 "need a network whose output is as large as its input; SlabInferer takes others, too."
             )
         return result
+
+    def uses_bfloat16(self, device: torch.device | str) -> bool:
+        """Whether the network runs in bfloat16 on a device."""
+        return bfloat16_is_fast(device) if self.enabled is None else self.enabled
+
+
+def trains_in_bfloat16_on_a_cpu(trainer: Any) -> bool:
+    """Whether one of MONAI's trainers does, by an :class:`AutocastInferer`."""
+    inferer = getattr(trainer, "inferer", None)
+    if not isinstance(inferer, AutocastInferer):
+        return False
+    device = torch.device(trainer.state.device)
+    return device.type == "cpu" and inferer.uses_bfloat16(device)

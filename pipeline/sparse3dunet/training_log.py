@@ -16,6 +16,7 @@ from tqdm import tqdm
 from sparse3dunet.budget import Budget
 from sparse3dunet.engines import METRIC_NAMES, clock, score_text, scores_in_words
 from sparse3dunet.errors import DataError
+from sparse3dunet.inference import WITHOUT_BFLOAT16, trains_in_bfloat16_on_a_cpu
 
 COLUMNS = ("epoch", "iteration", "seconds", "learning_rate", "loss", "data_wait", *METRIC_NAMES)
 
@@ -100,9 +101,10 @@ class TrainingLog:
         state: Any = engine.state
         loss = float(state.output[0]["loss"])
         if not math.isfinite(loss):
+            other = f", or leave bfloat16 ({WITHOUT_BFLOAT16})," if trains_in_bfloat16_on_a_cpu(engine) else ""
             raise DataError(
-                f"the loss became {loss} at iteration {state.iteration}. Lower the learning rate (--learning_rate) "
-                f"and train again; the best model so far, if any, is {self.model_file}."
+                f"the loss became {loss} at iteration {state.iteration}. Lower the learning rate (--learning_rate)"
+                f"{other} and train again; the best model so far, if any, is {self.model_file}."
             )
         state.epoch_losses.append(loss)
         self.bar.set_postfix({"loss": f"{loss:.3f}", **self.shown}, refresh=False)

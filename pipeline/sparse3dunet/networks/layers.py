@@ -49,3 +49,19 @@ class MaxPool3d(nn.MaxPool3d):
 def _is_channels_last(x: torch.Tensor) -> bool:
     on_cpu = x.device.type == "cpu"
     return on_cpu and x.is_contiguous(memory_format=torch.channels_last_3d) and not x.is_contiguous()
+
+
+class Float32Conv3d(nn.Conv3d):
+    """``torch.nn.Conv3d`` that computes in float32 where autocast would not."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input.float())
+
+
+class Float32ConvTranspose3d(nn.ConvTranspose3d):
+    """``torch.nn.ConvTranspose3d`` that computes in float32 where autocast would not."""
+
+    def forward(self, input: torch.Tensor, output_size: list[int] | None = None) -> torch.Tensor:
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input.float(), output_size)
