@@ -13,6 +13,8 @@ import sparse3dunet
 from tests.conftest import ROOT
 
 BUNDLE = "sparse3dunet/bundle/"
+PEERS = {"batchgeneratorsv2", "itk-morphologicalcontourinterpolation", "tifffile", "torchio"}
+"""Which benchmarks alone need, to compare with, or to read data that are not everywhere."""
 
 
 def test_wheel(tmp_path):
@@ -85,7 +87,7 @@ def test_every_dependency_is_pinned():
     setup.read(ROOT / "setup.cfg")
     wanted = setup["options"]["install_requires"] + "".join(setup["options.extras_require"].values())
     names = {re.split(r"[<>=]", line)[0].lower() for line in wanted.split() if line}
-    names -= {"batchgeneratorsv2", "torchio"}  # which benchmarks/augmentation.py compares with: nothing else needs them
+    names -= PEERS
     pinned = {
         line.split("==")[0].lower() for line in (ROOT / "requirements.txt").read_text().splitlines() if "==" in line
     }

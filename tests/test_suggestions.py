@@ -85,6 +85,16 @@ def test_nothing_where_all_is_annotated():
     assert suggest_slices(confidence, segmentation, annotated, AFFINE, count=0) == []
 
 
+@pytest.mark.parametrize("axis", range(3))
+def test_of_thick_slices_only_these_are_suggested(axis):
+    spacing = [7.5 if a == axis else 0.5 for a in range(3)]
+    confidence, segmentation = np.full((12, 12, 12), 128, np.uint8), np.zeros((12, 12, 12), np.uint8)
+    segmentation[3:9, 3:9, 3:9] = 1
+    found = suggest_slices(confidence, segmentation, np.zeros((12, 12, 12), bool), np.diag([*spacing, 1]), 3)
+    assert found
+    assert {suggestion.axis for suggestion in found} == {axis}
+
+
 def test_two_places_of_doubt_both_get_one():
     places = ((10, 9, 10), (36, 30, 33))
     found = suggest_slices(*scene([(place, 4) for place in places]), AFFINE, count=2)

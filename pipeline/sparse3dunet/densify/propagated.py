@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ SHARE = 0.5
 LEAST_WORK, MOST_WORK = 0.05 * WORK, 4 * WORK
 PREVIEW, REFINED = "preview", "refined"
 LEAST_PROB = 1e-3
+_DAMAGED = (OSError, ValueError, KeyError, EOFError, RuntimeError, BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -47,16 +48,16 @@ class Outlook:
     calibration: Calibration
     share: float = 0.0
 
-    def prob(self, shape: Sequence[int], distance: np.ndarray, network: np.ndarray | None = None) -> np.ndarray:
-        """(K, X, Y, Z) calibrated.
+    def prob(self, distance: np.ndarray, network: np.ndarray | None = None) -> np.ndarray:
+        """(K, X', Y', Z') calibrated, within the box outside of which is background.
 
         Args:
-            shape: of the volume.
-            distance: (X, Y, Z) of each voxel from annotation.
+            distance: (X, Y, Z) of each voxel of the volume from annotation.
             network: (K, X, Y, Z) its probabilities; None where its share is 0.
         """
-        prob = self.propagated.whole(shape)
-        return self.calibration(beside(prob, network, self.share), distance)
+        box = self.propagated.box
+        inside = None if network is None else network[(slice(None), *box)]
+        return self.calibration(beside(self.propagated.prob, inside, self.share), distance[box])
 
 
 class Propagation:
@@ -110,6 +111,14 @@ class Propagation:
         """What is there of a case."""
         return self._load(case, REFINED) or self._load(case, PREVIEW)
 
+    def held(self, case: ImageCase) -> Held | None:
+        """On held-out voxels alone."""
+        try:
+            with np.load(self._file(case, REFINED)) as content:
+                return _held(content)
+        except _DAMAGED:
+            return None
+
     def _fit(self, case: ImageCase, held_out: Sequence[Slices]) -> Ensemble:
         volumes = [read_image(file) for file in case.files]
         channels = [c for v in volumes for c in ([v.data] if v.data.ndim == 3 else np.moveaxis(v.data, -1, 0))]
@@ -141,13 +150,17 @@ class Propagation:
         try:
             with np.load(self._file(case, kind)) as content:
                 box = tuple(slice(int(a), int(b)) for a, b in content["box"])
-                names = [f.name for f in fields(Held)]
-                held = Held(**{n: content[f"held_{n}"] for n in names}) if "held_prob" in content else None
-                held = None if held is None else replace(held, slices=tuple(int(i) for i in held.slices))
                 prob = content["prob"].astype(np.float32)
-                return Propagated(prob, box, held, str(content["method"]))  # type: ignore[arg-type]
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error):
+                return Propagated(prob, box, _held(content), str(content["method"]))  # type: ignore[arg-type]
+        except _DAMAGED:
             return None
+
+
+def _held(content: Mapping[str, Any]) -> Held | None:
+    if "held_prob" not in content:
+        return None
+    held = Held(**{f.name: content[f"held_{f.name}"] for f in fields(Held)})
+    return replace(held, slices=tuple(int(i) for i in held.slices))
 
 
 def beside(prob: np.ndarray, network: np.ndarray | None, share: float) -> np.ndarray:

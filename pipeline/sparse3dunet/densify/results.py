@@ -84,8 +84,6 @@ class Densifier(Predictor):
         path = volumes[0].path
         name = self.results.name_of(path)
         outlook, annotation = self.outlooks[name], self.results.annotation(path)
-        shape = annotation.numbers.shape
-        distance = distance_of(annotation.annotated, volumes[0].spacing)
         network = None
         if outlook.share:
             self.probabilities = True  # of the network, which are no result
@@ -93,13 +91,15 @@ class Densifier(Predictor):
                 network = np.moveaxis(np.asarray(super().__call__(volumes, scratch).probabilities), -1, 0)
             finally:
                 self.probabilities = False
-        prob = outlook.prob(shape, distance, network)
-        unknown = ~annotation.annotated.ravel()
+        prob = outlook.prob(distance_of(annotation.annotated, volumes[0].spacing), network)
+        inside, box = prob.shape[1:], outlook.propagated.box
+        unknown = ~annotation.annotated[box].ravel()
         classes, dice = decide(prob.reshape(len(prob), -1), unknown)
-        numbers = classes.reshape(shape)
-        counts = np.bincount(classes[unknown], minlength=len(prob))
-        self.expected[name] = expected(outlook, dice, counts)
-        confidence = np.rint(255 * np.take_along_axis(prob, numbers[None], 0)[0]).astype(np.uint8)
+        self.expected[name] = expected(outlook, dice, np.bincount(classes[unknown], minlength=len(prob)))
+        numbers = np.zeros(annotation.numbers.shape, classes.dtype)
+        numbers[box] = classes.reshape(inside)
+        confidence = np.full(numbers.shape, 255, np.uint8)
+        confidence[box] = np.rint(255 * np.take_along_axis(prob, numbers[box][None], 0)[0])
         mean = float(confidence[numbers > 0].mean() / 255) if (numbers > 0).any() else None
         if self.results.keep:
             numbers[annotation.annotated] = annotation.numbers[annotation.annotated]
@@ -212,10 +212,10 @@ class Results:
             previews: digests by file name of what was written before; gets this one's.
         """
         image, annotation = read_image(case.files[0]), self.annotation(case.files[0])
-        shape = annotation.numbers.shape
-        prob = found.whole(shape)
-        classes, _ = decide(prob.reshape(len(prob), -1), ~annotation.annotated.ravel())
-        numbers = classes.reshape(shape)
+        prob = found.prob
+        classes, _ = decide(prob.reshape(len(prob), -1), ~annotation.annotated[found.box].ravel())
+        numbers = np.zeros(annotation.numbers.shape, classes.dtype)
+        numbers[found.box] = classes.reshape(prob.shape[1:])
         if self.keep:
             numbers[annotation.annotated] = annotation.numbers[annotation.annotated]
         path = self.preview(case)

@@ -215,8 +215,8 @@ class _Run:
         return [fold[name] for fold in self.state.held_out if name in fold]
 
     def _held(self) -> dict[str, Held]:
-        found = {case.name: self.propagation.best(case) for case in self.results.cases}
-        return {name: p.held for name, p in found.items() if p is not None and p.held is not None}
+        found = {case.name: self.propagation.held(case) for case in self.results.cases}
+        return {name: held for name, held in found.items() if held is not None}
 
     def _outlooks(self) -> dict[str, Outlook]:
         outlooks = {}

@@ -26,6 +26,8 @@ IN_DOUBT = 64
 """Of 255: doubt, 1 - confidence, of a voxel that counts as in doubt."""
 MOST_VOXELS = 2_000_000
 """Of the grid on which distances are measured; of larger volumes, blocks of voxels are one."""
+THICK = 2.5
+"""Times the median voxel size, above which slices are thick: people draw on these alone, not across them."""
 SHOWN_CASES = 10
 WIDTH = 0.6
 """Of the gap between equally spaced slices: how far from an annotated slice it settles anything."""
@@ -103,7 +105,7 @@ def suggest_slices(
         annotated: (X, Y, Z) boolean, in slices or not. A slice is annotated when most of its voxels are.
         affine: 4x4, voxel to RAS in mm.
         count: at most so many of each plane; fewer where no others promise anything. A plane whose slices are but lines
-            of voxels has none.
+            of voxels has none. Where slices are thick, only these are suggested.
 
     Returns:
         Never a slice that is annotated. The same for the same volume, however its axes are ordered and directed.
@@ -119,9 +121,11 @@ def suggest_slices(
     spacing = np.zeros(3)
     spacing[orientation[:, 0].astype(int)] = nib.affines.voxel_sizes(affine)
     profiles = _profiles(sure, found, known, spacing)
+    thick = spacing.max() > THICK * np.median(spacing)
+    drawn = (spacing == spacing.max()) | (not thick)
     suggestions: list[Suggestion] = []
     for axis, (world, direction) in enumerate(orientation.astype(int)):
-        if min(n for other, n in enumerate(confidence.shape) if other != axis) == 1:
+        if min(n for other, n in enumerate(confidence.shape) if other != axis) == 1 or not drawn[world]:
             continue
         for place, benefit in _choose(profiles[world], spacing[world], count):
             index = place if direction > 0 else confidence.shape[axis] - 1 - place

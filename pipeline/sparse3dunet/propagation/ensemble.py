@@ -131,7 +131,7 @@ class Ensemble(Propagator):
         if self._refined is not None:
             return self._refined
         parts = deal(self._scan, self._own_slices(), BOARDS)
-        if not parts:
+        if len(parts) < 2:
             return self.preview()
         views = []
         for number, part in enumerate(parts, 1):

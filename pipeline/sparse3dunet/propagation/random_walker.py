@@ -145,7 +145,8 @@ def _walk(
         found = _walk(smaller, sums, share[0], spacing * step, beta, iterations)
         start = enlarged(found, step, shape)
     else:
-        start = torch.full(seeds.shape, 1 / len(seeds))
+        there = seeds.flatten(1).any(1).float()
+        start = (there / there.sum())[:, None, None, None].expand(seeds.shape)
     fixed = counts > 0
     start = torch.where(fixed, seeds / counts.clamp(min=1e-6), start)
     return solve(conductances(image, spacing, beta), fixed, start, iterations)

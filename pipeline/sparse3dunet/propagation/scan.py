@@ -149,6 +149,6 @@ def _rescaled(channel: torch.Tensor) -> torch.Tensor:
     low, high = np.percentile(values[:: max(1, values.shape[0] // 256)], PERCENTILES)
     if high <= low:
         low, high = float(values.min()), float(values.max())
-    if not np.isfinite([low, high]).all():
+    if not np.isfinite([low, high]).all() or np.isnan(values).any():
         raise DataError("the image holds NaN or infinity; expected numbers.")
     return ((channel - low) / max(high - low, 1e-20)).clamp(0, 1)

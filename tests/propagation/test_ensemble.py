@@ -1,0 +1,234 @@
+"""The methods together, on scans and annotation of all kinds."""
+
+import numpy as np
+import pytest
+
+from sparse3dunet.errors import DataError
+from sparse3dunet.propagation import Ensemble
+from tests.propagation.scans import SHAPE, assert_probabilities, nested, on_slices, overlap, quick
+
+WEIGHT = on_slices(SHAPE, [12], [], [3, 8, 12])
+SMALL = (16, 14, 12)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_trees():
+    with quick():
+        yield
+
+
+def scores(prob, label, weight):
+    return [overlap(prob.argmax(0), label, weight == 0, n) for n in range(1, int(label.max()) + 1)]
+
+
+@pytest.fixture(scope="module")
+def refined(few_trees):
+    image, label = nested()
+    told = []
+    found = Ensemble().fit(image, label, WEIGHT).refine(told.append)
+    return image, label, found, told
+
+
+def test_it_segments_what_is_between_slices(refined):
+    _, label, found, told = refined
+    whole = found.whole(SHAPE)
+    assert_probabilities(whole, SHAPE, 3)
+    assert min(scores(whole, label, WEIGHT)) > 0.85
+    known = WEIGHT > 0
+    assert (whole.argmax(0) == label)[known].mean() > 0.97
+    assert told == sorted(told)
+    assert 0 < told[0] < told[-1] == 1
+
+
+def test_what_is_told_of_held_out_voxels(refined):
+    _, label, found, _ = refined
+    held, known = found.held, WEIGHT > 0
+    assert_probabilities(held.prob, (len(held.label),), 3)
+    place = tuple(held.place.T)
+    assert known[place].all()
+    np.testing.assert_array_equal(label[place], held.label)
+    assert (held.distance > 0).all()
+    assert (held.weight > 0).all()
+    assert 0 < len(held.slices) < held.part.max() + 1
+    assert min(overlap(held.prob.argmax(0), held.label, held.label >= 0, n) for n in (1, 2)) > 0.7
+    for number in held.slices:  # whole slices; each voxel once
+        places = held.place[held.part == number]
+        assert len(np.unique(places, axis=0)) == len(places)
+
+
+def test_it_is_the_same_again(refined):
+    image, label, found, _ = refined
+    other = np.where(WEIGHT > 0, label, 55)  # labels that do not count
+    ensemble = Ensemble(num_classes=3).fit(image, other, WEIGHT)
+    again = ensemble.refine()
+    assert again is ensemble.refine()
+    np.testing.assert_array_equal(again.prob, found.prob)
+    np.testing.assert_array_equal(again.held.prob, found.held.prob)
+    np.testing.assert_array_equal(ensemble.predict_proba(), found.whole(SHAPE))
+
+
+def test_the_preview_is_told_at_once():
+    """And in larger scans without learning from parts."""
+    image, label = nested()
+    for work in (1e6, 1):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sparse3dunet.propagation.ensemble.PREVIEW_WORK", work)
+            found = Ensemble().fit(image, label, WEIGHT).preview()
+        assert found.held is None
+        whole = found.whole(SHAPE)
+        assert_probabilities(whole, SHAPE, 3)
+        assert min(scores(whole, label, WEIGHT)) > 0.8
+
+
+def test_a_class_on_one_slice_is_not_lost():
+    _, label = nested()
+    label = (label > 0).astype(int)
+    label[9:15, 7:13, 6:11] = 2
+    image = label + np.random.default_rng(0).normal(0, 0.15, SHAPE)
+    weight = on_slices(SHAPE, [], [], [3, 8, 13])
+    prob = Ensemble().fit(image, label, weight).predict_proba()
+    assert scores(prob, label, weight)[1] > 0.6
+
+
+def test_a_class_of_one_voxel():
+    """Only the slice without it can be held out, and no block."""
+    image, label = nested()
+    label = (label > 0).astype(int)
+    label[12, 10, 8] = 2
+    weight = on_slices(SHAPE, [], [], [4, 8])
+    ensemble = Ensemble().fit(image, label, weight)
+    prob = ensemble.refine().whole(SHAPE)
+    assert_probabilities(prob, SHAPE, 3)
+    assert overlap(prob.argmax(0), label, weight == 0, 1) > 0.8
+
+
+def test_channels_are_looked_at_together():
+    """Each shows one of two structures."""
+    image, label = nested()
+    random = np.random.default_rng(1)
+    channels = np.stack([(label > 0), (label > 1)]) + random.normal(0, 0.15, (2, *SHAPE))
+    prob = Ensemble().fit(channels, label[None], WEIGHT[None]).predict_proba()
+    assert_probabilities(prob, SHAPE, 3)
+    assert min(scores(prob, label, WEIGHT)) > 0.85
+
+
+def test_thick_slices():
+    """Of 5 mm, of which every other one is annotated; the spacing may be of any kind of numbers."""
+    shape = (40, 44, 6)
+    image, label = nested(shape=shape)
+    weight = on_slices(shape, [], [], [1, 3])
+    found = Ensemble().fit(image.astype(np.float64), label.astype(np.uint8), weight > 0, np.array([1, 1, 5])).refine()
+    prob = found.whole(shape)
+    assert_probabilities(prob, shape, 3)
+    assert overlap(prob.argmax(0), label, np.arange(6) == 2 + 0 * label, 1) > 0.85
+    assert found.held is not None
+
+
+def test_scribbles():
+    image, label = nested()
+    weight = np.zeros(SHAPE)
+    weight[2:22, 10, 8] = weight[12, 3:17, 5] = weight[1, 2:18, 12] = weight[5:20, 9, 10] = weight[12, 10] = 1
+    found = Ensemble().fit(image, label, weight).refine()
+    prob = found.whole(SHAPE)
+    assert_probabilities(prob, SHAPE, 3)
+    assert min(scores(prob, label, weight)) > 0.75
+    assert found.held is not None
+    assert found.held.slices == ()
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_annotation_of_one_class(number):
+    """All is what is annotated; of other classes nothing is known."""
+    image, label = nested(shape=SMALL)
+    weight = on_slices(SMALL, [], [], [3, 7])
+    prob = Ensemble(num_classes=3).fit(image, np.full(SMALL, number), weight).predict_proba()
+    assert_probabilities(prob, SMALL, 3)
+    assert (prob.argmax(0) == number).all()
+    assert np.delete(prob, number, 0).max() < 0.01
+
+
+def test_five_voxels():
+    image, label = nested(shape=SMALL)
+    weight = np.zeros(SMALL)
+    for place in ((8, 7, 6), (0, 0, 0), (8, 7, 1), (15, 13, 11), (8, 11, 6)):
+        weight[place] = 1
+    prob = Ensemble().fit(image, label, weight).predict_proba()
+    assert_probabilities(prob, SMALL, int(label[weight > 0].max()) + 1)
+
+
+def test_all_is_annotated():
+    image, label = nested(shape=SMALL)
+    found = Ensemble().fit(image, label, np.ones(SMALL)).refine()
+    assert_probabilities(found.whole(SMALL), SMALL, 3)
+    assert (found.prob.argmax(0) == label).mean() > 0.9
+    assert found.held is None
+
+
+@pytest.mark.parametrize("value", [0.0, -1000.0, 3e8])
+def test_an_image_that_shows_nothing(value):
+    _, label = nested(shape=SMALL)
+    prob = Ensemble().fit(np.full(SMALL, value), label, on_slices(SMALL, [], [], [3, 6, 8])).predict_proba()
+    assert_probabilities(prob, SMALL, 3)
+    assert overlap(prob.argmax(0), label, label >= 0, 1) > 0.5  # by position and shape
+
+
+@pytest.mark.parametrize("shape", [(20, 18, 1), (1, 20, 18), (20, 18, 2)])
+def test_flat_scans(shape):
+    image, label = nested(shape=(20, 18, 9))
+    image, label = (np.take(a, range(3, 3 + min(shape)), 2).reshape(shape) for a in (image, label))
+    weight = np.zeros(shape)
+    weight.reshape(20, 18, -1)[[4, 9, 14]] = 1
+    prob = Ensemble().fit(image, label, weight).predict_proba()
+    assert_probabilities(prob, shape, int(label[weight > 0].max()) + 1)
+
+
+def test_a_large_scan_is_worked_on_coarsely():
+    """Around its foreground, and its result is as fine as the scan."""
+    shape = (56, 52, 40)
+    image, label = np.random.default_rng(0).normal(0, 0.15, shape).astype(np.float32), np.zeros(shape, int)
+    label[16:40, 16:36, 12:28] = nested()[1]
+    image += label
+    weight = on_slices(shape, [], [], [13, 16, 20, 24, 27])
+    ensemble = Ensemble(work=3e4).fit(image, label, weight)
+    found = ensemble.refine()
+    assert found.prob.shape == (3, *(b.stop - b.start for b in found.box))
+    assert found.prob[0].size < label.size
+    whole = found.whole(shape)
+    assert_probabilities(whole, shape, 3)
+    assert min(scores(whole, label, weight)) > 0.75
+    assert overlap(whole.argmax(0) > 0, label > 0, weight == 0, True) > 0.85
+    assert (whole.argmax(0) == label)[weight > 0].all()
+    place = tuple(found.held.place.T)
+    assert overlap(label[place] > 0, found.held.label > 0, found.held.label >= 0, True) > 0.8
+    assert (found.held.place < shape).all()
+
+
+def test_slices_to_hold_out_may_be_given():
+    """Also where a scan is worked on coarsely."""
+    image, label = nested()
+    weight = on_slices(SHAPE, [], [], [4, 8, 11])
+    given = [[[], [], [4]], [[], [], [11]]]
+    for work in (1e6, 2e4):
+        held = Ensemble(slices=given, work=work).fit(image, label, weight).refine().held
+        assert len(held.slices) == 2
+        for number, (_, _, indices) in zip(held.slices, given):
+            assert np.abs(held.place[held.part == number][:, 2] - indices[0]).max() <= (0 if work == 1e6 else 2)
+
+
+def test_data_that_cannot_be_used():
+    image, label = nested(shape=SMALL)
+    weight = on_slices(SMALL, [], [], [3])
+    broken = image.copy()
+    broken[3, 3, 3] = np.nan
+    cases = [
+        (image[:-1], label, weight, (1, 1, 1), "expected an image"),
+        (image, label, weight * 0, (1, 1, 1), "annotate at least one slice"),
+        (image, label, weight, (1, 1, 0), "three numbers above 0"),
+        (image, label, weight, (1, 1), "three numbers above 0"),
+        (broken, label, weight, (1, 1, 1), "NaN or infinity"),
+    ]
+    for *given, words in cases:
+        with pytest.raises(DataError, match=words):
+            Ensemble().fit(*given)
+    with pytest.raises(DataError, match="labels are 0 to 2, expected 0 to 1"):
+        Ensemble(num_classes=2).fit(image, label, on_slices(SMALL, [], [], [5]))

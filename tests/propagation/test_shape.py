@@ -1,0 +1,94 @@
+"""Shapes between annotated slices."""
+
+import numpy as np
+import pytest
+
+from sparse3dunet.propagation import ShapeInterpolation
+from sparse3dunet.propagation.shape import distance_from
+from tests.propagation.scans import assert_probabilities, on_slices, scan_of
+
+SHAPE = (24, 22, 13)
+
+
+def disc(radius, center=(12, 11)):
+    x, y = np.ogrid[: SHAPE[0], : SHAPE[1]]
+    return ((x - center[0]) ** 2 + (y - center[1]) ** 2 <= radius**2).astype(np.int64)
+
+
+def two_discs(small=4, large=8):
+    label = np.zeros(SHAPE, np.int64)
+    label[..., 2], label[..., 10] = disc(small), disc(large)
+    return label, on_slices(SHAPE, [], [], [2, 10])
+
+
+def interpolated(label, weight, spacing=(1, 1, 1), axes=(0, 1, 2), **options):
+    label, weight = (np.ascontiguousarray(a.transpose(axes)) for a in (label, weight))
+    spacing = tuple(spacing[a] for a in axes)
+    prob = ShapeInterpolation(**options).fit(np.zeros(label.shape), label, weight, spacing).predict_proba()
+    return prob.transpose(0, *(1 + np.argsort(axes)))
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
+@pytest.mark.parametrize("thickness", [1, 5])
+def test_between_two_discs(axes, thickness):
+    label, weight = two_discs()
+    prob = interpolated(label, weight, (1, 1, thickness), axes)
+    assert_probabilities(np.ascontiguousarray(prob), SHAPE, 2)
+    areas = (prob.argmax(0) == 1).sum((0, 1))
+    assert disc(5).sum() <= areas[6] <= disc(7).sum()
+    assert (np.diff(areas[2:11]) >= 0).all()
+    for place, number in ((0, 2), (2, 2), (10, 10), (12, 10)):  # on the slices, and beyond the last ones
+        np.testing.assert_array_equal(prob[..., place].argmax(0), label[..., number])
+
+
+def test_voxels_that_are_no_squares():
+    """A disc of 6 mm becomes one of 12 mm; halfway it is one of 9 mm."""
+    x, y = np.ogrid[:24, :22]
+    square = ((x - 12) * 2) ** 2 + ((y - 11) * 1.5) ** 2
+    label = np.zeros(SHAPE, np.int64)
+    label[..., 2], label[..., 10] = square <= 6**2, square <= 12**2
+    prob = interpolated(label, on_slices(SHAPE, [], [], [2, 10]), (2, 1.5, 2))
+    middle = prob[..., 6].argmax(0) == 1
+    assert square[middle].max() <= 10.5**2
+    assert middle[square <= 7.5**2].all()
+
+
+def test_gray_values_do_not_matter():
+    label, weight = two_discs()
+    image = np.random.default_rng(0).random(SHAPE)
+    first, second = (ShapeInterpolation().fit(i, label, weight).predict_proba() for i in (image, image * 0))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_slices_of_two_directions():
+    """Each axis tells of what is near its slices."""
+    x, y, z = np.ogrid[:24, :22, :13]
+    label = (((x - 12) ** 2 + (y - 11) ** 2) / 64 + (z - 6) ** 2 / 25 <= 1).astype(np.int64)
+    prob = interpolated(label, on_slices(SHAPE, [5, 9, 12, 15, 19], [], [2, 6, 10]))
+    found = prob.argmax(0)
+    assert 2 * (found & label).sum() / (found.sum() + label.sum()) > 0.9
+
+
+def test_unfinished_slices_and_absent_classes():
+    """Half of a slice is annotated: the rest is like what is nearest. No class appears that nobody annotated."""
+    label, weight = two_discs()
+    weight[:, 14:] = 0
+    prob = interpolated(label, weight, num_classes=4)
+    assert prob[2:].max() == 0
+    assert (prob[:, :, :14, 10].argmax(0) == label[:, :14, 10]).all()
+    np.testing.assert_allclose(prob.sum(0), 1, atol=1e-5)
+
+
+def test_scribbles_tell_no_shape():
+    label, weight = two_discs()
+    weight[:] = 0
+    weight[10:14, 11, 2] = weight[0, :5, 3] = 1
+    prob = interpolated(label, weight)
+    np.testing.assert_allclose(prob, 0.5, atol=1e-6)
+
+
+def test_distances_are_in_mm():
+    weight = on_slices(SHAPE, [], [], [4])
+    scan = scan_of(np.zeros(SHAPE), np.zeros(SHAPE, int), weight, (1, 2, 3))
+    distance = distance_from(scan.known, scan.spacing)
+    np.testing.assert_allclose(distance[5, 5], 3 * np.abs(np.arange(13) - 4))
