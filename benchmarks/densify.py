@@ -1,321 +1,238 @@
-"""Densify the built-in volume: the random walker beside it, how true estimates are, going on, what to annotate next.
+"""Densify scans of several kinds, beside what a user has for free; all in the same run, from the same annotation.
 
-    python benchmarks/densify.py                                      # the table: five minutes each
-    python benchmarks/densify.py --parts estimate --minutes 2 --seeds 0 1 2
-    python benchmarks/densify.py --parts warm
-    python benchmarks/densify.py --parts suggestions --minutes 1 --seeds 0 1 2 3 4 --jobs 2   # two at a time
-    python benchmarks/densify.py --parts others --minutes 2           # volumes that nothing was tuned on
+    python benchmarks/densify.py                                        # all: hours
+    python benchmarks/densify.py --tasks tube ct3mm-axial5 --minutes 2 --seeds 0
+    python benchmarks/densify.py --table                                # of what was measured: runs nothing
+    python benchmarks/densify.py --write-demo FOLDER                    # the built-in scan, three slices an axis
+    python benchmarks/densify.py --demo FOLDER/out                      # score what densify made of it, and peers
 
-Each run is the command `sparse3dunet densify scan annotation -o OUT --minutes M`. Slices are equally spaced within the
-extent of the brain. Scores are by the dense label, on the voxels that were not annotated: the mean IoU of the three
-classes, and the mean Dice of the two tissues. scikit-image's random walker (beta 2000) gets the same annotation in the
-same run. Prints tables, ratios and the machine.
+Ours is the command `sparse3dunet densify scan annotation -o OUT --minutes M --seed S --ignore-index 255`. Scores are
+mean Dice of the foreground classes on unannotated voxels, by the dense label. The error ratio is (1 - Dice) over
+(1 - Dice of the best peer): below 1 is better. Seconds are by the wall clock; a peer's leave out its imports, ours do
+not. Each result is written to --out when it is there, and not measured again by the next run. Memory is the command's
+alone, read while it runs (Linux). What else uses the machine slows either side: let nothing run beside.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
-import torch
 from augmentation import machine
-from mni152 import walk
-from trainings import add_data, add_jobs, call, show, side_by_side, table
+from densify_tables import FEWEST, error_ratio, estimate_text, interval_holds, markdown, memory_text, summary
+from peers import PEERS
+from scans import ANNOTATION, KINDS, SCAN, UNLABELED, Scan, demo, load_all
+from trainings import show, table
 
-from sparse3dunet import tubules
-from sparse3dunet.metrics import overlap_counts, overlap_scores
-from sparse3dunet.mni152 import CLASS_NAMES, UNLABELED, load_template
-from sparse3dunet.slices import Slices, slices_mask
-from sparse3dunet.target import pack_target
-from sparse3dunet.transforms.simulate import choose_slices
+from sparse3dunet.mni152 import CLASS_NAMES
 
-GOALS = {1: 0.78, 3: 0.90, 5: 0.92}
-"""Mean IoU after five minutes, by annotated slices an axis."""
-TOLERANCE = 0.03
-"""Of the estimate of Dice."""
+PREVIEW, RESULT = "scan_preview.nii.gz", "scan_seg.nii.gz"
+EVERY = 0.1
+"""Seconds from one look at the command to the next."""
+Entry = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Scores:
-    """By the dense label, on unannotated voxels; the Dice that the run expected, and how long it took."""
+class Store:
+    """The results file: what was measured, by scan and seed."""
 
-    iou: float
-    dice: float
-    expected: float | None
-    seconds: float
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.entries: list[Entry] = json.loads(file.read_text(encoding="utf-8"))["runs"] if file.is_file() else []
 
-    @property
-    def is_true(self) -> bool:
-        """Whether the estimate is within the tolerance."""
-        return self.expected is not None and abs(self.expected - self.dice) <= TOLERANCE
+    def write(self) -> None:
+        """Replace the file at once, so that a kill leaves the former or the new one."""
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        draft = self.file.with_suffix(".draft")
+        draft.write_text(json.dumps({"runs": self.entries}, indent=1) + "\n", encoding="utf-8")
+        os.replace(draft, self.file)
 
-
-class Scan:
-    """The built-in volume, annotated on chosen slices."""
-
-    def __init__(self, folder: Path) -> None:
-        self.image, self.dense = load_template()
-        self.file = folder / "scan.nii.gz"
-        nib.save(nib.Nifti1Image(self.image.get_fdata().astype(np.float32), self.image.affine), self.file)
-
-    def equally_spaced(self, count: int | Sequence[int]) -> Slices:
-        return choose_slices(self.dense > 0, count, "equidistant")
-
-    def sparse(self, slices: Slices) -> np.ndarray:
-        return np.where(slices_mask(self.dense.shape, slices), self.dense, UNLABELED).astype(np.uint8)
-
-    def annotate(self, slices: Slices, file: Path) -> Path:
-        nib.save(nib.Nifti1Image(self.sparse(slices), self.image.affine), file)
-        return file
-
-    def score(self, segmentation: np.ndarray, slices: Slices, kind: str) -> list[float]:
-        """By class, on the voxels that are not on the slices."""
-        elsewhere = ~slices_mask(self.dense.shape, slices)
-        volumes = [
-            torch.from_numpy(array.astype(np.int64))[None, None] for array in (segmentation, self.dense, elsewhere)
-        ]
-        counts = overlap_counts(volumes[0], pack_target(volumes[1], volumes[2]), len(CLASS_NAMES))
-        return overlap_scores(counts, kind)[0].tolist()
-
-    def densify(
-        self, slices: Slices, out: Path, minutes: float, seed: int, *options: object, leave_out: Slices | None = None
-    ) -> Scores:
-        """Run the command, and score it; on voxels that are not on the slices, or on those to leave out."""
-        out.mkdir(parents=True, exist_ok=True)
-        annotation = self.annotate(slices, out / "annotation.nii.gz")
-        options = ("--ignore-index", UNLABELED, *options)
-        seconds = run([self.file, annotation], out / "results", minutes, seed, *options)
-        segmentation = np.asarray(nib.load(out / "results/scan_seg.nii.gz").dataobj)
-        iou, dice = (self.score(segmentation, leave_out or slices, kind) for kind in ("iou", "dice"))
-        return Scores(float(np.mean(iou)), float(np.mean(dice[1:])), expected_dice(out / "results"), seconds)
+    def entry(self, scan: Scan, seed: int, again: bool) -> Entry:
+        """That of a scan and a seed; an empty one where there is none, or it is to be forgotten."""
+        for found in self.entries:
+            if (found["task"], found["seed"]) == (scan.name, seed):
+                if not again:
+                    return found
+                self.entries.remove(found)
+                break
+        made = {"task": scan.name, "seed": seed, "machine": machine(), "annotated": float(scan.annotated.mean())}
+        self.entries.append(made | {"peers": {}, "ours": {}})
+        return self.entries[-1]
 
 
-def run(sources: Sequence[Path], out: Path, minutes: float, seed: int, *options: object) -> float:
-    """Run the command `sparse3dunet densify`; returns its seconds."""
-    command = [sys.executable, "-W", "ignore", "-m", "sparse3dunet", "densify", *sources, "-o", out]
-    command += ["--minutes", minutes, "--seed", seed, *options]
-    started = time.perf_counter()
-    call(command)
-    return time.perf_counter() - started
+def read(file: Path) -> np.ndarray:
+    """A segmentation."""
+    return np.asarray(nib.load(file).dataobj)
 
 
-def expected_dice(out: Path) -> float | None:
-    """What a run expects of itself."""
-    return json.loads((out / "quality.json").read_text(encoding="utf-8"))["mean_dice"]
+def peak_of(process: subprocess.Popen) -> int:
+    """Most memory in bytes that a running process has had; 0 where that can't be told.
 
-
-def compare(scan: Scan, folder: Path, minutes: float, counts: Sequence[int], seeds: Sequence[int]) -> list[Scores]:
-    """The table: the random walker and ours for each number of slices."""
-    made = table(
-        f"Mean IoU on unannotated voxels, {minutes:g} minutes",
-        *("slices an axis", "annotated", "random walker", "sparse3dunet", "ratio", "goal", "seconds"),
-    )
-    found = []
-    for count in counts:
-        slices = scan.equally_spaced(count)
-        share = slices_mask(scan.dense.shape, slices).mean()
-        walked = np.mean(scan.score(walk(scan.image.get_fdata(), scan.sparse(slices)), slices, "iou"))
-        runs = [scan.densify(slices, folder / f"table_{count}_{seed}", minutes, seed) for seed in seeds]
-        found += runs
-        iou = np.mean([run.iou for run in runs])
-        goal = f"{GOALS[count]:.2f} {'met' if iou >= GOALS[count] else 'missed'}" if count in GOALS else ""
-        seconds = f"{np.mean([run.seconds for run in runs]):.0f}"
-        row = (str(count), f"{share:.1%}", f"{walked:.3f}", f"{iou:.3f}", f"{iou / walked:.2f}", goal, seconds)
-        made.add_row(*row)
-        print(*row, *runs, sep="  ", flush=True)
-    show(made)
-    return found
-
-
-def show_estimates(found: Mapping[str, Scores]) -> None:
-    """How far the estimates are from the truth."""
-    made = table("Mean Dice", "run", "estimated", "true", "difference", f"within {TOLERANCE}")
-    for name, run in found.items():
-        expected = "none" if run.expected is None else f"{run.expected:.3f}"
-        difference = "" if run.expected is None else f"{run.expected - run.dice:+.3f}"
-        made.add_row(name, expected, f"{run.dice:.3f}", difference, "yes" if run.is_true else "no")
-    show(made)
-    print(f"{sum(run.is_true for run in found.values())} of {len(found)} estimates within {TOLERANCE}")
-
-
-def estimates(scan: Scan, folder: Path, minutes: float, counts: Sequence[int], seeds: Sequence[int]) -> None:
-    """Estimated and true Dice, over seeds and slice counts."""
-    found = {}
-    for seed in seeds:
-        for count in counts:
-            run = scan.densify(scan.equally_spaced(count), folder / f"estimate_{count}_{seed}", minutes, seed)
-            found[f"{count} slices an axis, seed {seed}"] = run
-            print(count, seed, run, flush=True)
-    show_estimates(found)
-
-
-def warm(scan: Scan, folder: Path, minutes: float, count: int, seed: int) -> None:
-    """Two slices more: going on for two fifths of the minutes against beginning anew for all of them."""
-    slices = scan.equally_spaced(count)
-    before = scan.densify(slices, folder / "warm", minutes, seed)
-    best = sorted(suggestions(folder / "warm/results"), key=lambda s: -s["benefit"])[:2]
-    more = [sorted({*indices, *(s["index"] for s in best if s["axis"] == axis)}) for axis, indices in enumerate(slices)]
-    after = scan.densify(more, folder / "warm", 0.4 * minutes, seed, leave_out=more)
-    cold = scan.densify(more, folder / "cold", minutes, seed)
-    made = table("Two slices more", "run", "minutes", "mean IoU", "mean Dice", "seconds")
-    made.add_row("before", f"{minutes:g}", f"{before.iou:.3f}", f"{before.dice:.3f}", f"{before.seconds:.0f}")
-    made.add_row("going on", f"{0.4 * minutes:g}", f"{after.iou:.3f}", f"{after.dice:.3f}", f"{after.seconds:.0f}")
-    made.add_row("anew", f"{minutes:g}", f"{cold.iou:.3f}", f"{cold.dice:.3f}", f"{cold.seconds:.0f}")
-    show(made)
-    print(f"going on / anew: {after.iou / cold.iou:.4f}, {'met' if after.iou >= cold.iou else 'missed'}")
-
-
-def suggestions(out: Path) -> list[dict]:
-    """What a run suggests of its one volume."""
-    (found,) = json.loads((out / "suggestions.json").read_text(encoding="utf-8")).values()
-    return found
-
-
-def rounds(scan: Scan, folder: Path, minutes: float, seed: int, count: int = 3) -> dict[str, list[float]]:
-    """From one slice an axis on, one more an axis each round, suggested or equally spaced: the mean IoU after each.
-
-    Both on voxels that neither annotates, and each trained anew, so that the slices alone differ.
+    Its own resource usage would not do: that begins with the memory of the process that starts it, which is this one.
     """
-    options = ("--folds", 0, "--suggestions", 1, "--anew")
-    places = {"suggested": folder / f"rounds_{seed}", "equally spaced": folder / f"even_{seed}"}
-    start = scan.equally_spaced(1)
-    first = scan.densify(start, places["suggested"], minutes, seed, *options)
-    curves = {name: [first.iou] for name in places}
-    chosen = start
-    for number in range(1, count + 1):
-        found = suggestions(places["suggested"] / "results")
-        chosen = [
-            sorted({*indices, *(s["index"] for s in found if s["axis"] == axis)}) for axis, indices in enumerate(chosen)
-        ]
-        even = scan.equally_spaced(1 + number)
-        both = [sorted({*a, *b}) for a, b in zip(chosen, even)]
-        for name, slices in (("suggested", chosen), ("equally spaced", even)):
-            run = scan.densify(slices, places[name], minutes, seed, *options, leave_out=both)
-            curves[name].append(run.iou)
-            print(f"seed {seed}, round {number}, {name}: {slices} {run}", flush=True)
-    return curves
+    try:
+        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
 
 
-def compare_suggestions(scan: Scan, folder: Path, minutes: float, seeds: Sequence[int], jobs: int) -> None:
-    """The curves of :func:`rounds`, over seeds, of which `jobs` are computed at once."""
-    found = list(side_by_side(lambda seed: rounds(scan, folder, minutes, seed), seeds, jobs))
-    numbers = range(1, len(found[0]["suggested"]) + 1)
-    made = table(
-        f"Mean IoU on voxels that neither annotates, {minutes:g} minutes each ({jobs} at once), {len(seeds)} seeds",
-        *("slices an axis", *map(str, numbers)),
-    )
-    curves = {name: np.array([curve[name] for curve in found]) for name in found[0]}
-    for name, values in curves.items():
-        made.add_row(name, *(f"{m:.3f} ± {s:.3f}" for m, s in zip(values.mean(0), values.std(0))))
+def watch(command: list[str], preview: Path, log: Path) -> tuple[float, float | None, int]:
+    """Run a command; returns its seconds, those until the preview was there, and its peak memory."""
+    seen, peak, started = None, 0, time.perf_counter()
+    with log.open("w", encoding="utf-8") as out, subprocess.Popen(command, stdout=out, stderr=out) as process:
+        try:
+            while process.poll() is None:
+                peak = max(peak, peak_of(process))
+                if seen is None and preview.is_file():
+                    seen = time.perf_counter() - started
+                time.sleep(EVERY)
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode:
+        sys.exit(f"{' '.join(command)}\n{log.read_text(encoding='utf-8')}")
+    seconds = time.perf_counter() - started
+    return seconds, seconds if seen is None and preview.is_file() else seen, peak
+
+
+def densify(scan: Scan, minutes: float, seed: int, folder: Path) -> Entry:
+    """Run the command in an empty folder, and score its preview and its result."""
+    out = folder / "out"
+    command = [sys.executable, "-W", "ignore", "-m", "sparse3dunet", "densify", *scan.write(folder), "-o", out]
+    command += ["--minutes", f"{minutes:g}", "--seed", seed, "--ignore-index", UNLABELED]
+    seconds, seen, peak = watch(list(map(str, command)), out / PREVIEW, folder / "log.txt")
+    quality = json.loads((out / "quality.json").read_text(encoding="utf-8"))
+    low, high = quality["mean_dice_interval"]
+    return {
+        "preview_dice": scan.mean_dice(read(out / PREVIEW)) if seen is not None else None,
+        "preview_seconds": seen,
+        "dice": scan.mean_dice(read(out / RESULT)),
+        "seconds": seconds,
+        "estimate": quality["mean_dice"],
+        "low": low,
+        "high": high,
+        "bytes": peak,
+    }
+
+
+def say(name: str, dice: float | None, seconds: float | None, *others: str) -> None:
+    """A line of a scan's results."""
+    scores = "none" if dice is None or seconds is None else f"{dice:.4f}  {seconds:7.1f} s"
+    print(f"  {name:<24}{scores}", *others, sep="  ", flush=True)
+
+
+def measure_peers(scan: Scan, entry: Entry, store: Store) -> None:
+    """Those that the entry lacks; those that are not installed are left out."""
+    for name, peer in PEERS.items():
+        if name not in entry["peers"]:
+            try:
+                segmentation, seconds = peer(scan, entry["seed"])
+            except ImportError as error:
+                print(f"  {name} is left out: {error}", flush=True)
+                continue
+            entry["peers"][name] = {"dice": scan.mean_dice(segmentation), "seconds": seconds}
+            store.write()
+        say(name, **entry["peers"][name])
+
+
+def measure(scan: Scan, minutes: list[float], seed: int, store: Store, again: bool) -> None:
+    """Peers and ours on a scan; what is in the store is only printed."""
+    entry = store.entry(scan, seed, again)
+    print(f"{scan.describe()}, seed {seed}", flush=True)
+    measure_peers(scan, entry, store)
+    for number in sorted(minutes):
+        key = f"{number:g}"
+        if key not in entry["ours"]:
+            with tempfile.TemporaryDirectory() as folder:
+                entry["ours"][key] = densify(scan, number, seed, Path(folder))
+            store.write()
+        run = entry["ours"][key]
+        ratios = [error_ratio(entry, run[kind]) for kind in ("preview_dice", "dice")]
+        texts = ["" if ratio is None else f"error ratio {ratio:.2f}" for ratio in ratios]
+        say(f"preview of {key} min", run["preview_dice"], run["preview_seconds"], texts[0])
+        holds = {None: "no interval", True: "interval holds", False: "interval does not hold"}[interval_holds(run)]
+        say(f"{key} min", run["dice"], run["seconds"], texts[1], estimate_text(run), holds, memory_text(run))
+
+
+def write_demo(folder: Path) -> None:
+    """The built-in scan, and its annotation on three slices an axis."""
+    scan = demo()
+    scan.write(folder)
+    print(f"{folder / SCAN}, {folder / ANNOTATION}: {scan.annotated.mean():.1%} of the voxels are annotated")
+
+
+def show_demo(out: Path) -> None:
+    """Score what was made of the built-in scan, and two peers, in a table."""
+    scan = demo()
+    peers = [(name, PEERS[name](scan, 0)[0]) for name in ("random walker (2000)", "forest")]
+    ours = [(name, out / file) for name, file in (("densify, preview", PREVIEW), ("densify, result", RESULT))]
+    ours = [(name, read(file)) for name, file in ours if file.is_file()]
+    least = FEWEST + min(1 - scan.mean_dice(segmentation) for _, segmentation in peers)
+    title = f"Dice on the {(~scan.annotated).mean():.1%} of voxels that are not annotated"
+    made = table(title, "method", *(CLASS_NAMES[c] for c in (1, 2)), "mean", "error / best of the others")
+    for name, segmentation in (*peers, *ours):
+        dice = scan.dice(segmentation)
+        mean = float(np.mean(list(dice.values())))
+        made.add_row(name, *(f"{dice[c]:.3f}" for c in (1, 2)), f"{mean:.3f}", f"{(1 - mean) / least:.2f}")
     show(made)
-    differences = curves["suggested"] - curves["equally spaced"]
-    won = (differences[:, 1:] > 0).sum(0).tolist()
-    means = np.round(differences.mean(0), 3).tolist()
-    print(f"suggested - equally spaced: {means}; better in {won} of {len(seeds)} runs")
+    if not ours:
+        print(f"{out} has no {PREVIEW} and no {RESULT}: make them with `sparse3dunet densify`.")
 
 
-def score_cases(data: Path, names: Sequence[str], labels: str, out: Path, classes: int) -> tuple[float, float]:
-    """Mean IoU of all classes and mean Dice of the foreground, on unannotated voxels, over the cases of a data set.
+def parse() -> argparse.Namespace:
+    """The command's arguments."""
+    here = Path(__file__).resolve().parent
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shared", type=Path, default=here.parents[1] / "shared", help="folder of the other data")
+    told = f"beginnings of the scans' names, of {', '.join(KINDS)}: as ct3mm-axial5 or hippocampus_001 (default: all)"
+    parser.add_argument("--tasks", nargs="+", default=[], metavar="NAME", help=told)
+    parser.add_argument("--minutes", type=float, nargs="+", default=[2, 5], help="of each run")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--out", type=Path, default=here / "results/densify.json", help="file of the results")
+    parser.add_argument("--again", action="store_true", help="forget what --out has of these scans and seeds")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--table", action="store_true", help="print --out as Markdown; run nothing")
+    only.add_argument("--write-demo", type=Path, metavar="FOLDER", help="write the built-in scan, run nothing")
+    only.add_argument("--demo", type=Path, metavar="OUT", help="score what densify made of the built-in scan")
+    arguments = parser.parse_args()
+    for name in arguments.tasks:
+        if not name.startswith(tuple(KINDS)):
+            parser.error(f"--tasks: {name} is none of {', '.join(KINDS)}, and begins with none")
+    return arguments
 
-    Args:
-        data: in the Decathlon's layout; unlabeled is one past the last class.
-        names: of the cases' files.
-        labels: folder of the sparse labels; the dense ones are in labelsTr, or labelsTr_dense.
-        out: of the run.
-        classes: K.
-    """
-    dense_dir = "labelsTr_dense" if (data / "labelsTr_dense").is_dir() else "labelsTr"
-    scores: dict[str, list[np.ndarray]] = {"iou": [], "dice": []}
-    for name in names:
-        files = (out / name.replace(".nii.gz", "_seg.nii.gz"), data / dense_dir / name, data / labels / name)
-        found, dense, sparse = (torch.from_numpy(np.asarray(nib.load(f).dataobj).astype(np.int64)) for f in files)
-        target = pack_target(dense[None, None], (sparse == classes)[None, None])
-        counts = overlap_counts(found[None, None], target, classes)
-        for kind, values in scores.items():
-            values.append(overlap_scores(counts, kind)[0].numpy())
-    return float(np.nanmean(scores["iou"])), float(np.nanmean(np.array(scores["dice"])[:, 1:]))
 
-
-def others(scan: Scan, folder: Path, minutes: float, seed: int, hippocampus: Path) -> None:
-    """Volumes of other kinds: hippocampi one at a time and ten together, tubules, and the brain in a CT's values."""
-    made = table(f"Other data, {minutes:g} minutes", "data", "mean IoU", "mean Dice", "expected Dice", "seconds")
-
-    def report(name: str, scores: tuple[float, float], out: Path, seconds: float) -> None:
-        expected = expected_dice(out)
-        row = (*(f"{s:.3f}" for s in scores), "none" if expected is None else f"{expected:.3f}", f"{seconds:.0f}")
-        made.add_row(name, *row)
-        print(name, *row, flush=True)
-
-    if (hippocampus / "labelsTr_sparse").is_dir():
-        names = sorted(path.name for path in (hippocampus / "labelsTr_sparse").glob("*.nii.gz"))[:10]
-        for name in names[:3]:
-            out, files = folder / name, [hippocampus / f"{sub}/{name}" for sub in ("imagesTr", "labelsTr_sparse")]
-            seconds = run(files, out, minutes, seed)
-            report(f"hippocampus, {name}", score_cases(hippocampus, [name], "labelsTr_sparse", out, 3), out, seconds)
-        entries = [
-            {"image": str(hippocampus / "imagesTr" / n), "label": str(hippocampus / "labelsTr_sparse" / n)}
-            for n in names
-        ]
-        content = {"labels": {"0": "background", "1": "anterior", "2": "posterior"}, "training": entries}
-        (folder / "ten.json").write_text(json.dumps(content), encoding="utf-8")
-        seconds = run([folder / "ten.json"], folder / "ten", 2 * minutes, seed)
-        scores = score_cases(hippocampus, names, "labelsTr_sparse", folder / "ten", 3)
-        report(f"hippocampus, ten together, {2 * minutes:g} minutes", scores, folder / "ten", seconds)
-    data = tubules.prepare(folder / "tubules", seed=seed)
-    (name,) = (path.name for path in (data / "imagesTr").iterdir())
-    seconds = run([data / "imagesTr" / name, data / "labelsTr" / name], folder / "tubules_out", minutes, seed)
-    report("tubules", score_cases(data, [name], "labelsTr", folder / "tubules_out", 3), folder / "tubules_out", seconds)
-    values = np.round(scan.image.get_fdata() * 2500 - 1024).astype(np.int16)
-    nib.save(nib.Nifti1Image(values, scan.image.affine), folder / "ct.nii.gz")
-    slices = scan.equally_spaced(3)
-    annotation = scan.annotate(slices, folder / "ct_annotation.nii.gz")
-    seconds = run([folder / "ct.nii.gz", annotation], folder / "ct_out", minutes, seed)
-    segmentation = np.asarray(nib.load(folder / "ct_out/ct_seg.nii.gz").dataobj)
-    iou, dice = (scan.score(segmentation, slices, kind) for kind in ("iou", "dice"))
-    report("brain in -1024 ... 1476", (float(np.mean(iou)), float(np.mean(dice[1:]))), folder / "ct_out", seconds)
-    show(made)
+def compare(arguments: argparse.Namespace, store: Store) -> None:
+    """Measure all that is asked for and not in the store, and sum it up."""
+    print(machine(), flush=True)
+    measured = set()
+    for scan in load_all(arguments.shared.resolve(), arguments.tasks):
+        for seed in arguments.seeds:
+            measure(scan, arguments.minutes, seed, store, arguments.again)
+            measured.add((scan.name, seed))
+    entries = [entry for entry in store.entries if (entry["task"], entry["seed"]) in measured]
+    print("\n" + summary(entries, [f"{number:g}" for number in sorted(arguments.minutes)]))
 
 
 def main() -> None:
-    """Run the parts that are asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--parts", nargs="+", choices=["table", "estimate", "warm", "suggestions", "others"], default=["table"]
-    )
-    parser.add_argument("--minutes", type=float, default=5.0, help="of each run")
-    parser.add_argument("--slices", type=int, nargs="+", default=[1, 3, 5], help="annotated, an axis")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--out", type=Path, help="folder for what the runs leave; by default it is removed")
-    add_data(parser)
-    add_jobs(parser, "suggestions: seeds")
-    arguments = parser.parse_args()
-    print(machine(), flush=True)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = (arguments.out or Path(temporary)).resolve()
-        folder.mkdir(parents=True, exist_ok=True)
-        scan = Scan(folder)
-        if "table" in arguments.parts:
-            found = compare(scan, folder, arguments.minutes, arguments.slices, arguments.seeds)
-            names = [f"{count} slices an axis, seed {seed}" for count in arguments.slices for seed in arguments.seeds]
-            show_estimates(dict(zip(names, found)))
-        if "estimate" in arguments.parts:
-            estimates(scan, folder, arguments.minutes, arguments.slices, arguments.seeds)
-        if "warm" in arguments.parts:
-            warm(
-                scan, folder, arguments.minutes, arguments.slices[min(1, len(arguments.slices) - 1)], arguments.seeds[0]
-            )
-        if "others" in arguments.parts:
-            others(scan, folder, arguments.minutes, arguments.seeds[0], arguments.data.resolve())
-        if "suggestions" in arguments.parts:
-            compare_suggestions(scan, folder, arguments.minutes, arguments.seeds, arguments.jobs)
+    """Do what the arguments ask for."""
+    arguments = parse()
+    if arguments.write_demo:
+        write_demo(arguments.write_demo)
+    elif arguments.demo:
+        show_demo(arguments.demo)
+    elif arguments.table:
+        print(markdown(Store(arguments.out).entries))
+    else:
+        compare(arguments, Store(arguments.out))
 
 
 if __name__ == "__main__":

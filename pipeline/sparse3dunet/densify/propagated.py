@@ -92,7 +92,7 @@ class Propagation:
         if found is None:
             ensemble = self._fit(case, held_out)
             found = ensemble.preview()
-            self._save(case, PREVIEW, found)
+            found = self._save(case, PREVIEW, found)
             self._last = ensemble if self.keeps_one else None
         return found
 
@@ -104,7 +104,7 @@ class Propagation:
         if found is None:
             found = (self._last or self._fit(case, held_out)).refine(on_part)
             self._last = None
-            self._save(case, REFINED, found)
+            found = self._save(case, REFINED, found)
         return found
 
     def best(self, case: ImageCase) -> Propagated | None:
@@ -133,7 +133,8 @@ class Propagation:
         """By a digest: names of cases may have slashes."""
         return self.folder / f"{hashlib.sha256(os.fsencode(case.name)).hexdigest()[:16]}_{kind}.npz"
 
-    def _save(self, case: ImageCase, kind: str, found: Propagated) -> None:
+    def _save(self, case: ImageCase, kind: str, found: Propagated) -> Propagated:
+        """Returns what is read again, rounded, so that a run that goes on gives the same."""
         arrays: dict[str, Any] = {"prob": found.prob.astype(np.float16), "method": found.method}
         arrays["box"] = [[b.start, b.stop] for b in found.box]
         if found.held is not None:
@@ -145,6 +146,7 @@ class Propagation:
                 np.savez(file, **arrays)
 
         replace_file(self._file(case, kind), write)
+        return self._load(case, kind) or found
 
     def _load(self, case: ImageCase, kind: str) -> Propagated | None:
         try:

@@ -19,7 +19,9 @@ from sparse3dunet.slices import Slices, find_slices, runs, slices_mask
 
 LEFT_OF_SLICES, LEFT_OF_BLOCKS = 0.1, 0.2
 """Share of each class's annotated voxels that must be left when slices, or blocks, are held out."""
-FINER = 0.7
+WIDTH = 3.0
+"""Of the first board's blocks, relative to the distance from annotation of the farther unlabeled voxels."""
+FINER = 0.65
 """Width of each next board's blocks, relative to the one before."""
 
 
@@ -74,7 +76,7 @@ def _blocks(scan: Scan, boards: int) -> list[Part]:
     unknown = ~scan.known
     if not bool(unknown.any()):
         return []
-    width = 2 * float(np.percentile(distance_from(scan.known, scan.spacing)[unknown.numpy()], 90))
+    width = WIDTH * float(np.percentile(distance_from(scan.known, scan.spacing)[unknown.numpy()], 90))
     least = 2 * float(scan.spacing.min())
     found: list[Part] = []
     for number in range(boards):
