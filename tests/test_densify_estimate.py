@@ -17,7 +17,8 @@ def expected(dice, held_out=None, promised=None, counts=COUNTS):
 
 
 def estimated(*found, slices=(5, 5, 3)):
-    return estimate({f"case_{i}": e for i, e in enumerate(found)}, slices, 5, 3, NAMES)
+    counts = np.sum([e.counts for e in found], axis=0)
+    return estimate({f"case_{i}": e for i, e in enumerate(found)}, counts, slices, 5, 3, NAMES)
 
 
 def assert_sound(found):

@@ -83,7 +83,7 @@ def test_only_what_both_did_not_know_counts():
 
 def test_a_class_that_nothing_shows():
     held, _, _ = held_out()
-    empty = Held(held.prob, held.label * 0, held.distance, held.weight, held.place, held.part, (0,))
+    empty = Held(held.prob, held.label * 0, held.distance, held.weight, held.place, held.part, (0,), 0)
     assert choose_share({"a": empty}, {"a": (ALL, held.prob)}, 2) == 0
 
 
@@ -134,7 +134,7 @@ def test_the_network_on_held_out_voxels(tmp_path, order, signs):
     path = str(write_nifti(tmp_path / "a.nii.gz", data, affine))
     place = np.stack([random.integers(0, n, 40) for n in data.shape], 1)
     part, label = np.repeat([0, 1], 20), np.zeros(40, int)
-    held = Held(np.full((2, 40), 0.5), label, np.ones(40), np.ones(40), place, part, (0,))
+    held = Held(np.full((2, 40), 0.5), label, np.ones(40), np.ones(40), place, part, (0,), 0)
 
     def load(item):
         assert REFERENCE not in item
@@ -154,5 +154,5 @@ def test_the_network_on_held_out_voxels(tmp_path, order, signs):
     np.testing.assert_allclose(prob, torch.softmax(torch.tensor(np.stack([values, -values])), 0), atol=1e-6)
     unknown = Held(held.prob, label, held.distance, held.weight, place, part, ())
     assert network_on_held_out(network, cases, {"a": unknown}, "cpu", load, inferer) == {}
-    outside = Held(held.prob, label, held.distance, held.weight, place + 6, part, (0,))
+    outside = Held(held.prob, label, held.distance, held.weight, place + 6, part, (0,), 0)
     assert network_on_held_out(network, cases, {"a": outside}, "cpu", load, inferer) == {}

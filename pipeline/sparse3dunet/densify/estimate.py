@@ -132,12 +132,18 @@ class Expected:
 
 
 def estimate(
-    found: Mapping[str, Expected], slices: Sequence[int], total: int, folds: int, class_names: Sequence[str]
+    found: Mapping[str, Expected],
+    counts: np.ndarray,
+    slices: Sequence[int],
+    total: int,
+    folds: int,
+    class_names: Sequence[str],
 ) -> Estimate:
     """The estimate over some volumes.
 
     Args:
-        found: by name of the volume, at least one.
+        found: by name of each volume of which something was held out, at least one.
+        counts: (K,) voxels of each class in all segmentations, without the annotated ones.
         slices: by class, the number of annotated slices that show it.
         total: of annotated slices.
         folds: parts of whole slices that were held out.
@@ -159,7 +165,7 @@ def estimate(
         classes.append(ClassEstimate(name, score, low, high, iou, int(slices[number]), _plain(held_out[number])))
     mean = _nanmean(dice[1:])
     low, high = (_plain(min(max(mean + sign * half, 0.0), 1.0)) for sign in (-1, 1))
-    return Estimate(classes, total, len(found), folds, low, high, warnings=_warnings(found, classes, mean))
+    return Estimate(classes, total, len(found), folds, low, high, warnings=_warnings(counts, classes, mean, total))
 
 
 def _half_width(value: float, gap: float, slices: int) -> float:
@@ -167,7 +173,7 @@ def _half_width(value: float, gap: float, slices: int) -> float:
     return share * (1 - value) + GAP_SHARE * float(np.nan_to_num(gap)) + LEAST_WIDTH
 
 
-def _warnings(found: Mapping[str, Expected], classes: Sequence[ClassEstimate], mean: float) -> list[str]:
+def _warnings(counts: np.ndarray, classes: Sequence[ClassEstimate], mean: float, total: int) -> list[str]:
     """Why a result is likely to be useless."""
     told = []
     if not np.isnan(mean) and mean < USELESS:
@@ -175,8 +181,8 @@ def _warnings(found: Mapping[str, Expected], classes: Sequence[ClassEstimate], m
             f"the mean Dice to be expected is {mean:.2f}: annotate more slices, those suggested below first, and look "
             "whether the scan shows what was annotated."
         )
-    counts = np.sum([e.counts for e in found.values()], axis=0)
-    lost = [entry.name for entry, count in zip(classes, counts) if not count and entry.slices]
+    shown = [bool(entry.slices or (not total and entry.held_out_dice is not None)) for entry in classes]  # or scribbles
+    lost = [entry.name for entry, count, there in zip(classes, counts, shown) if there and not count]
     if lost:
         told.append(f"annotated, but found nowhere else: {', '.join(lost)}. Annotate more slices that show it.")
     return told
@@ -190,7 +196,8 @@ def show(found: Estimate) -> None:
     if not found.classes:
         console.print(f"Quality: not evaluable (n = 0): {escape(found.reason)}", highlight=False, soft_wrap=True)
         return
-    table = Table(title=f"Quality, by {found.slices} annotated slice(s), held out in turn", box=box.SIMPLE_HEAD)
+    what = f"{found.slices} annotated slice(s)" if found.slices else "blocks of the annotation"
+    table = Table(title=f"Quality, by {what}, held out in turn", box=box.SIMPLE_HEAD)
     for heading in ("class", "n", "Dice", "90 % interval", "IoU", "held-out Dice"):
         table.add_column(heading, justify="left" if heading == "class" else "right")
     for entry in found.classes:
@@ -200,7 +207,7 @@ def show(found: Estimate) -> None:
             interval_text(entry.low, entry.high),
             *map(score_text, (entry.iou, entry.held_out_dice)),
         )
-        table.add_row(escape(entry.name), str(entry.slices), *scores, end_section=last)
+        table.add_row(escape(entry.name), str(entry.slices) if found.slices else "", *scores, end_section=last)
     means = (score_text(found.mean_dice), interval_text(found.low, found.high), score_text(found.mean_iou))
     table.add_row("mean", "", *means, score_text(found.mean_held_out_dice))
     table.caption = (

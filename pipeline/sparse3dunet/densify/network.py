@@ -38,12 +38,12 @@ def network_on_held_out(
     found = {}
     for case in cases:
         name = case_name(case[IMAGE])
-        if name not in held or not held[name].slices:
+        if name not in held or held[name].judged < 0:  # the network may have learned its slices
             continue
         item = load({key: case[key] for key in case if key != REFERENCE})
         logits = inferer(item[IMAGE][None].to(device), network)[0].float().cpu()
         prob = np.asarray(torch.softmax(torch.as_tensor(logits), 0))
-        inside = held[name].part == held[name].slices[0]
+        inside = held[name].part == held[name].judged
         affine = _file_affine(case)
         prob = _to_file_order(prob, affine)
         places = held[name].place[inside]

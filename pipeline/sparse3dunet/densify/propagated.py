@@ -40,11 +40,13 @@ class Outlook:
 
     Attributes:
         propagated: by methods without a network.
-        calibration: of these, with the network's share.
+        own: calibration of these alone.
+        calibration: with the network's share.
         share: of the network's logarithms of probabilities that is added; 0: none.
     """
 
     propagated: Propagated
+    own: Calibration
     calibration: Calibration
     share: float = 0.0
 
@@ -111,6 +113,16 @@ class Propagation:
         """What is there of a case."""
         return self._load(case, REFINED) or self._load(case, PREVIEW)
 
+    def method(self, case: ImageCase) -> str:
+        """By what it was made, in words."""
+        for kind in (REFINED, PREVIEW):
+            try:
+                with np.load(self._file(case, kind)) as content:
+                    return str(content["method"])
+            except _DAMAGED:
+                continue
+        return ""
+
     def held(self, case: ImageCase) -> Held | None:
         """On held-out voxels alone."""
         try:
@@ -124,6 +136,7 @@ class Propagation:
         channels = [c for v in volumes for c in ([v.data] if v.data.ndim == 3 else np.moveaxis(v.data, -1, 0))]
         annotation = self.annotation_of(case.files[0])
         image = np.stack([np.asarray(channel, np.float32) for channel in channels])
+        held_out = held_out if any(any(slices) for slices in held_out) else []
         in_file_order = [to_file_order(slices, volumes[0].affine, image.shape[1:]) for slices in held_out]
         ensemble = Ensemble(self.num_classes, self.seed, self.work, in_file_order or None)
         weight = annotation.annotated.astype(np.float32)
@@ -162,7 +175,7 @@ def _held(content: Mapping[str, Any]) -> Held | None:
     if "held_prob" not in content:
         return None
     held = Held(**{f.name: content[f"held_{f.name}"] for f in fields(Held)})
-    return replace(held, slices=tuple(int(i) for i in held.slices))
+    return replace(held, slices=tuple(int(i) for i in held.slices), judged=int(held.judged))
 
 
 def beside(prob: np.ndarray, network: np.ndarray | None, share: float) -> np.ndarray:

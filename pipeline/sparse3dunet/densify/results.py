@@ -24,6 +24,7 @@ from sparse3dunet.datalist import Case, DataSet, case_name
 from sparse3dunet.densify.estimate import Estimate, Expected
 from sparse3dunet.densify.propagated import Outlook, distance_of
 from sparse3dunet.densify.schedule import FINAL
+from sparse3dunet.densify.state import State
 from sparse3dunet.densify.suggest import Suggestion, suggest_slices, template, write_json
 from sparse3dunet.densify.suggest import show as show_suggestions
 from sparse3dunet.errors import DataError
@@ -71,19 +72,19 @@ class Densifier(Predictor):
 
     Args:
         results: whose cases are predicted.
-        outlooks: by name of the case.
+        outlook_of: of a case, by its name.
         arguments: of :class:`~sparse3dunet.prediction.Predictor`.
     """
 
-    def __init__(self, results: Results, outlooks: Mapping[str, Outlook], *arguments: Any, **named: Any) -> None:
+    def __init__(self, results: Results, outlook_of: Callable[[str], Outlook], *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        self.results, self.outlooks = results, outlooks
+        self.results, self.outlook_of = results, outlook_of
         self.expected: dict[str, Expected] = {}
 
     def __call__(self, volumes: Sequence[Volume], scratch: Scratch) -> Prediction:
         path = volumes[0].path
         name = self.results.name_of(path)
-        outlook, annotation = self.outlooks[name], self.results.annotation(path)
+        outlook, annotation = self.outlook_of(name), self.results.annotation(path)
         network = None
         if outlook.share:
             self.probabilities = True  # of the network, which are no result
@@ -114,7 +115,7 @@ def expected(outlook: Outlook, dice: np.ndarray, counts: np.ndarray) -> Expected
     nothing = np.full(len(dice), np.nan)
     if held is None:
         return Expected(dice, nothing, nothing, counts)
-    prob = outlook.calibration(held.prob, held.distance)
+    prob = outlook.own(held.prob, held.distance)
     classes, _ = decide(prob, np.ones(len(held.label), bool))
     found = dice_of(classes, held.label, held.weight, len(dice))
     hits, total = np.zeros(len(dice)), np.zeros(len(dice))
@@ -152,12 +153,11 @@ class Results:
         numbers, weights = split(as_tensor(label), weight, case.get(ANNOTATED_SLICES))
         return Annotation(label.data, np.asarray(numbers[0]), np.asarray(weights[0]) > 0)
 
-    def check(self, is_former: bool, previews: Mapping[str, str]) -> None:
+    def check(self, before: State | None) -> None:
         """Look at all places of results, before anything is trained.
 
         Args:
-            is_former: whether a former run has written to the folder.
-            previews: digests by file name of those that a former run wrote.
+            before: the state of a former run in the folder; None where there is none.
 
         Raises:
             DataError: where a result would replace a file that is not a former run's, or was changed since; or where
@@ -170,16 +170,17 @@ class Results:
             for name in names.values():
                 check_output(name, image, self.output.labels)
             preview = self.preview(case)
-            if not _is_ours(preview, previews):
+            was_killed = before is not None and not before.complete  # maybe before the preview was noted
+            if not was_killed and not _is_ours(preview, before.previews if before else {}):
                 raise DataError(f"{preview.absolute()} exists, and is not a former run's. Move it, or pass another -o.")
         found = [name for name in OWN_FILES if (self.folder / name).exists()]
-        if found and not is_former:
+        if found and before is None:
             raise DataError(
                 f"{self.folder.absolute() / found[0]} exists, and is not a former run's: its work/state.json is not "
                 "there. Pass another folder for the results (-o)."
             )
 
-    def predict(self, model: Model, outlooks: Mapping[str, Outlook], device: Any) -> dict[str, Expected]:
+    def predict(self, model: Model, outlook_of: Callable[[str], Outlook], device: Any) -> dict[str, Expected]:
         """Write the segmentation and the confidence of each case; returns what is expected of them.
 
         Raises:
@@ -188,7 +189,7 @@ class Results:
         device = torch.device(device)
         predictor = Densifier(
             self,
-            outlooks,
+            outlook_of,
             model.network.to(device),
             SlabInferer(model.patch_size, 0.5),
             model.class_values,

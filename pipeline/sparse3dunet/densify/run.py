@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from monai.bundle import ConfigParser
 from monai.transforms import Compose
@@ -132,7 +133,7 @@ class _Run:
         )
 
     def run(self) -> None:
-        self.results.check(self.before is not None, self.before.previews if self.before else {})
+        self.results.check(self.before)
         description = self._parser({}).get_parsed_content("description")
         state = self.state = self._begin(description)
         self._clear()
@@ -144,7 +145,7 @@ class _Run:
             self._propagate()
             self._train()
         model = load_model(self.output_dir / MODEL)
-        expected = self.results.predict(model, self._outlooks(), self.options.device)
+        expected = self.results.predict(model, self._outlook, self.options.device)
         quality = self._quality(expected)
         show(quality)
         write_results(
@@ -183,10 +184,12 @@ class _Run:
         return [*told, *choices(self.report, description, device, minutes, self.options.own_spacing)]
 
     def _told_of_methods(self) -> tuple[str, str, str]:
-        methods = sorted({p.method for case in self.results.cases if (p := self.propagation.best(case))})
-        share = self.state.share or 0.0
+        methods = sorted({self.propagation.method(case) for case in self.results.cases})
+        share = self.state.share
         network = f", and the network at {share:g} of its weight" if share else ", without the network"
-        why = "best on held-out slices" if share else "it made nothing better on held-out slices"
+        why = "best on held-out slices" if share else "the network made nothing better on held-out slices"
+        if share is None:
+            why = "the network could not be judged: other voxels, no slices held out, or ended early; it is in model/"
         return "methods", "; ".join(methods) + network, why
 
     # ------------------------------------------------------------ without a network
@@ -212,25 +215,23 @@ class _Run:
         """Those that parts hold out, on the volume's own grid; none where the network sees another one."""
         if self.spacing is not None:
             return []
-        return [fold[name] for fold in self.state.held_out if name in fold]
+        return [fold.get(name, [[], [], []]) for fold in self.state.held_out]
 
     def _held(self) -> dict[str, Held]:
         found = {case.name: self.propagation.held(case) for case in self.results.cases}
         return {name: held for name, held in found.items() if held is not None}
 
-    def _outlooks(self) -> dict[str, Outlook]:
-        outlooks = {}
-        for case in self.results.cases:
-            found = self.propagation.best(case)
-            if found is None:  # another version's, or gone
-                found = self.propagation.refine(case, self._slices_of(case.name))
-            held = found.held
-            rows = (held.prob, held.label, held.distance, held.weight) if held is not None else None
-            calibration = Calibration() if rows is None else Calibration.fit(*rows)
-            if case.name in self.state.calibrations:
-                calibration = Calibration(*self.state.calibrations[case.name])
-            outlooks[case.name] = Outlook(found, calibration, self.state.share or 0.0)
-        return outlooks
+    def _outlook(self, name: str) -> Outlook:
+        """Of a case; one at a time, for memory."""
+        case = next(case for case in self.results.cases if case.name == name)
+        found = self.propagation.best(case) or self.propagation.refine(case, self._slices_of(name))
+        held = found.held
+        own = Calibration()
+        if held is not None:
+            own = Calibration.fit(held.prob, held.label, held.distance, held.weight)
+        both = self.state.calibrations.get(name)  # none where the network was not judged: it has no share there
+        share = (self.state.share or 0.0) if both else 0.0
+        return Outlook(found, own, Calibration(*both) if both else own, share)
 
     # ------------------------------------------------------------ where to begin
 
@@ -240,6 +241,9 @@ class _Run:
         same = before is not None and before.digest == self.digest and not before.complete
         if before is not None and same and (before.anew or not self.options.anew):
             self.notes = before.notes
+            if before.stopped_early and not before.trained:
+                before.stopped_early = False
+                before.seconds.pop(FINAL, None)
             self._say(f"Going on with the run that was not completed in {self.output_dir}.")
             return before
         state = State(self.digest, anew=self.options.anew)
@@ -370,8 +374,6 @@ class _Run:
         if trained is not None:
             save_file(self.output_dir / MODEL, trained.network.state_dict(), trained.description)
             self.learned.finish()
-        else:  # which was not judged
-            self.state.share = 0.0
         self.state.trained = True
         self.state.stopped_early |= trained is None or trained.stopped
         self._keep_time()
@@ -421,12 +423,15 @@ class _Run:
             return Estimate(reason=self.state.reason)
         held = self._held()
         if not held:
-            return Estimate(reason=self.state.reason or "nothing can be held out without losing a class")
+            reason = "the run was ended before it could be told" if self.state.stopped_early else self.state.reason
+            return Estimate(reason=reason or "nothing can be held out without losing a class")
         annotations = (self.results.annotation(case.files[0]) for case in self.results.cases)
         shown = slices_showing(((a.numbers, a.annotated) for a in annotations), len(self.data_set.class_names))
         total = sum(sum(map(len, case.slices.values())) for case in self.report.cases if case.slices)
         found = {name: expected[name] for name in held}
-        return estimate(found, shown, total, len(self.state.held_out), self.data_set.class_names)
+        counts = np.sum([entry.counts for entry in expected.values()], axis=0)
+        folds = max(len(of.slices) for of in held.values())
+        return estimate(found, counts, shown, total, folds, self.data_set.class_names)
 
     def _fold_model(self) -> Path:
         return self.output_dir / "work" / "fold_0" / "model.pt"

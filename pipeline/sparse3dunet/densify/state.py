@@ -8,7 +8,7 @@ import os
 import shutil
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -78,8 +78,10 @@ class StateFile:
     def read(self) -> State | None:
         """The state; None where there is none, or another version's."""
         try:
-            return State(**json.loads(self.path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+            content = json.loads(self.path.read_text(encoding="utf-8"))
+            known = {entry.name for entry in fields(State)}  # of an older version's, what there still is
+            return State(**{name: value for name, value in content.items() if name in known})
+        except (OSError, ValueError, TypeError, AttributeError):
             return None
 
     def write(self, state: State) -> None:

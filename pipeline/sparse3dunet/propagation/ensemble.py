@@ -43,6 +43,7 @@ class Held:
         place: (N, 3) in the scan.
         part: (N,) number of the part.
         slices: numbers of the parts that are whole slices.
+        judged: number of the part that holds out the first of the slices given; -1: there is none.
     """
 
     prob: np.ndarray
@@ -52,6 +53,7 @@ class Held:
     place: np.ndarray
     part: np.ndarray
     slices: tuple[int, ...]
+    judged: int = -1
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,9 @@ class Ensemble(Propagator):
         inside = np.flatnonzero(part.held.numpy())
         columns = context(scan, members, mean_prob(members))[inside]
         drawn = AutoContext(seed=self.seed).draw(self._scan, part.held)
-        return _View(part.kind, inside, columns, members.reshape(*members.shape[:2], -1)[:, :, inside], drawn)
+        return _View(
+            part.kind, part.fold, inside, columns, members.reshape(*members.shape[:2], -1)[:, :, inside], drawn
+        )
 
     def _rows(self, view: _View) -> np.ndarray:
         places = np.searchsorted(view.index, view.drawn.index)
@@ -224,7 +228,8 @@ class Ensemble(Propagator):
                 name = other
         slices = tuple(number for number, view in enumerate(views) if view.kind == "slices")
         places = self._field.places(index, self._scan.shape)
-        held = Held(np.concatenate(said[name], 1), label[index], distance, weight, places, part, slices)
+        judged = next((number for number, view in enumerate(views) if view.fold == 0), -1)
+        held = Held(np.concatenate(said[name], 1), label[index], distance, weight, places, part, slices, judged)
         return held, name, OTHERS.get(name, lambda members: members[FOREST])
 
     def _distance(self, view: _View) -> np.ndarray:
@@ -248,6 +253,7 @@ class _View:
     """A part, and what members say that do not know it: of each of its voxels, by their index."""
 
     kind: str
+    fold: int
     index: np.ndarray
     columns: np.ndarray
     members: np.ndarray

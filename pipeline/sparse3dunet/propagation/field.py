@@ -16,6 +16,8 @@ MARGIN = 0.2
 """Around the annotated foreground, as a share of its extent."""
 LEAST_MARGIN = 8
 """Voxels."""
+MOST_WALKED = 2**27
+"""Probabilities (voxels times classes) of the box, up to which borders are moved to the edges of the image."""
 WALK = 8
 """Iterations of the random walk that moves coarse borders to the edges of the image."""
 
@@ -75,6 +77,8 @@ class Field:
             return prob
         inside = self.cut(scan)
         prior = enlarged(torch.from_numpy(prob), self.step, inside.shape)
+        if prior.numel() > MOST_WALKED:  # which a walk needs eight times in memory
+            return prior.numpy()
         walker = PriorWalker(prior.numpy(), iterations=WALK)
         return walker.fit_scan(inside).predict_proba()
 

@@ -33,11 +33,13 @@ class Part:
         kind: "slices" or "blocks".
         held: (X, Y, Z) bool.
         left: (X, Y, Z) bool.
+        fold: number among the slices that were given to be held out; -1: none of these.
     """
 
     kind: str
     held: torch.Tensor
     left: torch.Tensor
+    fold: int = -1
 
 
 def deal(scan: Scan, slices: Iterable[Slices] | None = None, boards: int = 1) -> list[Part]:
@@ -49,10 +51,11 @@ def deal(scan: Scan, slices: Iterable[Slices] | None = None, boards: int = 1) ->
         boards: of two parts of blocks each.
     """
     found: list[Part] = []
-    for chosen in deal_slices(scan) if slices is None else slices:
+    for number, chosen in enumerate(deal_slices(scan) if slices is None else slices):
         held = torch.from_numpy(slices_mask(scan.shape, chosen)) & scan.known
         if bool(held.any()) and _keeps_classes(scan, scan.known & ~held, LEFT_OF_SLICES):
-            found.append(Part("slices", held, scan.known & ~held))
+            fold = -1 if slices is None else number
+            found.append(Part("slices", held, scan.known & ~held, fold))
     return found + _blocks(scan, boards)
 
 
