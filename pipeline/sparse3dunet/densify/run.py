@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import copy
 import gc
-import shlex
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,10 +25,11 @@ from monai.transforms import Compose
 from monai.utils import set_determinism
 
 from sparse3dunet import configs
-from sparse3dunet.checkpoints import file_digest, save_file
+from sparse3dunet.checkpoints import save_file
 from sparse3dunet.checks import DataReport
 from sparse3dunet.datalist import DataSet, case_name
 from sparse3dunet.densify.estimate import Estimate, Expected, estimate, show
+from sparse3dunet.densify.former import look_at_templates, typed
 from sparse3dunet.densify.inputs import annotation_of
 from sparse3dunet.densify.network import calibrations, choose_share, network_on_held_out
 from sparse3dunet.densify.options import Options
@@ -154,7 +153,7 @@ class _Run:
             suggestions=self.options.suggestions,
             choices=[*told, self._told_of_methods()],
             notes=[*self.notes, *(["The run was ended early, by Ctrl-C."] if state.stopped_early else [])],
-            command=_typed(),
+            command=typed(),
             work={part: self.output_dir / "work" / part for part in state.seconds},
             templates=state.templates,
             keep=lambda: self.file.write(state),
@@ -268,7 +267,9 @@ class _Run:
         state.keeps_fold = former_slices is not None
         if state.reason and self.options.folds:
             self._say(f"No whole slices are held out: {state.reason}.")
-        self._look_at_templates(state)
+        files = [*(case[LABEL] for case in self.data_set.cases), annotation_of(self.data_set.source)]
+        for text in look_at_templates(self.output_dir, state.templates, [file for file in files if file]):
+            self._say(text)
         self._look_at_annotation(state.goes_on)
         self.file.write(state)
         return state
@@ -285,26 +286,6 @@ class _Run:
                 model.unlink()
         self.state.cleared = True
         self.file.write(self.state)
-
-    def _look_at_templates(self, state: State) -> None:
-        """Tell of those that were passed unchanged, or changed but not passed; one that was passed is the user's."""
-        files = [*(case[LABEL] for case in self.data_set.cases), annotation_of(self.data_set.source)]
-        passed = {file_digest(file) for file in files if file is not None}
-        for name, written in list(state.templates.items()):
-            path = self.output_dir / name
-            now = file_digest(path) if path.is_file() else written
-            if written in passed:
-                self._say(
-                    f"{path} is passed as it was written: what was predicted on the suggested slices now counts as "
-                    "annotated, although nobody has changed it."
-                )
-            elif now != written and now not in passed:
-                self._say(
-                    f"{path} was changed since it was written, but is no annotation of this run; pass it, to learn "
-                    "from it."
-                )
-            if passed & {written, now}:
-                del state.templates[name]
 
     def _look_at_annotation(self, goes_on: bool) -> None:
         """Keep what is going to be learned, and tell what of it the former model learned otherwise."""
@@ -444,11 +425,3 @@ class _Run:
                 **{"report": self.report, **changes},
             }
         )
-
-
-def _typed() -> str:
-    """The command line, as it can be typed again."""
-    program = Path(sys.argv[0])
-    module = program.parent.name if program.name == "__main__.py" else ""
-    start = ["python", "-m", "monai.bundle" if module == "bundle" else module] if module else [program.name]
-    return shlex.join([*start, *sys.argv[1:]])
