@@ -210,7 +210,7 @@ def densify(
         str, typer.Option(help='Voxel size in mm to compute with: auto, null (as it is), median, or "1,1,1".')
     ] = "auto",
     folds: Annotated[
-        str, typer.Option(help="Trainings that hold slices out, to tell the quality: auto, 0, 1, 3.")
+        str, typer.Option(help="Parts of the slices that are held out in turn, to tell the quality: auto, 0, 1, 3.")
     ] = "auto",
     suggestions: Annotated[int, typer.Option(help="Slices of each plane to annotate next.", min=0)] = 3,
     keep_annotation: Annotated[
