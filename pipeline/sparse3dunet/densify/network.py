@@ -18,6 +18,8 @@ from sparse3dunet.propagation.ensemble import Held
 
 SHARES = (0.0, 0.3, 1.0)
 """Of the network, that are tried."""
+BEHIND = 0.1
+"""Of the mean Dice, by which the network alone may be behind: one that has hardly learned helps by chance alone."""
 GAIN = 0.005
 """Of the mean Dice on held-out slices, that a share must add to be taken: less is noise."""
 
@@ -59,16 +61,18 @@ def choose_share(
     if not network:
         return 0.0
 
-    def score(share: float) -> float:
+    def score(share: float | None) -> float:
         scores = []
         for name, (inside, prob) in network.items():
             of = held[name]
-            classes = beside(of.prob[:, inside], prob, share).argmax(0)
+            classes = (prob if share is None else beside(of.prob[:, inside], prob, share)).argmax(0)
             scores.append(dice(classes, of.label[inside], of.weight[inside], num_classes)[1:])
         by_class = np.array(scores)
         return float(np.nanmean(by_class)) if np.isfinite(by_class).any() else 0.0
 
     scores = {share: score(share) for share in SHARES}
+    if score(None) < scores[0.0] - BEHIND:
+        return 0.0
     best = max(scores, key=lambda share: scores[share])
     return best if scores[best] > scores[0.0] + GAIN else 0.0
 
