@@ -113,7 +113,7 @@ def test_what_was_held_out_before_is_again_as_far_as_it_is_annotated():
     assert dealt == [{"a": [[10], [5], []]}, {"a": [[4], [], []]}, {"a": [[14], [], []]}]
     dealt, _ = deal_slices({"a": item([[4, 9, 10, 14], [5], []])}, 3, 0, former={"a": [[10], [5], [8]]})
     assert dealt[0] == {"a": [[9, 10], [5], []]}  # what is annotated beside them by now would tell of them
-    dealt, reason = deal_slices({"a": item([[4], [5], []])}, 1, 0, former={"a": [[10], [], [8]]})
+    dealt, reason = deal_slices({"a": item([[4], [5], []])}, 3, 0, former={"a": [[10], [], [8]]})
     assert dealt == []
     assert "annotated any more" in reason
 

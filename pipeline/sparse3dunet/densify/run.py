@@ -345,7 +345,7 @@ class _Run:
 
     def _is_judged(self) -> bool:
         """Whether there are slices to judge the network by, on the grid that it sees."""
-        return self.spacing is None and bool(self.state.held_out) and any(h.slices for h in self._held().values())
+        return self.spacing is None and bool(self.state.held_out) and any(h.judged >= 0 for h in self._held().values())
 
     def _spent(self) -> float:
         return self.state.spent + time.perf_counter() - self.started

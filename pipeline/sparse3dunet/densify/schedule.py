@@ -212,6 +212,8 @@ def deal_slices(
         except DataError as error:
             reason = str(error).split(". ")[0]
     dealt = [{name: slices for name, slices in fold.items() if any(slices)} for fold in dealt]
+    if former is not None and not dealt[0]:
+        dealt = []  # all that is left was learned by the former run's model
     dealt = [fold for fold in dealt if fold]
     return dealt, "" if dealt else reason or "no slice that was held out before is annotated any more"
 

@@ -139,9 +139,9 @@ class Ensemble(Propagator):
         for number, part in enumerate(parts, 1):
             views.append(self._look_at(part))
             on_part(number / (len(parts) + 2))
-        held, name, combine = self._judge(views)
+        held, name = self._judge(views)
         on_part((len(parts) + 1) / (len(parts) + 2))
-        prob = self._learned(views) if name == AUTO else combine(self._members)
+        prob = self._learned(views) if name == AUTO else OTHERS[name](self._members)
         self._refined = self._result(prob, held, name)
         on_part(1.0)
         return self._refined
@@ -193,7 +193,7 @@ class Ensemble(Propagator):
         found = trees.predict(columns, scan.num_classes).reshape(scan.num_classes, *scan.shape)
         return _beside(found, self._members)
 
-    def _judge(self, views: Sequence[_View]) -> tuple[Held, str, Callable[[np.ndarray], np.ndarray]]:
+    def _judge(self, views: Sequence[_View]) -> tuple[Held, str]:
         """What is said of each part by trees that learned from the others, or by what is better than these."""
         classes = self._scan.num_classes
         rows, label = [self._rows(view) for view in views], self._scan.label.numpy().ravel()
@@ -211,7 +211,7 @@ class Ensemble(Propagator):
             np.concatenate([v.index for v in views]),
             np.repeat(range(len(views)), [len(v.index) for v in views]),
         )
-        distance = np.concatenate([self._distance(view) for view in views])
+        distance = np.concatenate([view.columns[:, -1] for view in views])  # see context
         unknown = ~self._scan.known.numpy()
         weight = importance(distance, distance_from(self._scan.known, self._scan.spacing)[unknown])
         kinds = np.array([view.kind for view in views])[part]
@@ -230,10 +230,7 @@ class Ensemble(Propagator):
         places = self._field.places(index, self._scan.shape)
         judged = next((number for number, view in enumerate(views) if view.fold == 0), -1)
         held = Held(np.concatenate(said[name], 1), label[index], distance, weight, places, part, slices, judged)
-        return held, name, OTHERS.get(name, lambda members: members[FOREST])
-
-    def _distance(self, view: _View) -> np.ndarray:
-        return view.columns[:, -1]
+        return held, name
 
     def _result(self, prob: np.ndarray, held: Held | None, method: str) -> Propagated:
         return Propagated(self._field.fine(prob, self._whole), self._field.box, held, method)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -97,7 +98,7 @@ class Scan:
         return np.unique(self.label[self.known].numpy())
 
 
-class Propagator:
+class Propagator(ABC):
     """Gives every voxel class probabilities, from those that are annotated.
 
     Subclasses define :meth:`fit_scan` and :meth:`predict_proba`.
@@ -107,12 +108,13 @@ class Propagator:
         """Learn from an image and its annotation; see :meth:`Scan.of` for the arguments and what is raised."""
         return self.fit_scan(Scan.of(image, label, weight, spacing, getattr(self, "num_classes", None)))
 
+    @abstractmethod
     def fit_scan(self: Self, scan: Scan) -> Self:
-        raise NotImplementedError
+        """As :meth:`fit`, from a scan that is checked."""
 
+    @abstractmethod
     def predict_proba(self) -> np.ndarray:
         """(K, X, Y, Z) float32, of sum 1 over the classes; 0 for a class that is annotated nowhere."""
-        raise NotImplementedError
 
 
 def one_hot(label: torch.Tensor, known: torch.Tensor, num_classes: int) -> torch.Tensor:
