@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from sparse3dunet.propagation.calibration import dice, importance
 from sparse3dunet.propagation.field import Field
-from sparse3dunet.propagation.forest import AutoContext, Drawn, Forest, context, look, mean_prob
+from sparse3dunet.propagation.forest import POSITIONS, AutoContext, Drawn, Forest, context, look, mean_prob
 from sparse3dunet.propagation.parts import Part, deal
 from sparse3dunet.propagation.random_walker import RandomWalker
 from sparse3dunet.propagation.scan import Propagator, Scan, log_prob, softmax
@@ -23,10 +24,13 @@ PREVIEW_WORK = 1e6
 BOARDS = 2
 """Of held-out blocks: few slices are learned from more reliably."""
 WALKERS = (2000.0, 200.0)
-FOREST, SHAPE = len(WALKERS), len(WALKERS) + 1
-"""Of the members; the walkers come first."""
+FOREST, APPEARANCE, SHAPE = range(len(WALKERS), len(WALKERS) + 3)
+"""Of the members; the walkers come first. The second forest does not know where voxels lie: what is scattered, as
+nuclei, is found by appearance alone."""
 SHARE = 0.3
 """Of the members' mean beside the auto-context: less than equal, since it has seen them already."""
+JUDGES = partial(AutoContext, trees=24, share=0.1)
+"""What is judged on held-out parts: smaller, as each part needs one of its own."""
 MARGIN = 0.03
 """Of the Dice on held-out voxels, by which, in each kind of part, something else must be better to be taken instead."""
 
@@ -81,7 +85,7 @@ class Propagated:
 
 
 class Ensemble(Propagator):
-    """Random walkers, a forest and shape interpolation, and trees that learn from what these say of held-out parts.
+    """Random walkers, forests and shape interpolation, and trees that learn from what these say of held-out parts.
 
     Args:
         num_classes: K; None: as many as are annotated.
@@ -166,7 +170,9 @@ class Ensemble(Propagator):
     def _say(self, scan: Scan) -> np.ndarray:
         """(M, K, X, Y, Z) float16: all members, of what is annotated in `scan`."""
         members: list[Propagator] = [RandomWalker(beta).fit_scan(scan) for beta in WALKERS]
-        members += [Forest(seed=self.seed).fit_scan(scan, self._looks), ShapeInterpolation().fit_scan(scan)]
+        members.append(Forest(seed=self.seed).fit_scan(scan, self._looks))
+        members.append(Forest(seed=self.seed + 1, position=False).fit_scan(scan, self._looks[:, :-POSITIONS]))
+        members.append(ShapeInterpolation().fit_scan(scan))
         return np.stack([member.predict_proba().astype(np.float16) for member in members])
 
     def _look_at(self, part: Part) -> _View:
@@ -196,12 +202,14 @@ class Ensemble(Propagator):
     def _judge(self, views: Sequence[_View]) -> tuple[Held, str]:
         """What is said of each part by trees that learned from the others, or by what is better than these."""
         classes = self._scan.num_classes
-        rows, label = [self._rows(view) for view in views], self._scan.label.numpy().ravel()
+        label = self._scan.label.numpy().ravel()
+        rows, drawn = [self._rows(view) for view in views], [view.drawn for view in views]
         said: dict[str, list[np.ndarray]] = {name: [] for name in (AUTO, *OTHERS)}
         for number, view in enumerate(views):
-            others = [i for i in range(len(views)) if i != number]
-            trees = AutoContext(trees=24, seed=self.seed).fit(
-                [rows[i] for i in others], [views[i].drawn for i in others]
+            # Parts overlap: what the trees learned of these very voxels in another part would tell them the answer
+            apart = [~np.isin(d.index, view.index, assume_unique=True) for d in drawn]
+            trees = JUDGES(seed=self.seed).fit(
+                [r[a] for r, a in zip(rows, apart)], [d.only(a) for d, a in zip(drawn, apart)]
             )
             found = trees.predict([view.columns, self._looks[view.index]], classes)
             said[AUTO].append(_beside(found, view.members))
@@ -240,7 +248,7 @@ AUTO = "auto-context"
 OTHERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "forest": lambda members: members[FOREST].astype(np.float32),
     "random walk": lambda members: members[0].astype(np.float32),
-    "mean of walks and forest": lambda members: softmax(log_prob(members[:SHAPE]).mean(0)),
+    "mean of walks and forests": lambda members: softmax(log_prob(members[:SHAPE]).mean(0)),
 }
 """What may be better than trees that learned from a few parts."""
 

@@ -1,4 +1,4 @@
-"""Extremely randomized trees on what a voxel looks like, where it is, and what other methods say around it."""
+"""Forests on what a voxel looks like, where it is, and what other methods say around it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.ensemble import ExtraTreesClassifier
+from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
 
 from sparse3dunet.propagation.responses import filter_responses, gaussian, positions
 from sparse3dunet.propagation.scan import Propagator, Scan, log_prob, softmax
@@ -18,6 +18,8 @@ MOST, MOST_BACKGROUND = 8000, 20000
 BLURS = (1.5, 4.0, 10.0)
 """Standard deviations, in voxels of the plane, at which a voxel sees others' probabilities around it."""
 CHUNK = 400_000
+POSITIONS = 3
+"""The last columns of :func:`look`."""
 
 
 class Forest(Propagator):
@@ -30,7 +32,7 @@ class Forest(Propagator):
         num_classes: K; None: as many as are annotated.
     """
 
-    def __init__(self, trees: int = 60, position: bool = True, seed: int = 0, num_classes: int | None = None) -> None:
+    def __init__(self, trees: int = 40, position: bool = True, seed: int = 0, num_classes: int | None = None) -> None:
         self.trees, self.position, self.seed, self.num_classes = trees, position, seed, num_classes
 
     def fit_scan(self, scan: Scan, columns: np.ndarray | None = None) -> Forest:
@@ -38,7 +40,8 @@ class Forest(Propagator):
         self._columns = look(scan, self.position) if columns is None else columns
         self._scan = scan
         drawn = draw(scan.known.numpy(), scan.label.numpy(), self.seed, MOST, MOST_BACKGROUND)
-        self._forest = grow(self._columns[drawn.index], drawn.label, drawn.weight, self.trees, 2, self.seed)
+        forest = ExtraTreesClassifier(self.trees, min_samples_leaf=2, n_jobs=-1, random_state=self.seed)
+        self._forest = forest.fit(self._columns[drawn.index], drawn.label, sample_weight=drawn.weight)
         return self
 
     def predict_proba(self) -> np.ndarray:
@@ -47,19 +50,20 @@ class Forest(Propagator):
 
 
 class AutoContext:
-    """Trees that also see what other methods say of a voxel and around it, where these knew nothing of it.
+    """A random forest that also sees what other methods say of a voxel and around it, where these knew nothing of it.
 
-    After Tu and Bai, Auto-Context and Its Application to High-Level Vision Tasks, IEEE TPAMI 32(10), 2010; what the
+    After Breiman, Random Forests, Machine Learning 45(1), 2001, and Tu and Bai, Auto-Context and Its Application to High-Level Vision Tasks, IEEE TPAMI 32(10), 2010; what the
     methods say is cross-fitted (Wolpert, Stacked Generalization, Neural Networks 5(2), 1992).
 
     Args:
         trees: how many.
         seed: of the trees, and of the voxels drawn for them.
         most: voxels of each class and part that they learn from.
+        share: of these that each tree sees: voxels of a part are alike, and the parts are few.
     """
 
-    def __init__(self, trees: int = 80, seed: int = 0, most: int = 2000) -> None:
-        self.trees, self.seed, self.most = trees, seed, most
+    def __init__(self, trees: int = 64, seed: int = 0, most: int = 2000, share: float = 0.1) -> None:
+        self.trees, self.seed, self.most, self.share = trees, seed, most, share
 
     def draw(self, scan: Scan, held: torch.Tensor) -> Drawn:
         """Voxels of a part to learn from."""
@@ -68,7 +72,10 @@ class AutoContext:
     def fit(self, rows: Sequence[np.ndarray], drawn: Sequence[Drawn]) -> AutoContext:
         """Learn from the rows of some parts: of each (N, F) and the voxels that were drawn."""
         label, weight = (np.concatenate([getattr(d, name) for d in drawn]) for name in ("label", "weight"))
-        self._forest = grow(np.concatenate(rows), label, weight, self.trees, 3, self.seed)
+        forest = RandomForestClassifier(
+            self.trees, min_samples_leaf=3, max_samples=self.share, n_jobs=-1, random_state=self.seed
+        )
+        self._forest = forest.fit(np.concatenate(rows), label, sample_weight=weight)
         return self
 
     def predict(self, columns: Sequence[np.ndarray], num_classes: int) -> np.ndarray:
@@ -83,6 +90,10 @@ class Drawn:
     index: np.ndarray
     label: np.ndarray
     weight: np.ndarray
+
+    def only(self, chosen: np.ndarray) -> Drawn:
+        """Some of them, by a mask."""
+        return Drawn(self.index[chosen], self.label[chosen], self.weight[chosen])
 
 
 def look(scan: Scan, position: bool = True) -> np.ndarray:
@@ -125,15 +136,9 @@ def draw(mask: np.ndarray, label: np.ndarray, seed: int, most: int, most_backgro
     return Drawn(chosen, flat[chosen], np.concatenate(weight))
 
 
-def grow(
-    rows: np.ndarray, label: np.ndarray, weight: np.ndarray, trees: int, leaf: int, seed: int
-) -> ExtraTreesClassifier:
-    """A forest of trees whose leaves hold at least so many voxels."""
-    forest = ExtraTreesClassifier(trees, min_samples_leaf=leaf, n_jobs=-1, random_state=seed)
-    return forest.fit(rows, label, sample_weight=weight)
-
-
-def probabilities(forest: ExtraTreesClassifier, columns: Sequence[np.ndarray], num_classes: int) -> np.ndarray:
+def probabilities(
+    forest: ExtraTreesClassifier | RandomForestClassifier, columns: Sequence[np.ndarray], num_classes: int
+) -> np.ndarray:
     """(K, N) float32, chunk by chunk."""
     count = len(columns[0])
     result = np.zeros((num_classes, count), np.float32)
