@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from sparse3dunet.densify.estimate import ClassEstimate, Estimate, Expected, estimate, interval_text, show
+from sparse3dunet.densify.estimate import ClassEstimate, Estimate, Expected, corrected, estimate, interval_text, show
 
 NAMES = ["background", "shell", "core"]
 COUNTS = np.array([900, 80, 20])
@@ -30,6 +30,19 @@ def assert_sound(found):
         else:
             assert 0 <= low <= value <= high <= 1
             assert low < high
+
+
+@pytest.mark.parametrize(
+    ("slices", "sign"),
+    [([[], [], [3, 8]], -1), ([[2], [], [3]], 1), ([[2], [4], [3]], 1), (None, 0), ([[], [], []], 0)],
+)
+def test_stacks_promise_too_much_and_crossing_slices_too_little(slices, sign):
+    dice = np.array([0.99, 0.9, 0.1, 1.0, np.nan])
+    found = corrected(dice, slices)
+    assert (np.sign(np.round(found - dice, 9))[:3] == sign).all()
+    assert found[3] == 1
+    assert np.isnan(found[4])
+    assert (found[:4] >= 0).all()
 
 
 def test_means_over_classes_and_volumes():

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from sparse3dunet.densify import propagated
 from sparse3dunet.densify.propagated import Outlook, Propagation, distance_of
 from sparse3dunet.inputs import ImageCase
 from sparse3dunet.propagation.calibration import Calibration
@@ -78,6 +79,23 @@ def test_what_is_kept_is_what_was_found(tmp_path, case, fitted):
     assert again.best(other) is None
 
 
+def test_where_the_minutes_suffice_for_no_more_the_preview_is_the_result(tmp_path, case, monkeypatch):
+    monkeypatch.setattr(propagated, "PREVIEW_WORK", 1.0)
+    kept = propagation(tmp_path, seconds=0.01)
+    preview = kept.preview(case, [])
+    assert_same(kept.refine(case, []), preview)
+    assert_same(kept.best(case), preview)
+    assert kept.held(case) is None
+    enough = propagation(tmp_path, seconds=1.01 * kept.short[case.name])
+    assert enough.refine(case, []).held is not None
+    assert not enough.short
+
+
+def test_what_is_small_is_never_left_at_its_preview(tmp_path, case):
+    kept = propagation(tmp_path, seconds=0.01)
+    assert kept.refine(case, []).held is not None
+
+
 def test_a_damaged_file_is_made_again(tmp_path, case, fitted):
     kept = propagation(tmp_path)
     refined = kept.refine(case, [])
@@ -112,8 +130,8 @@ def test_slices_are_held_out_in_the_files_order(tmp_path):
 
 
 def test_work_is_shared_among_cases_and_bounded(tmp_path):
-    works = [propagation(tmp_path, *given).work for given in ((60, 1), (60, 2), (120, 2), (1e6, 1), (1, 100))]
-    assert works[0] == 2 * works[1] == works[2]
+    works = [propagation(tmp_path, *given).work for given in ((120, 1), (240, 2), (240, 1), (1e6, 1), (1, 100))]
+    assert works[0] == works[1] == works[2] / 2
     assert works[4] < works[0] < works[3]
 
 

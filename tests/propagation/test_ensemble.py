@@ -56,6 +56,14 @@ def test_what_is_told_of_held_out_voxels(refined):
         assert len(np.unique(places, axis=0)) == len(places)
 
 
+def test_what_cannot_be_known_is_not_known_of_held_out_voxels():
+    """Parts overlap: a voxel of a slice is one of a block, too. Labels by chance are guessed by chance alone."""
+    random = np.random.default_rng(0)
+    label = random.integers(0, 2, SHAPE)
+    held = Ensemble().fit(random.random(SHAPE), label, WEIGHT).refine().held
+    assert (held.prob.argmax(0) == held.label).mean() == pytest.approx(0.5, abs=0.04)
+
+
 def test_it_is_the_same_again(refined):
     image, label, found, _ = refined
     other = np.where(WEIGHT > 0, label, 55)  # labels that do not count

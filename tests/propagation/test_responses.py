@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from sparse3dunet.propagation.responses import SCALES, filter_responses, gaussian, positions
+from sparse3dunet.propagation.responses import (
+    DISTANCES,
+    SCALES,
+    SMOOTHED,
+    filter_responses,
+    gaussian,
+    positions,
+    surroundings,
+)
 from tests.propagation.scans import raw_scan
 
 SHAPE = (18, 16, 14)
@@ -65,9 +73,33 @@ def test_thick_slices_do_not_see_their_neighbours():
     assert not torch.equal(first[..., 5], second[..., 5])
 
 
+def test_what_lies_to_either_side():
+    """In voxels of the plane, however thick the voxels of an axis; beyond the border, its value."""
+    spacing = (1, 1, 2)
+    image = random_image((2, *SHAPE))
+    scan = raw_scan(image, spacing)
+    found = surroundings(scan).numpy()
+    assert found.shape == (2 * 2 * 3 * len(DISTANCES), *SHAPE)
+    smooth = gaussian(scan.image, SMOOTHED * scan.plane_spacing, scan.spacing).numpy()
+    expected = []
+    for distance in DISTANCES:
+        for axis, size in enumerate(spacing):
+            step = round(distance * scan.plane_spacing / size)
+            for way in (-step, step):
+                places = np.clip(np.arange(SHAPE[axis]) + way, 0, SHAPE[axis] - 1)
+                expected += list(np.take(smooth, places, axis + 1))
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_what_lies_across_thick_slices_is_not_looked_at():
+    scan = raw_scan(random_image(), (0.5, 0.5, 7.5))
+    assert len(surroundings(scan)) == 2 * 2 * len(DISTANCES)
+
+
 @pytest.mark.parametrize("shape", [(12, 12, 1), (12, 12, 2), (12, 1, 1), (2, 2, 2)])
 def test_thin_scans(shape):
-    found = filter_responses(raw_scan(random_image(shape)))
+    scan = raw_scan(random_image(shape))
+    found = torch.cat([filter_responses(scan), surroundings(scan)])
     assert found.shape[1:] == shape
     assert torch.isfinite(found).all()
 

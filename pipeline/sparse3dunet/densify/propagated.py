@@ -19,16 +19,17 @@ from sparse3dunet.checkpoints import replace_file
 from sparse3dunet.formats import read_image
 from sparse3dunet.inputs import ImageCase
 from sparse3dunet.propagation.calibration import Calibration
-from sparse3dunet.propagation.ensemble import WORK, Ensemble, Held, Propagated
+from sparse3dunet.propagation.ensemble import PREVIEW_WORK, WORK, Ensemble, Held, Propagated
 from sparse3dunet.propagation.scan import log_prob, softmax
 from sparse3dunet.propagation.shape import distance_from
 from sparse3dunet.slices import Slices
 
-SECONDS = 60.0
+SECONDS = 90.0
 """That WORK takes on two cores."""
-SHARE = 0.5
+SHARE = 0.7
 """Of a run's time that propagation may take."""
-LEAST_WORK, MOST_WORK = 0.05 * WORK, 4 * WORK
+LEAST_WORK, MOST_WORK = WORK / 2, 4 * WORK
+"""On coarser grids a preview on a finer one is as good; finer than that nothing becomes much better."""
 PREVIEW, REFINED = "preview", "refined"
 LEAST_PROB = 1e-3
 _DAMAGED = (OSError, ValueError, KeyError, EOFError, RuntimeError, BadZipFile, zlib.error)
@@ -84,7 +85,9 @@ class Propagation:
         seed: int,
     ) -> None:
         self.folder, self.annotation_of, self.num_classes, self.seed = folder, annotation_of, num_classes, seed
-        self.work = float(np.clip(WORK * SHARE * seconds / (SECONDS * max(cases, 1)), LEAST_WORK, MOST_WORK))
+        self.seconds, self.short = seconds, dict[str, float]()  # by case: of the run, that more than a preview takes
+        self.affords = WORK * SHARE * seconds / (SECONDS * max(cases, 1))
+        self.work = float(np.clip(self.affords, LEAST_WORK, MOST_WORK))
         self.keeps_one = cases == 1
         self._last: Ensemble | None = None
 
@@ -101,12 +104,15 @@ class Propagation:
     def refine(
         self, case: ImageCase, held_out: Sequence[Slices], on_part: Callable[[float], None] = lambda share: None
     ) -> Propagated:
-        """All that can be told without a network."""
+        """All that can be told without a network; the preview, where the minutes don't suffice for more."""
         found = self._load(case, REFINED)
         if found is None:
-            found = (self._last or self._fit(case, held_out)).refine(on_part)
+            ensemble = self._last or self._fit(case, held_out)
             self._last = None
-            found = self._save(case, REFINED, found)
+            if ensemble.work_to_do > max(self.affords, PREVIEW_WORK):
+                self.short[case.name] = self.seconds * ensemble.work_to_do / self.affords
+                return self.preview(case, held_out)
+            found = self._save(case, REFINED, ensemble.refine(on_part))
         return found
 
     def best(self, case: ImageCase) -> Propagated | None:

@@ -21,7 +21,7 @@ from sparse3dunet.batch import Output, predict_batch
 from sparse3dunet.checkpoints import file_digest, replace_file
 from sparse3dunet.checks import as_tensor
 from sparse3dunet.datalist import Case, DataSet, case_name
-from sparse3dunet.densify.estimate import Estimate, Expected
+from sparse3dunet.densify.estimate import Estimate, Expected, corrected
 from sparse3dunet.densify.propagated import Outlook, distance_of
 from sparse3dunet.densify.schedule import FINAL
 from sparse3dunet.densify.state import State
@@ -41,6 +41,7 @@ from sparse3dunet.records import CaseRecord
 from sparse3dunet.report import CaseSection, Report, write_report
 from sparse3dunet.report_figures import CaseView
 from sparse3dunet.slabs import SlabInferer
+from sparse3dunet.slices import find_slices
 from sparse3dunet.training_log import read_log
 from sparse3dunet.transforms.annotation import SparseLabel
 from sparse3dunet.volumes import Volume, read_volume
@@ -96,6 +97,7 @@ class Densifier(Predictor):
         inside, box = prob.shape[1:], outlook.propagated.box
         unknown = ~annotation.annotated[box].ravel()
         classes, dice = decide(prob.reshape(len(prob), -1), unknown)
+        dice = corrected(dice, find_slices(annotation.annotated))
         self.expected[name] = expected(outlook, dice, np.bincount(classes[unknown], minlength=len(prob)))
         numbers = np.zeros(annotation.numbers.shape, classes.dtype)
         numbers[box] = classes.reshape(inside)

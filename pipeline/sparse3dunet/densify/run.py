@@ -205,6 +205,10 @@ class _Run:
             with run_progress(len(self.results.cases)) as advance:
                 for case in self.results.cases:
                     self.propagation.refine(case, self._slices_of(case.name), advance)
+            for name, seconds in self.propagation.short.items():
+                self._say(
+                    f"{name}: in this time a preview alone is made; --minutes {np.ceil(seconds / 6) / 10:g} gives more."
+                )
         except KeyboardInterrupt:
             self.state.stopped_early = True
             self._say("Ctrl-C: the results are made of what was found so far; once more ends at once.")
@@ -405,6 +409,7 @@ class _Run:
         held = self._held()
         if not held:
             reason = "the run was ended before it could be told" if self.state.stopped_early else self.state.reason
+            reason = "it takes more minutes to hold something out" if self.propagation.short else reason
             return Estimate(reason=reason or "nothing can be held out without losing a class")
         annotations = (self.results.annotation(case.files[0]) for case in self.results.cases)
         shown = slices_showing(((a.numbers, a.annotated) for a in annotations), len(self.data_set.class_names))

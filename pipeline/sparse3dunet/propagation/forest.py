@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
 
-from sparse3dunet.propagation.responses import filter_responses, gaussian, positions
+from sparse3dunet.propagation.responses import filter_responses, gaussian, positions, surroundings
 from sparse3dunet.propagation.scan import Propagator, Scan, log_prob, softmax
 from sparse3dunet.propagation.shape import distance_from
 
@@ -17,6 +17,8 @@ MOST, MOST_BACKGROUND = 8000, 20000
 """Voxels of each class that a forest learns from; their weights make up for the rest."""
 BLURS = (1.5, 4.0, 10.0)
 """Standard deviations, in voxels of the plane, at which a voxel sees others' probabilities around it."""
+LEAST_OF_TREE = 500
+"""Voxels that a tree of the auto-context sees at least."""
 CHUNK = 400_000
 POSITIONS = 3
 """The last columns of :func:`look`."""
@@ -52,14 +54,16 @@ class Forest(Propagator):
 class AutoContext:
     """A random forest that also sees what other methods say of a voxel and around it, where these knew nothing of it.
 
-    After Breiman, Random Forests, Machine Learning 45(1), 2001, and Tu and Bai, Auto-Context and Its Application to High-Level Vision Tasks, IEEE TPAMI 32(10), 2010; what the
-    methods say is cross-fitted (Wolpert, Stacked Generalization, Neural Networks 5(2), 1992).
+    After Breiman, Random Forests, Machine Learning 45(1), 2001, and Tu and Bai, Auto-Context and Its Application to
+    High-Level Vision Tasks, IEEE TPAMI 32(10), 2010; what the methods say is cross-fitted (Wolpert, Stacked
+    Generalization, Neural Networks 5(2), 1992).
 
     Args:
         trees: how many.
         seed: of the trees, and of the voxels drawn for them.
         most: voxels of each class and part that they learn from.
-        share: of these that each tree sees: voxels of a part are alike, and the parts are few.
+        share: of the voxels that these stand for, as many as each tree sees: those of a part are alike, and the parts
+            are few.
     """
 
     def __init__(self, trees: int = 64, seed: int = 0, most: int = 2000, share: float = 0.1) -> None:
@@ -72,8 +76,9 @@ class AutoContext:
     def fit(self, rows: Sequence[np.ndarray], drawn: Sequence[Drawn]) -> AutoContext:
         """Learn from the rows of some parts: of each (N, F) and the voxels that were drawn."""
         label, weight = (np.concatenate([getattr(d, name) for d in drawn]) for name in ("label", "weight"))
+        count = int(np.clip(self.share * weight.sum(), min(LEAST_OF_TREE, len(label)), len(label)))
         forest = RandomForestClassifier(
-            self.trees, min_samples_leaf=3, max_samples=self.share, n_jobs=-1, random_state=self.seed
+            self.trees, min_samples_leaf=3, max_samples=count, n_jobs=-1, random_state=self.seed
         )
         self._forest = forest.fit(np.concatenate(rows), label, sample_weight=weight)
         return self
@@ -97,8 +102,8 @@ class Drawn:
 
 
 def look(scan: Scan, position: bool = True) -> np.ndarray:
-    """(N, F) float32: filter responses and position of all voxels."""
-    parts = [filter_responses(scan), *([positions(scan)] if position else [])]
+    """(N, F) float32: filter responses, surroundings and position of all voxels."""
+    parts = [filter_responses(scan), surroundings(scan), *([positions(scan)] if position else [])]
     return torch.cat(parts).flatten(1).T.contiguous().numpy()
 
 

@@ -14,6 +14,11 @@ from sparse3dunet.propagation.scan import Scan
 SCALES = (1.0, 2.0, 4.0, 8.0)
 """Standard deviations of Gaussians, in voxels of the plane."""
 
+DISTANCES = (4.0, 9.0)
+"""To either side along each axis, in voxels of the plane, at which the smoothed value is looked up."""
+SMOOTHED = 1.5
+"""Standard deviation for that, in voxels of the plane."""
+
 
 def filter_responses(scan: Scan, scales: Sequence[float] = SCALES) -> torch.Tensor:
     """Of each channel the gray value, and at each scale the smoothed value, the gradient's length and the eigenvalues
@@ -32,6 +37,25 @@ def filter_responses(scan: Scan, scales: Sequence[float] = SCALES) -> torch.Tens
             smooth = gaussian(channel[None], scale * unit, scan.spacing, axes)[0]
             result += [smooth, *_derivatives(smooth, axes, scan.spacing / (scale * unit))]
     return torch.stack(result)
+
+
+def surroundings(scan: Scan) -> torch.Tensor:
+    """Smoothed values some way off to either side along each axis: what lies beside it tells one organ from another.
+
+    After Shotton et al., TextonBoost for Image Understanding, IJCV 81(1), 2009. Beyond the border, its value.
+
+    Returns:
+        (F, X, Y, Z) float32.
+    """
+    unit, axes = scan.plane_spacing, scan.filtered_axes
+    smooth = gaussian(scan.image, SMOOTHED * unit, scan.spacing, axes)
+    result = []
+    for distance in DISTANCES:
+        for axis in axes:
+            step, last = max(1, round(distance * unit / scan.spacing[axis])), scan.shape[axis] - 1
+            indices = torch.arange(last + 1)
+            result += [smooth.index_select(axis + 1, (indices + way).clamp(0, last)) for way in (-step, step)]
+    return torch.cat(result)
 
 
 def positions(scan: Scan) -> torch.Tensor:
