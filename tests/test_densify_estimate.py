@@ -45,6 +45,13 @@ def test_stacks_promise_too_much_and_crossing_slices_too_little(slices, sign):
     assert (found[:4] >= 0).all()
 
 
+def test_the_more_slices_cross_a_stack_the_more_is_to_be_expected():
+    found = [corrected(np.array([0.9]), [list(range(n)), [], list(range(20))])[0] for n in (0, 1, 5, 20)]
+    assert found == sorted(found)
+    assert found[1] < found[0] + 0.01
+    assert found[0] < 0.9 < found[3]
+
+
 def test_means_over_classes_and_volumes():
     found = estimated(expected([0.99, 0.9, 0.7]), expected([0.97, 0.8, 0.6]))
     assert [c.name for c in found.classes] == NAMES

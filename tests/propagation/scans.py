@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-from sklearn.ensemble import ExtraTreesClassifier
+from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
 
 from sparse3dunet.propagation import forest
 from sparse3dunet.propagation.scan import Scan
@@ -51,11 +51,12 @@ def quick(trees: int = 8) -> Iterator[None]:
     """Forests of few trees, and one thread, which is faster for little data on a busy machine."""
     threads = torch.get_num_threads()
 
-    def fewer(count, n_jobs, **options):
-        return ExtraTreesClassifier(min(count, trees), n_jobs=1, **options)
+    def fewer(kind):
+        return lambda count, n_jobs, **options: kind(min(count, trees), n_jobs=1, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(forest, "ExtraTreesClassifier", fewer)
+        for kind in (ExtraTreesClassifier, RandomForestClassifier):
+            patch.setattr(forest, kind.__name__, fewer(kind))
         torch.set_num_threads(1)
         try:
             yield

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sparse3dunet.errors import DataError
-from sparse3dunet.propagation import Ensemble
+from sparse3dunet.propagation import Ensemble, ensemble
 from tests.propagation.scans import SHAPE, assert_probabilities, nested, on_slices, overlap, quick
 
 WEIGHT = on_slices(SHAPE, [12], [], [3, 8, 12])
@@ -62,6 +62,18 @@ def test_what_cannot_be_known_is_not_known_of_held_out_voxels():
     label = random.integers(0, 2, SHAPE)
     held = Ensemble().fit(random.random(SHAPE), label, WEIGHT).refine().held
     assert (held.prob.argmax(0) == held.label).mean() == pytest.approx(0.5, abs=0.04)
+
+
+def test_the_preview_of_a_larger_scan_changes_nothing_of_what_follows(refined, monkeypatch):
+    monkeypatch.setattr(ensemble, "PREVIEW_WORK", 1.0)
+    image, label, found, _ = refined
+    both = Ensemble().fit(image, label, WEIGHT)
+    preview = both.preview()
+    assert preview.method == "forest and random walk"
+    assert min(scores(preview.whole(SHAPE), label, WEIGHT)) > 0.7
+    np.testing.assert_array_equal(both.refine().prob, found.prob)
+    again = both.fit(image[::-1].copy(), label[::-1].copy(), WEIGHT[::-1].copy()).preview()
+    assert min(scores(again.whole(SHAPE)[:, ::-1], label, WEIGHT)) > 0.7  # nothing is left of the former scan
 
 
 def test_it_is_the_same_again(refined):

@@ -29,7 +29,9 @@ SECONDS = 90.0
 SHARE = 0.7
 """Of a run's time that propagation may take."""
 LEAST_WORK, MOST_WORK = WORK / 2, 4 * WORK
-"""On coarser grids a preview on a finer one is as good; finer than that nothing becomes much better."""
+"""Of a volume alone: on coarser grids, a preview on a finer one is as good; on finer ones nothing is much better."""
+COARSEST = WORK / 20
+"""Of one among many."""
 PREVIEW, REFINED = "preview", "refined"
 LEAST_PROB = 1e-3
 _DAMAGED = (OSError, ValueError, KeyError, EOFError, RuntimeError, BadZipFile, zlib.error)
@@ -85,9 +87,10 @@ class Propagation:
         seed: int,
     ) -> None:
         self.folder, self.annotation_of, self.num_classes, self.seed = folder, annotation_of, num_classes, seed
-        self.seconds, self.short = seconds, dict[str, float]()  # by case: of the run, that more than a preview takes
-        self.affords = WORK * SHARE * seconds / (SECONDS * max(cases, 1))
-        self.work = float(np.clip(self.affords, LEAST_WORK, MOST_WORK))
+        cases = max(cases, 1)
+        self.affordable = WORK * SHARE * seconds / (SECONDS * cases)
+        self.work = float(np.clip(self.affordable, max(LEAST_WORK / cases, COARSEST), MOST_WORK))
+        self.seconds, self.always = seconds, PREVIEW_WORK / cases
         self.keeps_one = cases == 1
         self._last: Ensemble | None = None
 
@@ -96,8 +99,7 @@ class Propagation:
         found = self._load(case, PREVIEW)
         if found is None:
             ensemble = self._fit(case, held_out)
-            found = ensemble.preview()
-            found = self._save(case, PREVIEW, found)
+            found = self._save(case, PREVIEW, ensemble.preview(), ensemble.work_to_do)
             self._last = ensemble if self.keeps_one else None
         return found
 
@@ -107,13 +109,24 @@ class Propagation:
         """All that can be told without a network; the preview, where the minutes don't suffice for more."""
         found = self._load(case, REFINED)
         if found is None:
+            preview = self.preview(case, held_out)
+            if self.seconds_for(case) > self.seconds:
+                return preview
             ensemble = self._last or self._fit(case, held_out)
             self._last = None
-            if ensemble.work_to_do > max(self.affords, PREVIEW_WORK):
-                self.short[case.name] = self.seconds * ensemble.work_to_do / self.affords
-                return self.preview(case, held_out)
             found = self._save(case, REFINED, ensemble.refine(on_part))
         return found
+
+    def seconds_for(self, case: ImageCase) -> float:
+        """Of the run, that more than the preview that is there takes; 0 where that is there, or is small."""
+        if self._file(case, REFINED).is_file():
+            return 0.0
+        try:
+            with np.load(self._file(case, PREVIEW)) as content:
+                work = float(content["work"])
+        except _DAMAGED:
+            return 0.0
+        return self.seconds * work / self.affordable if work > self.always else 0.0
 
     def best(self, case: ImageCase) -> Propagated | None:
         """What is there of a case."""
@@ -152,9 +165,9 @@ class Propagation:
         """By a digest: names of cases may have slashes."""
         return self.folder / f"{hashlib.sha256(os.fsencode(case.name)).hexdigest()[:16]}_{kind}.npz"
 
-    def _save(self, case: ImageCase, kind: str, found: Propagated) -> Propagated:
+    def _save(self, case: ImageCase, kind: str, found: Propagated, work: float = 0.0) -> Propagated:
         """Returns what is read again, rounded, so that a run that goes on gives the same."""
-        arrays: dict[str, Any] = {"prob": found.prob.astype(np.float16), "method": found.method}
+        arrays: dict[str, Any] = {"prob": found.prob.astype(np.float16), "method": found.method, "work": work}
         arrays["box"] = [[b.start, b.stop] for b in found.box]
         if found.held is not None:
             arrays |= {f"held_{f.name}": np.asarray(getattr(found.held, f.name)) for f in fields(Held)}

@@ -1,9 +1,10 @@
 """Densify: segment all of some volumes of which a part is annotated, and tell how well.
 
-First come methods without a network, which begin where a user's own tools end: a preview in seconds, then what they
-reach when they learn from held-out slices and blocks (:mod:`~sparse3dunet.propagation`). The minutes that are left go
-to the network, as in ``run training``, with the same config: without the first part of the slices, on which it is
-judged beside these methods, then with all. It has a share in the result where it makes that better on those slices.
+First come methods without a network, which begin where a user's own tools end: a preview in seconds, then, where the
+minutes suffice, what they reach when they learn from held-out slices and blocks (:mod:`~sparse3dunet.propagation`). The
+minutes that are left go to the network, as in ``run training``, with the same config: without the first part of the
+slices, on which it is judged beside these methods, then with all. It has a share in the result where it makes that
+better on those slices.
 """
 
 from __future__ import annotations
@@ -152,7 +153,11 @@ class _Run:
             quality,
             suggestions=self.options.suggestions,
             choices=[*told, self._told_of_methods()],
-            notes=[*self.notes, *(["The run was ended early, by Ctrl-C."] if state.stopped_early else [])],
+            notes=[
+                *self.notes,
+                *self._told_of_previews(),
+                *(["The run was ended early, by Ctrl-C."] if state.stopped_early else []),
+            ],
             command=typed(),
             work={part: self.output_dir / "work" / part for part in state.seconds},
             templates=state.templates,
@@ -189,6 +194,7 @@ class _Run:
         why = "best on held-out slices" if share else "the network made nothing better on held-out slices"
         if share is None:
             why = "the network could not be judged: other voxels, no slices held out, or ended early; it is in model/"
+            why = "there was time for a preview alone; the network is in model/" if self._told_of_previews() else why
         return "methods", "; ".join(methods) + network, why
 
     # ------------------------------------------------------------ without a network
@@ -205,14 +211,27 @@ class _Run:
             with run_progress(len(self.results.cases)) as advance:
                 for case in self.results.cases:
                     self.propagation.refine(case, self._slices_of(case.name), advance)
-            for name, seconds in self.propagation.short.items():
-                self._say(
-                    f"{name}: in this time a preview alone is made; --minutes {np.ceil(seconds / 6) / 10:g} gives more."
-                )
         except KeyboardInterrupt:
             self.state.stopped_early = True
             self._say("Ctrl-C: the results are made of what was found so far; once more ends at once.")
+        for text in self._told_of_previews():
+            print(text, flush=True)
         self._keep_time()
+
+    def _told_of_previews(self) -> list[str]:
+        """That some volumes' results are their previews, for want of time."""
+        if self.state.stopped_early:
+            return []
+        needed = [
+            s for case in self.results.cases if (s := self.propagation.seconds_for(case)) > self.propagation.seconds
+        ]
+        if not needed:
+            return []
+        minutes = np.ceil(max(needed) / 6) / 10
+        return [
+            f"{len(needed)} of {len(self.results.cases)} volume(s): there is time for a preview alone, which is the "
+            f"result, without an estimate. --minutes {minutes:g} suffices for more."
+        ]
 
     def _slices_of(self, name: str) -> list[Slices]:
         """Those that parts hold out, on the volume's own grid; none where the network sees another one."""
@@ -409,11 +428,12 @@ class _Run:
         held = self._held()
         if not held:
             reason = "the run was ended before it could be told" if self.state.stopped_early else self.state.reason
-            reason = "it takes more minutes to hold something out" if self.propagation.short else reason
+            reason = "in this time there is a preview alone" if self._told_of_previews() else reason
             return Estimate(reason=reason or "nothing can be held out without losing a class")
-        annotations = (self.results.annotation(case.files[0]) for case in self.results.cases)
+        annotations = (self.results.annotation(case.files[0]) for case in self.results.cases if case.name in held)
         shown = slices_showing(((a.numbers, a.annotated) for a in annotations), len(self.data_set.class_names))
-        total = sum(sum(map(len, case.slices.values())) for case in self.report.cases if case.slices)
+        judged = [case for name, case in zip(self.names, self.report.cases) if name in held]
+        total = sum(sum(map(len, case.slices.values())) for case in judged if case.slices)
         found = {name: expected[name] for name in held}
         counts = np.sum([entry.counts for entry in expected.values()], axis=0)
         folds = max(len(of.slices) for of in held.values())

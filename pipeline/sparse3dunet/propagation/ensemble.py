@@ -21,7 +21,7 @@ from sparse3dunet.slices import Slices
 WORK = 5.5e6
 """Voxels times (classes + 1) of the grid that is worked on: about a minute and a half on two cores."""
 PREVIEW_WORK = 1e6
-"""Up to which the preview learns from parts as well."""
+"""Up to which the preview learns from parts as well, and a scan is refined however short the time."""
 BOARDS = 2
 """Of held-out blocks: few slices are learned from more reliably."""
 WALKERS = (2000.0, 200.0)
@@ -132,7 +132,9 @@ class Ensemble(Propagator):
             if parts:
                 prob = self._learned([self._look_at(part) for part in parts])
                 return self._result(prob, None, "auto-context of blocks")
-        self._quick = {number: self._member(number, self._scan) for number in (0, FOREST)}
+        for number in (0, FOREST):
+            if number not in self._quick:
+                self._quick[number] = self._member(number, self._scan)
         prob = softmax(log_prob(self._quick[FOREST]) + SHARE * log_prob(self._quick[0]))
         return self._result(prob, None, "forest and random walk")
 
@@ -146,7 +148,8 @@ class Ensemble(Propagator):
             return self._refined
         parts = deal(self._scan, self._own_slices(), BOARDS)
         if len(parts) < 2:
-            return self.preview()
+            self._refined = self.preview()
+            return self._refined
         views = []
         for number, part in enumerate(parts, 1):
             views.append(self._look_at(part))
@@ -225,13 +228,7 @@ class Ensemble(Propagator):
         rows, drawn = [self._rows(view) for view in views], [view.drawn for view in views]
         said: dict[str, list[np.ndarray]] = {name: [] for name in (AUTO, *OTHERS)}
         for view in views:
-            # Parts overlap: what the trees learned of these very voxels in another part would tell them the answer
-            apart = [~np.isin(d.index, view.index, assume_unique=True) for d in drawn]
-            trees = JUDGES(seed=self.seed).fit(
-                [r[a] for r, a in zip(rows, apart)], [d.only(a) for d, a in zip(drawn, apart)]
-            )
-            found = trees.predict([view.columns, self._looks[view.index]], classes)
-            said[AUTO].append(_beside(found, view.members))
+            said[AUTO].append(self._judged(view, rows, drawn))
             for name, combine in OTHERS.items():
                 said[name].append(combine(view.members))
         index, part = (
@@ -259,15 +256,29 @@ class Ensemble(Propagator):
         held = Held(np.concatenate(said[name], 1), label[index], distance, weight, places, part, slices, judged)
         return held, name
 
+    def _judged(self, view: _View, rows: Sequence[np.ndarray], drawn: Sequence[Drawn]) -> np.ndarray:
+        """(K, N) of a part, by trees that learned from the others.
+
+        Parts overlap: what trees learned of these very voxels in another part would tell them the answer.
+        """
+        apart = [~np.isin(of.index, view.index, assume_unique=True) for of in drawn]
+        learned = [of.only(chosen) for of, chosen in zip(drawn, apart)]
+        if not np.isin(
+            self._scan.label.numpy().ravel()[view.index], np.concatenate([of.label for of in learned])
+        ).all():
+            return OTHERS[MEAN](view.members)  # the trees would not know a class that all of them together know
+        trees = JUDGES(seed=self.seed).fit([r[chosen] for r, chosen in zip(rows, apart)], learned)
+        return _beside(trees.predict([view.columns, self._looks[view.index]], self._scan.num_classes), view.members)
+
     def _result(self, prob: np.ndarray, held: Held | None, method: str) -> Propagated:
         return Propagated(self._field.fine(prob, self._whole), self._field.box, held, method)
 
 
-AUTO = "auto-context"
+AUTO, MEAN = "auto-context", "mean of walks and forests"
 OTHERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "forest": lambda members: members[FOREST].astype(np.float32),
     "random walk": lambda members: members[0].astype(np.float32),
-    "mean of walks and forests": lambda members: softmax(log_prob(members[:SHAPE]).mean(0)),
+    MEAN: lambda members: softmax(log_prob(members[:SHAPE]).mean(0)),
 }
 """What may be better than trees that learned from a few parts."""
 

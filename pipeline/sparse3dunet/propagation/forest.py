@@ -19,6 +19,8 @@ BLURS = (1.5, 4.0, 10.0)
 """Standard deviations, in voxels of the plane, at which a voxel sees others' probabilities around it."""
 LEAST_OF_TREE = 500
 """Voxels that a tree of the auto-context sees at least."""
+MOST_ROWS = 300_000
+"""That the auto-context draws its trees' voxels from."""
 CHUNK = 400_000
 POSITIONS = 3
 """The last columns of :func:`look`."""
@@ -76,11 +78,12 @@ class AutoContext:
     def fit(self, rows: Sequence[np.ndarray], drawn: Sequence[Drawn]) -> AutoContext:
         """Learn from the rows of some parts: of each (N, F) and the voxels that were drawn."""
         label, weight = (np.concatenate([getattr(d, name) for d in drawn]) for name in ("label", "weight"))
-        count = int(np.clip(self.share * weight.sum(), min(LEAST_OF_TREE, len(label)), len(label)))
+        chosen = _by_weight(label, weight, self.seed)
+        count = int(np.clip(self.share * len(chosen), min(LEAST_OF_TREE, len(chosen)), len(chosen)))
         forest = RandomForestClassifier(
             self.trees, min_samples_leaf=3, max_samples=count, n_jobs=-1, random_state=self.seed
         )
-        self._forest = forest.fit(np.concatenate(rows), label, sample_weight=weight)
+        self._forest = forest.fit(np.concatenate(rows)[chosen], label[chosen])
         return self
 
     def predict(self, columns: Sequence[np.ndarray], num_classes: int) -> np.ndarray:
@@ -104,7 +107,10 @@ class Drawn:
 def look(scan: Scan, position: bool = True) -> np.ndarray:
     """(N, F) float32: filter responses, surroundings and position of all voxels."""
     parts = [filter_responses(scan), surroundings(scan), *([positions(scan)] if position else [])]
-    return torch.cat(parts).flatten(1).T.contiguous().numpy()
+    result = np.empty((scan.label.numel(), sum(map(len, parts))), np.float32)
+    for column, values in enumerate(row for part in parts for row in part):  # one copy less than by concatenation
+        result[:, column] = values.numpy().ravel()
+    return result
 
 
 def mean_prob(members: np.ndarray) -> np.ndarray:
@@ -139,6 +145,16 @@ def draw(mask: np.ndarray, label: np.ndarray, seed: int, most: int, most_backgro
         weight.append(np.full(count, len(of_class) / count))
     chosen = np.concatenate(index)
     return Drawn(chosen, flat[chosen], np.concatenate(weight))
+
+
+def _by_weight(label: np.ndarray, weight: np.ndarray, seed: int) -> np.ndarray:
+    """Rows drawn with replacement, as often as they stand for voxels, and one of each class at least.
+
+    Weights given to a forest mean different things in different versions of scikit-learn where it draws rows itself.
+    """
+    count = int(np.clip(weight.sum(), len(label), max(MOST_ROWS, len(label))))
+    drawn = np.random.default_rng(seed).choice(len(label), count, p=weight / weight.sum())
+    return np.concatenate([drawn, np.unique(label, return_index=True)[1]])
 
 
 def probabilities(
