@@ -26,6 +26,8 @@ from sparse3dunet.slices import Slices
 
 SECONDS = 90.0
 """That WORK takes on two cores."""
+WHOLE_SECONDS = 0.5e-6
+"""For each voxel times (classes + 1) of a volume as it is."""
 SHARE = 0.7
 """Of a run's time that propagation may take."""
 LEAST_WORK, MOST_WORK = WORK / 2, 4 * WORK
@@ -87,10 +89,7 @@ class Propagation:
         seed: int,
     ) -> None:
         self.folder, self.annotation_of, self.num_classes, self.seed = folder, annotation_of, num_classes, seed
-        cases = max(cases, 1)
-        self.affordable = WORK * SHARE * seconds / (SECONDS * cases)
-        self.work = float(np.clip(self.affordable, max(LEAST_WORK / cases, COARSEST), MOST_WORK))
-        self.seconds, self.always = seconds, PREVIEW_WORK / cases
+        self.seconds, self.cases = seconds, max(cases, 1)
         self.keeps_one = cases == 1
         self._last: Ensemble | None = None
 
@@ -98,8 +97,8 @@ class Propagation:
         """What can be told at once."""
         found = self._load(case, PREVIEW)
         if found is None:
-            ensemble = self._fit(case, held_out)
-            found = self._save(case, PREVIEW, ensemble.preview(), ensemble.work_to_do)
+            ensemble, shape = self._fit(case, held_out)
+            found = self._save(case, PREVIEW, ensemble.preview(), self._needed(ensemble.work_to_do, shape))
             self._last = ensemble if self.keeps_one else None
         return found
 
@@ -112,7 +111,7 @@ class Propagation:
             preview = self.preview(case, held_out)
             if self.seconds_for(case) > self.seconds:
                 return preview
-            ensemble = self._last or self._fit(case, held_out)
+            ensemble = self._last or self._fit(case, held_out)[0]
             self._last = None
             found = self._save(case, REFINED, ensemble.refine(on_part))
         return found
@@ -123,10 +122,24 @@ class Propagation:
             return 0.0
         try:
             with np.load(self._file(case, PREVIEW)) as content:
-                work = float(content["work"])
+                return float(content["needed"])
         except _DAMAGED:
             return 0.0
-        return self.seconds * work / self.affordable if work > self.always else 0.0
+
+    def work_for(self, shape: Sequence[int]) -> float:
+        """Voxels times (classes + 1) of the grid that a volume of this shape is worked on; see :class:`Ensemble`."""
+        seconds = SHARE * self.seconds / self.cases - self._whole_seconds(shape)
+        return float(np.clip(WORK * seconds / SECONDS, max(LEAST_WORK / self.cases, COARSEST), MOST_WORK))
+
+    def _needed(self, work: float, shape: Sequence[int]) -> float:
+        """Seconds of the run that suffice for so much work on each volume; 0 for what is small."""
+        if work <= PREVIEW_WORK / self.cases:
+            return 0.0
+        return self.cases * (SECONDS * work / WORK + self._whole_seconds(shape)) / SHARE
+
+    def _whole_seconds(self, shape: Sequence[int]) -> float:
+        """For what is done at full resolution: borders, results and the report."""
+        return WHOLE_SECONDS * float(np.prod(shape)) * (self.num_classes + 1)
 
     def best(self, case: ImageCase) -> Propagated | None:
         """What is there of a case."""
@@ -150,24 +163,26 @@ class Propagation:
         except _DAMAGED:
             return None
 
-    def _fit(self, case: ImageCase, held_out: Sequence[Slices]) -> Ensemble:
+    def _fit(self, case: ImageCase, held_out: Sequence[Slices]) -> tuple[Ensemble, tuple[int, ...]]:
+        """To a volume, and its shape."""
         volumes = [read_image(file) for file in case.files]
         channels = [c for v in volumes for c in ([v.data] if v.data.ndim == 3 else np.moveaxis(v.data, -1, 0))]
         annotation = self.annotation_of(case.files[0])
         image = np.stack([np.asarray(channel, np.float32) for channel in channels])
         held_out = held_out if any(any(slices) for slices in held_out) else []
         in_file_order = [to_file_order(slices, volumes[0].affine, image.shape[1:]) for slices in held_out]
-        ensemble = Ensemble(self.num_classes, self.seed, self.work, in_file_order or None)
+        shape = image.shape[1:]
+        ensemble = Ensemble(self.num_classes, self.seed, self.work_for(shape), in_file_order or None)
         weight = annotation.annotated.astype(np.float32)
-        return ensemble.fit(image, annotation.numbers.astype(np.int64), weight, volumes[0].spacing)
+        return ensemble.fit(image, annotation.numbers.astype(np.int64), weight, volumes[0].spacing), shape
 
     def _file(self, case: ImageCase, kind: str) -> Path:
         """By a digest: names of cases may have slashes."""
         return self.folder / f"{hashlib.sha256(os.fsencode(case.name)).hexdigest()[:16]}_{kind}.npz"
 
-    def _save(self, case: ImageCase, kind: str, found: Propagated, work: float = 0.0) -> Propagated:
+    def _save(self, case: ImageCase, kind: str, found: Propagated, needed: float = 0.0) -> Propagated:
         """Returns what is read again, rounded, so that a run that goes on gives the same."""
-        arrays: dict[str, Any] = {"prob": found.prob.astype(np.float16), "method": found.method, "work": work}
+        arrays: dict[str, Any] = {"prob": found.prob.astype(np.float16), "method": found.method, "needed": needed}
         arrays["box"] = [[b.start, b.stop] for b in found.box]
         if found.held is not None:
             arrays |= {f"held_{f.name}": np.asarray(getattr(found.held, f.name)) for f in fields(Held)}
