@@ -127,6 +127,27 @@ def test_suggested_slices_and_their_template(done):
     assert (template[~suggested & ~annotated] == 255).all()
 
 
+def test_with_too_little_time_the_preview_is_the_result_and_it_says_so(tmp_path):
+    """Of a scan that is too large to be worked on in any case."""
+    image, dense, _ = make_volume(0)
+    image, dense = (np.kron(a, np.ones((4, 4, 4), a.dtype)) for a in (image, dense))
+    indices = [list(range(8, n, 16)) if axis == 2 else [] for axis, n in enumerate(dense.shape)]
+    sparse = np.where(slices_mask(dense.shape, indices), dense, 255).astype(np.uint8)
+    scan = write_nifti(tmp_path / "scan.nii.gz", image)
+    annotation = write_nifti(tmp_path / "annotation.nii.gz", sparse)
+    out = tmp_path / "out"
+    result = densify(scan, annotation, "-o", out, "--minutes", 0.02, *SMALL)
+    assert result.returncode == 0, result.stderr
+    told = " ".join(result.stdout.split())
+    assert re.search(r"there is time for a preview alone, which is the result, .* --minutes [\d.]+ suffices", told)
+    assert "not evaluable" in told
+    np.testing.assert_array_equal(array(out / "scan_seg.nii.gz"), array(out / "scan_preview.nii.gz"))
+    quality = json.loads((out / "quality.json").read_text())
+    assert quality["mean_dice"] is None
+    assert "preview alone" in quality["reason"]
+    assert "there is time for a preview alone" in (out / "report.html").read_text()
+
+
 def test_report_is_one_file_with_everything(done):
     text = (done / "out/report.html").read_text()
     assert "http://" not in text.replace("http://www.w3.org", "")
