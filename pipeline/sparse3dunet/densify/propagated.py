@@ -97,8 +97,8 @@ class Propagation:
         """What can be told at once."""
         found = self._load(case, PREVIEW)
         if found is None:
-            ensemble, shape = self._fit(case, held_out)
-            found = self._save(case, PREVIEW, ensemble.preview(), self._needed(ensemble.work_to_do, shape))
+            ensemble = self._fit(case, held_out)
+            found = self._save(case, PREVIEW, ensemble.preview(), self._needed(ensemble))
             self._last = ensemble if self.keeps_one else None
         return found
 
@@ -111,7 +111,7 @@ class Propagation:
             preview = self.preview(case, held_out)
             if self.seconds_for(case) > self.seconds:
                 return preview
-            ensemble = self._last or self._fit(case, held_out)[0]
+            ensemble = self._last or self._fit(case, held_out)
             self._last = None
             found = self._save(case, REFINED, ensemble.refine(on_part))
         return found
@@ -131,11 +131,12 @@ class Propagation:
         seconds = SHARE * self.seconds / self.cases - self._whole_seconds(shape)
         return float(np.clip(WORK * seconds / SECONDS, max(LEAST_WORK / self.cases, COARSEST), MOST_WORK))
 
-    def _needed(self, work: float, shape: Sequence[int]) -> float:
-        """Seconds of the run that suffice for so much work on each volume; 0 for what is small."""
+    def _needed(self, ensemble: Ensemble) -> float:
+        """Seconds of the run that suffice for as much work on each volume; 0 for what is small."""
+        work = ensemble.work_to_do
         if work <= PREVIEW_WORK / self.cases:
             return 0.0
-        return self.cases * (SECONDS * work / WORK + self._whole_seconds(shape)) / SHARE
+        return self.cases * (SECONDS * work / WORK + self._whole_seconds(ensemble.shape)) / SHARE
 
     def _whole_seconds(self, shape: Sequence[int]) -> float:
         """For what is done at full resolution: borders, results and the report."""
@@ -163,18 +164,16 @@ class Propagation:
         except _DAMAGED:
             return None
 
-    def _fit(self, case: ImageCase, held_out: Sequence[Slices]) -> tuple[Ensemble, tuple[int, ...]]:
-        """To a volume, and its shape."""
+    def _fit(self, case: ImageCase, held_out: Sequence[Slices]) -> Ensemble:
         volumes = [read_image(file) for file in case.files]
         channels = [c for v in volumes for c in ([v.data] if v.data.ndim == 3 else np.moveaxis(v.data, -1, 0))]
         annotation = self.annotation_of(case.files[0])
         image = np.stack([np.asarray(channel, np.float32) for channel in channels])
         held_out = held_out if any(any(slices) for slices in held_out) else []
         in_file_order = [to_file_order(slices, volumes[0].affine, image.shape[1:]) for slices in held_out]
-        shape = image.shape[1:]
-        ensemble = Ensemble(self.num_classes, self.seed, self.work_for(shape), in_file_order or None)
+        ensemble = Ensemble(self.num_classes, self.seed, self.work_for(image.shape[1:]), in_file_order or None)
         weight = annotation.annotated.astype(np.float32)
-        return ensemble.fit(image, annotation.numbers.astype(np.int64), weight, volumes[0].spacing), shape
+        return ensemble.fit(image, annotation.numbers.astype(np.int64), weight, volumes[0].spacing)
 
     def _file(self, case: ImageCase, kind: str) -> Path:
         """By a digest: names of cases may have slashes."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
-from types import MappingProxyType
 
 import numpy as np
 
@@ -28,10 +26,11 @@ WALKERS = (2000.0, 200.0)
 FOREST, APPEARANCE, SHAPE = range(len(WALKERS), len(WALKERS) + 3)
 """Of the members; the walkers come first. The second forest does not know where voxels lie: what is scattered, as
 nuclei, is found by appearance alone."""
+MEMBERS = range(SHAPE + 1)
 SHARE = 0.3
 """Of the members' mean beside the auto-context: less than equal, since it has seen them already."""
-JUDGES = partial(AutoContext, trees=24, share=0.1)
-"""What is judged on held-out parts: smaller, as each part needs one of its own."""
+JUDGING_TREES = 24
+"""Of what is judged on held-out parts: few, as each part needs a forest of its own."""
 MARGIN = 0.1
 """Of the Dice on held-out voxels, by which, in each kind of part, something else must be better to be taken instead."""
 
@@ -112,15 +111,9 @@ class Ensemble(Propagator):
         self._whole, self._field = scan, Field.of(scan, self.work)
         self._scan = self._field.coarse(scan)
         self._looks = look(self._scan)
-        self._quick: dict[int, np.ndarray] = {}
+        self._said: dict[int, np.ndarray] = {}
         self._refined: Propagated | None = None
-        self.__dict__.pop("_members", None)
         return self
-
-    @cached_property
-    def _members(self) -> np.ndarray:
-        """(M, K, X, Y, Z) float16: what all say who know all of the annotation."""
-        return self._say(self._scan, self._quick)
 
     def predict_proba(self) -> np.ndarray:
         return self.refine().whole(self._whole.shape)
@@ -132,10 +125,8 @@ class Ensemble(Propagator):
             if parts:
                 prob = self._learned([self._look_at(part) for part in parts])
                 return self._result(prob, None, "auto-context of blocks")
-        for number in (0, FOREST):
-            if number not in self._quick:
-                self._quick[number] = self._member(number, self._scan)
-        prob = softmax(log_prob(self._quick[FOREST]) + SHARE * log_prob(self._quick[0]))
+        forest, walk = self._know([FOREST, 0])
+        prob = softmax(log_prob(forest) + SHARE * log_prob(walk))
         return self._result(prob, None, "forest and random walk")
 
     def refine(self, on_part: Callable[[float], None] = lambda share: None) -> Propagated:
@@ -156,10 +147,15 @@ class Ensemble(Propagator):
             on_part(number / (len(parts) + 2))
         held, name = self._judge(views)
         on_part((len(parts) + 1) / (len(parts) + 2))
-        prob = self._learned(views) if name == AUTO else OTHERS[name](self._members)
+        prob = self._learned(views) if name == AUTO else OTHERS[name](self._know(MEMBERS))
         self._refined = self._result(prob, held, name)
         on_part(1.0)
         return self._refined
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of the whole scan."""
+        return self._whole.shape
 
     @property
     def work_to_do(self) -> float:
@@ -179,13 +175,15 @@ class Ensemble(Propagator):
             for chosen in self.slices
         ]
 
-    def _say(self, scan: Scan, said: Mapping[int, np.ndarray] = MappingProxyType({})) -> np.ndarray:
-        """(M, K, X, Y, Z) float16: all members, of what is annotated in `scan`; those in `said` as they are."""
-        numbers = range(SHAPE + 1)
-        return np.stack([said[n] if n in said else self._member(n, scan) for n in numbers])
+    def _know(self, numbers: Sequence[int]) -> np.ndarray:
+        """(M, K, X, Y, Z) float16: what some members say who know all of the annotation; each is asked once."""
+        for number in numbers:
+            if number not in self._said:
+                self._said[number] = self._member(number, self._scan)
+        return np.stack([self._said[number] for number in numbers])
 
     def _member(self, number: int, scan: Scan) -> np.ndarray:
-        """(K, X, Y, Z) float16: one of them."""
+        """(K, X, Y, Z) float16: what one of them says, by what is annotated in `scan`."""
         member: Propagator
         if number < FOREST:
             member = RandomWalker(WALKERS[number]).fit_scan(scan)
@@ -200,7 +198,7 @@ class Ensemble(Propagator):
     def _look_at(self, part: Part) -> _View:
         """What the members say of a part that they do not know."""
         scan = self._scan.only(part.left)
-        members = self._say(scan)
+        members = np.stack([self._member(number, scan) for number in MEMBERS])
         inside = np.flatnonzero(part.held.numpy())
         columns = context(scan, members, mean_prob(members))[inside]
         drawn = AutoContext(seed=self.seed).draw(self._scan, part.held)
@@ -214,12 +212,11 @@ class Ensemble(Propagator):
 
     def _learned(self, views: Sequence[_View]) -> np.ndarray:
         """(K, X, Y, Z): of trees that learned from some parts."""
-        scan = self._scan
+        scan, members = self._scan, self._know(MEMBERS)
         trees = AutoContext(seed=self.seed).fit([self._rows(view) for view in views], [view.drawn for view in views])
-        mean = mean_prob(self._members)
-        columns = [context(scan, self._members, mean), self._looks]
+        columns = [context(scan, members, mean_prob(members)), self._looks]
         found = trees.predict(columns, scan.num_classes).reshape(scan.num_classes, *scan.shape)
-        return _beside(found, self._members)
+        return _beside(found, members)
 
     def _judge(self, views: Sequence[_View]) -> tuple[Held, str]:
         """What is said of each part by trees that learned from the others, or by what is better than these."""
@@ -263,11 +260,10 @@ class Ensemble(Propagator):
         """
         apart = [~np.isin(of.index, view.index, assume_unique=True) for of in drawn]
         learned = [of.only(chosen) for of, chosen in zip(drawn, apart)]
-        if not np.isin(
-            self._scan.label.numpy().ravel()[view.index], np.concatenate([of.label for of in learned])
-        ).all():
+        label = self._scan.label.numpy().ravel()[view.index]
+        if not np.isin(label, np.concatenate([of.label for of in learned])).all():
             return OTHERS[MEAN](view.members)  # the trees would not know a class that all of them together know
-        trees = JUDGES(seed=self.seed).fit([r[chosen] for r, chosen in zip(rows, apart)], learned)
+        trees = AutoContext(JUDGING_TREES, self.seed).fit([r[chosen] for r, chosen in zip(rows, apart)], learned)
         return _beside(trees.predict([view.columns, self._looks[view.index]], self._scan.num_classes), view.members)
 
     def _result(self, prob: np.ndarray, held: Held | None, method: str) -> Propagated:
