@@ -83,7 +83,10 @@ def test_results(done):
     assert set(np.unique(preview)) <= {0, 1, 2}
     assert read_description(out / "model/model.pt", "")["class_values"] == [0, 1, 2]
     assert not list(out.rglob("*.part"))
-    assert "report.html" in (done / "printed.txt").read_text()
+    printed = (done / "printed.txt").read_text()
+    assert "report.html" in printed
+    assert re.search(r"^methods: auto-context, .*network", printed, re.MULTILINE)  # whose Dice is printed, too
+    assert " - INFO - " not in printed
     assert run_sparse3dunet("predict", out / "model", done / "scan.nii.gz", "-o", done / "new").returncode == 0
     assert array(done / "new/scan_seg.nii.gz").shape == found.shape
 
@@ -171,9 +174,11 @@ def test_again_with_more_slices(done, tmp_path):
     assert "Learning further from the former run's model" in result.stdout
     state = StateFile(out).read()
     assert state.goes_on
-    for now, then in zip(state.held_out[0]["scan"], before.held_out[0]["scan"]):
-        assert set(then) <= set(now)
-        assert all({i - 1, i, i + 1} & set(then) for i in now)  # what is next to a held-out slice is held out with it
+    for held, former in zip(state.held_out[0]["scan"], before.held_out[0]["scan"]):
+        assert set(former) <= set(held)
+        assert all(
+            {i - 1, i, i + 1} & set(former) for i in held
+        )  # what is next to a held-out slice is held out with it
     assert (out / "scan_next.nii.gz").read_bytes() == written
     assert (out / "scan_next2.nii.gz").is_file()
     assert "was changed since it was written" not in result.stdout  # it was passed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import runpy
 import sys
@@ -52,7 +53,7 @@ def run_bundle(run: str, overlays: Sequence[str], arguments: Sequence[str]) -> N
 
 
 def run_quietly(run: str, settings: Mapping[str, Any], overlays: Sequence[str] = ()) -> None:
-    """Run the bundle in this process, without MONAI's list of all arguments at the beginning.
+    """Run the bundle in this process, without MONAI's list of all arguments, and its line of logging, at the beginning.
 
     Args:
         run: one of :data:`RUNS`.
@@ -65,6 +66,7 @@ def run_quietly(run: str, settings: Mapping[str, Any], overlays: Sequence[str] =
     from monai.bundle import ConfigWorkflow
 
     files = _checked(run, overlays, settings)
+    logging.getLogger(ConfigWorkflow.__module__).setLevel(logging.WARNING)  # else it says which file sets the rest
     logging_file = str(bundle_folder() / "configs" / "logging.conf")
     workflow = ConfigWorkflow([str(file) for file in files], run_id=run, logging_file=logging_file, **settings)
     workflow.initialize()

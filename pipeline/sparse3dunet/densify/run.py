@@ -29,6 +29,7 @@ from sparse3dunet import configs
 from sparse3dunet.checkpoints import save_file
 from sparse3dunet.checks import DataReport
 from sparse3dunet.datalist import DataSet, case_name
+from sparse3dunet.densify import told
 from sparse3dunet.densify.estimate import Estimate, Expected, estimate, show
 from sparse3dunet.densify.former import look_at_templates, typed
 from sparse3dunet.densify.inputs import annotation_of
@@ -36,27 +37,8 @@ from sparse3dunet.densify.network import calibrations, choose_share, network_on_
 from sparse3dunet.densify.options import Options
 from sparse3dunet.densify.propagated import Outlook, Propagation
 from sparse3dunet.densify.results import Results, write_results
-from sparse3dunet.densify.schedule import (
-    AUTO,
-    FINAL,
-    Schedule,
-    annotated_text,
-    channels,
-    choices,
-    deal_slices,
-    number_of_folds,
-    slices_showing,
-    unlabeled_text,
-)
-from sparse3dunet.densify.state import (
-    Learned,
-    State,
-    StateFile,
-    differences,
-    digest,
-    keep_aside,
-    read_description,
-)
+from sparse3dunet.densify.schedule import FINAL, Schedule, channels, deal_slices, number_of_folds, slices_showing
+from sparse3dunet.densify.state import Learned, State, StateFile, differences, digest, keep_aside, read_description
 from sparse3dunet.keys import IMAGE, LABEL, WEIGHT
 from sparse3dunet.models import load_model
 from sparse3dunet.progress import run_progress
@@ -138,24 +120,27 @@ class _Run:
         state = self.state = self._begin(description)
         self._clear()
         configs.record(self.output_dir)
-        told = self._told(description)
-        for name, value, why in told:
-            print(f"{name}: {value} ({why})", flush=True)
+        found = told.at_start(self.report, state, self.options, description)
+        for choice in found:
+            print(told.text(choice), flush=True)
         if not state.trained:
             self._propagate()
             self._train()
         model = load_model(self.output_dir / MODEL)
         expected = self.results.predict(model, self._outlook, self.options.device)
-        quality = self._quality(expected)
+        previews = self._previews_alone()
+        quality = self._quality(expected, "in this time there is a preview alone" if previews else state.reason)
+        methods = told.of_methods(self.propagation, self.results.cases, state.share, not previews)
+        print(told.text(methods), flush=True)
         show(quality)
         write_results(
             self.results,
             quality,
             suggestions=self.options.suggestions,
-            choices=[*told, self._told_of_methods()],
+            choices=[*found, methods],
             notes=[
                 *self.notes,
-                *self._told_of_previews(),
+                *previews,
                 *(["The run was ended early, by Ctrl-C."] if state.stopped_early else []),
             ],
             command=typed(),
@@ -169,33 +154,6 @@ class _Run:
         if not quality.usable:
             print(f"This result is likely to be useless: {quality.warnings[0]}", flush=True)
         print(f"Done in {seconds / 60:.1f} minutes. Look at {self.output_dir / 'report.html'}", flush=True)
-
-    def _told(self, description: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-        told = [
-            ("annotation", annotated_text(self.report.cases), "as found in the files"),
-            ("unlabeled", unlabeled_text(self.report), "--ignore-index or --annotated-slices say otherwise"),
-        ]
-        count = len(self.state.held_out)
-        if count:
-            reason = "each in turn" if self.options.folds == AUTO else "as asked for"
-            reason = (
-                "the first is that which the former run's model has not learned" if self.state.keeps_fold else reason
-            )
-            told.append(("estimate of the quality", f"{count} part(s) of the slices, held out", reason))
-        if self.state.goes_on:
-            told.append(("begin of the network", "the former run's model", "it has learned from this annotation"))
-        minutes, device = self.options.minutes, self.options.device
-        return [*told, *choices(self.report, description, device, minutes, self.options.own_spacing)]
-
-    def _told_of_methods(self) -> tuple[str, str, str]:
-        methods = sorted({self.propagation.method(case) for case in self.results.cases})
-        share = self.state.share
-        network = f", and the network at {share:g} of its weight" if share else ", without the network"
-        why = "best on held-out slices" if share else "the network made nothing better on held-out slices"
-        if share is None:
-            why = "the network could not be judged: other voxels, no slices held out, or ended early; it is in model/"
-            why = "there was time for a preview alone; the network is in model/" if self._told_of_previews() else why
-        return "methods", "; ".join(methods) + network, why
 
     # ------------------------------------------------------------ without a network
 
@@ -214,24 +172,12 @@ class _Run:
         except KeyboardInterrupt:
             self.state.stopped_early = True
             self._say("Ctrl-C: the results are made of what was found so far; once more ends at once.")
-        for text in self._told_of_previews():
+        for text in self._previews_alone():
             print(text, flush=True)
         self._keep_time()
 
-    def _told_of_previews(self) -> list[str]:
-        """That some volumes' results are their previews, for want of time."""
-        if self.state.stopped_early:
-            return []
-        needed = [
-            s for case in self.results.cases if (s := self.propagation.seconds_for(case)) > self.propagation.seconds
-        ]
-        if not needed:
-            return []
-        minutes = np.ceil(max(needed) / 6) / 10
-        return [
-            f"{len(needed)} of {len(self.results.cases)} volume(s): there is time for a preview alone, which is the "
-            f"result, without an estimate. --minutes {minutes:g} suffices for more."
-        ]
+    def _previews_alone(self) -> list[str]:
+        return [] if self.state.stopped_early else told.of_previews(self.propagation, self.results.cases)
 
     def _slices_of(self, name: str) -> list[Slices]:
         """Those that parts hold out, on the volume's own grid; none where the network sees another one."""
@@ -421,14 +367,13 @@ class _Run:
         gc.collect()  # the volumes
         return _Trained(network, description, stopped, load, inferer)
 
-    def _quality(self, expected: Mapping[str, Expected]) -> Estimate:
-        """By what was held out of the volumes."""
+    def _quality(self, expected: Mapping[str, Expected], reason: str) -> Estimate:
+        """By what was held out of the volumes; or why nothing was."""
         if self.options.folds == 0:
             return Estimate(reason=self.state.reason)
         held = self._held()
         if not held:
-            reason = "the run was ended before it could be told" if self.state.stopped_early else self.state.reason
-            reason = "in this time there is a preview alone" if self._told_of_previews() else reason
+            reason = "the run was ended before it could be told" if self.state.stopped_early else reason
             return Estimate(reason=reason or "nothing can be held out without losing a class")
         annotations = (self.results.annotation(case.files[0]) for case in self.results.cases if case.name in held)
         shown = slices_showing(((a.numbers, a.annotated) for a in annotations), len(self.data_set.class_names))
