@@ -27,12 +27,17 @@ FOREST, APPEARANCE, SHAPE = range(len(WALKERS), len(WALKERS) + 3)
 """Of the members; the walkers come first. The second forest does not know where voxels lie: what is scattered, as
 nuclei, is found by appearance alone."""
 MEMBERS = range(SHAPE + 1)
-SHARE = 0.3
-"""Of the members' mean beside the auto-context: less than equal, since it has seen them already."""
 JUDGING_TREES = 24
 """Of what is judged on held-out parts: few, as each part needs a forest of its own."""
-MARGIN = 0.1
-"""Of the Dice on held-out voxels, by which, in each kind of part, something else must be better to be taken instead."""
+RATIOS, SHARES = (0.9, 1.1, 1.5), (0.3, 1.2, 4.0)
+"""Of the auto-context's error on held-out voxels to its companion's, and the share in the result of the companion.
+
+It has seen all members, so that little is left for one beside it; but where few slices are annotated, trees that learn
+from the even fewer held-out ones may know less than one that learned from none.
+"""
+WALK_SHARE, WALK_POWER = 0.5, 3
+"""Of the walk beside the forest in the preview, where both are as often wrong; and how fast it falls with the error."""
+LEAST_ERROR = 0.01
 
 
 @dataclass(frozen=True)
@@ -121,12 +126,12 @@ class Ensemble(Propagator):
     def preview(self) -> Propagated:
         """What can be told at once; of small scans, by learning from held-out blocks as well."""
         if self.work_to_do <= PREVIEW_WORK:
-            parts = deal(self._scan, [], BOARDS)
-            if parts:
-                prob = self._learned([self._look_at(part) for part in parts])
-                return self._result(prob, None, "auto-context of blocks")
+            views = [self._look_at(part) for part in deal(self._scan, [], BOARDS)]
+            if views:
+                companion = self._companion(views, self._judge(views))
+                return self._result(self._learned(views, companion), None, "auto-context of blocks")
         forest, walk = self._know([FOREST, 0])
-        prob = softmax(log_prob(forest) + SHARE * log_prob(walk))
+        prob = softmax(log_prob(forest) + self._walk_share() * log_prob(walk))
         return self._result(prob, None, "forest and random walk")
 
     def refine(self, on_part: Callable[[float], None] = lambda share: None) -> Propagated:
@@ -145,10 +150,11 @@ class Ensemble(Propagator):
         for number, part in enumerate(parts, 1):
             views.append(self._look_at(part))
             on_part(number / (len(parts) + 2))
-        held, name = self._judge(views)
+        judged = self._judge(views)
+        companion = self._companion(views, judged)
+        held = self._held(views, [companion.beside(prob, view.members) for prob, view in zip(judged, views)])
         on_part((len(parts) + 1) / (len(parts) + 2))
-        prob = self._learned(views) if name == AUTO else OTHERS[name](self._know(MEMBERS))
-        self._refined = self._result(prob, held, name)
+        self._refined = self._result(self._learned(views, companion), held, "auto-context")
         on_part(1.0)
         return self._refined
 
@@ -210,73 +216,79 @@ class Ensemble(Propagator):
         places = np.searchsorted(view.index, view.drawn.index)
         return np.concatenate([view.columns[places], self._looks[view.drawn.index]], 1)
 
-    def _learned(self, views: Sequence[_View]) -> np.ndarray:
-        """(K, X, Y, Z): of trees that learned from some parts."""
+    def _learned(self, views: Sequence[_View], companion: _Companion) -> np.ndarray:
+        """(K, X, Y, Z): of trees that learned from some parts, and what is best beside them."""
         scan, members = self._scan, self._know(MEMBERS)
         trees = AutoContext(seed=self.seed).fit([self._rows(view) for view in views], [view.drawn for view in views])
         columns = [context(scan, members, mean_prob(members)), self._looks]
         found = trees.predict(columns, scan.num_classes).reshape(scan.num_classes, *scan.shape)
-        return _beside(found, members)
+        return companion.beside(found, members)
 
-    def _judge(self, views: Sequence[_View]) -> tuple[Held, str]:
-        """What is said of each part by trees that learned from the others, or by what is better than these."""
-        classes = self._scan.num_classes
-        label = self._scan.label.numpy().ravel()
-        rows, drawn = [self._rows(view) for view in views], [view.drawn for view in views]
-        said: dict[str, list[np.ndarray]] = {name: [] for name in (AUTO, *OTHERS)}
-        for view in views:
-            said[AUTO].append(self._judged(view, rows, drawn))
-            for name, combine in OTHERS.items():
-                said[name].append(combine(view.members))
-        index, part = (
-            np.concatenate([v.index for v in views]),
-            np.repeat(range(len(views)), [len(v.index) for v in views]),
-        )
-        distance = np.concatenate([view.columns[:, -1] for view in views])  # see context
-        unknown = ~self._scan.known.numpy()
-        weight = importance(distance, distance_from(self._scan.known, self._scan.spacing)[unknown])
-        kinds = np.array([view.kind for view in views])[part]
-
-        def score(name: str, kind: str) -> float:
-            chosen = kinds == kind
-            found = np.concatenate(said[name], 1)[:, chosen].argmax(0)
-            scores = dice(found, label[index[chosen]], weight[chosen], classes)[1:]
-            return float(np.nanmean(scores)) if np.isfinite(scores).any() else 0.0
-
-        name = AUTO
-        for other in OTHERS:
-            if all(score(other, kind) > score(name, kind) + MARGIN for kind in np.unique(kinds)):
-                name = other
-        slices = tuple(number for number, view in enumerate(views) if view.kind == "slices")
-        places = self._field.places(index, self._scan.shape)
-        judged = next((number for number, view in enumerate(views) if view.fold == 0), -1)
-        held = Held(np.concatenate(said[name], 1), label[index], distance, weight, places, part, slices, judged)
-        return held, name
-
-    def _judged(self, view: _View, rows: Sequence[np.ndarray], drawn: Sequence[Drawn]) -> np.ndarray:
-        """(K, N) of a part, by trees that learned from the others.
+    def _judge(self, views: Sequence[_View]) -> list[np.ndarray]:
+        """(K, N) of each part, by trees that learned from the others.
 
         Parts overlap: what trees learned of these very voxels in another part would tell them the answer.
         """
-        apart = [~np.isin(of.index, view.index, assume_unique=True) for of in drawn]
-        learned = [of.only(chosen) for of, chosen in zip(drawn, apart)]
-        label = self._scan.label.numpy().ravel()[view.index]
-        if not np.isin(label, np.concatenate([of.label for of in learned])).all():
-            return OTHERS[MEAN](view.members)  # the trees would not know a class that all of them together know
-        trees = AutoContext(JUDGING_TREES, self.seed).fit([r[chosen] for r, chosen in zip(rows, apart)], learned)
-        return _beside(trees.predict([view.columns, self._looks[view.index]], self._scan.num_classes), view.members)
+        label = self._scan.label.numpy().ravel()
+        rows, drawn = [self._rows(view) for view in views], [view.drawn for view in views]
+        result = []
+        for view in views:
+            apart = [~np.isin(of.index, view.index, assume_unique=True) for of in drawn]
+            learned = [of.only(chosen) for of, chosen in zip(drawn, apart)]
+            if not np.isin(label[view.index], np.concatenate([of.label for of in learned])).all():
+                result.append(mean_prob(view.members[:SHAPE]))  # the trees would not know a class that all others know
+                continue
+            trees = AutoContext(JUDGING_TREES, self.seed).fit([r[chosen] for r, chosen in zip(rows, apart)], learned)
+            result.append(trees.predict([view.columns, self._looks[view.index]], self._scan.num_classes))
+        return result
+
+    def _companion(self, views: Sequence[_View], judged: Sequence[np.ndarray]) -> _Companion:
+        """The walks or the forest, by which of them is right more often where it knows nothing.
+
+        Blocks decide where there are any, as their voxels lie as far from the annotation as those that matter.
+        """
+        kind = "blocks" if any(view.kind == "blocks" for view in views) else "slices"
+        chosen = [number for number, view in enumerate(views) if view.kind == kind]
+        label = np.concatenate([self._scan.label.numpy().ravel()[views[number].index] for number in chosen])
+        weight = self._weight(np.concatenate([views[number].distance for number in chosen]))
+
+        def error(said: Sequence[np.ndarray]) -> float:
+            return _error(np.concatenate([said[number] for number in chosen], 1), label, weight)
+
+        errors = {first: error([view.members[first] for view in views]) for first in (0, FOREST)}
+        best = min(errors, key=errors.__getitem__)
+        share = float(np.interp(error(judged) / errors[best], RATIOS, SHARES))
+        return _Companion(tuple(range(len(WALKERS))) if best == 0 else (FOREST,), share)
+
+    def _held(self, views: Sequence[_View], prob: Sequence[np.ndarray]) -> Held:
+        """What is said of all parts."""
+        index, distance = (np.concatenate([getattr(view, name) for view in views]) for name in ("index", "distance"))
+        part = np.repeat(range(len(views)), [len(view.index) for view in views])
+        slices = tuple(number for number, view in enumerate(views) if view.kind == "slices")
+        judged = next((number for number, view in enumerate(views) if view.fold == 0), -1)
+        label, places = self._scan.label.numpy().ravel()[index], self._field.places(index, self._scan.shape)
+        weight = self._weight(distance)
+        return Held(np.concatenate(prob, 1), label, distance, weight, places, part, slices, judged)
+
+    def _weight(self, distance: np.ndarray) -> np.ndarray:
+        """(N,) of held-out voxels, by their distance from annotation."""
+        known = self._scan.known
+        return importance(distance, distance_from(known, self._scan.spacing)[~known.numpy()])
+
+    def _walk_share(self) -> float:
+        """Of the walk in the preview, by what it and a smaller forest say of blocks that they do not know."""
+        part = next(iter(deal(self._scan, [], 1)), None)
+        if part is None:
+            return WALK_SHARE
+        scan = self._scan.only(part.left)
+        inside = np.flatnonzero(part.held.numpy())
+        label, weight = self._scan.label.numpy().ravel()[inside], np.ones(len(inside))
+        forest = Forest(JUDGING_TREES, seed=self.seed).fit_scan(scan, self._looks).predict_at(inside)
+        walk = RandomWalker(WALKERS[0]).fit_scan(scan).predict_proba().reshape(len(forest), -1)[:, inside]
+        return WALK_SHARE * (_error(forest, label, weight) / _error(walk, label, weight)) ** WALK_POWER
 
     def _result(self, prob: np.ndarray, held: Held | None, method: str) -> Propagated:
         return Propagated(self._field.fine(prob, self._whole), self._field.box, held, method)
-
-
-AUTO, MEAN = "auto-context", "mean of walks and forests"
-OTHERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "forest": lambda members: members[FOREST].astype(np.float32),
-    "random walk": lambda members: members[0].astype(np.float32),
-    MEAN: lambda members: softmax(log_prob(members[:SHAPE]).mean(0)),
-}
-"""What may be better than trees that learned from a few parts."""
 
 
 @dataclass(frozen=True)
@@ -290,7 +302,25 @@ class _View:
     members: np.ndarray
     drawn: Drawn
 
+    @property
+    def distance(self) -> np.ndarray:
+        """(N,) from the annotation that the members know."""
+        return self.columns[:, -1]  # see context
 
-def _beside(found: np.ndarray, members: np.ndarray) -> np.ndarray:
-    """Trees' probabilities and a share of the members' mean, without that of shapes."""
-    return softmax(log_prob(found) + SHARE * log_prob(members[:SHAPE]).mean(0))
+
+@dataclass(frozen=True)
+class _Companion:
+    """Members whose mean is multiplied with what the auto-context says, and their share in it."""
+
+    members: tuple[int, ...]
+    share: float
+
+    def beside(self, found: np.ndarray, members: np.ndarray) -> np.ndarray:
+        """(K, ...) of the auto-context's (K, ...) and all members' (M, K, ...) probabilities."""
+        return softmax(log_prob(found) + self.share * log_prob(members[list(self.members)]).mean(0))
+
+
+def _error(prob: np.ndarray, label: np.ndarray, weight: np.ndarray) -> float:
+    """1 - the mean Dice of the foreground; 1 where nothing of it is there."""
+    scores = dice(prob.argmax(0), label, weight, len(prob))[1:]
+    return max(1 - float(np.nanmean(scores)), LEAST_ERROR) if np.isfinite(scores).any() else 1.0

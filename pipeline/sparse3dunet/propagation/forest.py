@@ -52,6 +52,10 @@ class Forest(Propagator):
         scan = self._scan
         return probabilities(self._forest, [self._columns], scan.num_classes).reshape(scan.num_classes, *scan.shape)
 
+    def predict_at(self, index: np.ndarray) -> np.ndarray:
+        """(K, N) of some voxels, by their index in the flat volume."""
+        return probabilities(self._forest, [self._columns[index]], self._scan.num_classes)
+
 
 class AutoContext:
     """A random forest that also sees what other methods say of a voxel and around it, where these knew nothing of it.
