@@ -33,7 +33,7 @@ from peers import PEERS
 from scans import ANNOTATION, KINDS, SCAN, UNLABELED, Scan, demo, load_all
 from trainings import show, table
 
-from sparse3dunet.mni152 import CLASS_NAMES
+from sparse3dunet.datasets.mni152 import CLASS_NAMES
 
 PREVIEW, RESULT = "scan_preview.nii.gz", "scan_seg.nii.gz"
 EVERY = 0.1

@@ -53,15 +53,15 @@ from rich.console import Console
 from rich.table import Column, Table
 from torch.nn.functional import interpolate
 
-from sparse3dunet.datalist import read_data_set
-from sparse3dunet.formats import read_image, write_segmentation
-from sparse3dunet.inference import bfloat16_is_fast
-from sparse3dunet.metrics import overlap_counts, overlap_scores
-from sparse3dunet.mni152 import prepare
-from sparse3dunet.models import load_model
+from sparse3dunet.data.datalist import read_data_set
+from sparse3dunet.datasets.mni152 import prepare
+from sparse3dunet.inference.inferers import bfloat16_is_fast
+from sparse3dunet.inference.predictor import Predictor, Scratch
+from sparse3dunet.inference.slabs import SlabInferer
+from sparse3dunet.io import read_image, write_segmentation
+from sparse3dunet.metrics.masked import overlap_counts, overlap_scores
+from sparse3dunet.models.description import load_model
 from sparse3dunet.networks import UNet3D
-from sparse3dunet.prediction import Predictor, Scratch
-from sparse3dunet.slabs import SlabInferer
 
 Work = Callable[[], tuple[int, float]]
 """Segments; returns the number of windows and the seconds of the network."""

@@ -13,8 +13,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from sparse3dunet.mni152 import load_template
-from sparse3dunet.slices import Slices, crossed, plane_names, slices_mask
+from sparse3dunet.data.slices import Slices, crossed, plane_names, slices_mask
+from sparse3dunet.datasets.mni152 import load_template
 from sparse3dunet.transforms.simulate import choose_slices
 
 UNLABELED = 255

@@ -27,7 +27,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from trainings import add_data, add_jobs, add_seeds, call, settings_in, show, side_by_side, spread, table, train
 
-from sparse3dunet.mni152 import DEFAULT_DIR, ensure_default
+from sparse3dunet.datasets.mni152 import DEFAULT_DIR, ensure_default
 
 COUNTS = ("1", "2", "3", "5", "all")
 BUILT_IN, HIPPOCAMPUS = "built-in volume", "hippocampus"

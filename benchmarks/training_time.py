@@ -26,9 +26,9 @@ from monai.bundle import ConfigParser
 from torch import nn
 from trainings import show, table
 
-from sparse3dunet.engines import PrepareSparseBatch
-from sparse3dunet.inference import bfloat16_is_fast
+from sparse3dunet.inference.inferers import bfloat16_is_fast
 from sparse3dunet.networks import UNet3D
+from sparse3dunet.training.engines import PrepareSparseBatch
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("forward", "loss", "backward", "optimizer")

@@ -19,9 +19,9 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from sparse3dunet import configs
+from sparse3dunet.bundle import configs
+from sparse3dunet.bundle.running import config_path, parse_settings
 from sparse3dunet.errors import DataError
-from sparse3dunet.running import config_path, parse_settings
 
 OF_DATA = {"dataset_dir", "label_dir", "reference_dir", "split_file", "val_fraction"}
 OWN = OF_DATA | {"minutes", "max_epochs", "seed", "keep", "val_interval", "ckpt_dir", "output_dir"}

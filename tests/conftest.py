@@ -16,8 +16,8 @@ import pytest
 import torch
 from monai.transforms import Randomizable
 
-from sparse3dunet.cli import main
-from sparse3dunet.package import package
+from sparse3dunet.bundle.package import package
+from sparse3dunet.cli.main import main
 from tests.forked import run_module
 
 ROOT = Path(__file__).resolve().parents[1]

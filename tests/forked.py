@@ -28,7 +28,9 @@ from monai.transforms import Randomizable
 _CAN_FORK = sys.platform == "linux"  # macOS may crash in a fork after such imports
 if _CAN_FORK:
     _PROCESSES = multiprocessing.get_context("forkserver")
-    _PROCESSES.set_forkserver_preload(["sparse3dunet.cli", "monai.bundle", "torch.utils.tensorboard", "tests.forked"])
+    _PROCESSES.set_forkserver_preload(
+        ["sparse3dunet.cli.main", "monai.bundle", "torch.utils.tensorboard", "tests.forked"]
+    )
 
 
 def run_module(

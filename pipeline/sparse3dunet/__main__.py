@@ -1,5 +1,5 @@
 """``python -m sparse3dunet``: the command line."""
 
-from sparse3dunet.cli import main
+from sparse3dunet.cli.main import main
 
 main()

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from sparse3dunet.data.slices import runs, slices_mask
 from sparse3dunet.propagation.parts import deal, deal_slices
-from sparse3dunet.slices import runs, slices_mask
 from tests.propagation.scans import SHAPE, nested, on_slices, scan_of
 
 ANNOTATED = {

@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from sparse3dunet.engines import score_text
-from sparse3dunet.slices import Slices
+from sparse3dunet.data.slices import Slices
+from sparse3dunet.training.engines import score_text
 
 ERROR_SHARE, SLICES_SHARE, GAP_SHARE, LEAST_WIDTH = 0.15, 0.8, 0.25, 0.01
 """Half the 90 % interval: of 1 - Dice, a share and one that falls with the root of the number of slices; of the gap

@@ -13,17 +13,17 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from sparse3dunet import conventions
-from sparse3dunet.checkpoints import replace_file
-from sparse3dunet.checks import MOST_VALUES
-from sparse3dunet.datalist import case_name
+from sparse3dunet.data import conventions
+from sparse3dunet.data.checks import MOST_VALUES
+from sparse3dunet.data.datalist import case_name
+from sparse3dunet.data.layouts import SUFFIXES, read_json
 from sparse3dunet.errors import DataError
-from sparse3dunet.formats import is_dicom_folder, read_image, write_map
-from sparse3dunet.formats.itk import itk_header
-from sparse3dunet.formats.suffixes import NRRD_SUFFIXES, image_suffix
+from sparse3dunet.io import is_dicom_folder, read_image, write_map
+from sparse3dunet.io.itk import itk_header
+from sparse3dunet.io.suffixes import NRRD_SUFFIXES, image_suffix
+from sparse3dunet.io.volumes import AFFINE_TOLERANCE, Volume, check_same_grid, values_found
 from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL
-from sparse3dunet.layouts import SUFFIXES, read_json
-from sparse3dunet.volumes import AFFINE_TOLERANCE, Volume, check_same_grid, values_found
+from sparse3dunet.models.checkpoints import replace_file
 
 DATALIST = "datalist.json"
 IGNORE = "ignore"
@@ -95,7 +95,7 @@ def prepare_pair(
     they were made from does not change. An annotation on a part of the scan's grid, to which 3D Slicer crops
     segmentations, is put where it belongs; outside of it is 0, or what means unlabeled in it. Of a segmentation of 3D
     Slicer's, the segments' names become the classes'; what is in no segment is unlabeled where a segment is named
-    background, else what :func:`~sparse3dunet.conventions.infer` says.
+    background, else what :func:`~sparse3dunet.data.conventions.infer` says.
 
     Args:
         scan: a NIfTI, NRRD, MetaImage or DICOM file, or the folder of a DICOM series; of one or several channels.

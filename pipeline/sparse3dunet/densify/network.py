@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from monai.inferers import Inferer
 
-from sparse3dunet.datalist import Case, case_name
+from sparse3dunet.data.datalist import Case, case_name
 from sparse3dunet.densify.propagated import beside
 from sparse3dunet.keys import IMAGE, REFERENCE
 from sparse3dunet.propagation.calibration import Calibration, dice

@@ -8,7 +8,7 @@ from typing import Any
 
 from sparse3dunet.densify.schedule import AUTO, check_minutes, number_of_folds
 from sparse3dunet.errors import DataError
-from sparse3dunet.formats import OUTPUT_SUFFIXES
+from sparse3dunet.io import OUTPUT_SUFFIXES
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,14 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from sparse3dunet.checkpoints import replace_file
-from sparse3dunet.formats import read_image
-from sparse3dunet.inputs import ImageCase
+from sparse3dunet.data.slices import Slices
+from sparse3dunet.inference.inputs import ImageCase
+from sparse3dunet.io import read_image
+from sparse3dunet.models.checkpoints import replace_file
 from sparse3dunet.propagation.calibration import Calibration
 from sparse3dunet.propagation.ensemble import PREVIEW_WORK, WORK, Ensemble, Held, Propagated
 from sparse3dunet.propagation.scan import log_prob, softmax
 from sparse3dunet.propagation.shape import distance_from
-from sparse3dunet.slices import Slices
 
 SECONDS = 90.0
 """That WORK takes on two cores."""

@@ -17,34 +17,34 @@ import numpy as np
 import torch
 
 from sparse3dunet import __version__
-from sparse3dunet.batch import Output, predict_batch
-from sparse3dunet.checkpoints import file_digest, replace_file
-from sparse3dunet.checks import as_tensor
-from sparse3dunet.datalist import Case, DataSet, case_name
+from sparse3dunet.data.annotation import SparseLabel
+from sparse3dunet.data.checks import as_tensor
+from sparse3dunet.data.datalist import Case, DataSet, case_name
+from sparse3dunet.data.slices import find_slices
 from sparse3dunet.densify.estimate import Estimate, Expected, corrected
+from sparse3dunet.densify.page import CaseSection, Report, write_report
 from sparse3dunet.densify.propagated import Outlook, distance_of
 from sparse3dunet.densify.schedule import FINAL
 from sparse3dunet.densify.state import State
 from sparse3dunet.densify.suggest import Suggestion, suggest_slices, template, write_json
 from sparse3dunet.densify.suggest import show as show_suggestions
 from sparse3dunet.errors import DataError
-from sparse3dunet.formats import OUTPUT_SUFFIXES, check_output, read_image, write_segmentation
-from sparse3dunet.formats.suffixes import natural_suffix
-from sparse3dunet.inputs import ImageCase
+from sparse3dunet.inference.batch import Output, predict_batch
+from sparse3dunet.inference.inputs import ImageCase
+from sparse3dunet.inference.predictor import Prediction, Predictor, Scratch
+from sparse3dunet.inference.records import CaseRecord
+from sparse3dunet.inference.slabs import SlabInferer
+from sparse3dunet.io import OUTPUT_SUFFIXES, check_output, read_image, write_segmentation
+from sparse3dunet.io.suffixes import natural_suffix
+from sparse3dunet.io.volumes import Volume, read_volume
 from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL, WEIGHT
-from sparse3dunet.models import Model
-from sparse3dunet.prediction import Prediction, Predictor, Scratch
+from sparse3dunet.models.checkpoints import file_digest, replace_file
+from sparse3dunet.models.description import Model
 from sparse3dunet.propagation.calibration import decide
 from sparse3dunet.propagation.calibration import dice as dice_of
 from sparse3dunet.propagation.ensemble import Propagated
-from sparse3dunet.records import CaseRecord
-from sparse3dunet.report import CaseSection, Report, write_report
-from sparse3dunet.report_figures import CaseView
-from sparse3dunet.slabs import SlabInferer
-from sparse3dunet.slices import find_slices
-from sparse3dunet.training_log import read_log
-from sparse3dunet.transforms.annotation import SparseLabel
-from sparse3dunet.volumes import Volume, read_volume
+from sparse3dunet.report.figures import CaseView
+from sparse3dunet.training.log import read_log
 
 OWN_FILES = ("config.yaml", "report.html", "quality.json", "suggestions.json", "summary.csv", "model", "records")
 """In an output folder, besides the results of each case."""
@@ -74,7 +74,7 @@ class Densifier(Predictor):
     Args:
         results: whose cases are predicted.
         outlook_of: of a case, by its name.
-        arguments: of :class:`~sparse3dunet.prediction.Predictor`.
+        arguments: of :class:`~sparse3dunet.inference.predictor.Predictor`.
     """
 
     def __init__(self, results: Results, outlook_of: Callable[[str], Outlook], *arguments: Any, **named: Any) -> None:

@@ -25,10 +25,10 @@ from monai.bundle import ConfigParser
 from monai.transforms import Compose
 from monai.utils import set_determinism
 
-from sparse3dunet import configs
-from sparse3dunet.checkpoints import save_file
-from sparse3dunet.checks import DataReport
-from sparse3dunet.datalist import DataSet, case_name
+from sparse3dunet.bundle import configs
+from sparse3dunet.data.checks import DataReport
+from sparse3dunet.data.datalist import DataSet, case_name
+from sparse3dunet.data.slices import Slices
 from sparse3dunet.densify import told
 from sparse3dunet.densify.estimate import Estimate, Expected, estimate, show
 from sparse3dunet.densify.former import look_at_templates, typed
@@ -40,11 +40,11 @@ from sparse3dunet.densify.results import Results, write_results
 from sparse3dunet.densify.schedule import FINAL, Schedule, channels, deal_slices, number_of_folds, slices_showing
 from sparse3dunet.densify.state import Learned, State, StateFile, differences, digest, keep_aside, read_description
 from sparse3dunet.keys import IMAGE, LABEL, WEIGHT
-from sparse3dunet.models import load_model
+from sparse3dunet.models.checkpoints import save_file
+from sparse3dunet.models.description import load_model
 from sparse3dunet.progress import run_progress
 from sparse3dunet.propagation.calibration import Calibration
 from sparse3dunet.propagation.ensemble import Held
-from sparse3dunet.slices import Slices
 
 STOPPED = 128 + signal.SIGINT
 MODEL = "model/model.pt"

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from sparse3dunet.checks import CaseReport, DataReport
-from sparse3dunet.datalist import Case, case_name
+from sparse3dunet.data.checks import CaseReport, DataReport
+from sparse3dunet.data.datalist import Case, case_name
+from sparse3dunet.data.slices import Slices, crossed, find_slices, runs
 from sparse3dunet.errors import DataError
 from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, WEIGHT
-from sparse3dunet.settings import target_spacing
-from sparse3dunet.slices import Slices, crossed, find_slices, runs
+from sparse3dunet.training.settings import target_spacing
 from sparse3dunet.transforms.holdout import TRAINING, HoldOutSlices, HoldOutSlicesd
 from sparse3dunet.transforms.walker import MOST_VOXELS
 
@@ -43,7 +43,7 @@ def choose_spacing(report: DataReport, spacing: Any, minutes: float | None, devi
 
     Args:
         report: of the data set.
-        spacing: "auto", or as for :func:`~sparse3dunet.settings.target_spacing`.
+        spacing: "auto", or as for :func:`~sparse3dunet.training.settings.target_spacing`.
         minutes: of the whole run.
         device: of the network.
 

@@ -16,11 +16,11 @@ from zipfile import BadZipFile
 import numpy as np
 
 from sparse3dunet import __version__
-from sparse3dunet.checkpoints import DESCRIPTION_SUFFIX, replace_file
-from sparse3dunet.datalist import FILE_KEYS, DataSet
+from sparse3dunet.data.datalist import FILE_KEYS, DataSet
+from sparse3dunet.data.slices import Slices
+from sparse3dunet.io.volumes import read_volume
 from sparse3dunet.keys import IMAGE
-from sparse3dunet.slices import Slices
-from sparse3dunet.volumes import read_volume
+from sparse3dunet.models.checkpoints import DESCRIPTION_SUFFIX, replace_file
 
 NOT_OF_THE_RUN = ("minutes", "output_dir", "device", "num_workers", "anew", "resume", "suggestions", "format")
 """Settings that may change when a run goes on."""

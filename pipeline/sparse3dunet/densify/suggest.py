@@ -17,8 +17,8 @@ from rich.markup import escape
 from rich.table import Table
 from scipy.ndimage import distance_transform_edt
 
-from sparse3dunet.checkpoints import replace_file
-from sparse3dunet.slices import plane_names, slices_mask
+from sparse3dunet.data.slices import plane_names, slices_mask
+from sparse3dunet.models.checkpoints import replace_file
 
 REACH = 3.0
 """Voxels (of the mean edge) from the foreground over which doubt loses all but 1/e of its weight."""

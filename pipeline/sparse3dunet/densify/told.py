@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sparse3dunet.checks import DataReport
+from sparse3dunet.data.checks import DataReport
 from sparse3dunet.densify.options import Options
 from sparse3dunet.densify.propagated import Propagation
 from sparse3dunet.densify.schedule import AUTO, annotated_text, choices, unlabeled_text
 from sparse3dunet.densify.state import State
-from sparse3dunet.inputs import ImageCase
+from sparse3dunet.inference.inputs import ImageCase
 
 Choice = tuple[str, str, str]
 """Its name, its value, and why."""

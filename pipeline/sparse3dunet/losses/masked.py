@@ -10,8 +10,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from sparse3dunet.shapes import center_crop
-from sparse3dunet.target import unpack_target
+from sparse3dunet.losses.target import unpack_target
+from sparse3dunet.networks.shapes import center_crop
 
 
 class _SumOverProcesses(torch.autograd.Function):
@@ -96,7 +96,7 @@ class MaskedCrossEntropyLoss(_MaskedLoss):
 
     Shapes:
         pred: (B, K, X, Y, Z) logits.
-        target: (B, 2, X', Y', Z'), label and weight (:func:`~sparse3dunet.target.pack_target`), or
+        target: (B, 2, X', Y', Z'), label and weight (:func:`~sparse3dunet.losses.target.pack_target`), or
             (B, 1, X', Y', Z'), a dense label. Where it is larger than `pred`, as with valid convolutions, its centre
             counts.
 

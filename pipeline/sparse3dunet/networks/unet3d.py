@@ -11,7 +11,7 @@ from monai.utils import ensure_tuple_rep
 from torch import nn
 
 from sparse3dunet.networks.layers import InstanceNorm3d, MaxPool3d
-from sparse3dunet.shapes import center_crop
+from sparse3dunet.networks.shapes import center_crop
 
 PADDINGS = ("valid", "same")
 UPSAMPLINGS = ("concatenated", "joined")

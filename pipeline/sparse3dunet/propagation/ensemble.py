@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sparse3dunet.data.slices import Slices
 from sparse3dunet.propagation.calibration import dice, importance
 from sparse3dunet.propagation.field import Field
 from sparse3dunet.propagation.forest import POSITIONS, AutoContext, Drawn, Forest, context, look, mean_prob
@@ -14,7 +15,6 @@ from sparse3dunet.propagation.parts import Part, deal
 from sparse3dunet.propagation.random_walker import RandomWalker
 from sparse3dunet.propagation.scan import Propagator, Scan, log_prob, softmax
 from sparse3dunet.propagation.shape import ShapeInterpolation, distance_from
-from sparse3dunet.slices import Slices
 
 WORK = 5.5e6
 """Voxels times (classes + 1) of the grid that is worked on: about a minute and a half on two cores."""

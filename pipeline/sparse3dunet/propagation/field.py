@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from sparse3dunet.data.slices import find_slices
 from sparse3dunet.propagation.random_walker import PriorWalker
 from sparse3dunet.propagation.scan import Scan, enlarged, one_hot, pooled
-from sparse3dunet.slices import find_slices
 
 MARGIN = 0.2
 """Around the annotated foreground, as a share of its extent."""

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from sparse3dunet.data.slices import Slices, find_slices, runs, slices_mask
 from sparse3dunet.propagation.scan import Scan
 from sparse3dunet.propagation.shape import distance_from
-from sparse3dunet.slices import Slices, find_slices, runs, slices_mask
 
 LEFT_OF_SLICES, LEFT_OF_BLOCKS = 0.1, 0.2
 """Share of each class's annotated voxels that must be left when slices, or blocks, are held out."""

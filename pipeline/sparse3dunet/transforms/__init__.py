@@ -1,9 +1,8 @@
 """Transforms for sparsely annotated volumes, each an array class and its dictionary twin."""
 
-from sparse3dunet.transforms.annotation import SparseLabel, SparseLabeld
+from sparse3dunet.data.annotation import SparseLabel
+from sparse3dunet.transforms.annotation import SparseLabeld
 from sparse3dunet.transforms.components import CleanComponents, CleanComponentsd
-from sparse3dunet.transforms.deformation import Deformation
-from sparse3dunet.transforms.elastic import RandBSplineElastic, RandBSplineElasticd
 from sparse3dunet.transforms.holdout import HoldOutSlices, HoldOutSlicesd
 from sparse3dunet.transforms.intensity import (
     ChannelWise,
@@ -14,7 +13,6 @@ from sparse3dunet.transforms.intensity import (
     RandShading,
 )
 from sparse3dunet.transforms.patches import RandPatchCenter, RandPatchCenterd, UntilAnnotated
-from sparse3dunet.transforms.resample import AnnotationToMatchd, ExtentSpacing, ExtentSpacingd, ResampleAnnotation
 from sparse3dunet.transforms.simulate import (
     KeepFraction,
     KeepFractiond,
@@ -22,6 +20,14 @@ from sparse3dunet.transforms.simulate import (
     KeepScribblesd,
     KeepSlices,
     KeepSlicesd,
+)
+from sparse3dunet.transforms.spatial.deformation import Deformation
+from sparse3dunet.transforms.spatial.elastic import RandBSplineElastic, RandBSplineElasticd
+from sparse3dunet.transforms.spatial.resample import (
+    AnnotationToMatchd,
+    ExtentSpacing,
+    ExtentSpacingd,
+    ResampleAnnotation,
 )
 from sparse3dunet.transforms.walker import RandomWalkerLabel, RandomWalkerLabeld
 from sparse3dunet.transforms.weighting import ClassWeight, ClassWeightd

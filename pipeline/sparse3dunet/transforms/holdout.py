@@ -12,10 +12,10 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
 from monai.utils import convert_to_dst_type, convert_to_tensor
 
-from sparse3dunet.datalist import case_name
+from sparse3dunet.data.datalist import case_name
+from sparse3dunet.data.slices import Slices, find_slices, runs, slices_mask
 from sparse3dunet.errors import DataError
 from sparse3dunet.keys import IMAGE, WEIGHT
-from sparse3dunet.slices import Slices, find_slices, runs, slices_mask
 
 TRAINING, VALIDATION = PARTS = ("training", "validation")
 

@@ -11,9 +11,9 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform, Transform
 from monai.utils import convert_to_dst_type, convert_to_tensor
 
+from sparse3dunet.data.annotation import source_of
 from sparse3dunet.errors import DataError
 from sparse3dunet.keys import LABEL, WEIGHT
-from sparse3dunet.transforms.annotation import source_of
 
 
 def class_weights(counts: Sequence[float], scheme: str | None = "inverse", cap: float = 10.0) -> list[float]:

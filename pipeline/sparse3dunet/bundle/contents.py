@@ -1,0 +1,193 @@
+"""The bundle's files, made those of one model: configs, metadata and its page."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sparse3dunet import __version__
+from sparse3dunet.datasets import mni152
+from sparse3dunet.errors import DataError
+from sparse3dunet.models.description import Model
+from sparse3dunet.networks import UNet3D
+
+CODE = Path(__file__).resolve().parents[1]
+"""The folder of the package."""
+FILES = "bundle/files"
+"""Of the package, as it is installed: what a checkout has in `bundle/`."""
+BUILT_IN_CASES = {mni152.FILE_NAME.removesuffix(".nii.gz")}
+NO_LICENCE = """\
+The licence of the data that this model was trained on was not given when it was packaged. Ask those who trained it
+what they allow.
+"""
+
+
+def bundle_folder() -> Path:
+    """The folder with configs, docs and licence: in the installed package, around a packaged one, or the checkout's."""
+    for folder in (CODE / FILES, CODE.parent, CODE.parents[1] / "bundle"):
+        if (folder / "configs" / "metadata.json").is_file():
+            return folder
+    raise DataError(f"{CODE / FILES}: the bundle's configs are missing; install sparse3dunet again.")
+
+
+def is_built_in(model: Model) -> bool:
+    """Whether a model was trained on the built-in data."""
+    cases = {*model.description["training"], *model.description["validation"]}
+    return cases == BUILT_IN_CASES and tuple(model.class_names) == mni152.CLASS_NAMES
+
+
+def keeps_size(model: Model) -> bool:
+    """Whether a network's output is as large as its input, which sliding windows of MONAI's need."""
+    return model.description["network"]["padding"] == "same"
+
+
+def config_values(model: Model) -> dict[str, dict[str, Any]]:
+    """What each of the configs says otherwise than the checkout's: by file name, values by top-level id."""
+    told, network = model.description, model.description["network"]
+    own = {key: value for key, value in network.items() if key not in ("in_channels", "out_channels")}
+    unlabeled = told.get("unlabeled") or told["ignore_index"]
+    unlabeled = [max(model.class_values) + 1] if unlabeled is None else unlabeled
+    return {
+        "train.yaml": {
+            "dataset_dir": None,
+            "declared": {
+                "class_names": model.class_names,
+                "class_values": model.class_values,
+                "ignore_index": unlabeled if isinstance(unlabeled, list) else [unlabeled],
+                "num_channels": model.in_channels,
+            },
+            "annotated_slices": told["annotated_slices"],
+            "spacing": model.spacing,
+            "patch_size": model.patch_size,
+            "network_def": {
+                "_target_": f"{UNet3D.__module__.rpartition('.')[0]}.{UNet3D.__name__}",
+                "in_channels": "@num_channels",
+                "out_channels": "@num_classes",
+                **own,
+            },
+        },
+        "inference.yaml": {"dataset_dir": None},
+        "standalone.yaml": {
+            "num_channels": model.in_channels,
+            "class_values": model.class_values,
+            "spacing": model.spacing,
+            "roi_size": model.patch_size,
+        },
+    }
+
+
+def with_values(text: str, values: Mapping[str, Any]) -> str:
+    """A YAML text with top-level entries replaced, and all else, comments included, as it is.
+
+    Raises:
+        KeyError: when the text has no such entry.
+    """
+    for key, value in values.items():
+        entry = re.search(rf"^{re.escape(key)}:[^#\n]*(.*\n)(?:[ ].*\n)*", text, re.M)
+        if entry is None:
+            raise KeyError(key)
+        nested = isinstance(value, Mapping)
+        line = f"{key}:" if nested else f"{key}: {_yaml(value)}"
+        if entry[1].strip():  # a comment
+            line = f"{line:31} {entry[1].rstrip()}"
+        items = [f"  {name}: {_yaml(item)}" for name, item in value.items()] if nested else []
+        text = text[: entry.start()] + "\n".join([line, *items, ""]) + text[entry.end() :]
+    return text
+
+
+def _yaml(value: Any) -> str:
+    """In one line. JSON would do, but for numbers as 4e-05, which YAML takes for text."""
+    return yaml.safe_dump([value], default_flow_style=True, width=math.inf, allow_unicode=True).strip()[1:-1]
+
+
+def metadata_of(model: Model, base: Mapping[str, Any], name: str, version: str) -> dict[str, Any]:
+    """The bundle's metadata.json, as it is for one model.
+
+    Args:
+        model: that is packaged.
+        base: the checkout's metadata.
+        name: of the bundle.
+        version: of the bundle; its changelog gets an entry where it has none.
+    """
+    metadata = json.loads(json.dumps(base))
+    built_in = is_built_in(model)
+    entry = {version: f"The model {name}, packaged by sparse3dunet {__version__}"}
+    metadata.update(
+        name=name,
+        version=version,
+        changelog={**entry, **metadata["changelog"]},
+        image_classes=f"volume of {model.in_channels} channel(s), any intensity range",
+        label_classes=", ".join(f"{value}: {name}" for name, value in zip(model.class_names, model.class_values)),
+        pred_classes=", ".join(model.class_names),
+    )
+    if not built_in:
+        metadata["data_source"] = "not told; for its licence see docs/data_license.txt"
+    data = metadata["network_data_format"]
+    shape = spatial_shape(model)
+    image, pred = data["inputs"]["image"], data["outputs"]["pred"]
+    names = ["image"] if model.in_channels == 1 else [f"channel {i}" for i in range(model.in_channels)]
+    image.update(num_channels=model.in_channels, spatial_shape=shape, channel_def=_numbered(names))
+    if not built_in:
+        image.pop("modality", None)
+    pred.update(
+        num_channels=len(model.class_names),
+        spatial_shape=shape if keeps_size(model) else list(_form(model).output_size(model.patch_size)),
+        channel_def=_numbered(model.class_names),
+    )
+    return metadata
+
+
+def spatial_shape(model: Model) -> list[Any]:
+    """The inputs' sizes, as metadata.json tells them: "16*n", each n from 1 on; without padding, that of training."""
+    if not keeps_size(model):
+        return list(model.patch_size)
+    network = _form(model)
+    multiples = network.size_multiple
+    try:
+        network.output_size(multiples)
+    except ValueError:  # too small to be normalised
+        multiples = [2 * n for n in multiples]
+    return [f"{n}*n" for n in multiples]
+
+
+def page_of(model: Model, base: str, name: str) -> str:
+    """docs/README.md, as it is for one model."""
+    network, told = model.description["network"], model.description
+    channels = ", ".join(map(str, network["channels"]))
+    size = "x".join(map(str, model.patch_size))
+    spacing = f", resampled to {'x'.join(f'{s:g}' for s in model.spacing)} mm" if model.spacing else ""
+    rows = "".join(f"| {i} | {n} | {v} |\n" for i, (n, v) in enumerate(zip(model.class_names, model.class_values)))
+    cases = len({*told["training"], *told["validation"]})
+    sections = {
+        "Data": None
+        if is_built_in(model)
+        else f"Trained on {cases} volume(s), of which {len(told['validation'])} to choose the best epoch by. For the\n"
+        "licence of the data see `data_license.txt`.",
+        "Network": f"`sparse3dunet.networks.UNet3D` with {channels} channels and {network['padding']} padding.\n"
+        f"Input: windows of {size} voxels of {model.in_channels} channel(s), in RAS order{spacing}, each channel\n"
+        "brought to mean 0 and standard deviation 1 in each volume. Output: logits, by channel:\n\n"
+        f"| channel | class | value in segmentations |\n| --- | --- | --- |\n{rows.rstrip()}",
+    }
+    text = re.sub(r"\A# .*", f"# {name}", base)
+    for heading, body in sections.items():
+        if body is not None:
+            start = text.index(f"## {heading}\n") + len(f"## {heading}\n")
+            text = text[:start] + body + text[text.index("\n\n## ", start) :]
+    return text
+
+
+def _numbered(names: list[str]) -> dict[str, str]:
+    return {str(number): name for number, name in enumerate(names)}
+
+
+def _form(model: Model) -> UNet3D:
+    import torch
+
+    with torch.device("meta"):
+        return UNet3D(**model.description["network"])

@@ -1,0 +1,126 @@
+"""The bundle's runs from our own command line: settings are looked at first, and are plain values."""
+
+from __future__ import annotations
+
+import logging
+import re
+import runpy
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fire.parser import DefaultParseValue
+
+from sparse3dunet import errors
+from sparse3dunet.bundle import configs
+from sparse3dunet.bundle.contents import bundle_folder
+from sparse3dunet.errors import DataError
+
+RUNS = {
+    "training": ["train"],
+    "evaluating": ["train", "evaluate"],
+    "inference": ["inference"],
+    "cross_validating": ["train", "crossval"],
+    "densify": ["train", "densify"],
+}
+"""The bundle's runs, and the configs of each, in the order in which they are laid over each other."""
+
+
+def run_bundle(run: str, overlays: Sequence[str], arguments: Sequence[str]) -> None:
+    """Run the bundle as ``python -m monai.bundle run`` does, which is what it calls in the end.
+
+    Args:
+        run: one of :data:`RUNS`.
+        overlays: further configs, by their file, or the name of one of the bundle's.
+        arguments: settings as on MONAI's command line: ``--max_epochs 20``, ``--train#deform#prob=0.5``, ``--resume``.
+
+    Raises:
+        DataError: when a config or a setting is not there, or a value would run code.
+    """
+    if run not in RUNS:
+        raise DataError(f"there is no run {run!r}; expected {', '.join(RUNS)}.")
+    settings = parse_settings(arguments)
+    tracking = settings.pop("tracking", None)
+    if tracking not in (None, "mlflow"):
+        raise DataError(f"--tracking {tracking}: expected mlflow; a file of settings goes into an --overlay.")
+    files = _checked(run, overlays, settings)
+    settings |= dict.fromkeys(configs.emptied(files, settings), "$None")  # None itself would be left out
+    settings |= {} if tracking is None else {"tracking": tracking}
+    # What was looked at, not what was typed, which the other command line might read otherwise.
+    options = [f"--{name}={value!r}" for name, value in settings.items()]
+    sys.argv = ["monai.bundle", "run", run, "--config_file", repr([str(file) for file in files]), *options]
+    runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
+
+
+def run_quietly(run: str, settings: Mapping[str, Any], overlays: Sequence[str] = ()) -> None:
+    """Run the bundle in this process, without MONAI's list of all arguments, and its line of logging, at the beginning.
+
+    Args:
+        run: one of :data:`RUNS`.
+        settings: by name; plain values.
+        overlays: further configs, as for :func:`run_bundle`.
+
+    Raises:
+        DataError: as :func:`run_bundle`.
+    """
+    from monai.bundle import ConfigWorkflow
+
+    files = _checked(run, overlays, settings)
+    logging.getLogger(ConfigWorkflow.__module__).setLevel(logging.WARNING)  # else it says which file sets the rest
+    logging_file = str(bundle_folder() / "configs" / "logging.conf")
+    workflow = ConfigWorkflow([str(file) for file in files], run_id=run, logging_file=logging_file, **settings)
+    workflow.initialize()
+    workflow.run()
+    workflow.finalize()
+
+
+def _checked(run: str, overlays: Sequence[str], settings: Mapping[str, Any]) -> list[Path]:
+    """The configs of a run, by which the settings were looked at."""
+    files = [config_path(name) for name in [*RUNS[run], *overlays]]
+    configs.check_plain(files, settings)
+    configs.check_settings(files, settings)
+    configs.check_length(files, settings, run, none="None")
+    errors.show_readable_errors()
+    return files
+
+
+def config_path(name: str) -> Path:
+    """The file of a config, or that of the bundle's of this name.
+
+    Raises:
+        DataError: when there is neither.
+    """
+    folder = bundle_folder() / "configs"
+    own = folder / f"{name}.yaml"
+    if own.is_file():
+        return own
+    if not Path(name).is_file():
+        known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+        raise DataError(f"{Path(name).absolute()}: there is no such config; the bundle's own are {known}.")
+    return Path(name)
+
+
+def parse_settings(arguments: Sequence[str]) -> dict[str, Any]:
+    """The settings in a command line, read as MONAI's (by python-fire).
+
+    Raises:
+        DataError: for what is neither ``--name value`` nor ``--name=value`` nor ``--name``, for true.
+    """
+    settings: dict[str, Any] = {}
+    rest = list(arguments)
+    while rest:
+        option = rest.pop(0)
+        name, equals, text = option.removeprefix("--").partition("=")
+        name = name.replace("-", "_")  # as python-fire does
+        if not option.startswith("--") or not re.fullmatch(r"[\w#:]+", name):
+            raise DataError(
+                f"{option!r}: expected a setting, as --max_epochs 20; enclose values with blanks in quotes."
+            )
+        if equals:
+            settings[name] = DefaultParseValue(text)
+        elif rest and not rest[0].startswith("--"):
+            settings[name] = DefaultParseValue(rest.pop(0))
+        else:
+            settings[name] = True
+    return settings

@@ -1,0 +1,4 @@
+"""The classes' colours, in pictures and in files that have them."""
+
+CLASS_COLORS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
+"""Colours of the classes 1, 2, ..., repeated where there are more (Okabe and Ito, for all kinds of colour vision)."""

@@ -1,0 +1,129 @@
+"""A data set's check as people read it, and as scripts do."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from sparse3dunet.data.checks import CaseReport, DataReport
+
+SHOWN_CASES = 20
+
+
+def as_json(report: DataReport) -> str:
+    """The report as JSON: ``ok``, ``errors``, ``warnings``, ``classes``, ``memory_bytes`` and ``cases``."""
+    names, values = report.data_set.class_names, report.data_set.class_values
+    classes = [
+        {"name": name, "value": value, "voxels": count}
+        for name, value, count in zip(names, values, report.class_counts)
+    ]
+    content = {
+        "ok": not report.all_errors,
+        "errors": report.all_errors,
+        "warnings": report.warning_lines(),
+        "classes": classes,
+        "ignore_index": list(report.data_set.ignore_index),
+        "num_channels": report.data_set.num_channels,
+        "memory_bytes": report.memory,
+        "cases": [
+            {**dataclasses.asdict(case), "values": {f"{v:.7g}": n for v, n in case.values.items()}}
+            for case in report.cases
+        ],
+    }
+    return json.dumps(content, indent=1)
+
+
+def show(
+    report: DataReport, cases: bool = True, all_cases: bool = False, class_weights: Sequence[float] | None = None
+) -> None:
+    """Print the report: the cases, the classes, the warnings and the errors.
+
+    Args:
+        report: of :func:`~sparse3dunet.data.checks.inspect`.
+        cases: whether to list cases.
+        all_cases: whether to list each case and error, not only the first ones and the bad ones.
+        class_weights: what a voxel of each class weighs, to be shown with the classes.
+    """
+    console = Console()
+    if cases:
+        console.print(_case_table(report, all_cases))
+    console.print(_class_table(report, class_weights))
+    annotated, voxels = (sum(getattr(case, key) for case in report.cases) for key in ("annotated", "voxels"))
+    share = annotated / voxels if voxels else 0
+    console.print(
+        f"{len(report.cases)} case(s), {share:.1%} of the voxels annotated, {report.data_set.num_channels} channel(s); "
+        f"unlabeled: {', '.join(map(str, report.data_set.ignore_index)) or 'no value'}; "
+        f"about {report.memory / 1e9:.2g} GB to keep all volumes in memory.",
+        highlight=False,
+    )
+    for text in report.warning_lines():
+        console.print(f"[yellow]warning:[/] {escape(text)}", highlight=False, soft_wrap=True)
+    errors = report.all_errors
+    for text in errors if all_cases else errors[:SHOWN_CASES]:
+        console.print(f"[red]error:[/] {escape(text)}", highlight=False, soft_wrap=True)
+    if len(errors) > SHOWN_CASES and not all_cases:
+        console.print(f"... and {len(errors) - SHOWN_CASES} more errors: --all", highlight=False)
+
+
+def _case_table(report: DataReport, all_cases: bool) -> Table:
+    first = report.cases if all_cases else report.cases[:SHOWN_CASES]
+    shown = [*first, *(case for case in report.cases[len(first) :] if case.errors)]
+    table = Table(title="Cases (by axis: left-right x posterior-anterior x inferior-superior)", box=box.SIMPLE_HEAD)
+    table.padding = (0, 1, 0, 0)
+    table.add_column("case", overflow="fold", min_width=15)
+    table.add_column("values", overflow="fold", min_width=7)
+    for heading in ("type", "size", "mm", "intensity", "labeled", "slices"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for case in shown:
+        style = "red" if case.errors else "yellow" if case.warnings else ""
+        table.add_row(*_row(case), style=style)
+    more = len(report.cases) - len(shown)
+    table.caption = "slices: sagittal/coronal/axial; none: annotated, but not in slices" + (
+        f". {more} more cases, without errors: --all" if more else ""
+    )
+    return table
+
+
+def _row(case: CaseReport) -> Sequence[str]:
+    values = [f"{value:.5g}" for value in case.values]
+    return (
+        escape(case.name),
+        ",".join(values[:8]) + (",..." if len(values) > 8 else ""),
+        "/".join(np.dtype(name).str[1:] for name in case.dtypes),
+        "x".join(map(str, case.shape)),
+        "x".join(f"{s:.3g}" for s in case.spacing),
+        f"to {case.intensity[1]:.3g}" if case.intensity else "",
+        f"{case.annotated / case.voxels:.1%}" if case.annotated else "",
+        _slices_text(case),
+    )
+
+
+def _slices_text(case: CaseReport) -> str:
+    """Numbers of annotated sagittal, coronal and axial slices."""
+    if not case.annotated:
+        return ""
+    if case.is_dense:
+        return "dense"
+    if case.slices is None:
+        return "none"
+    return "/".join(str(len(case.slices[plane])) for plane in ("sagittal", "coronal", "axial"))
+
+
+def _class_table(report: DataReport, weights: Sequence[float] | None) -> Table:
+    counts = report.class_counts
+    table = Table(title="Classes", box=box.SIMPLE_HEAD)
+    for heading in ("class", "value", "annotated voxels", "share", "cases", *(["weight"] if weights else [])):
+        table.add_column(heading, justify="left" if heading == "class" else "right")
+    for number, (name, value) in enumerate(zip(report.data_set.class_names, report.data_set.class_values)):
+        cases = sum(1 for case in report.cases if case.class_counts and case.class_counts[number])
+        share = f"{counts[number] / sum(counts):.1%}" if sum(counts) else ""
+        weight = [f"{weights[number]:.3g}"] if weights else []
+        table.add_row(escape(name), str(value), f"{counts[number]:,}", share, str(cases), *weight)
+    return table

@@ -1,0 +1,382 @@
+"""Look at every file before a long run: what is there, and what is wrong with which."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+
+from sparse3dunet.data.annotation import SparseLabel
+from sparse3dunet.data.datalist import Case, DataSet, case_name
+from sparse3dunet.data.slices import find_slices, plane_names
+from sparse3dunet.errors import DataError
+from sparse3dunet.io.volumes import (
+    Volume,
+    check_channels,
+    check_finite,
+    check_same_grid,
+    count_channels,
+    read_volume,
+    values_found,
+)
+from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL, REFERENCE, WEIGHT
+
+SHOWN_PROBLEMS = 10
+INTENSITY_RATIO = 100
+"""Between the largest and the smallest case's intensities, above which a data set is warned of."""
+SPACING_RATIO = 1.5
+"""Between the largest and the smallest spacing along an axis, above which a data set is warned of."""
+MOST_VALUES = 255
+"""Of undeclared classes in label maps; more are a mix-up with images."""
+MEMORY_SHARE = 0.7
+"""Of the machine's memory, which kept volumes may take before a data set is warned of."""
+
+
+@dataclass
+class CaseReport:
+    """What was found in one case's files; "by axis" is left-right, posterior-anterior, inferior-superior.
+
+    Attributes:
+        name: of the case.
+        errors: what makes the case unusable; what could not be read for it is left empty.
+        warnings: kind and text of what is suspicious.
+        shape: voxels by axis.
+        spacing: voxel size by axis, mm.
+        dtypes: number types on disk of image and label.
+        intensity: 0.5th and 99.5th percentile of the image.
+        values: the label map's values and their numbers of voxels.
+        voxels: of the volume.
+        annotated: voxels that are annotated.
+        class_counts: annotated voxels of each class.
+        slices: annotated slices by plane; None where the annotation is not made of slices (scribbles, for example),
+            empty lists where all voxels are annotated.
+    """
+
+    name: str
+    errors: list[str] = field(default_factory=list)
+    warnings: list[tuple[str, str]] = field(default_factory=list)
+    shape: tuple[int, ...] = ()
+    spacing: tuple[float, ...] = ()
+    dtypes: tuple[str, ...] = ()
+    intensity: tuple[float, ...] = ()
+    values: dict[float, int] = field(default_factory=dict)
+    voxels: int = 0
+    annotated: int = 0
+    class_counts: list[int] = field(default_factory=list)
+    slices: dict[str, list[int]] | None = None
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether every voxel is annotated."""
+        return 0 < self.voxels == self.annotated
+
+
+@dataclass
+class DataReport:
+    """What was found in a data set's files.
+
+    Attributes:
+        data_set: that was looked at.
+        cases: a report for each case, in the data set's order.
+        errors: of the data set as a whole; each makes it unusable.
+        warnings: kind and text of what is suspicious in the data set as a whole.
+    """
+
+    data_set: DataSet
+    cases: list[CaseReport]
+    errors: list[str] = field(default_factory=list)
+    warnings: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def all_errors(self) -> list[str]:
+        """The errors of all cases and of the data set."""
+        return [error for case in self.cases for error in case.errors] + self.errors
+
+    @property
+    def class_counts(self) -> list[int]:
+        """Annotated voxels of each class in the whole data set."""
+        counts = [case.class_counts for case in self.cases if case.class_counts]
+        return [sum(column) for column in zip(*counts)] if counts else [0] * len(self.data_set.class_names)
+
+    @property
+    def memory(self) -> int:
+        """Bytes of all volumes as they are kept for training: image, label, weight, and annotated voxels' places."""
+        bytes_per_voxel = 4 * max(self.data_set.num_channels, 1) + 2 + 4
+        return sum(case.voxels * bytes_per_voxel + 8 * case.annotated for case in self.cases)
+
+    def warning_lines(self) -> list[str]:
+        """All warnings; of those that many cases share, the first, with the number of the others."""
+        by_kind: dict[str, list[str]] = {}
+        for kind, text in [w for case in self.cases for w in case.warnings] + self.warnings:
+            by_kind.setdefault(kind, []).append(text)
+        return [
+            texts[0] + (f" So {len(texts) - 1} more case(s)." if len(texts) > 1 else "") for texts in by_kind.values()
+        ]
+
+
+def complete(data_set: DataSet, known: Mapping[str, Any] | None = None) -> DataSet:
+    """The data set with what it does not declare (classes, channels) taken from its files.
+
+    The classes are then all values of the label maps that do not mean "unlabeled".
+
+    Args:
+        data_set: as read.
+        known: ``class_names`` and ``class_values`` to take for undeclared classes instead, as of a trained model.
+
+    Raises:
+        DataError: when the label maps do not show two classes, or far too many.
+    """
+    if known is not None and not data_set.class_values:
+        names, numbers = list(known["class_names"]), list(known["class_values"])
+        data_set = replace(data_set, class_names=names, class_values=numbers)
+    if not data_set.class_values:
+        found = _in_parallel(_label_values, data_set.cases)
+        values: set[float] = set().union(*found)
+        slices = any(ANNOTATED_SLICES in case for case in data_set.cases)
+        classes = sorted({v for v in values if v == int(v)} - set(data_set.ignore_index) | ({0} if slices else set()))
+        if len(classes) < 2 or len(values) > MOST_VALUES:
+            if not values:
+                read_volume(data_set.cases[0][LABEL])  # what is wrong with it is the better message
+            shown = ", ".join([f"{value:.7g}" for value in sorted(values)[:10]] + ["..."] * (len(values) > 10))
+            most = max(range(len(found)), key=lambda number: len(found[number]))
+            raise DataError(
+                f"{data_set.source}: the label maps of {len(data_set.cases)} case(s) show {len(values)} value(s), "
+                f"{shown}, most of them in {data_set.cases[most][LABEL]}, unlabeled being "
+                f"{list(data_set.ignore_index)}; expected 2 to {MOST_VALUES} classes, whole numbers. Look whether the "
+                "labels were exported, and are no images, or declare the classes in a dataset.json."
+            )
+        if classes[0] < 0:
+            raise DataError(
+                f"{data_set.source}: the label maps show the value {classes[0]:g}, and no classes are declared; "
+                f"expected classes from 0 on. If it means unlabeled, pass it as ignore_index {classes[0]:g}; if it is "
+                "a class, declare the classes in a dataset.json."
+            )
+        names = ["background" if number == 0 else f"class {value:g}" for number, value in enumerate(classes)]
+        data_set = replace(data_set, class_names=names, class_values=[int(v) for v in classes])
+    wide = [value for value in data_set.class_values if not -(2**15) <= value < 2**15]
+    if wide:
+        raise DataError(
+            f"{data_set.source}: the class value {wide[0]} is too large; expected -32768 ... 32767, which is what "
+            "segmentations are written as. Give it another, or pass it as ignore_index if it means unlabeled."
+        )
+    if not data_set.num_channels:
+        counts = [_channels_of(case) for case in data_set.cases]
+        data_set = replace(data_set, num_channels=max(sorted({*counts} - {0}), key=counts.count, default=1))
+    return data_set
+
+
+def _label_values(case: Case) -> set[float]:
+    """The values of a label map; none where the file is bad, which the check of all files tells."""
+    try:
+        return set(values_found(read_volume(case[LABEL]).data))
+    except DataError:
+        return set()
+
+
+def _channels_of(case: Case) -> int:
+    """The number of channels of an image; 0 where the file is bad, which the check of all files tells."""
+    return len(case[IMAGE]) if isinstance(case[IMAGE], list) else count_channels(case[IMAGE])
+
+
+def inspect(data_set: DataSet) -> DataReport:
+    """Read every file of a data set and report what is there and what is wrong, without raising."""
+    report = DataReport(data_set, _in_parallel(lambda case: inspect_case(case, data_set), data_set.cases))
+    _inspect_classes(report)
+    _inspect_images(report)
+    return report
+
+
+def check_data(data_set: DataSet) -> DataReport:
+    """Read every file of a data set and report what is there.
+
+    Raises:
+        DataError: when anything is wrong; the message lists each bad case.
+    """
+    report = inspect(data_set)
+    _raise_problems(report.all_errors, f"{len(data_set.cases)} cases")
+    return report
+
+
+def inspect_case(case: Case, data_set: DataSet) -> CaseReport:
+    """Read all files of a case and report what is there and what is wrong."""
+    report = CaseReport(case_name(case[IMAGE]))
+    image = None
+    try:
+        image = _read_image(case, data_set.num_channels)
+        _describe_image(report, image)
+    except DataError as error:
+        report.errors.append(str(error))
+    try:
+        label = read_volume(case[LABEL])
+        report.dtypes = (*report.dtypes, str(label.data.dtype))
+        report.values = values_found(label.data)
+        weight = read_volume(case[WEIGHT]) if WEIGHT in case else None
+        for volume in filter(None, (label, weight)):
+            if image is not None:
+                check_same_grid(volume, image)
+        _describe_annotation(report, label, weight, case.get(ANNOTATED_SLICES), data_set)
+        if REFERENCE in case:
+            _check_reference(read_volume(case[REFERENCE]), label, data_set.class_values)
+    except DataError as error:
+        report.errors.append(str(error))
+    return report
+
+
+def _read_image(case: Case, num_channels: int) -> Volume:
+    """The image, its channels checked; the first one where they come in files of their own."""
+    paths = case[IMAGE] if isinstance(case[IMAGE], list) else [case[IMAGE]]
+    volumes = [read_volume(path) for path in paths]
+    check_channels(volumes, num_channels)
+    for volume in volumes:
+        check_finite(volume)
+    return volumes[0]
+
+
+def _describe_image(report: CaseReport, image: Volume) -> None:
+    report.shape = image.in_ras_order(image.spatial_shape)
+    report.spacing = image.in_ras_order(image.spacing)
+    report.dtypes = (str(image.data.dtype),)
+    report.voxels = int(np.prod(image.spatial_shape))
+    sample = image.data.reshape(-1)[:: max(image.data.size // 100_000, 1)]  # a percentile needs no more
+    report.intensity = tuple(float(v) for v in np.percentile(sample.astype(np.float64), (0.5, 99.5)))
+    if image.data.min() == image.data.max():
+        text = f"{image.path}: all voxels have the value {image.data.flat[0]}; there is nothing to learn from."
+        report.warnings.append(("constant", text))
+
+
+def as_tensor(volume: Volume) -> MetaTensor:
+    """(1, X, Y, Z) float32 with the volume's affine and path."""
+    values = torch.as_tensor(np.ascontiguousarray(volume.data, dtype=np.float32))
+    return MetaTensor(values[None], affine=torch.from_numpy(volume.affine), meta={"filename_or_obj": volume.path})
+
+
+def _describe_annotation(
+    report: CaseReport, label: Volume, weight: Volume | None, slices: object, data_set: DataSet
+) -> None:
+    split = SparseLabel(data_set.class_values, data_set.ignore_index)
+    classes, weights = split(as_tensor(label), None if weight is None else as_tensor(weight), slices)
+    annotated = weights[0].numpy() > 0
+    numbers = np.asarray(classes[0])[annotated]
+    report.voxels, report.annotated = annotated.size, int(annotated.sum())
+    report.class_counts = np.bincount(numbers, minlength=len(data_set.class_names)).tolist()
+    found = [[], [], []] if report.is_dense else find_slices(annotated)
+    report.slices = None if found is None else dict(sorted(zip(plane_names(label.affine), found)))
+    if report.class_counts[0] == 0:
+        text = (
+            f"{label.path}: no voxel is labelled {data_set.class_names[0]} ({data_set.class_values[0]}). Annotate on "
+            "each annotated slice what is not foreground too."
+        )
+        report.warnings.append(("no background", text))
+    if report.is_dense and data_set.class_values[0] == 0:
+        _suspect_forgotten_slices(report, label)
+
+
+def _check_reference(reference: Volume, label: Volume, class_values: Sequence[int]) -> None:
+    """Raise DataError unless the reference has a class in every voxel."""
+    check_same_grid(reference, label)
+    found = values_found(reference.data)
+    bad = reference.data.size - sum(count for value, count in found.items() if value in class_values)
+    if bad:
+        shown = ", ".join(f"{v:.7g}" for v in found if v not in class_values)[:100] or "NaN or infinity"
+        raise DataError(
+            f"{reference.path}: label value {shown} in {bad} of {reference.data.size} voxels is no class; expected a "
+            f"dense label for scoring, of {', '.join(map(str, class_values))} alone. Correct it, or leave it out."
+        )
+
+
+def _suspect_forgotten_slices(report: CaseReport, label: Volume) -> None:
+    """Warn of a label map that counts as dense, but whose foreground lies on single slices."""
+    found = find_slices(label.data != 0)
+    if found is not None and any(found):
+        where = ", ".join(f"{plane} {indices}" for plane, indices in zip(plane_names(label.affine), found) if indices)
+        text = (
+            f"{label.path}: every voxel counts as annotated, but only these slices show any foreground: {where[:200]}. "
+            "If nobody annotated the others, say so (annotated_slices: all), or they are learned as background."
+        )
+        report.warnings.append(("slices", text))
+
+
+def _inspect_classes(report: DataReport) -> None:
+    if any(not case.class_counts for case in report.cases):
+        return  # what a bad case lacks is no fault of its own
+    data_set, counts = report.data_set, report.class_counts
+    total = sum(counts)
+    for number, (name, value, count) in enumerate(zip(data_set.class_names, data_set.class_values, counts)):
+        if count:
+            continue
+        if number == 0:
+            report.errors.append(
+                f"{data_set.source}: no voxel of any case is labelled {name} (value {value}): expected background on "
+                "every annotated slice. Without any, the network learns foreground everywhere. Label what is not "
+                f"foreground as {value}, and what nobody looked at with another value (ignore_index)."
+            )
+            for case in report.cases:
+                case.warnings = [warning for warning in case.warnings if warning[0] != "no background"]
+        else:
+            text = f"nobody annotated {name} (value {value}); it cannot be learned."
+            report.warnings.append((f"class {number}", text))
+    if len(counts) > 2 and counts[-1] > max(total / 2, counts[0]) and all(case.is_dense for case in report.cases):
+        report.warnings.append(
+            (
+                "majority",
+                f"{data_set.class_names[-1]} covers {counts[-1] / total:.0%} of the voxels. If the value "
+                f"{data_set.class_values[-1]} means unlabeled, say so: ignore_index {data_set.class_values[-1]}.",
+            )
+        )
+
+
+def _inspect_images(report: DataReport) -> None:
+    cases = [case for case in report.cases if case.spacing]
+    scales = {case.name: max(map(abs, case.intensity)) for case in cases if any(case.intensity)}
+    if scales and max(scales.values()) > INTENSITY_RATIO * min(scales.values()):
+        low, high = min(scales, key=scales.__getitem__), max(scales, key=scales.__getitem__)
+        report.warnings.append(
+            (
+                "intensity",
+                f"intensities differ by orders of magnitude, up to {scales[low]:.4g} in {low} and {scales[high]:.4g} "
+                f"in {high}. Each image is normalised by itself, so that MRI is fine; CT should be in Hounsfield units "
+                "in all.",
+            )
+        )
+    if cases:
+        spacings = np.array([case.spacing for case in cases])
+        if (spacings.max(0) > SPACING_RATIO * spacings.min(0)).any():
+            low, high = ("x".join(f"{s:.3g}" for s in f(spacings, axis=0)) for f in (np.min, np.max))
+            text = f'voxel sizes differ, from {low} to {high} mm: resample to one (spacing "[1,1,1]" or median).'
+            report.warnings.append(("spacing", text))
+    memory = machine_memory()
+    if memory and report.memory > MEMORY_SHARE * memory:
+        text = (
+            f"keeping all volumes takes about {report.memory / 1e9:.1f} GB, this machine has {memory / 1e9:.1f}: lower "
+            f"cache_rate to {MEMORY_SHARE * memory / report.memory:.2g}."
+        )
+        report.warnings.append(("memory", text))
+
+
+def machine_memory() -> int:
+    """The machine's memory in bytes; 0 where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 0
+
+
+def _in_parallel(function: Callable, cases: Iterable[Case]) -> list:
+    """Apply to all cases, two at a time (decompression releases the interpreter lock)."""
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        return list(pool.map(function, cases))
+
+
+def _raise_problems(problems: Sequence[str], of_what: str) -> None:
+    if len(problems) == 1:
+        raise DataError(problems[0])
+    if problems:
+        more = f"\n  ... and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
+        listed = "\n  ".join(problems[:SHOWN_PROBLEMS])
+        raise DataError(f"{len(problems)} problems in {of_what}:\n  {listed}{more}")

@@ -1,0 +1,384 @@
+"""How unlabeled voxels are marked, told from the label maps where a data set does not say it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from sparse3dunet.data import checks
+from sparse3dunet.data.datalist import Case, DataSet
+from sparse3dunet.data.slices import ALL, Slices, crossed, nonempty_slices, runs, slices_mask
+from sparse3dunet.errors import DataError
+from sparse3dunet.io.volumes import read_volume, values_found
+from sparse3dunet.keys import ANNOTATED_SLICES, LABEL, WEIGHT
+
+USUAL_VALUE = 255
+"""Means unlabeled in most programs, as negative values do; but foreground where there is none but 0 beside it."""
+MOST_CANDIDATES = 8
+"""Of the values that may mean unlabeled, how many are looked at; each takes a look at all voxels."""
+OPTIONS = (
+    "--ignore-index 255 (the value, or values, of unlabeled voxels; 0 where the background has a value of its own) or "
+    "--annotated-slices all (0 is background on the annotated slices and unlabeled elsewhere; or axial, coronal, "
+    "sagittal)"
+)
+
+
+@dataclass(frozen=True)
+class Convention:
+    """How unlabeled voxels are marked.
+
+    Attributes:
+        ignore_index: the values on disk that mean unlabeled.
+        annotated_slices: "all" where 0 is background on the annotated slices and unlabeled elsewhere, else None.
+        reason: what it is, and by what it was told, for people.
+        is_guess: whether it was told by the number of voxels alone.
+    """
+
+    ignore_index: tuple[int, ...]
+    annotated_slices: str | None
+    reason: str
+    is_guess: bool = False
+
+
+class UndecidedError(DataError):
+    """A label map is whole, but does not tell what is unlabeled; others of its data set may."""
+
+
+def infer(label: np.ndarray, source: str, classes: Collection[int] = (), unlabeled: Collection[int] = ()) -> Convention:
+    """How a label map marks unlabeled voxels.
+
+    Tried in this order: a value that is all but whole slices; 0, where the other values lie on slices; 255 and negative
+    values; the largest value, where most voxels have it. Voxels that are NaN or no whole numbers decide nothing.
+
+    Args:
+        label: (X, Y, Z), values as on disk.
+        source: names the label map in messages.
+        classes: values that are known to be classes.
+        unlabeled: values that are known to mean unlabeled, by which alone the annotation may not be told.
+
+    Raises:
+        UndecidedError: when it cannot be told, as of a dense label map; the message says which options tell it.
+        DataError: when it is no label map.
+    """
+    if label.ndim != 3:
+        raise DataError(
+            f"{source}: a label map must have three dimensions, found shape {label.shape}. Export it as one volume, "
+            "without channels."
+        )
+    label = label.astype(np.float32) if label.dtype.kind == "f" else label
+    found = values_found(label)
+    counts = {int(value): number for value, number in found.items() if value == int(value)}
+    odd = None if sum(counts.values()) == label.size else ~np.isfinite(label) | (label != np.round(label))
+    _check_number(found, source)
+    ignored = _usual(counts, classes, unlabeled)
+    around = partial(_all_but_slices, label, counts, odd, classes, ignored)
+    on_slices = partial(_found_slices, label, counts, odd, classes, ignored, source)
+    convention = (
+        (on_slices() or around() if ignored else around() or on_slices())
+        or _usual_values(counts, label.size, ignored)
+        or _majority(counts, label.size, classes)
+    )
+    if convention is None:
+        _check_whole(label, odd, source)
+        raise UndecidedError(_undecided(counts, source))
+    return convention
+
+
+def announcement(convention: Convention, file: str) -> str:
+    """A line for people: what was told from which file, and which options say otherwise."""
+    return f"{file}: {convention.reason}. That was inferred; if it is wrong, pass --ignore-index or --annotated-slices."
+
+
+def complete(
+    data_set: DataSet, class_names: Sequence[str] | None = None, known: Mapping[str, Any] | None = None
+) -> DataSet:
+    """The data set with what it does not declare taken from its files: what is unlabeled, the classes, the channels.
+
+    What is unlabeled is inferred where neither values nor slices nor weights are declared, and where classes are
+    declared, but no voxel has the value that would mean unlabeled; a line is printed that says so. Label maps that do
+    not tell it by themselves, as one without foreground, go by the others.
+
+    Args:
+        data_set: as read.
+        class_names: instead of the classes' names, by class number, background first.
+        known: see :func:`sparse3dunet.data.checks.complete`.
+
+    Raises:
+        DataError: when the label maps do not tell what is unlabeled, or differ in it, or the classes are wrong.
+    """
+    data_set = checks.complete(_with_convention(data_set, known or {}), known)
+    if class_names is None:
+        return data_set
+    names, values = list(class_names), data_set.class_values
+    if len(names) != len(values) or len(set(names)) < len(names):
+        raise DataError(
+            f"{data_set.source}: {len(names)} class names are given ({', '.join(names)}) for {len(values)} classes, "
+            f"of the values {', '.join(map(str, values))} ({', '.join(data_set.class_names)}); expected a name of its "
+            "own for each, in this order. Correct the names, or say with --ignore-index which values are no classes."
+        )
+    return replace(data_set, class_names=names)
+
+
+# One label map
+
+
+def _usual(counts: Collection[int], classes: Collection[int], unlabeled: Collection[int]) -> tuple[int, ...]:
+    """The values that are known or by custom taken to mean unlabeled, where enough others are left for classes."""
+    certain = {v for v in counts if v not in classes and (v < 0 or v in unlabeled)}
+    custom = {v for v in counts if v == USUAL_VALUE and v not in classes}
+    for ignored in (certain | custom, certain):
+        if len(set(counts) - ignored) >= _fewest(classes):
+            return tuple(sorted(ignored))
+    return tuple(sorted(v for v in certain if v in unlabeled))
+
+
+def _fewest(classes: Collection[int]) -> int:
+    """Values that must be left beside those for unlabeled voxels."""
+    return 1 if classes else 2
+
+
+def _all_but_slices(
+    label: np.ndarray,
+    counts: Mapping[int, int],
+    odd: np.ndarray | None,
+    classes: Collection[int],
+    ignored: tuple[int, ...],
+) -> Convention | None:
+    most = max(counts.values(), default=0)
+    order = sorted(counts, key=lambda v: (v not in ignored, -counts[v]))
+    for value in [v for v in order if v not in classes][:MOST_CANDIDATES]:
+        unlabeled = tuple(sorted({value, *ignored}))
+        doubtful = bool(ignored) and value not in ignored and counts[value] < most  # a class that fills slices
+        if doubtful or len(set(counts) - {*unlabeled}) < _fewest(classes):
+            continue
+        slices = _slices_around(label, value, odd)
+        if slices and (value in ignored or not _is_small_block(slices, label.shape)):
+            number = sum(n - len(kept) for n, kept in zip(label.shape, slices))
+            return Convention(
+                unlabeled, None, f"{_listed(unlabeled)} unlabeled: the other voxels are exactly {number} whole slice(s)"
+            )
+    return None
+
+
+def _slices_around(label: np.ndarray, value: int, odd: np.ndarray | None) -> list[np.ndarray] | None:
+    """Where the voxels other than `value` are exactly whole slices, by axis the indices of the other slices.
+
+    The voxels of such a value are all those of some rows, columns and layers.
+    """
+    inside = label == value
+    kept = [np.flatnonzero(crossed(inside, axis)) for axis in range(3)]
+    sides = [[n for other, n in enumerate(label.shape) if other != axis] for axis in range(3)]
+    whole = [axis for axis in range(3) if len(kept[axis]) < label.shape[axis]]
+    if not whole or any(min(sides[axis]) < 2 for axis in whole):  # of one slice's thickness: these would be lines
+        return None
+    inside = inside if odd is None else inside | odd
+    return kept if inside[np.ix_(*kept)].all() else None
+
+
+def _is_small_block(kept: Sequence[np.ndarray], shape: Sequence[int]) -> bool:
+    """Whether a value makes one block of less than half of the volume, as a class may do in a dense label map."""
+    share = np.prod([len(indices) / n for indices, n in zip(kept, shape)])
+    return bool(share < 0.5) and all(len(runs(indices.tolist())) == 1 for indices in kept)
+
+
+def _found_slices(
+    label: np.ndarray,
+    counts: Mapping[int, int],
+    odd: np.ndarray | None,
+    classes: Collection[int],
+    ignored: tuple[int, ...],
+    source: str,
+) -> Convention | None:
+    zeros = counts.get(0, 0)
+    if 0 in ignored or (classes and 0 not in classes) or not zeros or zeros < max(counts.values()):
+        return None
+    foreground = label != 0
+    left_out = np.isin(label, ignored)
+    foreground &= ~left_out
+    if odd is not None:
+        foreground &= ~odd
+    try:
+        slices = nonempty_slices(ALL, foreground, np.eye(4), source)
+    except DataError:
+        return None
+    annotated = slices_mask(label.shape, slices)
+    if 2 * (left_out & annotated).sum() < left_out.sum():  # it is not parts of annotated slices that are left out
+        return None
+    is_sparse = annotated.any() and not annotated.all() and not _looks_dense(foreground, slices)
+    if not is_sparse or not (classes or (annotated & (label == 0)).any()):  # without background, nothing is learned
+        return None
+    more = f"; {_listed(ignored)} unlabeled" if ignored else ""
+    return Convention(
+        ignored,
+        ALL,
+        "0 means background on annotated slices, and unlabeled elsewhere: the other values lie on "
+        f"{sum(map(len, slices))} slice(s){more}",
+    )
+
+
+def _looks_dense(foreground: np.ndarray, slices: Slices) -> bool:
+    """Whether the slices may be a dense label map's, where the structure is: one run that is long, or that tapers off.
+
+    Of thick slices, all that a structure crosses show a square as wide as their number, like annotated ones.
+    """
+    pieces = [(axis, run) for axis in range(3) for run in runs(slices[axis])]
+    if len(pieces) != 1 or len(pieces[0][1]) < 3:
+        return False
+    axis, run = pieces[0]
+    areas = foreground.sum(axis=tuple(a for a in range(3) if a != axis))[run]
+    return bool(2 * len(run) > foreground.shape[axis] or 2 * max(areas[0], areas[-1]) < areas.max())
+
+
+def _usual_values(counts: Mapping[int, int], size: int, ignored: tuple[int, ...]) -> Convention | None:
+    if not ignored:
+        return None
+    share = sum(counts[value] for value in ignored) / size
+    return Convention(ignored, None, f"{_listed(ignored)} unlabeled, as is usual: {share:.1%} of the voxels")
+
+
+def _majority(counts: Mapping[int, int], size: int, classes: Collection[int]) -> Convention | None:
+    value = max(counts, default=0)
+    if len(counts) < 3 or value in classes or 2 * counts[value] <= size:
+        return None
+    text = f"{value} means unlabeled: it is the largest value, and {counts[value] / size:.1%} of the voxels have it"
+    return Convention((value,), None, text, is_guess=True)
+
+
+def _listed(values: Sequence[int]) -> str:
+    return f"{' and '.join(map(str, values))} mean{'s' if len(values) == 1 else ''}"
+
+
+def _check_number(found: Collection[float], source: str) -> None:
+    """Raise DataError where there are too many values for an annotation."""
+    if len(found) > checks.MOST_VALUES:
+        raise DataError(
+            f"{source}: holds {len(found)} different values, like a scan; expected a label map of 2 to "
+            f"{checks.MOST_VALUES} whole numbers. Look for a mix-up of files."
+        )
+
+
+def _check_whole(label: np.ndarray, odd: np.ndarray | None, source: str) -> None:
+    """Raise DataError where voxels are NaN, infinite or no whole numbers."""
+    if odd is not None:
+        shown = ", ".join(f"{value:g}" for value in np.unique(label[odd])[:5])
+        raise DataError(
+            f"{source}: {int(odd.sum())} of {label.size} voxels are no whole numbers ({shown}); expected a label map. "
+            "Round labels that were rescaled or interpolated, and replace NaN by the value of unlabeled voxels."
+        )
+
+
+def _undecided(counts: Mapping[int, int], source: str) -> str:
+    shown = ", ".join(map(str, sorted(counts)[:10])) + (", ..." if len(counts) > 10 else "")
+    if len(counts) < 2:
+        return (
+            f"{source}: all voxels have the value {shown}, so that nothing is annotated; expected two classes at "
+            "least. Annotate some slices, background and foreground."
+        )
+    return (
+        f"{source}: it cannot be told which voxels are unlabeled. Of the values {shown}, none is all but whole slices, "
+        "none is 255 or negative with two others beside it, and the voxels that are not 0 are no slices that can be "
+        "told (a solid block, scribbles, or a few voxels). If every voxel is annotated, there is nothing to densify; "
+        f"else say what is unlabeled: {OPTIONS}."
+    )
+
+
+# All label maps of a data set
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What one label map told.
+
+    Attributes:
+        file: the label map.
+        is_declared: whether it has the value that is declared for unlabeled voxels.
+        convention: that it follows; None where that could not be told.
+        error: why not.
+        zeros_last: whether the convention could be told by 0 meaning unlabeled: the others are whole slices, or all.
+    """
+
+    file: str
+    is_declared: bool = False
+    convention: Convention | None = None
+    error: DataError | None = None
+    zeros_last: bool = False
+
+
+def _with_convention(data_set: DataSet, known: Mapping[str, Any]) -> DataSet:
+    says_where = any(key in case for case in data_set.cases for key in (ANNOTATED_SLICES, WEIGHT))
+    if says_where or not data_set.cases or (data_set.ignore_index and not data_set.class_values):
+        return data_set
+    classes = tuple(data_set.class_values or known.get("class_values", ()))
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        looks = list(pool.map(partial(_look, declared=data_set.ignore_index, classes=classes), data_set.cases))
+    if any(look.is_declared for look in looks):
+        return data_set
+    try:
+        convention, file = _agreed(looks, data_set.source)
+    except DataError as error:
+        if not data_set.class_values:
+            raise
+        if isinstance(error, UndecidedError):
+            print(
+                f"{data_set.source}: every voxel counts as annotated, since none has the value "
+                f"{_listed(data_set.ignore_index)} unlabeled. If that is wrong, pass --ignore-index or "
+                "--annotated-slices."
+            )
+        return data_set
+    print(announcement(convention, file))
+    cases = data_set.cases
+    if convention.annotated_slices is not None:
+        cases = [{**case, ANNOTATED_SLICES: convention.annotated_slices} for case in cases]
+    ignored = tuple(dict.fromkeys((*convention.ignore_index, *data_set.ignore_index)))
+    return replace(data_set, cases=cases, ignore_index=ignored)
+
+
+def _look(case: Case, declared: tuple[int, ...], classes: tuple[int, ...]) -> _Look:
+    file = case[LABEL]
+    try:
+        label = read_volume(file).data
+        if declared and np.isin(label, declared).any():
+            return _Look(file, is_declared=True)
+        return _Look(file, convention=infer(label, file, classes))
+    except UndecidedError as error:
+        return _Look(file, error=error, zeros_last=not (label == 0).any() or _slices_around(label, 0, None) is not None)
+    except DataError as error:
+        return _Look(file, error=error)
+
+
+def _agreed(looks: Sequence[_Look], source: str) -> tuple[Convention, str]:
+    """The convention of all label maps, and one that tells it; bad files are left to the check of all files.
+
+    Raises:
+        DataError: when they differ, or none tells it; of the latter, the first bad file's own, if there is one.
+    """
+    told = [(look.convention, look.file) for look in looks if look.convention is not None]
+    errors = [look.error for look in looks if look.error is not None]
+    if not told:
+        raise min(errors, key=lambda error: isinstance(error, UndecidedError))
+    first, file = told[0]
+    for other, other_file in told[1:]:
+        if _kind(other) != _kind(first):
+            raise DataError(
+                f"{source}: the label maps seem to mark unlabeled voxels in different ways. {file}: {first.reason}; "
+                f"{other_file}: {other.reason}. Expected one way in all: mark them alike, or say it with {OPTIONS}."
+            )
+    for look in looks:
+        if isinstance(look.error, UndecidedError) and 0 in first.ignore_index and not look.zeros_last:
+            raise DataError(
+                f"{source}: the label maps seem to mark unlabeled voxels in different ways. {file}: {first.reason}; "
+                f"{look.file} does not tell it, and may be dense. Mark them alike, or say it with {OPTIONS}."
+            )
+    ignored = dict.fromkeys(value for convention, _ in told for value in convention.ignore_index)
+    return replace(first, ignore_index=tuple(ignored)), file
+
+
+def _kind(convention: Convention) -> tuple[Any, ...]:
+    """What must be the same in all label maps: 255 and negative values may lack in some."""
+    special = {value for value in convention.ignore_index if 0 <= value != USUAL_VALUE}
+    return convention.annotated_slices, special

@@ -1,0 +1,317 @@
+"""Data sets: read from a folder or a datalist in any of the usual layouts.
+
+A case is a dictionary: ``image``, an absolute path or the list of its channels' paths; ``label``, the path of the
+annotation; where there are any, ``weight``, the path of a weight image, ``annotated_slices`` as the datalist has them,
+and ``reference``, the path of a dense label for scoring alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sparse3dunet.data.layouts import SUFFIXES, Listing, file_stem, read_listing
+from sparse3dunet.data.slices import check_specification
+from sparse3dunet.errors import DataError
+from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL, REFERENCE, WEIGHT
+
+Case = dict[str, Any]
+FILE_KEYS = (IMAGE, LABEL, WEIGHT, REFERENCE)
+LARGEST_VALUE = 2**32
+"""Of a class or of unlabeled voxels."""
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """The training cases of one source, and what it declares.
+
+    Attributes:
+        cases: see the module's docstring.
+        class_names: the class names, by class number 0 ... K-1, background first; empty where undeclared.
+        class_values: the classes' values on disk, by class number; empty where undeclared.
+        ignore_index: the values of unlabeled voxels on disk.
+        num_channels: channels of the images; 0 where undeclared.
+        validation: names of the cases that the source itself sets apart for validation.
+        source: the file or folder that lists the cases, for messages.
+    """
+
+    cases: list[Case]
+    class_names: list[str]
+    class_values: list[int]
+    ignore_index: tuple[int, ...]
+    num_channels: int
+    validation: tuple[str, ...] = ()
+    source: str = "the data set"
+
+
+def read_data_set(
+    source: str | Path,
+    *,
+    label_dir: str | None = None,
+    weight_dir: str | None = None,
+    reference_dir: str | None = None,
+    ignore_index: int | Sequence[int] | None = None,
+    annotated_slices: Any = None,
+) -> DataSet:
+    """Read a data set: a Decathlon folder, an nnU-Net v2 raw folder, a folder of pairs, or a JSON datalist.
+
+    Args:
+        source: the folder, or the JSON file.
+        label_dir: folder within it to take the labels from, by their file names, instead of where they are listed;
+            slices and weights that are declared belong to the listed labels, and are then left aside.
+        weight_dir: folder within it that holds a weight image (>= 0) for each label, by the labels' file names.
+        reference_dir: folder within it that holds dense labels, for scoring alone, by the labels' file names.
+        ignore_index: values of unlabeled voxels; by default what the source declares ("ignore_index", or a label
+            "ignore"), else one past the last class.
+        annotated_slices: for cases whose list has none, see :class:`~sparse3dunet.transforms.SparseLabel`; by default
+            what the source declares for all.
+
+    Raises:
+        DataError: when the source or a file is missing, empty, unreadable as JSON, or lists no cases; the message says
+            what was expected.
+    """
+    path = Path(str(source)).expanduser()
+    if not os.path.exists(path):  # unlike Path.exists, false for a name that is too long
+        raise DataError(
+            f"dataset_dir {path.absolute()} does not exist. Pass a folder with dataset.json, imagesTr/ and labelsTr/, "
+            "a folder of images and labels, or a JSON datalist: --dataset_dir FOLDER."
+        )
+    listing = read_listing(path, label_dir)
+    folders = {LABEL: label_dir, WEIGHT: weight_dir, REFERENCE: reference_dir}
+    for folder in folders.values():
+        if folder is not None and not os.path.isdir(listing.root / str(folder)):
+            raise DataError(
+                f"{listing.root / str(folder)}: no such folder in dataset_dir; expected one of those that it has: "
+                f"{_folders(listing)}. Pass one of these."
+            )
+    cases = [_case(listing, entry, number, folders) for number, entry in enumerate(listing.entries)]
+    _check_names(listing, cases)
+    _check_files(listing, cases)
+    declared = None if label_dir is not None else listing.annotated_slices
+    slices = declared if annotated_slices is None else annotated_slices
+    if slices is not None:
+        check_specification(slices, str(listing.source) + ("" if annotated_slices is None else " (as an option says)"))
+        cases = [{ANNOTATED_SLICES: slices, **case} for case in cases]
+    declared_ignore = _whole_numbers(listing.ignore_index, f"{listing.source}: ignore_index")
+    ignore = declared_ignore if ignore_index is None else _whole_numbers(ignore_index, "ignore_index")
+    class_names, class_values, named_ignore = _classes(listing)
+    ignore = tuple(dict.fromkeys((*ignore, *named_ignore)))
+    if not ignore and class_values:
+        ignore = (max(class_values) + 1,)
+    _check_classes(listing, class_names, class_values, ignore)
+    validation = tuple(case_name(case[IMAGE]) for case in cases[len(cases) - listing.num_validation :])
+    return DataSet(
+        cases, class_names, class_values, ignore, listing.num_channels, validation, str(listing.source.absolute())
+    )
+
+
+def declared_data_set(declared: Mapping[str, Any] | None) -> DataSet:
+    """A data set of which the classes alone are known: its cases come from elsewhere, see :func:`with_cases`.
+
+    Args:
+        declared: ``class_names``, ``class_values``, ``ignore_index`` (values) and ``num_channels``.
+
+    Raises:
+        DataError: when `declared` is None.
+    """
+    if declared is None:
+        raise DataError("no data are named: pass --dataset_dir FOLDER.")
+    return DataSet(
+        cases=[],
+        class_names=list(declared["class_names"]),
+        class_values=list(declared["class_values"]),
+        ignore_index=tuple(declared["ignore_index"]),
+        num_channels=declared["num_channels"],
+    )
+
+
+def with_cases(
+    data_set: DataSet, training: Sequence[Case], validation: Sequence[Case] = (), annotated_slices: Any = None
+) -> DataSet:
+    """The data set as it is; one without cases, with those that are trained on and validated on instead, each once.
+
+    Args:
+        data_set: its classes count.
+        training: ``image`` and ``label`` of each, as MONAI Label lists them.
+        validation: the same.
+        annotated_slices: for cases that have none of their own.
+
+    Raises:
+        DataError: when there is no case at all.
+    """
+    if data_set.cases:
+        return data_set
+    by_image = {str(case[IMAGE]): case for case in (*training, *validation)}
+    if not by_image:
+        raise DataError("there is no case to train on: pass --dataset_dir FOLDER, or list some as train#dataset#data.")
+    slices = {} if annotated_slices is None else {ANNOTATED_SLICES: annotated_slices}
+    return replace(data_set, cases=[{**slices, **case} for case in by_image.values()])
+
+
+def _case(listing: Listing, entry: Any, number: int, folders: Mapping[str, str | None]) -> Case:
+    where = f"training case {number} in {listing.source}"
+    named = isinstance(entry, Mapping) and all(_paths(entry.get(key)) for key in (IMAGE, LABEL))
+    if not named or isinstance(entry[LABEL], list):
+        raise DataError(
+            f"{where} must name an image (or the list of its channels) and a label, as in "
+            f'{{"image": "imagesTr/a.nii.gz", "label": "labelsTr/a.nii.gz"}}; found {entry!r}. Correct the list.'
+        )
+    case: Case = {}
+    for key in FILE_KEYS:
+        folder = folders.get(key)
+        if key in (WEIGHT, REFERENCE) and not isinstance(entry.get(key) or "", str):
+            raise DataError(f"{key} of {where} must be one path; found {entry[key]!r}. Correct the list.")
+        if folder is not None:
+            files = [listing.root / str(folder) / Path(entry[LABEL]).name]
+        else:
+            listed = [] if key == WEIGHT and folders[LABEL] is not None else _paths(entry.get(key))
+            files = [_inside(listing, name, f"{key} of {where}") for name in listed]
+        for file in files:
+            _check_file(file, f"{key} of {where}")
+        absolute = [str(file.absolute()) for file in files]  # where links point to, files may have other names
+        if absolute:
+            case[key] = absolute[0] if len(absolute) == 1 else absolute
+    if entry.get(ANNOTATED_SLICES) is not None and folders[LABEL] is None:
+        check_specification(entry[ANNOTATED_SLICES], where)
+        case[ANNOTATED_SLICES] = entry[ANNOTATED_SLICES]
+    return case
+
+
+def _check_file(file: Path, what: str) -> None:
+    """Raise DataError unless there is such a file, of NIfTI by its name."""
+    if not os.path.isfile(file):  # unlike Path.is_file, false for a name that is too long
+        found = "does not exist"
+        if os.path.islink(file):
+            found = f"is a link to {os.readlink(file)}, which does not exist"
+        elif os.path.isdir(file):
+            found = "is a folder"
+        raise DataError(
+            f"{file.absolute()} ({what}) {found}; expected a NIfTI file. Put the file there, or take the case out of "
+            "the list."
+        )
+    if not file.name.endswith(SUFFIXES):
+        raise DataError(
+            f"{file.absolute()} ({what}) is no NIfTI file by its name; expected {' or '.join(SUFFIXES)}. Export it as "
+            "NIfTI."
+        )
+
+
+def _paths(value: Any) -> list[str]:
+    """A path, or a list of paths, as a list; empty for anything else."""
+    listed = value if isinstance(value, list) else [value]
+    return listed if all(isinstance(name, str) and name for name in listed) else []
+
+
+def _inside(listing: Listing, name: str, what: str) -> Path:
+    """The file that a list names: relative to the list's folder and within it; absolute only in a datalist."""
+    file = listing.root / name
+    if Path(name).is_absolute() and listing.allows_absolute:
+        return file
+    root = listing.root.absolute()
+    steps = 0
+    for part in Path(name).parts:
+        steps += {"..": -1, ".": 0}.get(part, 1)
+        if steps < 0:
+            break
+    if steps < 0 or (Path(name).is_absolute() and not file.is_relative_to(root)):
+        raise DataError(
+            f"{name} ({what}) lies outside of the data set's folder {root}. Move the file into the folder; or list the "
+            "cases in a datalist of your own, with absolute paths, and pass that JSON file."
+        )
+    return file
+
+
+def _check_names(listing: Listing, cases: Sequence[Case]) -> None:
+    names = [case_name(case[IMAGE]) for case in cases]
+    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if twice:
+        files = [_paths(case[IMAGE])[0] for case, name in zip(cases, names) if name == twice[0]]
+        raise DataError(
+            f"{listing.source}: several cases have one name: {', '.join(twice[:3])} ({' and '.join(files[:2])}). "
+            "Splits, labels and results go by the images' file names; give each case one of its own, and list it once."
+        )
+
+
+def _check_files(listing: Listing, cases: Sequence[Case]) -> None:
+    """Raise DataError where one file stands for two things."""
+    users: dict[str, str] = {}
+    for case in cases:
+        for key in (IMAGE, LABEL):
+            for path in _paths(case[key]):
+                file = os.path.realpath(path)
+                user = f"{key} of {case_name(case[IMAGE])}"
+                if file in users:
+                    raise DataError(
+                        f"{listing.source}: {file} is both the {users[file]} and the {user}. Each image, channel and "
+                        "label needs a file of its own; correct the list."
+                    )
+                users[file] = user
+
+
+def _classes(listing: Listing) -> tuple[list[str], list[int], tuple[int, ...]]:
+    """Names and values by class number, and the values of labels named "ignore", as declared."""
+    if listing.labels is None:
+        return [], [], ()
+    values: dict[int, str] = {}
+    try:
+        for key, value in listing.labels.items():
+            # {"0": "background"} as in the Decathlon, or {"background": 0} as in nnU-Net v2.
+            number, name = (int(value), key) if not isinstance(value, str) else (int(key), value)
+            if number in values or isinstance(value, (bool, float)) or abs(number) > LARGEST_VALUE:
+                raise ValueError(f"{value!r} twice, or no whole number")
+            values[number] = str(name)
+    except (AttributeError, TypeError, ValueError, OverflowError):
+        values = {}
+    unlabeled = tuple(number for number, name in values.items() if name.lower() == "ignore")
+    classes = {number: name for number, name in sorted(values.items()) if number not in unlabeled}
+    if len(classes) < 2:
+        raise DataError(
+            f'{listing.source}: "labels" must name at least two classes by their values, background first, as in '
+            '{"0": "background", "1": "tubule"} or {"background": 0, "tubule": 1, "ignore": 2}, each value a whole '
+            f"number of its own (regions of several values are not supported); found {listing.labels!r}. Correct them."
+        )
+    # The background is class 0 even where its value is not the smallest, as in the paper's data.
+    order = sorted(classes, key=lambda number: (classes[number].lower() != "background", number))
+    return [classes[number] for number in order], order, unlabeled
+
+
+def _check_classes(listing: Listing, names: Sequence[str], values: Sequence[int], ignore: Sequence[int]) -> None:
+    """Raise DataError where declared classes lack the background, or do not go with the values of unlabeled voxels."""
+    if values and 0 not in (*values, *ignore) and names[0].lower() != "background":
+        raise DataError(
+            f'{listing.source}: "labels" name no background, found {listing.labels!r}; expected the background among '
+            'them, as in {"0": "background", "1": "tubule"}. Add it, or name the class "background" that is.'
+        )
+    clash = [value for value in ignore if value in values]
+    if clash:
+        raise DataError(
+            f"{listing.source}: ignore_index {clash[0]} is also a class, {names[list(values).index(clash[0])]}; "
+            f"expected a value that is none of {', '.join(map(str, sorted(values)))}. Choose another for unlabeled "
+            f"voxels, {max(values) + 1} for example."
+        )
+
+
+def _whole_numbers(value: Any, what: str) -> tuple[int, ...]:
+    listed = [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
+    if not all(isinstance(n, int) and not isinstance(n, bool) and abs(n) <= LARGEST_VALUE for n in listed):
+        raise DataError(
+            f"{what} must be a whole number of 32 bits or a list of them, as 255 or [4, 255]; found {value!r}. Correct "
+            "it."
+        )
+    return tuple(listed)
+
+
+def _folders(listing: Listing) -> str:
+    return ", ".join(sorted(p.name for p in listing.root.iterdir() if p.is_dir())) or "none"
+
+
+def case_name(image: str | Path | Sequence[str]) -> str:
+    """The name of a case: its image's file name without the ending and without nnU-Net's channel number ``_0000``.
+
+    Args:
+        image: path of the image, or of its channels.
+    """
+    return file_stem(image if isinstance(image, (str, Path)) else image[0]).removesuffix("_0000")

@@ -1,0 +1,279 @@
+"""How data sets lie on disk: the Decathlon's folders, nnU-Net v2's, plain pairs, and MONAI's datalists."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sparse3dunet.errors import DataError
+from sparse3dunet.io.suffixes import IMAGE_SUFFIXES, NIFTI_SUFFIXES
+
+SUFFIXES = NIFTI_SUFFIXES
+"""Of what can be trained on."""
+IMAGE_DIRS, LABEL_DIRS = ("images", "imagesTr"), ("labels", "labelsTr")
+EXAMPLE = '{"training": [{"image": "imagesTr/a.nii.gz", "label": "labelsTr/a.nii.gz"}]}'
+LABEL_ENDINGS = ("_seg", "_label", "_labels", "_mask", "_segmentation", "-label", "-seg", ".seg")
+"""What may follow an image's name in its label's, in plain folders."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a layout lists, before any file was looked at.
+
+    Attributes:
+        source: the file or folder that lists it, for messages.
+        root: the folder that the listed paths are relative to.
+        entries: a dictionary for each case, by the keys of a case; the last `num_validation` are for validation.
+        labels: names by value, or values by name; None where undeclared.
+        ignore_index: of unlabeled voxels, None where undeclared.
+        annotated_slices: of cases without their own, None where undeclared.
+        num_channels: 0 where undeclared.
+        num_validation: number of cases that the source sets apart for validation.
+        allows_absolute: whether paths may be absolute and point anywhere.
+    """
+
+    source: Path
+    root: Path
+    entries: list[Any]
+    labels: Any = None
+    ignore_index: Any = None
+    annotated_slices: Any = None
+    num_channels: int = 0
+    num_validation: int = 0
+    allows_absolute: bool = False
+
+
+def read_listing(path: Path, label_dir: str | None = None) -> Listing:
+    """What the data set at `path`, a folder or a JSON file, lists.
+
+    Raises:
+        DataError: when it is in no known layout, or lists no case.
+    """
+    if path.is_file():
+        if path.suffix != ".json":
+            raise DataError(
+                f"{path.absolute()} is no data set: found a file that is not .json, expected a folder or a JSON "
+                "datalist. Pass the folder that holds the images and labels."
+            )
+        return _datalist(path, read_json(path), allows_absolute=True)
+    file = path / "dataset.json"
+    if not file.is_file():
+        return _pairs(path, label_dir)
+    content = read_json(file)
+    if not isinstance(content, dict):
+        raise DataError(
+            f"{file}: expected a JSON object, as in {EXAMPLE}, found {type(content).__name__}. Correct it; a datalist "
+            "that is a mere list is passed as the file itself."
+        )
+    if "channel_names" in content and not isinstance(content.get("training"), list):
+        return _nnunet(file, content)
+    return _datalist(file, content, allows_absolute=False)
+
+
+def _datalist(file: Path, content: Any, allows_absolute: bool) -> Listing:
+    """MONAI's form, which is the Decathlon's: ``{"training": [{"image": ..., "label": ...}], "labels": ...}``."""
+    content = {"training": content} if isinstance(content, list) else content
+    entries = content.get("training") if isinstance(content, dict) else None
+    if not isinstance(entries, list) or not entries:
+        raise DataError(
+            f'{file}: "training" lists no cases, found {entries!r}; expected a list of image and label, as in '
+            f"{EXAMPLE}. List the cases."
+        )
+    validation = content.get("validation") or []
+    if not isinstance(validation, list):
+        raise DataError(f'{file}: "validation" must be a list like "training"; found {validation!r}. Correct it.')
+    key = "modality" if content.get("modality") else "channel_names"
+    images = entries[0].get("image") if isinstance(entries[0], dict) else None
+    return Listing(
+        source=file,
+        root=file.parent,
+        entries=[*entries, *validation],
+        labels=content.get("labels"),
+        ignore_index=content.get("ignore_index"),
+        annotated_slices=content.get("annotated_slices"),
+        num_channels=_declared_channels(file, key, content.get(key) or {})
+        or (len(images) if isinstance(images, list) else 0),
+        num_validation=len(validation),
+        allows_absolute=allows_absolute,
+    )
+
+
+def _declared_channels(file: Path, key: str, channels: Any) -> int:
+    if not isinstance(channels, (dict, list)):
+        raise DataError(
+            f'{file}: "{key}" must be like {{"0": "MRI", "1": "CT"}}, one entry for each channel; found {channels!r}. '
+            "Correct it."
+        )
+    return len(channels)
+
+
+def _nnunet(file: Path, content: dict[str, Any]) -> Listing:
+    """nnU-Net v2's raw folder: ``channel_names``, files ``imagesTr/a_0000.nii.gz`` and ``labelsTr/a.nii.gz``."""
+    root, ending = file.parent, content.get("file_ending", ".nii.gz")
+    if ending not in SUFFIXES:
+        raise DataError(
+            f'{file}: "file_ending" is {ending!r}; supported are {" and ".join(SUFFIXES)}. Convert the files to NIfTI.'
+        )
+    num_channels = _declared_channels(file, "channel_names", content["channel_names"] or None)
+    entries = _nnunet_entries(file, content, ending, num_channels)
+    if content.get("labels") is None:
+        raise DataError(
+            f'{file}: "labels" is missing; expected {{"background": 0, "tubule": 1, "ignore": 2}}, for example. Add it.'
+        )
+    return Listing(
+        source=file,
+        root=root,
+        entries=entries,
+        labels=content["labels"],
+        ignore_index=content.get("ignore_index"),
+        annotated_slices=content.get("annotated_slices"),
+        num_channels=num_channels,
+    )
+
+
+def _nnunet_entries(file: Path, content: dict[str, Any], ending: str, num_channels: int) -> list[Any]:
+    """The cases that nnU-Net's ``dataset`` lists, or else those of the files in ``labelsTr/``."""
+    root = file.parent
+    listed = content.get("dataset")
+    if listed:
+        if not isinstance(listed, dict) or not all(isinstance(entry, dict) for entry in listed.values()):
+            raise DataError(
+                f'{file}: "dataset" must be like {{"a": {{"images": ["imagesTr/a_0000.nii.gz"], "label": '
+                f'"labelsTr/a.nii.gz"}}}}; found {listed!r}. Correct it.'
+            )
+        return [{**entry, "image": entry.get("images")} for entry in listed.values()]
+    names, images = (
+        {file_stem(p) for p in list_volumes(root / folder) if p.name == file_stem(p) + ending}
+        for folder in ("labelsTr", "imagesTr")
+    )
+    lonely = sorted({re.sub(r"_\d{4}$", "", image) for image in images} - names)
+    if lonely:
+        raise DataError(
+            f"{root / 'labelsTr' / (lonely[0] + ending)} does not exist, the label of the image "
+            f"{lonely[0]}_0000{ending} ({len(lonely)} of the images have none). Put it there, or move the "
+            "image to imagesTs/."
+        )
+    entries = [
+        {
+            "image": [f"imagesTr/{name}_{channel:04d}{ending}" for channel in range(num_channels)],
+            "label": f"labelsTr/{name}{ending}",
+        }
+        for name in sorted(names)
+    ]
+    if not entries:
+        raise DataError(
+            f"{root / 'labelsTr'} holds no label (*{ending}); expected nnU-Net's layout, as {file} says. Put the "
+            'labels there, or correct "file_ending".'
+        )
+    if content.get("numTraining") not in (None, len(entries)):
+        raise DataError(
+            f'{file}: "numTraining" is {content["numTraining"]}, but labelsTr/ holds {len(entries)} labels. '
+            "Copy the missing files, or correct the number."
+        )
+    return entries
+
+
+def _pairs(root: Path, label_dir: str | None) -> Listing:
+    """A folder of ``images/`` and ``labels/``, or of images each with a label named after it (``a_seg.nii.gz``)."""
+    image_dir = next((name for name in IMAGE_DIRS if (root / name).is_dir()), None)
+    label_dir = label_dir or next((name for name in LABEL_DIRS if (root / name).is_dir()), None)
+    if image_dir and label_dir:
+        images, labels = list_volumes(root / image_dir), list_volumes(root / str(label_dir))
+    else:
+        files = list_volumes(root)
+        labels = [file for file in files if file_stem(file).endswith(LABEL_ENDINGS)]
+        images = [file for file in files if file not in labels]
+    if not images or not labels:
+        raise DataError(
+            f"{root.absolute()} is no data set: it holds no dataset.json, no images in images/ (or imagesTr/) with "
+            "labels in labels/ (or labelsTr/), and no images with labels beside them (a.nii.gz and a_seg.nii.gz). "
+            "data/README.md of this project shows each layout."
+        )
+    by_name = _labels_by_name(labels)
+    # Where each file has a label of its own, a number at the end is the scan's, not a channel's.
+    own = all(file_stem(file) in by_name for file in images)
+    groups = {file_stem(file): [file] for file in images} if own else group_channels(images)
+    lonely = [name for name in groups if name not in by_name]
+    if lonely:
+        raise DataError(
+            f"{groups[lonely[0]][0]}: this image has no label ({len(lonely)} of {len(groups)} images have none). Name "
+            "the label as the image, or move the image elsewhere: images without a label are for prediction."
+        )
+    more = [name for name in by_name if name not in groups]
+    if more:
+        raise DataError(
+            f"{by_name[more[0]]}: this label has no image ({len(more)} of {len(by_name)} labels have none). Name the "
+            "image as the label, or move the label elsewhere."
+        )
+    entries = [
+        {"image": [str(f.relative_to(root)) for f in files], "label": str(by_name[name].relative_to(root))}
+        for name, files in groups.items()
+    ]
+    channels = {len(files) for files in groups.values()}
+    return Listing(source=root, root=root, entries=entries, num_channels=max(channels) if channels != {1} else 0)
+
+
+def group_channels(files: Sequence[Path]) -> dict[str, list[Path]]:
+    """Files by case: those numbered as nnU-Net numbers channels (``a_0000``, ``a_0001``) under one name."""
+    names = {file.name for file in files}
+    groups: dict[str, list[Path]] = {}
+    for file in files:
+        stem = file_stem(file)
+        base, _, number = stem.rpartition("_")
+        first = f"{base}_0000{file.name[len(stem) :]}"
+        numbered = len(number) == 4 and number.isdigit() and first in names
+        groups.setdefault(base if numbered else stem, []).append(file)
+    return groups
+
+
+def _labels_by_name(labels: Sequence[Path]) -> dict[str, Path]:
+    """Labels by the name of their image."""
+    by_name: dict[str, Path] = {}
+    for file in labels:
+        name = _without_label_ending(file)
+        if name in by_name:
+            raise DataError(
+                f"{file}: a second label of {name}, beside {by_name[name].name}; expected one. Move one elsewhere, or "
+                "name the labels in a dataset.json."
+            )
+        by_name[name] = file
+    return by_name
+
+
+def _without_label_ending(file: Path) -> str:
+    stem = file_stem(file)
+    return next((stem.removesuffix(ending) for ending in LABEL_ENDINGS if stem.endswith(ending)), stem)
+
+
+def list_volumes(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
+    """The volumes of a folder, sorted; none where there is no such folder."""
+    if not os.path.isdir(folder):  # unlike Path.is_dir, false for a name that is too long
+        return []
+    return sorted(p for p in folder.iterdir() if p.name.endswith(suffixes) and not p.name.startswith("."))
+
+
+def file_stem(path: str | Path) -> str:
+    """A file's name without its ending."""
+    name = Path(path).name
+    return next((name.removesuffix(suffix) for suffix in IMAGE_SUFFIXES if name.endswith(suffix)), Path(path).stem)
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file's content.
+
+    Raises:
+        DataError: when it does not exist or is no JSON.
+    """
+    if not path.is_file():
+        raise DataError(f"{path.absolute()} does not exist.")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as error:
+        raise DataError(
+            f"{path}: not readable as JSON ({error}); expected text as in {EXAMPLE}. Correct it, or export it again."
+        ) from error

@@ -1,0 +1,100 @@
+"""Which cases to train on, and which to judge by."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+from sparse3dunet.data.datalist import Case, case_name
+from sparse3dunet.data.layouts import read_json
+from sparse3dunet.errors import DataError
+from sparse3dunet.keys import IMAGE
+
+
+def split_cases(
+    cases: Sequence[Case],
+    val_fraction: float = 0.2,
+    seed: int = 0,
+    split_file: str | Path | None = None,
+    validation: Sequence[str] = (),
+) -> tuple[list[Case], list[Case]]:
+    """Split cases into training and validation.
+
+    A single case is used for both: its annotated slices are learned from, and the rest of it is predicted.
+
+    Args:
+        cases: of a :class:`~sparse3dunet.data.datalist.DataSet`.
+        val_fraction: share of the cases, at least one, that validation takes; 0 puts *all* cases into both parts, to
+            densify the volumes that were annotated.
+        seed: of the random split.
+        split_file: JSON file ``{"train": [names], "val": [names]}`` that decides instead.
+        validation: names of the cases that the data set itself sets apart, which decide where there is no split file
+            and `val_fraction` is not 0.
+
+    Raises:
+        DataError: when the split file is unreadable, names an unknown case or leaves a part empty, or the fraction is
+            not in [0, 1).
+    """
+    if split_file is not None:
+        return _split_by_file(cases, Path(str(split_file)).expanduser())
+    if not 0 <= val_fraction < 1:
+        raise DataError(f"val_fraction must be at least 0 and below 1, got {val_fraction}.")
+    if len(cases) <= 1 or val_fraction == 0:
+        return list(cases), list(cases)
+    if validation:
+        chosen = [case_name(case[IMAGE]) in set(validation) for case in cases]
+        return [c for c, val in zip(cases, chosen) if not val], [c for c, val in zip(cases, chosen) if val]
+    order = list(cases)
+    random.Random(seed).shuffle(order)
+    count = min(max(round(val_fraction * len(cases)), 1), len(cases) - 1)
+    return order[count:], order[:count]
+
+
+def _split_by_file(cases: Sequence[Case], path: Path) -> tuple[list[Case], list[Case]]:
+    split = read_json(path)
+    if not isinstance(split, dict):
+        raise DataError(f'{path}: expected {{"train": [names], "val": [names]}}, found {type(split).__name__}.')
+    by_name = {case_name(case[IMAGE]): case for case in cases}
+    parts = []
+    for part in ("train", "val"):
+        names = split.get(part)
+        if not isinstance(names, list) or not names:
+            raise DataError(f'{path}: expected a list of case names under "{part}", found {names!r}.')
+        unknown = [str(name) for name in names if str(name) not in by_name]
+        if unknown:
+            raise DataError(f'{path}: "{part}" names cases that the data set lacks: {", ".join(unknown[:5])}.')
+        parts.append([by_name[str(name)] for name in names])
+    both = [case_name(case[IMAGE]) for case in parts[0] if case in parts[1]]
+    if both:
+        raise DataError(
+            f"{path}: in both parts: {', '.join(both[:5])}. Validation on what is trained on tells nothing of new "
+            "volumes; to densify all volumes, pass --val_fraction 0 instead of a split file."
+        )
+    return parts[0], parts[1]
+
+
+def cases_to_score(cases: Sequence[Case], training: Sequence[str], validation: Sequence[str]) -> list[Case]:
+    """The cases by which to judge a model, given the names of those that it was trained and validated on.
+
+    Those that it was validated on, if the data set has them all; otherwise, for another data set, all cases. Prints
+    which, and says so where they were trained on too.
+    """
+    held_out = [case for case in cases if case_name(case[IMAGE]) in set(validation)]
+    chosen = held_out if held_out and len(held_out) == len(set(validation)) else list(cases)
+    names = [case_name(case[IMAGE]) for case in chosen]
+    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    if set(names) & set(training):
+        note = "all or some of which the model was trained on: scores on annotated voxels tell nothing of others"
+    else:
+        note = "which the model was not trained on"
+    print(f"Scoring {len(names)} volume(s), {note}: {shown}")
+    return chosen
+
+
+def share_cases(cases: Sequence[Case], rank: int, ranks: int) -> list[Case]:
+    """The cases that one of several processes validates: every so many; all of them where there are fewer than ranks.
+
+    In the latter case each process comes to the same scores by itself, since none may be without a volume.
+    """
+    return list(cases[rank::ranks] if len(cases) >= ranks else cases)

@@ -1,0 +1,1 @@
+"""Data that are built in, or made by chance: a brain, and tubules."""

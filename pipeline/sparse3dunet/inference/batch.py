@@ -1,0 +1,276 @@
+"""Many images to their segmentations: read, predicted and written side by side, and shared out over processes."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+import traceback
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from sparse3dunet.errors import TRACEBACK_VARIABLE, DataError
+from sparse3dunet.inference.inputs import ImageCase
+from sparse3dunet.inference.predictor import IN_MEMORY, Prediction, Predictor, Scratch
+from sparse3dunet.inference.processes import Processes
+from sparse3dunet.inference.records import CaseRecord, remove_empty_drafts, write_summary
+from sparse3dunet.io import check_output, natural_suffix, read_image, write_map, write_segmentation
+from sparse3dunet.io.volumes import Volume
+from sparse3dunet.progress import BatchProgress
+from sparse3dunet.report.pictures import save_picture
+
+READ_AHEAD = IN_MEMORY // 4
+"""Bytes of an image's files; beside a larger one, no other is read or written."""
+LARGEST_PICTURE = 400
+"""Voxels along an axis."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where results go, and in which form.
+
+    Attributes:
+        folder: of all of them.
+        class_names: by class number.
+        class_values: on disk, by class number.
+        format: one of OUTPUT_SUFFIXES; None: each image's own.
+        pictures: whether to draw each case.
+        overwrite: whether to replace files that this command did not write, or that were changed since.
+    """
+
+    folder: Path
+    class_names: Sequence[str]
+    class_values: Sequence[int]
+    format: str | None = None
+    pictures: bool = True
+    overwrite: bool = False
+
+    @property
+    def labels(self) -> dict[int, str]:
+        """Each class's name by its value on disk."""
+        return dict(zip(self.class_values, self.class_names))
+
+    def names(self, case: ImageCase, confidence: bool = False, probabilities: bool = False) -> dict[str, str]:
+        """The files of a case, by what they hold, relative to the folder."""
+        suffix = self.format or natural_suffix(case.files[0])
+        maps = ".nrrd" if suffix == ".seg.nrrd" else suffix
+        segmentation = f"{case.name}{suffix}" if suffix == ".seg.nrrd" else f"{case.name}_seg{suffix}"
+        names = {"segmentation": segmentation}
+        if confidence:
+            names["confidence"] = f"{case.name}_confidence{maps}"
+        if probabilities:
+            names["probabilities"] = f"{case.name}_prob{maps}"
+        if self.pictures:
+            names["picture"] = f"pictures/{case.name}.png"
+        return names
+
+
+@dataclass
+class Outcome:
+    """What became of a batch, over all processes."""
+
+    done: int = 0
+    skipped: int = 0
+    failed: list[str] = field(default_factory=list)
+
+
+def predict_batch(
+    cases: Sequence[ImageCase], predictor: Predictor, output: Output, key: Mapping[str, Any], quiet: bool = False
+) -> Outcome:
+    """Predict images, and write results, records and ``summary.csv``.
+
+    Cases that are done already, by the same `key`, are skipped. One that fails is reported, and the rest goes on. Under
+    torchrun, the cases are shared out over the processes.
+
+    Args:
+        cases: the images.
+        predictor: segments one.
+        output: where results go.
+        key: of what the results depend on, as plain values: the model's digest, the settings.
+        quiet: whether to show no progress.
+
+    Returns:
+        What became of all of them, in each process.
+    """
+    processes = Processes()
+    mine = processes.share(processes.agree(sorted(cases, key=lambda case: (-case.size, case.name))))
+    key = {**key, "format": output.format, "pictures": output.pictures}
+    outcome = Outcome()
+    with BatchProgress(len(mine), quiet or not processes.is_first) as progress:
+        predictor.inferer.on_window = progress.windows
+        try:
+            _Batch(predictor, output, key, progress, outcome).run(mine)
+        except KeyboardInterrupt:
+            _summarise(output)
+            print(f"Stopped after {outcome.done} volume(s); the same command goes on where it was.", flush=True)
+            raise
+    outcomes = processes.gather(outcome)
+    total = Outcome(
+        sum(o.done for o in outcomes), sum(o.skipped for o in outcomes), sorted(f for o in outcomes for f in o.failed)
+    )
+    if processes.is_first:
+        remove_empty_drafts(output.folder)
+        _summarise(output)
+    processes.gather(None)  # or a process that ends with an error would have the first one stopped before its end
+    processes.close()
+    return total
+
+
+def _summarise(output: Output) -> None:
+    try:
+        write_summary(output.folder, output.class_names)
+    except OSError as error:
+        raise DataError(f"{output.folder / 'summary.csv'} cannot be written ({error}).") from error
+
+
+@dataclass
+class _Job:
+    case: ImageCase
+    record: CaseRecord
+    names: dict[str, str]
+    seconds: float = 0.0
+
+    def read(self) -> list[Volume]:
+        started = time.perf_counter()
+        volumes = [read_image(file) for file in self.case.files]
+        self.seconds += time.perf_counter() - started
+        return volumes
+
+
+class _Batch:
+    """Goes through the cases: while one is predicted, the next one is read and the one before written."""
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        output: Output,
+        key: Mapping[str, Any],
+        progress: BatchProgress,
+        outcome: Outcome,
+    ) -> None:
+        self.predictor, self.output, self.key = predictor, output, key
+        self.progress, self.outcome = progress, outcome
+
+    def run(self, cases: Sequence[ImageCase]) -> None:
+        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+            writing: Future | None = None
+            for job, reading in self._reading(self._jobs(cases), reader):
+                volumes, done = self._predict(job, reading)
+                if writing is not None:
+                    writing.result()
+                    writing = None
+                if done is not None:
+                    writing = writer.submit(self._write, job, volumes, *done)
+                    if job.case.size > READ_AHEAD:
+                        writing.result()
+                del volumes, done
+
+    def _jobs(self, cases: Sequence[ImageCase]) -> Iterator[_Job]:
+        """The cases that are not done yet."""
+        for case in cases:
+            names = self.output.names(case, self.predictor.confidence, self.predictor.probabilities)
+            try:
+                record = CaseRecord(self.output.folder, case, self.key)
+                done = record.is_done(list(names.values()), self.output.overwrite)
+            except Exception as error:  # a link to nothing, for example
+                self._failed(case.name, error)
+                continue
+            if done:
+                self.outcome.skipped += 1
+                self.progress.skip()
+            else:
+                yield _Job(case, record, names)
+
+    @staticmethod
+    def _reading(jobs: Iterator[_Job], reader: ThreadPoolExecutor) -> Iterator[tuple[_Job, Future]]:
+        """The next one is being read when one is handed out, unless either is large."""
+        ahead: deque[tuple[_Job, Future]] = deque()
+        for job in jobs:
+            if ahead and max(job.case.size, ahead[0][0].case.size) > READ_AHEAD:
+                yield ahead.popleft()
+            ahead.append((job, reader.submit(job.read)))
+            if len(ahead) == 2:
+                yield ahead.popleft()
+        yield from ahead
+
+    def _predict(self, job: _Job, reading: Future) -> tuple[list[Volume], tuple[Prediction, Scratch] | None]:
+        scratch = None
+        try:
+            self.progress.start(job.case.name)
+            volumes = reading.result()
+            for name in (name for kind, name in job.names.items() if kind != "picture"):
+                check_output(name, volumes[0], self.output.labels)
+            started = time.perf_counter()
+            scratch = Scratch(job.record.start(list(job.names.values()), self.output.overwrite))
+            prediction = self.predictor(volumes, scratch)
+            job.seconds += time.perf_counter() - started
+            return volumes, (prediction, scratch)
+        except Exception as error:  # whatever it is, the other cases go on
+            if scratch is not None:
+                scratch.close()
+            self._failed(job.case.name, error, job.record)
+            return [], None
+
+    def _write(self, job: _Job, volumes: list[Volume], prediction: Prediction, scratch: Scratch) -> None:
+        started = time.perf_counter()
+        try:
+            with scratch:
+                self._write_drafts(job, volumes[0], prediction)
+                if "picture" in job.names:
+                    _draw(job.record.drafts / job.names["picture"], job.case.name, volumes[0], prediction, self.output)
+            voxel_ml = float(abs(np.linalg.det(volumes[0].affine[:3, :3]))) / 1000
+            job.record.finish(
+                list(job.names.values()),
+                seconds=job.seconds + time.perf_counter() - started,
+                ml={name: n * voxel_ml for name, n in zip(self.output.class_names, prediction.voxels)},
+                mean_confidence=prediction.mean_confidence,
+                segmentation=job.names["segmentation"],
+            )
+        except Exception as error:  # a full disk, for example
+            self._failed(job.case.name, error, job.record)
+            return
+        self.outcome.done += 1
+        self.progress.done(job.record.read())
+
+    def _write_drafts(self, job: _Job, image: Volume, prediction: Prediction) -> None:
+        drafts = job.record.drafts
+        write_segmentation(drafts / job.names["segmentation"], prediction.segmentation, image, self.output.labels)
+        for kind, values in (("confidence", prediction.confidence), ("probabilities", prediction.probabilities)):
+            if kind in job.names and values is not None:
+                write_map(drafts / job.names[kind], values, image, kind)
+
+    def _failed(self, name: str, error: Exception, record: CaseRecord | None = None) -> None:
+        if os.environ.get(TRACEBACK_VARIABLE):
+            traceback.print_exception(error)
+        text = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
+        if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate" in text:
+            text += ". Pass smaller windows (--roi-size), or --device cpu for a GPU that is too small."
+        text = " ".join(text.split())
+        self.outcome.failed.append(f"{name}: {text}")
+        self.progress.failed(name, text)
+        try:
+            if record is not None:
+                record.fail(text)
+        except OSError:  # the disk is full or gone: it was said above
+            return
+
+
+def _draw(path: Path, name: str, image: Volume, prediction: Prediction, output: Output) -> None:
+    """A picture of the case, of a large one in every other voxel or fewer."""
+    step = max(math.ceil(n / LARGEST_PICTURE) for n in image.spatial_shape)
+    thin = (slice(None, None, step),) * 3
+    data = image.data if image.data.ndim == 3 else image.data[..., 0]
+    orientation = nib.io_orientation(image.affine)
+    scan, classes = (nib.apply_orientation(array[thin], orientation) for array in (data, prediction.segmentation))
+    numbers = np.zeros(classes.shape, np.int16)
+    for number, value in enumerate(output.class_values):
+        numbers[classes == value] = number
+    spacing = image.in_ras_order(image.spacing)
+    save_picture(path, scan, numbers, class_names=output.class_names, title=name, spacing=spacing, step=step)

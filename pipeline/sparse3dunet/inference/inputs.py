@@ -1,0 +1,157 @@
+"""Which images to predict: files, folders, patterns, datalists, DICOM series."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sparse3dunet.data.datalist import case_name
+from sparse3dunet.data.layouts import IMAGE_SUFFIXES, group_channels, list_volumes, read_json
+from sparse3dunet.errors import DataError
+from sparse3dunet.io import is_dicom_folder
+from sparse3dunet.keys import IMAGE
+
+
+@dataclass(frozen=True)
+class ImageCase:
+    """An image to predict.
+
+    Attributes:
+        name: of the case, unique among those found together; results are named after it. May hold folders.
+        files: of the image, absolute: one, one for each channel, or the folder of a DICOM series.
+    """
+
+    name: str
+    files: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk; 0 where they cannot be told."""
+        try:
+            return sum(os.path.getsize(file) for file in self.all_files())
+        except OSError:
+            return 0
+
+    def all_files(self) -> list[str]:
+        """Its files, those in a folder one by one."""
+        found: list[str] = []
+        for file in self.files:
+            found += sorted(e.path for e in os.scandir(file) if e.is_file()) if os.path.isdir(file) else [file]
+        return found
+
+
+def find_images(
+    sources: Sequence[str | Path], num_channels: int = 1, leave_out: Collection[str] = ()
+) -> list[ImageCase]:
+    """The images that `sources` name.
+
+    Args:
+        sources: each an image; a folder of images (its subfolders are not looked into); the folder of a DICOM series,
+            or one that holds such folders; a pattern such as ``"scans/*/t1.nii.gz"``; or a JSON file: a list of paths
+            or of ``{"image": path}``, by itself or under "testing" as in MONAI's datalists, relative to the JSON file.
+        num_channels: of the model. With several, files of a folder or pattern that are numbered as nnU-Net numbers
+            channels (``a_0000.nii.gz``, ``a_0001.nii.gz``) are one image; any other file has all its channels in it.
+        leave_out: absolute paths of files that are no images to predict: the results of former runs.
+
+    Returns:
+        The images, each once. Where several would have one name (``1/t1.nii.gz``, ``2/t1.nii.gz``), all are named by
+        their path from the folder that they have in common.
+
+    Raises:
+        DataError: when a source does not exist, names a missing file, or holds no image.
+    """
+    images = dict.fromkeys(image for source in sources for image in _images_of(str(source), num_channels))
+    files = [image for image in images if image[0] not in leave_out]
+    if not files:
+        raise DataError(f"{', '.join(map(str, sources))}: no image, but results of former runs. Pass the images.")
+    names = [_name(image[0]) for image in files]
+    if max(Counter(names).values()) > 1:
+        root = os.path.commonpath([os.path.dirname(image[0]) for image in files])
+        names = [os.path.join(os.path.relpath(os.path.dirname(i[0]), root), n) for i, n in zip(files, names)]
+        names = [os.path.normpath(name) for name in names]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        same = [image[0] for image, name in zip(files, names) if name == twice[0]]
+        raise DataError(
+            f"several images are named {twice[0]}, so that their results would overwrite each other: "
+            f"{' and '.join(same[:2])}. Rename one, or predict them into different folders."
+        )
+    return [ImageCase(name, image) for name, image in zip(names, files)]
+
+
+def list_images(source: str | Path, num_channels: int = 1) -> list[dict[str, Any]]:
+    """The images that `source` names, as MONAI's datasets take them: ``[{"image": path or paths}, ...]``."""
+    cases = find_images([source], num_channels)
+    return [{IMAGE: case.files[0] if len(case.files) == 1 else list(case.files)} for case in cases]
+
+
+def _name(file: str) -> str:
+    return os.path.basename(file) if os.path.isdir(file) else case_name(file)
+
+
+def _images_of(source: str, num_channels: int) -> list[tuple[str, ...]]:
+    path = Path(os.path.abspath(os.path.expanduser(source)))  # without "..", which must not get into names
+    if path.suffix == ".json":
+        return _listed(path)
+    if os.path.isdir(path):
+        return _in_folder(path, num_channels)
+    if os.path.isfile(path):
+        return [(str(path.absolute()),)]
+    found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
+    if not found:
+        raise DataError(f"{path.absolute()} does not exist, nor does any file match it. Pass images, or their folder.")
+    files = [file for file in found if file.name.endswith(IMAGE_SUFFIXES)]
+    folders = [folder for folder in found if folder.is_dir() and is_dicom_folder(folder)]
+    if not files and not folders:
+        raise DataError(
+            f"{source}: {len(found)} file(s) match, none of them an image ({_endings()}), {found[0]} for example."
+        )
+    return [*_grouped(files, num_channels), *((str(folder.absolute()),) for folder in folders)]
+
+
+def _in_folder(folder: Path, num_channels: int) -> list[tuple[str, ...]]:
+    files = list_volumes(folder, IMAGE_SUFFIXES)
+    if files:
+        return _grouped(files, num_channels)
+    series = [folder] if is_dicom_folder(folder) else []
+    series = series or sorted(sub for sub in folder.iterdir() if sub.is_dir() and is_dicom_folder(sub))
+    if not series:
+        raise DataError(
+            f"{folder.absolute()} holds no image ({_endings()}, or DICOM series). Pass the folder that holds the "
+            "images themselves."
+        )
+    return [(str(sub.absolute()),) for sub in series]
+
+
+def _grouped(files: Sequence[Path], num_channels: int) -> list[tuple[str, ...]]:
+    if num_channels == 1:
+        return [(str(file.absolute()),) for file in files]
+    by_folder: dict[Path, list[Path]] = {}
+    for file in files:
+        by_folder.setdefault(file.absolute().parent, []).append(file.absolute())
+    return [tuple(map(str, group)) for in_one in by_folder.values() for group in group_channels(in_one).values()]
+
+
+def _listed(path: Path) -> list[tuple[str, ...]]:
+    content = read_json(path)
+    entries = content.get("testing", content.get("test")) if isinstance(content, dict) else content
+    if not isinstance(entries, list) or not entries:
+        raise DataError(f'{path}: expected a list of images, by itself or under "testing".')
+    images = []
+    for number, entry in enumerate(entries):
+        listed = entry.get(IMAGE) if isinstance(entry, dict) else entry
+        names = listed if isinstance(listed, list) else [listed]
+        files = [os.path.abspath(path.parent / name) for name in names if isinstance(name, str)]
+        if len(files) < len(names) or not files or not all(map(os.path.exists, files)):
+            raise DataError(f"{path}: entry {number} names no existing image: {entry!r}.")
+        images.append(tuple(files))
+    return images
+
+
+def _endings() -> str:
+    return ", ".join(f"*{suffix}" for suffix in IMAGE_SUFFIXES)

@@ -1,0 +1,179 @@
+"""Predict images with a trained model: what ``sparse3dunet predict`` and the bundle's ``run inference`` do."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.transforms import Compose
+
+from sparse3dunet.errors import DataError
+from sparse3dunet.inference.batch import Outcome, Output, predict_batch
+from sparse3dunet.inference.inputs import find_images
+from sparse3dunet.inference.predictor import Predictor
+from sparse3dunet.inference.records import results_in
+from sparse3dunet.inference.slabs import SlabInferer
+from sparse3dunet.io import OUTPUT_SUFFIXES, check_output_dir
+from sparse3dunet.keys import IMAGE
+from sparse3dunet.models.description import Model
+from sparse3dunet.models.normalization import normalization_names
+
+
+def predict(
+    model: Model,
+    sources: Sequence[str | Path],
+    output_dir: str | Path,
+    inferer: SlabInferer,
+    *,
+    device: torch.device | str | None = None,
+    normalize: Sequence[Any] = (),
+    format: str | None = None,
+    confidence: bool = False,
+    probabilities: bool = False,
+    pictures: bool = True,
+    largest: bool | Sequence[str | int] = (),
+    min_ml: float | Mapping[str, float] = 0.0,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> Outcome:
+    """Segment images, each on its own grid, into `output_dir`.
+
+    There, ``NAME_seg.*`` appears for each image, whole or not at all, and ``summary.csv``; on request also
+    ``NAME_confidence.*`` and ``NAME_prob.*``. What was done before with the same model, settings and image is skipped.
+    Under torchrun, the images are shared out over the processes.
+
+    Args:
+        model: see :func:`~sparse3dunet.models.description.load_model`.
+        sources: see :func:`~sparse3dunet.inference.inputs.find_images`.
+        output_dir: of all results.
+        inferer: runs the network on windows.
+        device: of the network; None for the GPU, if there is one, of this process.
+        normalize: the bundle's dictionary transforms that do; empty for those of training as it comes.
+        format: ".nii.gz", ".nii", ".nrrd", ".mha" or ".seg.nrrd" (3D Slicer's); None for each image's own, and .nii.gz
+            for DICOM.
+        confidence: whether to write the probability of the chosen class, 0 to 255.
+        probabilities: whether to write those of all classes.
+        pictures: whether to draw each image with its segmentation.
+        largest: True, or names or numbers of classes: of these, only the largest connected component is kept.
+        min_ml: smaller connected components become background; one volume for all classes, or by name.
+        overwrite: whether to replace files that were not written by this function, or changed since.
+        quiet: whether to show failures alone.
+
+    Raises:
+        DataError: when nothing can start: no image, no class of that name, no place for results. An image that fails is
+            an :class:`~sparse3dunet.inference.batch.Outcome`'s matter.
+    """
+    if format is not None:
+        format = "." + str(format).lstrip(".")
+        if format not in OUTPUT_SUFFIXES:
+            raise DataError(f"format is {format!r}; expected one of {', '.join(OUTPUT_SUFFIXES)}.")
+    for source in sources:
+        check_output_dir(output_dir, source)
+    own_normalization = normalization_names(normalize)
+    trained_with = model.description.get("normalize") or []
+    if own_normalization != trained_with:
+        raise DataError(
+            f"{model.path} was trained with another normalisation ({_listed(trained_with)}) than it is to predict with "
+            f"({_listed(own_normalization)}). Use the bundle's run inference, with `normalize` as in training's config."
+        )
+    cases = find_images(sources, model.in_channels, results_in(output_dir))
+    device = torch.device(device) if device is not None else default_device()
+    predictor = Predictor(
+        model.network.to(device),
+        inferer,
+        model.class_values,
+        model.in_channels,
+        model.spacing,
+        device,
+        _of_tensor(normalize) if own_normalization else None,
+        confidence,
+        probabilities,
+        _class_numbers(largest, model.class_names),
+        _minimum_sizes(min_ml, model.class_names),
+    )
+    inferer.windows((1, 1, 1), model.network)  # whether the network takes such windows
+    key = {
+        "model": model.digest,
+        **{name: getattr(inferer, name) for name in ("roi_size", "overlap", "border", "mirror_axes", "bfloat16")},
+        "normalize": own_normalization,
+        "largest": predictor.largest,
+        "min_ml": predictor.min_ml,
+    }
+    _check_writable(Path(output_dir))
+    output = Output(Path(output_dir), model.class_names, model.class_values, format, pictures, overwrite)
+    return predict_batch(cases, predictor, output, key, quiet)
+
+
+def report(outcome: Outcome, output_dir: str | Path) -> None:
+    """Print what became of a batch.
+
+    Raises:
+        DataError: when images failed.
+    """
+    if int(os.environ.get("RANK", 0)) == 0:
+        before = f", {outcome.skipped} done before" if outcome.skipped else ""
+        print(f"Segmented {outcome.done} volume(s){before}: {output_dir}", flush=True)
+    if outcome.failed and int(os.environ.get("RANK", 0)) == 0:
+        total = outcome.done + outcome.skipped + len(outcome.failed)
+        more = f" (and {len(outcome.failed) - 1} more)" if len(outcome.failed) > 1 else ""
+        raise DataError(
+            f"{len(outcome.failed)} of {total} volume(s) failed, see {Path(output_dir) / 'summary.csv'}: "
+            f"{outcome.failed[0]}{more}"
+        )
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise DataError(f"{folder.absolute()}, to which results should go, cannot be written to ({error}).") from error
+
+
+def default_device() -> torch.device:
+    """The GPU of this process, if there is one."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+
+
+def _of_tensor(transforms: Sequence[Any]) -> Any:
+    compose = Compose(list(transforms))
+    return lambda image: compose({IMAGE: image})[IMAGE]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(names) or "to mean 0 and standard deviation 1"
+
+
+def _class_numbers(named: bool | Sequence[str | int], class_names: Sequence[str]) -> list[int]:
+    """Numbers of the foreground classes that are named, by name or number."""
+    if named is True:
+        return list(range(1, len(class_names)))
+    return sorted({_class_number(name, class_names) for name in named or ()})
+
+
+def _minimum_sizes(min_ml: float | Mapping[str, float], class_names: Sequence[str]) -> dict[int, float]:
+    if not isinstance(min_ml, Mapping):
+        min_ml = dict.fromkeys(class_names[1:], min_ml)
+    sizes = {_class_number(name, class_names): ml for name, ml in min_ml.items()}
+    for number, ml in sizes.items():
+        if isinstance(ml, bool) or not isinstance(ml, (int, float)) or not 0 <= ml < float("inf"):
+            raise DataError(f"min_ml of {class_names[number]} is {ml!r}; expected a volume in ml, 0 or more.")
+    return {number: float(ml) for number, ml in sorted(sizes.items()) if ml > 0}
+
+
+def _class_number(name: str | int, class_names: Sequence[str]) -> int:
+    number = class_names.index(str(name)) if str(name) in class_names else -1
+    if number < 0 and str(name).isdecimal():
+        number = int(name)
+    if not 0 < number < len(class_names):
+        raise DataError(
+            f"{name!r} is no class of the foreground; the model has {', '.join(class_names[1:])} "
+            f"(or their numbers, 1 to {len(class_names) - 1})."
+        )
+    return number

@@ -1,0 +1,305 @@
+"""One image to its segmentation, on the image's own grid, in memory for a slab of it."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+
+from sparse3dunet.errors import DataError
+from sparse3dunet.inference.resizing import resize_linear, take_rows
+from sparse3dunet.inference.slabs import SlabInferer
+from sparse3dunet.io.volumes import Volume, check_channels
+from sparse3dunet.transforms.components import clean_components
+from sparse3dunet.transforms.spatial.resample import extent_shape
+
+IN_MEMORY = 2**30
+"""Bytes; larger arrays lie on disk."""
+
+
+@dataclass
+class Prediction:
+    """What a network makes of an image, on the image's grid, its axes in the file's order.
+
+    Attributes:
+        segmentation: (X, Y, Z) the classes' values on disk.
+        confidence: (X, Y, Z) uint8, the probability of the class that was chosen, times 255; None unless asked for.
+        probabilities: (X, Y, Z, K) float32; None unless asked for.
+        voxels: of each class, by its number.
+        mean_confidence: in [0, 1], over the voxels of the foreground, before any clean-up; None where none is left.
+    """
+
+    segmentation: np.ndarray
+    confidence: np.ndarray | None
+    probabilities: np.ndarray | None
+    voxels: list[int]
+    mean_confidence: float | None
+
+
+class Scratch:
+    """Arrays for results: in memory, or, beyond `in_memory` bytes, in files of `folder` that vanish with it."""
+
+    def __init__(self, folder: str | Path | None = None, in_memory: int = IN_MEMORY) -> None:
+        self.folder = tempfile.TemporaryDirectory(dir=folder, prefix="scratch-")
+        self.in_memory = in_memory
+        self.count = 0
+
+    def __enter__(self) -> Scratch:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.folder.cleanup()
+
+    def array(self, shape: Sequence[int], dtype: Any) -> np.ndarray:
+        """Zeros, in Fortran's order: that of the files that they are written to."""
+        shape = tuple(shape)
+        if np.prod(shape, dtype=float) * np.dtype(dtype).itemsize <= self.in_memory:
+            return np.zeros(shape, dtype, order="F")
+        self.count += 1
+        path = Path(self.folder.name) / f"{self.count}.raw"
+        with path.open("wb") as file:
+            if hasattr(os, "posix_fallocate"):  # or a full disk would end the process when it is written to
+                os.posix_fallocate(file.fileno(), 0, math.prod(shape) * np.dtype(dtype).itemsize)
+            else:
+                file.truncate(math.prod(shape) * np.dtype(dtype).itemsize)
+        return np.memmap(path, dtype, "r+", shape=shape, order="F")
+
+
+class Predictor:
+    """Segments images with one network.
+
+    Images are turned to RAS, resampled to `spacing` over exactly their field of view, normalised and segmented by
+    `inferer`; of each slab that is complete, the classes are taken at once, and brought back onto the image's grid by
+    nearest neighbours. That is what the bundle's transforms do, but never with the logits of a whole volume.
+
+    Args:
+        network: takes (B, C, X, Y, Z), RAS order.
+        inferer: runs it.
+        class_values: on disk, by class number.
+        num_channels: of the images.
+        spacing: in mm, that the network was trained at; None: images as they are.
+        device: of the network.
+        normalize: of the whole image, (C, X, Y, Z) float32, for networks trained with another than the bundle's
+            normalisation; None for that: each channel to mean 0 and standard deviation 1.
+        confidence: whether to make a map of it.
+        probabilities: whether to make these; 4 K bytes a voxel.
+        largest: numbers of the classes of which the largest connected component alone is kept.
+        min_ml: by class number: components that are smaller, in ml, become background.
+    """
+
+    def __init__(
+        self,
+        network: Callable[..., torch.Tensor],
+        inferer: SlabInferer,
+        class_values: Sequence[int],
+        num_channels: int = 1,
+        spacing: Sequence[float] | None = None,
+        device: torch.device | str = "cpu",
+        normalize: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        confidence: bool = False,
+        probabilities: bool = False,
+        largest: Sequence[int] = (),
+        min_ml: dict[int, float] | None = None,
+    ) -> None:
+        self.network, self.inferer, self.device = network, inferer, torch.device(device)
+        self.class_values = np.asarray(class_values, dtype=_smallest_type(class_values))
+        self.num_channels, self.spacing, self.normalize = num_channels, spacing, normalize
+        self.confidence, self.probabilities = confidence, probabilities
+        self.largest, self.min_ml = list(largest), dict(min_ml or {})
+
+    def __call__(self, volumes: Sequence[Volume], scratch: Scratch) -> Prediction:
+        """Segment an image.
+
+        Args:
+            volumes: the image, one volume or one for each channel.
+            scratch: where results too large for memory go; they last as long as it does.
+
+        Raises:
+            DataError: when the image has other channels than the network, or NaN or infinity in it.
+        """
+        check_channels(volumes, self.num_channels)
+        image = volumes[0]
+        grid = _Grid.of(image, self.spacing)
+        channels = [grid.to_network(array, scratch) for volume in volumes for array in _channels(volume)]
+        prepare: _ZScore | None = _ZScore.of(channels, image.path)  # which looks for NaN, too
+        if self.normalize is not None:
+            stack = torch.from_numpy(np.stack([np.asarray(c, np.float32) for c in channels]))
+            channels, prepare = list(np.asarray(self.normalize(stack), np.float32)), None
+        result = _Result(self, image, grid, scratch)
+        row_axis = self.inferer.windows(grid.shape, self.network).row_axis
+        for rows, logits in self.inferer.slabs(channels, self.network, self.device, prepare):
+            result.add(rows, row_axis, logits)
+        return result.finish()
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """How an image's voxels lie to those that the network sees."""
+
+    orientation: np.ndarray
+    ras_shape: tuple[int, ...]
+    shape: tuple[int, ...]
+    """Of what the network sees."""
+
+    @classmethod
+    def of(cls, image: Volume, spacing: Sequence[float] | None) -> _Grid:
+        shape = image.in_ras_order(image.spatial_shape)
+        network_shape = extent_shape(shape, image.in_ras_order(image.spacing), spacing) if spacing else shape
+        return cls(nib.io_orientation(image.affine), shape, network_shape)
+
+    @property
+    def resampled(self) -> bool:
+        return self.shape != self.ras_shape
+
+    def to_ras(self, array: np.ndarray) -> np.ndarray:
+        """A view of an array in the file's order."""
+        return nib.apply_orientation(array, self.orientation)
+
+    def to_network(self, channel: np.ndarray, scratch: Scratch) -> np.ndarray:
+        channel = self.to_ras(channel)
+        return resize_linear(channel, scratch.array(self.shape, np.float32)) if self.resampled else channel
+
+
+@dataclass(frozen=True)
+class _ZScore:
+    """Each channel to mean 0 and standard deviation 1 over the volume; one that is constant, to 0."""
+
+    mean: np.ndarray
+    std: np.ndarray
+
+    @classmethod
+    def of(cls, channels: Sequence[np.ndarray], path: str) -> _ZScore:
+        moments = [_moments(channel, path) for channel in channels]
+        mean, std = (np.array(values, np.float32).reshape(-1, 1, 1, 1) for values in zip(*moments))
+        return cls(mean, np.where(std == 0, 1, std).astype(np.float32))
+
+    def __call__(self, window: np.ndarray) -> np.ndarray:
+        window -= self.mean
+        window /= self.std
+        return window
+
+
+def _moments(array: np.ndarray, path: str) -> tuple[float, float]:
+    """Mean and standard deviation, read piece by piece."""
+    slowest = int(np.argmax(np.abs(array.strides)))
+    planes = np.moveaxis(array, slowest, 0)
+    step = max(2**22 // max(planes[0].size, 1), 1)
+    count, mean, squares = 0, 0.0, 0.0
+    for start in range(0, len(planes), step):
+        part = np.asarray(planes[start : start + step], np.float64)
+        if not (np.abs(part) <= np.finfo(np.float32).max).all():  # false for NaN, too
+            raise DataError(
+                f"{path}: voxels are NaN or infinite; expected numbers. Replace them, by the background's value for "
+                "example."
+            )
+        # Chan, Golub, LeVeque 1979: of two parts together.
+        delta, total = part.mean() - mean, count + part.size
+        squares += part.var() * part.size + delta**2 * count * part.size / total
+        mean += delta * part.size / total
+        count = total
+    return float(mean), float(np.sqrt(squares / count))
+
+
+def _channels(volume: Volume) -> list[np.ndarray]:
+    """(X, Y, Z) each."""
+    return [volume.data] if volume.data.ndim == 3 else [volume.data[..., i] for i in range(volume.data.shape[3])]
+
+
+class _Result:
+    """Takes slabs of logits, and keeps what is asked for of them."""
+
+    def __init__(self, predictor: Predictor, image: Volume, grid: _Grid, scratch: Scratch) -> None:
+        self.predictor, self.image, self.grid, self.scratch = predictor, image, grid, scratch
+        shape, num_classes = image.spatial_shape, len(predictor.class_values)
+        self.segmentation = scratch.array(shape, predictor.class_values.dtype)
+        self.confidence = scratch.array(shape, np.uint8) if predictor.confidence else None
+        self.probabilities = scratch.array((*shape, num_classes), np.float32) if predictor.probabilities else None
+        coarse = predictor.probabilities and grid.resampled
+        self.coarse = scratch.array((*grid.shape, num_classes), np.float32) if coarse else None
+        self.voxels = np.zeros(num_classes, np.int64)
+        self.sum_of_confidence, self.foreground = 0.0, 0
+
+    def add(self, rows: slice, axis: int, logits: torch.Tensor) -> None:
+        """Add a slab, (K, X, Y, Z): `rows` along the axis of what the network sees."""
+        classes, confidence = most_probable(logits)
+        if not torch.isfinite(confidence).all():
+            raise DataError(
+                f"{self.image.path}: the network gives NaN or infinity. Its weights hold such, or the image is unlike "
+                "those of its training; in bfloat16, try --precision float32."
+            )
+        foreground = classes > 0
+        self.foreground += int(foreground.sum())
+        self.sum_of_confidence += float(confidence[foreground].sum(dtype=torch.float64))
+        numbers = classes.cpu().numpy()
+        placed = self._put(self.segmentation, self.predictor.class_values[numbers], rows, axis)
+        self.voxels += _count(placed, self.predictor.class_values)
+        if self.confidence is not None:
+            self._put(self.confidence, (confidence * 255).round().to(torch.uint8).cpu().numpy(), rows, axis)
+        if self.probabilities is not None:
+            target = self.grid.to_ras(self.probabilities) if self.coarse is None else self.coarse
+            np.moveaxis(target, axis, 0)[rows] = logits.softmax(0).movedim(0, -1).cpu().movedim(axis, 0).numpy()
+
+    def _put(self, target: np.ndarray, values: np.ndarray, rows: slice, axis: int) -> np.ndarray:
+        if self.grid.resampled:
+            rows, values = take_rows(values, rows, axis, self.grid.ras_shape, self.grid.shape)
+        np.moveaxis(self.grid.to_ras(target), axis, 0)[rows] = np.moveaxis(values, axis, 0)
+        return values
+
+    def finish(self) -> Prediction:
+        """The prediction, once all slabs were added."""
+        if self.coarse is not None and self.probabilities is not None:
+            fine = self.grid.to_ras(self.probabilities)
+            for number in range(fine.shape[3]):
+                resize_linear(self.coarse[..., number], fine[..., number])
+        if self.predictor.largest or self.predictor.min_ml:
+            values = self.predictor.class_values
+            self.segmentation = clean_components(
+                self.segmentation,
+                float(abs(np.linalg.det(self.image.affine[:3, :3]))) / 1000,
+                largest=[int(values[number]) for number in self.predictor.largest],
+                min_ml={int(values[number]): ml for number, ml in self.predictor.min_ml.items()},
+                background=int(values[0]),
+            )
+            self.voxels = _count(self.segmentation, values)
+        mean = self.sum_of_confidence / self.foreground if self.voxels[1:].any() else None
+        return Prediction(self.segmentation, self.confidence, self.probabilities, self.voxels.tolist(), mean)
+
+
+def most_probable(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The most probable class, uint8 or int16, and its probability, float32; of equal ones the first.
+
+    Shapes: (K, X, Y, Z) -> (X, Y, Z), (X, Y, Z).
+    """
+    best = logits[0].clone()
+    classes = torch.zeros(best.shape, dtype=torch.uint8 if len(logits) <= 256 else torch.int16, device=logits.device)
+    for number in range(1, len(logits)):  # several times faster than torch.max, which goes voxel by voxel
+        better = logits[number] > best
+        classes.masked_fill_(better, number)
+        torch.maximum(best, logits[number], out=best)
+    total = torch.zeros_like(best)
+    for logit in logits:
+        total += (logit - best).exp_()
+    return classes, total.reciprocal_()
+
+
+def _count(segmentation: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Voxels of each class."""
+    return np.array([np.count_nonzero(segmentation == value) for value in values])
+
+
+def _smallest_type(values: Sequence[int]) -> type[np.integer]:
+    kinds = (np.uint8, np.int16, np.int32)
+    fitting = (k for k in kinds if np.iinfo(k).min <= min(values) and max(values) <= np.iinfo(k).max)
+    return next(fitting, np.int64)

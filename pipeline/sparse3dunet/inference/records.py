@@ -1,0 +1,230 @@
+"""What was done to each case of a batch: on disk, so that a batch can be stopped anywhere and continued."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sparse3dunet.errors import DataError
+from sparse3dunet.inference.inputs import ImageCase
+from sparse3dunet.models.checkpoints import file_digest, replace_file
+
+RECORDS, DRAFTS = "records", ".drafts"
+DONE, FAILED, STARTED = "done", "failed", "started"
+
+
+class CaseRecord:
+    """The results of one case in a folder: made as drafts, then moved into place, each whole or not at all.
+
+    A case is done where its record says so, by the same key, and all its results are in place. The record is written
+    when all drafts are whole and before they are moved, so that a run which is killed at any moment leaves a case
+    either done, or to be finished by moving drafts alone, or to be done anew.
+
+    Args:
+        output_dir: of all results.
+        case: the image.
+        key: of what the results depend on besides: the model and the settings.
+    """
+
+    def __init__(self, output_dir: str | Path, case: ImageCase, key: Mapping[str, Any]) -> None:
+        self.case = case
+        self.output_dir = Path(output_dir)
+        self.path = self.output_dir / RECORDS / f"{case.name}.json"
+        if os.path.isabs(case.name) or ".." in Path(case.name).parts:
+            raise DataError(f"{case.name!r} is no name for results: it leads out of the output folder.")
+        # By a number, not by the name, which may be that of another case's folder.
+        self.drafts = self.output_dir / DRAFTS / hashlib.sha256(os.fsencode(case.name)).hexdigest()[:16]
+        self.before: dict[str, Any] = {}
+        self.settings = json.loads(json.dumps(key))
+        self.key = hashlib.sha256(json.dumps([key, _identity(case)], sort_keys=True).encode()).hexdigest()
+
+    def is_done(self, names: Sequence[str] = (), unchanged: bool = False) -> bool:
+        """Whether nothing is left to do; finishes what a killed run had all but moved.
+
+        Args:
+            names: of the results that are wanted.
+            unchanged: whether results count only as they were written.
+        """
+        record = self.read()
+        if record.get("status") != DONE:
+            return False
+        results = record.get("results", {})
+        self._finish_moves(record)
+        self._clear()
+        if record.get("key") != self.key or not set(names) <= set(results):
+            return False
+        paths = {name: self.output_dir / name for name in results}
+        return all(p.is_file() and (not unchanged or _is_as_written(p, results[name])) for name, p in paths.items())
+
+    def start(self, names: Sequence[str], overwrite: bool = False) -> Path:
+        """Make ready for results of these names, relative to the output folder; returns the folder for drafts.
+
+        Raises:
+            DataError: when one of them exists and is not as it was written, unless `overwrite` is set.
+        """
+        self.before = before = self.read().get("results", {})
+        if not overwrite:
+            self.check(names)
+        self._clear()
+        self._write({"status": STARTED, "results": before})
+        for name in names:
+            (self.drafts / name).parent.mkdir(parents=True, exist_ok=True)
+        return self.drafts
+
+    def check(self, names: Sequence[str]) -> None:
+        """Raise DataError when one of these results exists and is not as it was written, or is another image's."""
+        record = self.read()
+        before = record.get("results", {})
+        if record.get("status") == DONE:
+            self._finish_moves(record)
+        if before:
+            self._check_image(record)
+        for name in names:
+            path = self.output_dir / name
+            if path.exists() and not _is_as_written(path, before.get(name)):
+                raise DataError(
+                    f"{path.absolute()} exists and is not what this command wrote there: it was changed, or is another "
+                    "file. Move it, or write into another folder; of predict, --overwrite replaces it."
+                )
+
+    def finish(self, names: Sequence[str], **facts: Any) -> None:
+        """Move the drafts of these names into place, and record the case as done."""
+        for name in names:
+            with (self.drafts / name).open("rb+") as file:
+                os.fsync(file.fileno())
+        for name in set(self.before) - set(names):  # of other settings
+            path = self.output_dir / name
+            if path.is_file() and _is_as_written(path, self.before[name]):
+                path.unlink()
+        self._write({"status": DONE, "results": {name: _as_written(self.drafts / name) for name in names}, **facts})
+        for name in names:
+            os.replace(self.drafts / name, self._target(name))
+        self._clear()
+
+    def fail(self, error: str, **facts: Any) -> None:
+        """Record what went wrong; former results, and what is known of them, stay."""
+        self._clear()
+        self._write({"status": FAILED, "results": self.read().get("results", {}), "error": error, **facts})
+
+    def read(self) -> dict[str, Any]:
+        """The record; empty where there is none."""
+        return _read(self.path)
+
+    def _check_image(self, record: Mapping[str, Any]) -> None:
+        """Raise DataError where the results that are there are another image's, of the same name."""
+        other, own = record.get("image") or [self.case.files[0]], self.case.files
+        if os.path.exists(other[0]) and not os.path.samefile(other[0], own[0]):
+            raise DataError(
+                f"{own[0]}: the results named {self.case.name} are those of {other[0]}. Predict into another folder, "
+                "or both in one command, which keeps them apart; --overwrite replaces them."
+            )
+
+    def _write(self, record: Mapping[str, Any]) -> None:
+        content = {"case": self.case.name, "image": list(self.case.files), **record}
+        content |= {"key": self.key, "settings": self.settings}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(content, indent=1) + "\n"
+        replace_file(self.path, lambda draft: draft.write_text(text, encoding="utf-8"))
+
+    def _finish_moves(self, record: Mapping[str, Any]) -> None:
+        """What a run that was killed had recorded as done, but not moved into place."""
+        for name in record.get("results", {}):
+            if (self.drafts / name).is_file():
+                os.replace(self.drafts / name, self._target(name))
+
+    def _target(self, name: str) -> Path:
+        target = self.output_dir / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return target
+
+    def _clear(self) -> None:
+        shutil.rmtree(self.drafts, ignore_errors=True)
+
+
+def remove_empty_drafts(output_dir: str | Path) -> None:
+    """Remove the folder for drafts, unless a file is in it. Not while others predict into the output folder."""
+    for folder, _, _ in os.walk(Path(output_dir) / DRAFTS, topdown=False):
+        try:
+            os.rmdir(folder)
+        except OSError:
+            continue  # not empty
+
+
+def results_in(output_dir: str | Path) -> set[str]:
+    """The absolute paths of all results that are recorded in a folder."""
+    folder = os.path.abspath(output_dir)
+    records = (_read(path) for path in (Path(folder) / RECORDS).rglob("*.json"))
+    return {os.path.join(folder, name) for record in records for name in record.get("results", {})}
+
+
+def write_summary(output_dir: str | Path, class_names: Sequence[str]) -> Path:
+    """Write ``summary.csv``: a row for each case that was recorded in the folder, by name.
+
+    Columns: case, status (done or failed), seconds, the volume of each class but the background in ml, the mean
+    confidence over the foreground, the segmentation's file, the error.
+    """
+    folder = Path(output_dir)
+    records = [_read(path) for path in sorted((folder / RECORDS).rglob("*.json"))]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    volumes = [f"{name} ml" for name in class_names[1:]]
+    writer.writerow(["case", "status", "seconds", *volumes, "mean confidence", "segmentation", "error"])
+    for record in records:
+        if record.get("status") not in (DONE, FAILED):
+            continue
+        ml = record.get("ml", {})
+        volumes = [f"{ml[name]:.4f}" if name in ml else "" for name in class_names[1:]]
+        seconds, confidence = record.get("seconds"), record.get("mean_confidence")
+        writer.writerow(
+            [
+                *(record.get("case"), record["status"], "" if seconds is None else f"{seconds:.2f}", *volumes),
+                "" if confidence is None else f"{confidence:.4f}",
+                *(record.get("segmentation", ""), record.get("error", "")),
+            ]
+        )
+    path = folder / "summary.csv"
+    content = text.getvalue().encode(errors="backslashreplace")  # names of files may be no UTF-8
+    replace_file(path, lambda draft: draft.write_bytes(content))
+    return path
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A record; empty where there is none, or something else."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _identity(case: ImageCase) -> list[Any]:
+    """What changes where the image does."""
+    return [[os.path.basename(file), *_stat(Path(file))] for file in case.all_files()]
+
+
+def _as_written(path: Path) -> list[Any]:
+    """Size, time of the last change, and digest of a result."""
+    return [*_stat(path), file_digest(path)]
+
+
+def _is_as_written(path: Path, written: Any) -> bool:
+    """Whether a result is as it was written; also one that was copied, with another time of the last change."""
+    if not path.is_file() or not isinstance(written, list):
+        return False
+    size, changed = _stat(path)
+    if [size, changed] == written[:2]:
+        return True
+    return len(written) > 2 and size == written[0] and file_digest(path) == written[2]
+
+
+def _stat(path: Path) -> list[int]:
+    """Size in bytes, and when it was changed: kept by moving."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]

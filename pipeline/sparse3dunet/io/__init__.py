@@ -1,0 +1,19 @@
+"""Images in any format (NIfTI, NRRD, MetaImage, DICOM), and results on exactly their grid in the same or another."""
+
+from sparse3dunet.io.dicom import dicom_series, is_dicom_folder
+from sparse3dunet.io.reading import read_image
+from sparse3dunet.io.suffixes import IMAGE_SUFFIXES, OUTPUT_SUFFIXES, natural_suffix
+from sparse3dunet.io.writing import check_output, check_output_dir, write_map, write_segmentation
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "OUTPUT_SUFFIXES",
+    "check_output",
+    "check_output_dir",
+    "dicom_series",
+    "is_dicom_folder",
+    "natural_suffix",
+    "read_image",
+    "write_map",
+    "write_segmentation",
+]

@@ -1,0 +1,130 @@
+"""Reading and writing through SimpleITK, with arrays in nibabel's order and messages of one line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from sparse3dunet.errors import DataError
+from sparse3dunet.io.grid import lps_geometry, ras_affine
+from sparse3dunet.io.volumes import check_affine
+
+
+def itk_reader(path: str | Path, io: str) -> sitk.ImageFileReader:
+    """A reader of one of ITK's formats, by the name of its ``ImageIO``, whatever the file's name."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.SetImageIO(io)
+    return reader
+
+
+def itk_header(path: str | Path, io: str) -> sitk.ImageFileReader:
+    """A reader that has read the header of a volume of real numbers.
+
+    Raises:
+        DataError: when the header is damaged, or that of something else.
+    """
+    reader = itk_reader(path, io)
+    itk_read(reader, path, information_only=True)
+    if reader.GetDimension() != 3:
+        raise DataError(
+            f"{path}: expected a three-dimensional volume, found shape {reader.GetSize()}. Export the whole stack as "
+            "one volume; split a series over time into volumes, and store channels as the components of a voxel."
+        )
+    kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
+    if "complex" in kind:
+        raise DataError(
+            f"{path}: holds complex numbers ({kind}), expected one real number per voxel. Export the magnitude, for "
+            "example."
+        )
+    check_affine(path, itk_affine(reader))
+    return reader
+
+
+def itk_read(reader: sitk.ImageFileReader, path: str | Path, information_only: bool = False) -> Any:
+    """Read an image, or with `information_only` its header into the reader.
+
+    Raises:
+        DataError: for whatever ITK finds wrong with the file.
+    """
+    try:
+        with itk_warnings_off():
+            return reader.ReadImageInformation() if information_only else reader.Execute()
+    except RuntimeError as error:
+        raise DataError(
+            f"{path}: cannot be read ({itk_reason(error)}); expected a whole image. It is missing, truncated, damaged "
+            "or something else; copy or export it again."
+        ) from error
+
+
+def itk_write(path: Path, io: str, array: np.ndarray, affine: np.ndarray, metadata: Mapping[str, str]) -> None:
+    """Write an array (X, Y, Z) or (X, Y, Z, C) on a grid without shear; integers, which shrink, compressed.
+
+    Raises:
+        OSError: when it could not be written; but ITK does not notice where the last few KB, which it writes on
+            closing the file, find no room on the disk.
+    """
+    writer = sitk.ImageFileWriter()
+    writer.SetFileName(str(path))
+    writer.SetImageIO(io)
+    writer.SetUseCompression(array.dtype.kind != "f")
+    try:
+        writer.Execute(_itk_image(array, affine, metadata))
+    except RuntimeError as error:
+        raise OSError(f"{path} cannot be written ({itk_reason(error)})") from error
+
+
+def _itk_image(array: np.ndarray, affine: np.ndarray, metadata: Mapping[str, str]) -> sitk.Image:
+    array = array[..., 0] if array.shape[3:] == (1,) else array
+    image = sitk.GetImageFromArray(array.transpose(2, 1, 0, *range(3, array.ndim)), isVector=array.ndim == 4)
+    origin, spacing, axes = lps_geometry(affine)
+    image.SetOrigin(origin)
+    image.SetSpacing(spacing)
+    image.SetDirection(axes.ravel())
+    for key, text in metadata.items():
+        image.SetMetaData(key, text)
+    return image
+
+
+@contextmanager
+def itk_warnings_off() -> Iterator[None]:
+    """ITK prints no warnings within: what matters of them is checked."""
+    shown = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        yield
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(shown)
+
+
+def itk_reason(error: Exception) -> str:
+    """The one telling line of an exception of ITK, which names source files, addresses and callers beside."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    line = lines[-1] if "[nrrd]" in lines[-1] else next((line for line in lines if "ERROR: " in line), lines[-1])
+    return re.sub(r"^\[nrrd\] \w+: *|^.*ERROR: (\w+\(0x[0-9a-f]+\): )?", "", line)
+
+
+class _Voxels:
+    """An image's voxels for NumPy, which keeps the image by this, and so need not copy them."""
+
+    def __init__(self, image: sitk.Image) -> None:
+        self.image = image
+        interface = sitk.GetArrayViewFromImage(image).__array_interface__
+        self.__array_interface__ = {**interface, "data": (interface["data"][0], False)}  # not for reading only
+
+
+def itk_array(image: sitk.Image) -> np.ndarray:
+    """An image's voxels in nibabel's order, (X, Y, Z) or (X, Y, Z, C), without a copy of them."""
+    voxels = np.asarray(_Voxels(image))
+    return voxels.transpose(2, 1, 0, *range(3, voxels.ndim))
+
+
+def itk_affine(image: sitk.Image | sitk.ImageFileReader) -> np.ndarray:
+    """A three-dimensional image's affine (4, 4), voxel to world, RAS in mm."""
+    return ras_affine(image.GetOrigin(), image.GetSpacing(), np.reshape(image.GetDirection(), (3, 3)))

@@ -1,0 +1,47 @@
+"""An image of whatever format to a volume."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sparse3dunet.errors import DataError
+from sparse3dunet.io.dicom import is_dicom_file, read_dicom_file, read_dicom_folder
+from sparse3dunet.io.meta_image import read_meta_image
+from sparse3dunet.io.nrrd import read_nrrd
+from sparse3dunet.io.suffixes import IMAGE_SUFFIXES, META_SUFFIXES, NIFTI_SUFFIXES, NRRD_SUFFIXES, image_suffix
+from sparse3dunet.io.volumes import Volume, read_volume
+
+
+def read_image(source: str | Path) -> Volume:
+    """Read an image whole; uncompressed NIfTI files and ITK's images are not copied into other memory.
+
+    Args:
+        source: a NIfTI, NRRD or MetaImage file (IMAGE_SUFFIXES), a folder that holds one DICOM series, or a DICOM file
+            of several frames.
+
+    Returns:
+        Voxels (X, Y, Z), or (X, Y, Z, C) where they have several components, first axis fastest on disk; affine in
+        mm, RAS.
+
+    Raises:
+        DataError: when it is missing, truncated, damaged, no volume, complex, has a degenerate affine, or is none of
+            these formats.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return read_dicom_folder(path)
+    suffix = image_suffix(path)
+    if suffix in NIFTI_SUFFIXES:
+        return read_volume(source)
+    if suffix in NRRD_SUFFIXES:
+        return read_nrrd(path)
+    if suffix in META_SUFFIXES:
+        return read_meta_image(path)
+    if is_dicom_file(path):
+        return read_dicom_file(path)
+    if not path.exists():
+        raise DataError(f"{path} does not exist; expected an image, or a folder that holds a DICOM series.")
+    raise DataError(
+        f"{path}: in no known format; expected {', '.join(IMAGE_SUFFIXES)}, a DICOM file of several frames, or a "
+        "folder that holds a DICOM series. Convert it to .nii.gz."
+    )

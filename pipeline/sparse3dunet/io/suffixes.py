@@ -1,0 +1,45 @@
+"""Formats by the suffixes of files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sparse3dunet.errors import DataError
+from sparse3dunet.io.volumes import Volume
+
+NIFTI_SUFFIXES, NRRD_SUFFIXES, META_SUFFIXES = (".nii.gz", ".nii"), (".nrrd", ".nhdr"), (".mha", ".mhd")
+IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, *NRRD_SUFFIXES, *META_SUFFIXES)
+"""Of what can be read, DICOM aside."""
+OUTPUT_SUFFIXES = (*NIFTI_SUFFIXES, ".seg.nrrd", ".nrrd", ".mha")
+
+
+def natural_suffix(source: Volume | str | Path) -> str:
+    """The suffix of results for an input: its own format in a single file; NIfTI for DICOM and whatever else."""
+    path = Path(source.path if isinstance(source, Volume) else source)
+    suffix = image_suffix(path)
+    if path.is_dir() or not suffix:
+        return ".nii.gz"
+    return ".nrrd" if suffix in NRRD_SUFFIXES else ".mha" if suffix in META_SUFFIXES else suffix
+
+
+def image_suffix(path: str | Path) -> str:
+    """The one of IMAGE_SUFFIXES that a file has, or ""."""
+    return _suffix(path, IMAGE_SUFFIXES)
+
+
+def output_suffix(path: str | Path) -> str:
+    """The one of OUTPUT_SUFFIXES that a file has.
+
+    Raises:
+        DataError: when it has none of them.
+    """
+    suffix = _suffix(path, OUTPUT_SUFFIXES)
+    if not suffix:
+        raise DataError(f"{path}: in no format that is written; expected one of {', '.join(OUTPUT_SUFFIXES)}.")
+    return suffix
+
+
+def _suffix(path: str | Path, suffixes: tuple[str, ...]) -> str:
+    """The one of `suffixes` that a file's name ends with, in letters of whatever case, or ""."""
+    name = Path(path).name.lower()
+    return next((suffix for suffix in suffixes if name.endswith(suffix)), "")

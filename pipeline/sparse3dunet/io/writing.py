@@ -1,0 +1,142 @@
+"""Results to files of whatever format, on exactly the grid of an image."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from sparse3dunet.errors import DataError
+from sparse3dunet.io.grid import SHEAR_TOLERANCE, shear
+from sparse3dunet.io.meta_image import write_meta_image
+from sparse3dunet.io.nifti import write_nifti_labels, write_nifti_map
+from sparse3dunet.io.nrrd import check_segment_values, slicer_segments, write_nrrd
+from sparse3dunet.io.suffixes import NIFTI_SUFFIXES, output_suffix
+from sparse3dunet.io.volumes import Volume
+
+
+def check_output(path: str | Path, like: Volume, class_names: Mapping[int, str] | None = None) -> None:
+    """Whether a result on `like`'s grid can be written to `path`; to be asked before hours of computing, too.
+
+    Raises:
+        DataError: when the format is unknown, cannot hold the grid, which is sheared, or a value of `class_names`.
+    """
+    suffix = output_suffix(path)
+    if suffix in NIFTI_SUFFIXES:
+        return
+    cosine = shear(like.affine)
+    if cosine > SHEAR_TOLERANCE:
+        raise DataError(
+            f"{path}: the grid of {like.path} is sheared (the cosine between two of its axes is {cosine:.4f}), which "
+            f"{suffix} cannot hold; expected orthogonal axes. Write to .nii.gz, which can."
+        )
+    if suffix == ".seg.nrrd":
+        check_segment_values(path, class_names or {})
+
+
+def write_segmentation(path: str | Path, labels: np.ndarray, like: Volume, class_names: Mapping[int, str]) -> None:
+    """Write a label map on exactly the grid of an image, with the names of its classes.
+
+    The same input gives the same bytes. Names are kept in NIfTI as JSON in a header extension, ``{"labels": {"0":
+    "background", ...}}``; in NRRD and MetaImage as keys ``label_0``, ... (in MetaImage, letters that are not ASCII are
+    escaped as in Python, ``\\xfc``); in .seg.nrrd as segments of 3D Slicer's, all but the background.
+
+    Args:
+        path: of the file, which goes by its suffix (OUTPUT_SUFFIXES); its folder is made where it is missing.
+        labels: (X, Y, Z) integers in the order of `like.data`, in memory or on disk, in any memory layout. NRRD and
+            MetaImage need them in memory once more.
+        like: the image, in whatever format; from NIfTI to NIfTI, the header's geometry is copied bit by bit.
+        class_names: by value in `labels`, that of the background first.
+
+    Raises:
+        DataError: see :func:`check_output`.
+        OSError: when not all could be written; what was at `path` is still there.
+        ValueError: when `labels` are no integers, or of another shape than the image.
+    """
+    check_output(path, like, class_names)
+    _check_shape(labels, like, "biu", 3)
+    labels, suffix = _of_common_type(labels), output_suffix(path)
+    with _replacing(path, suffix) as draft:
+        if suffix in NIFTI_SUFFIXES:
+            write_nifti_labels(draft, labels, like, class_names)
+        elif suffix == ".seg.nrrd":
+            write_nrrd(draft, labels, like.affine, slicer_segments(labels.shape, class_names))
+        else:
+            names = {f"label_{value}": name for value, name in class_names.items()}
+            (write_meta_image if suffix == ".mha" else write_nrrd)(draft, labels, like.affine, names)
+
+
+def write_map(path: str | Path, values: np.ndarray, like: Volume, description: str = "") -> None:
+    """Write numbers on exactly the grid of an image: confidence, or a probability for each class.
+
+    The same input gives the same bytes. Integers are compressed, and in .nii.gz all; floats, which hardly shrink, are
+    not in .nrrd and .mha.
+
+    Args:
+        path: as for :func:`write_segmentation`, but not .seg.nrrd.
+        values: (X, Y, Z), or (X, Y, Z, K) to be written as a fourth dimension of NIfTI and as components in other
+            formats; integers or floats, of which 16-bit ones become 32-bit. Memory as for :func:`write_segmentation`.
+        like: the image.
+        description: what the numbers are; in NIfTI its first 79 bytes.
+
+    Raises:
+        DataError: see :func:`check_output`.
+        OSError: when not all could be written; what was at `path` is still there.
+        ValueError: when `values` are no real numbers, or of another shape than the image.
+    """
+    check_output(path, like)
+    _check_shape(values, like, "biuf", values.ndim if values.ndim == 4 else 3)
+    values, suffix = _of_common_type(values), output_suffix(path)
+    if suffix == ".seg.nrrd":
+        raise DataError(f"{path}: .seg.nrrd holds segmentations only, expected one of .nii.gz, .nrrd and .mha.")
+    with _replacing(path, suffix) as draft:
+        if suffix in NIFTI_SUFFIXES:
+            write_nifti_map(draft, values, like, description)
+        else:
+            metadata = {"description": description} if description else {}
+            (write_meta_image if suffix == ".mha" else write_nrrd)(draft, values, like.affine, metadata)
+
+
+def _check_shape(array: np.ndarray, like: Volume, kinds: str, ndim: int) -> None:
+    if array.ndim != ndim or array.shape[:3] != like.spatial_shape:
+        raise ValueError(f"expected an array of the image's shape {like.spatial_shape}, got {array.shape}.")
+    if array.dtype.kind not in kinds:
+        raise ValueError(f"expected {'integers' if 'f' not in kinds else 'real numbers'}, got {array.dtype}.")
+
+
+def _of_common_type(array: np.ndarray) -> np.ndarray:
+    """An array's numbers in a type that all formats have."""
+    name = {"bool": "uint8", "float16": "float32"}.get(array.dtype.name, array.dtype.name)
+    return array.astype(name, copy=False)
+
+
+@contextmanager
+def _replacing(path: str | Path, suffix: str) -> Iterator[Path]:
+    """A file to write, of the same `suffix`, which takes the place of `path` when it is complete."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.with_name(f".part.{target.name[: -len(suffix)]}{suffix}")  # MetaIO knows small letters only
+    try:
+        yield draft
+        os.replace(draft, target)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def check_output_dir(output_dir: str | Path, inputs: str | Path | None = None) -> None:
+    """Raise DataError where results cannot go: to a file, or to the folder that the inputs are read from."""
+    if not isinstance(output_dir, (str, Path)):
+        raise DataError(
+            f"a folder for results is {output_dir!r}, which is no text; write it as ./{output_dir} instead."
+        )
+    path = Path(output_dir)
+    if path.exists() and not path.is_dir():
+        raise DataError(f"{path.absolute()}, to which results should go, is a file; pass a folder.")
+    if inputs is not None and path.resolve() == Path(str(inputs)).expanduser().resolve():
+        raise DataError(
+            f"output_dir {path.absolute()} is where the images are read from, so that a second run would take the "
+            "results for images. Pass another folder: --output_dir FOLDER."
+        )

@@ -1,0 +1,120 @@
+"""Dice and IoU over annotated voxels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from monai.metrics import CumulativeIterationMetric
+
+from sparse3dunet.losses.target import unpack_target
+
+KINDS = ("dice", "iou")
+
+
+def overlap_counts(pred: torch.Tensor, target: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Voxels on which segmentation and label agree and disagree, where annotated.
+
+    Args:
+        pred: (B, 1, ...) the segmentation, classes 0 ... K-1; or (B, K, ...) logits, of which the argmax is taken.
+        target: (B, 2, ...) label and weight, or (B, 1, ...) a dense label. Voxels of weight 0 count nowhere; all
+            others count once.
+        num_classes: K.
+
+    Returns:
+        (B, K, 3) int64: for each volume and class the true positives, false positives and false negatives.
+
+    Raises:
+        ValueError: when shapes differ, or a class is out of range.
+    """
+    if pred.shape[1] == num_classes and num_classes > 1:
+        pred = pred.argmax(dim=1, keepdim=True)
+    if pred.shape[1] != 1 or pred.shape[0] != target.shape[0] or pred.shape[2:] != target.shape[2:]:
+        raise ValueError(f"segmentation {tuple(pred.shape)} and target {tuple(target.shape)} do not fit.")
+    label, weight = unpack_target(target)
+    counts = []
+    for guess, truth, counted in zip(pred[:, 0].long(), label, weight > 0):
+        truth, guess = truth[counted], guess[counted]
+        for name, classes in (("label", truth), ("predicted class", guess)):
+            if classes.numel() and not 0 <= int(classes.min()) <= int(classes.max()) < num_classes:
+                raise ValueError(f"a {name} is outside of 0 ... {num_classes - 1}: {classes.unique().tolist()[:9]}.")
+        pairs = truth * num_classes + guess
+        confusion = torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes)
+        true_positive = confusion.diagonal()
+        counts.append(
+            torch.stack([true_positive, confusion.sum(0) - true_positive, confusion.sum(1) - true_positive], dim=-1)
+        )
+    return torch.stack(counts)
+
+
+def overlap_scores(counts: torch.Tensor, kind: str) -> torch.Tensor:
+    """Dice or IoU (..., K) from (..., K, 3) counts; NaN for a class that no annotated voxel shows."""
+    true_positive, false_positive, false_negative = counts.double().unbind(-1)
+    if kind == "dice":
+        scores = 2 * true_positive / (2 * true_positive + false_positive + false_negative)
+    elif kind == "iou":
+        scores = true_positive / (true_positive + false_positive + false_negative)
+    else:
+        raise ValueError(f"kind must be one of {KINDS}, got {kind!r}.")
+    return torch.where(true_positive + false_negative > 0, scores, torch.nan)
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """Mean of a class's score over the volumes in which it is annotated; `n` is their number, `mean` None at n = 0."""
+
+    mean: float | None
+    n: int
+
+
+class OverlapMetric(CumulativeIterationMetric):
+    """Dice or IoU by class, mean over the volumes, on annotated voxels alone.
+
+    A class that a volume's annotated voxels do not show is not evaluable there and enters no mean, as in MONAI's
+    ``DiceMetric`` and ``MeanIoU`` with ``ignore_empty=True``, which this equals (it needs neither one-hot volumes nor
+    an ignore value in the label).
+
+    Args:
+        num_classes: K.
+        kind: ``"dice"`` or ``"iou"``.
+        include_background: whether class 0 enters the mean over classes (:meth:`aggregate`).
+
+    Shapes: called with a segmentation and a target as :func:`overlap_counts`.
+    """
+
+    def __init__(self, num_classes: int, kind: str = "dice", include_background: bool = False) -> None:
+        super().__init__()
+        if kind not in KINDS:
+            raise ValueError(f"kind must be one of {KINDS}, got {kind!r}.")
+        self.num_classes = num_classes
+        self.kind = kind
+        self.include_background = include_background
+
+    def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        counts = overlap_counts(torch.as_tensor(y_pred), torch.as_tensor(y), self.num_classes)
+        return overlap_scores(counts, self.kind).float()
+
+    def by_class(self) -> list[ClassScore]:
+        """The score of each class 0 ... K-1, not evaluable where no volume shows it."""
+        return class_scores(self.get_buffer())
+
+    def aggregate(self) -> torch.Tensor:
+        """The mean over the evaluable classes; NaN only where no class is evaluable."""
+        mean = mean_score(self.by_class()[0 if self.include_background else 1 :])
+        return torch.tensor(torch.nan if mean is None else mean)
+
+
+def class_scores(per_volume: torch.Tensor) -> list[ClassScore]:
+    """Means over the rows of (N, K) scores in which NaN means not evaluable."""
+    scores: list[ClassScore] = []
+    for column in per_volume.double().unbind(1):
+        valid = column[~column.isnan()]
+        scores.append(ClassScore(float(valid.mean()) if len(valid) else None, len(valid)))
+    return scores
+
+
+def mean_score(scores: Sequence[ClassScore]) -> float | None:
+    """The mean over the evaluable classes, None where there is none."""
+    means = [s.mean for s in scores if s.mean is not None]
+    return sum(means) / len(means) if means else None

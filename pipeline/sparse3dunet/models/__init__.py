@@ -1,0 +1,1 @@
+"""Trained models: what is known of one, and its files."""

@@ -1,0 +1,1 @@
+"""Pictures and figures of volumes and of what was made of them."""

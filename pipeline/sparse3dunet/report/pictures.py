@@ -1,0 +1,158 @@
+"""Pictures of a segmented volume: three orthogonal planes; image, annotation, prediction and error."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from sparse3dunet.colors import CLASS_COLORS
+from sparse3dunet.data.slices import PLANES
+
+WRONG, UNLABELED = "#d62728", "#3b3b58"
+
+
+def save_picture(
+    path: str | Path,
+    image: Any,
+    segmentation: Any,
+    label: Any = None,
+    weight: Any = None,
+    reference: Any = None,
+    class_names: Sequence[str] = (),
+    title: str = "",
+    spacing: Sequence[float] = (1.0, 1.0, 1.0),
+    step: int = 1,
+) -> None:
+    """Write a PNG of a volume: one row for each plane; columns for the image, what is known of it, and the prediction.
+
+    Args:
+        path: of the PNG; its folder is made where it is missing.
+        image: (X, Y, Z) or (C, X, Y, Z), of which the first channel is shown; RAS orientation.
+        segmentation: (X, Y, Z) or (1, X, Y, Z) classes.
+        label: annotation, shaped as `segmentation`; with it a column "annotation" and one "error" are drawn.
+        weight: of the annotation; unlabeled voxels are tinted, and count as no error.
+        reference: dense label; with it errors are shown on all voxels.
+        class_names: by class number, for the legend.
+        title: above the picture.
+        spacing: the voxels' size, for true proportions.
+        step: where every so many voxels are given only; slices are numbered in the volume that these are of.
+    """
+    scan, guess = _volume(image), _volume(segmentation)
+    annotation = None if label is None else _volume(label)
+    counted = np.ones(guess.shape, bool) if weight is None else _volume(weight) > 0
+    dense = None if reference is None else _volume(reference)
+    colors = _class_colormap(max(int(guess.max()), len(class_names) - 1, 1))
+    columns = _columns(guess, annotation, counted, dense, colors)
+    low, high = np.percentile(scan, (0.5, 99.5))
+
+    figure = Figure(figsize=(2.2 * len(columns), 6.9), dpi=100, facecolor="black", layout="constrained")
+    axes = figure.subplots(3, len(columns), squeeze=False)
+    for row, axis in zip(axes, (2, 1, 0)):
+        index = _most_telling_slice(guess, annotation, counted, dense, axis)
+        across, up = (a for a in range(3) if a != axis)
+        for ax, (name, layers) in zip(row, columns.items()):
+            ax.imshow(_plane(scan, axis, index), cmap="gray", vmin=low, vmax=max(high, low + 1e-6))
+            for layer in layers:
+                layer.draw(ax, axis, index)
+            ax.set_aspect(spacing[up] / spacing[across])
+            ax.set_axis_off()
+            if axis == 2:
+                ax.set_title(name, color="white", fontsize=10)
+        box = {"facecolor": "black", "edgecolor": "none", "pad": 1.5}
+        place = {"x": 0.02, "y": 0.98, "va": "top", "transform": row[0].transAxes}
+        row[0].text(s=f"{PLANES[axis]} {index * step}", color="white", fontsize=8, bbox=box, **place)
+    figure.suptitle(title, color="white", fontsize=10)
+    _add_legend(figure, colors, class_names, annotation is not None)
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer)
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(buffer.getvalue())
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """Translucent colours over the image: a masked volume of colour numbers from 1."""
+
+    volume: np.ma.MaskedArray
+    colors: ListedColormap
+    alpha: float
+
+    def draw(self, ax: Any, axis: int, index: int) -> None:
+        plane, last = _plane(self.volume, axis, index), max(self.colors.N, 2)
+        ax.imshow(plane, cmap=self.colors, vmin=1, vmax=last, alpha=self.alpha, interpolation="nearest")
+
+
+def _columns(
+    guess: np.ndarray, annotation: np.ndarray | None, counted: np.ndarray, dense: np.ndarray | None, colors: Any
+) -> dict[str, list[_Layer]]:
+    """What is drawn over the image in each column."""
+
+    def classes(volume: np.ndarray) -> _Layer:
+        return _Layer(np.ma.masked_equal(volume, 0), colors, 0.6)
+
+    def mark(where: np.ndarray, color: str, alpha: float) -> _Layer:
+        return _Layer(np.ma.masked_equal(where.astype(np.uint8), 0), ListedColormap([color, color]), alpha)
+
+    if annotation is None:
+        return {"image": [], "prediction": [classes(guess)]}
+    unlabeled = mark(~counted, UNLABELED, 0.55)
+    if dense is not None:
+        error = [mark(guess != dense, WRONG, 0.9)]
+    else:
+        error = [mark(counted & (guess != annotation), WRONG, 0.9), unlabeled]
+    known = classes(np.where(counted, annotation, 0))
+    return {"image": [], "annotation": [known, unlabeled], "prediction": [classes(guess)], "error": error}
+
+
+def _volume(values: Any) -> np.ndarray:
+    array = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
+    return array[0] if array.ndim == 4 else array
+
+
+def _plane(volume: np.ndarray, axis: int, index: int) -> np.ndarray:
+    """A slice as it is looked at: the second remaining axis (superior, or anterior) upwards."""
+    return np.rot90(volume[(slice(None),) * axis + (index,)])
+
+
+def _most_telling_slice(
+    guess: np.ndarray, annotation: np.ndarray | None, counted: np.ndarray, dense: np.ndarray | None, axis: int
+) -> int:
+    """The index along `axis` of the slice to show.
+
+    Of the slices with most foreground: one that was *not* annotated where a dense label can judge it, an annotated one
+    where only the annotation can; without either, as predicted.
+    """
+    others = tuple(a for a in range(3) if a != axis)
+    if dense is not None:
+        amounts = (dense > 0).sum(axis=others) * (counted.mean(axis=others) < 0.5)
+    elif annotation is not None:
+        amounts = ((annotation > 0) & counted).sum(axis=others)
+    else:
+        amounts = (guess > 0).sum(axis=others)
+    return int(amounts.argmax()) if amounts.any() else guess.shape[axis] // 2
+
+
+def _class_colormap(num_classes: int) -> ListedColormap:
+    return ListedColormap([CLASS_COLORS[i % len(CLASS_COLORS)] for i in range(num_classes)])
+
+
+def _add_legend(figure: Figure, colors: ListedColormap, names: Sequence[str], errors: bool) -> None:
+    handles = [
+        Patch(color=colors(i), label=names[i + 1] if i + 1 < len(names) else f"class {i + 1}") for i in range(colors.N)
+    ]
+    if errors:
+        handles.append(Patch(color=WRONG, label="wrong"))
+        handles.append(Patch(color=UNLABELED, label="unlabeled"))
+    legend = figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=8, frameon=False)
+    for text in legend.get_texts():
+        text.set_color("white")

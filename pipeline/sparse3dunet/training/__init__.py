@@ -1,0 +1,1 @@
+"""Training: engines, time budget, resuming, and what is told meanwhile."""

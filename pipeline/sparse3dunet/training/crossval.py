@@ -1,0 +1,148 @@
+"""Cross-validation over annotated slices: run the folds one after the other, and put their scores into one table."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from sparse3dunet.data.datalist import Case
+from sparse3dunet.data.slices import find_slices, runs
+from sparse3dunet.errors import DataError
+from sparse3dunet.keys import WEIGHT
+from sparse3dunet.metrics.masked import ClassScore, class_scores, mean_score
+
+FOLD_RUN = "one_fold"
+"""The id in crossval.yaml that trains and scores one fold."""
+HELD_OUT_FILE = "held_out.json"
+
+
+def check_folds(cases: Sequence[Case], preprocessing: Callable, folds: int) -> None:
+    """Raise DataError unless every case's annotated slices can be held out, before the first fold trains.
+
+    Args:
+        cases: of the validation.
+        preprocessing: of the validation, which holds slices out, whichever the fold.
+        folds: at least 2.
+    """
+    for case in cases:  # one at a time, and nothing kept: the folds need the memory
+        preprocessing(case)
+    print(f"{folds} folds over the annotated slices of {len(cases)} volume(s)")
+
+
+def run_folds(folds: int, output_dir: str | Path, ckpt_dir: str | Path) -> list[Path]:
+    """Run the command that this process was started with once for each fold, and return the folds' output folders.
+
+    Each fold is a process of its own, so that nothing that one learned reaches the next.
+
+    Args:
+        folds: number of folds.
+        output_dir: fold i writes to its subfolder ``fold_i``.
+        ckpt_dir: fold i keeps its models in its subfolder ``fold_i``.
+
+    Raises:
+        DataError: when this process was not started as ``python -m monai.bundle run``, or a fold fails.
+    """
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] != "run" or "--config_file" not in " ".join(arguments):
+        raise DataError(
+            "cross-validation runs from the command line alone: python -m monai.bundle run --config_file ..."
+        )
+    if any(argument.startswith("--run_id") for argument in arguments):
+        raise DataError("write the id without --run_id: python -m monai.bundle run cross_validating --config_file ...")
+    options = arguments[2:] if len(arguments) > 1 and not arguments[1].startswith("-") else arguments[1:]
+    outputs = []
+    for fold in range(folds):
+        output = Path(output_dir) / f"fold_{fold}"
+        places = ("--fold", fold, "--output_dir", output, "--ckpt_dir", Path(ckpt_dir) / f"fold_{fold}")
+        print(f"Fold {fold + 1} of {folds}", flush=True)
+        command = [sys.executable, *_warning_options(), "-m", "monai.bundle", "run", FOLD_RUN, *options]
+        if subprocess.run([*command, *map(str, places)], check=False).returncode:
+            raise DataError(f"fold {fold + 1} of {folds} failed, see above; its results, if any, are in {output}.")
+        outputs.append(output)
+    return outputs
+
+
+def _warning_options() -> list[str]:
+    return [f"-W{option}" for option in sys.warnoptions]
+
+
+def write_held_out(dataset: Sequence[dict[str, Any]], output_dir: str | Path, adjacent_together: bool = False) -> None:
+    """Write ``held_out.json``: how many slices a fold's validation holds, and in how many volumes.
+
+    Args:
+        dataset: of the validation: ``weight`` (1, X, Y, Z) is above 0 on the held-out slices alone.
+        output_dir: the fold's.
+        adjacent_together: whether adjacent slices count as one, see :class:`~sparse3dunet.transforms.HoldOutSlices`.
+    """
+    found = [find_slices((item[WEIGHT][0] > 0).numpy()) or [] for item in dataset]
+    units = runs if adjacent_together else list
+    counts = [sum(len(units(indices)) for indices in slices) for slices in found]
+    content = {"slices": sum(counts), "volumes": sum(1 for count in counts if count)}
+    Path(output_dir).mkdir(parents=True, exist_ok=True)
+    (Path(output_dir) / HELD_OUT_FILE).write_text(json.dumps(content) + "\n", encoding="utf-8")
+
+
+def show_table(outputs: Sequence[Path], class_names: Sequence[str], output_dir: str | Path) -> None:
+    """Print the IoU of each fold and class with the means, as table 1 of Çiçek et al. 2016, and write it as CSV.
+
+    A fold's IoU of a class is the mean over the volumes whose held-out slices show it.
+
+    Args:
+        outputs: the folds' output folders.
+        class_names: by class number.
+        output_dir: where ``crossval.csv`` is written.
+    """
+    rows = [_fold_scores(output, class_names) for output in outputs]
+    counts = [json.loads((output / HELD_OUT_FILE).read_text(encoding="utf-8")) for output in outputs]
+    table = Table(title="IoU on held-out slices")
+    for heading in ("fold", "slices", "volumes", *class_names, "mean"):
+        table.add_column(heading, justify="left" if heading == "fold" else "right")
+    lines = []
+    for number, (scores, count) in enumerate(zip(rows, counts)):
+        lines.append([str(number + 1), str(count["slices"]), str(count["volumes"]), *_cells(scores)])
+    over_folds = [_over_folds([scores[number] for scores in rows]) for number in range(len(class_names))]
+    lines.append(["mean", str(sum(count["slices"] for count in counts)), "", *_cells(over_folds)])
+    for line in lines:
+        table.add_row(*line, end_section=line is lines[-2])
+    table.caption = (
+        "(n): volumes whose held-out slices show the class. Scores of the last epoch; nothing was chosen by them."
+    )
+    Console().print(table)
+    file = Path(output_dir) / "crossval.csv"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        numbered = [heading for name in class_names for heading in (name, f"{name} n")]
+        writer.writerow(["fold", "slices", *numbered, "mean"])
+        total = {"slices": sum(count["slices"] for count in counts)}
+        for name, scores, count in zip([*range(1, len(rows) + 1), "mean"], [*rows, over_folds], [*counts, total]):
+            cells = [cell for s in scores for cell in ("" if s.mean is None else f"{s.mean:.4f}", s.n)]
+            mean = mean_score(scores)
+            writer.writerow([name, count["slices"], *cells, "" if mean is None else f"{mean:.4f}"])
+    print(f"Table: {file}")
+
+
+def _fold_scores(output: Path, class_names: Sequence[str]) -> list[ClassScore]:
+    with (output / "scores.csv").open(encoding="utf-8") as stream:
+        rows = [row for row in csv.DictReader(stream) if row["region"] == "annotated"]
+    by_class = [[float(row["iou"] or "nan") for row in rows if row["class"] == name] for name in class_names]
+    return class_scores(torch.tensor(by_class, dtype=torch.float64).T)
+
+
+def _over_folds(scores: Sequence[ClassScore]) -> ClassScore:
+    return ClassScore(mean_score(scores), sum(score.n for score in scores))
+
+
+def _cells(scores: Sequence[ClassScore]) -> list[str]:
+    mean = mean_score(scores)
+    cells = ["not evaluable (0)" if s.mean is None else f"{s.mean:.3f} ({s.n})" for s in scores]
+    return [*cells, "not evaluable" if mean is None else f"{mean:.3f}"]

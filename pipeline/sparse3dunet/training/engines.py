@@ -1,0 +1,280 @@
+"""What MONAI's trainer and evaluator need to learn from sparse labels: batches, scores and pictures."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+import torch.distributed as dist
+from ignite.engine import Engine, Events
+from matplotlib.image import imread
+from monai.data import MetaTensor
+from monai.engines import PrepareBatch
+from monai.transforms import Orientation, ResampleToMatch
+from monai.utils import convert_to_tensor
+from rich.console import Console
+from rich.table import Table
+from torch.utils.tensorboard import SummaryWriter
+
+from sparse3dunet.data.datalist import case_name
+from sparse3dunet.keys import IMAGE, LABEL, PRED, REFERENCE, WEIGHT
+from sparse3dunet.losses.target import pack_target
+from sparse3dunet.metrics.masked import class_scores, mean_score, overlap_counts, overlap_scores
+from sparse3dunet.report.pictures import save_picture
+from sparse3dunet.training.budget import Budget
+
+REGIONS = ("annotated", "unlabeled", "all")
+"""Voxels on which a volume is scored: by its annotation; by its dense label where unlabeled; by it everywhere."""
+
+_KIND_NAMES = {"dice": "Dice", "iou": "IoU"}
+METRIC_NAMES = tuple(f"{kind}_{region}" for region in REGIONS for kind in ("dice", "iou"))
+
+
+class PrepareSparseBatch(PrepareBatch):
+    """Makes (image, target) of a batch, the target being label and weight in one tensor (B, 2, X, Y, Z)."""
+
+    def __call__(
+        self,
+        batchdata: dict[str, torch.Tensor],
+        device: str | torch.device | None = None,
+        non_blocking: bool = False,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        # Plain tensors: a MetaTensor would carry its metadata through every operation of the network and the loss.
+        image, label, weight = (
+            convert_to_tensor(batchdata[key], track_meta=False).to(device=device, non_blocking=non_blocking, **kwargs)
+            for key in (IMAGE, LABEL, WEIGHT)
+        )
+        return image, pack_target(label, weight)
+
+
+class ScoreReport:
+    """Handler of an evaluator: Dice and IoU by class on annotated voxels and, given dense labels, on all others.
+
+    Puts into ``engine.state.metrics``, each where it can be evaluated: ``dice_annotated`` and ``iou_annotated`` (on the
+    annotated voxels), ``dice_unlabeled``, ``iou_unlabeled`` (on those which are not, by the dense label) and
+    ``dice_all``, ``iou_all`` (on all, by the dense label). The mean Dice is over the foreground classes, the mean IoU
+    over all. A class that no volume shows is reported as not evaluable (n = 0) and is in no mean.
+
+    Needs ``pred`` argmaxed to (1, X, Y, Z) by the evaluator's postprocessing. Several processes (DDP) may have volumes
+    each, or all the same ones: scores are over those of all, and the first one prints and writes.
+
+    Args:
+        class_names: by class number.
+        output_dir: where ``scores.csv`` is written, a row for each volume, region and class; None for none.
+        print_table: whether to print a table at the end.
+    """
+
+    def __init__(
+        self, class_names: Sequence[str], output_dir: str | Path | None = None, print_table: bool = False
+    ) -> None:
+        self.class_names = list(class_names)
+        self.csv_file = None if output_dir is None else Path(output_dir) / "scores.csv"
+        self.print_table = print_table
+        self.names: dict[str, list[str]] = {}
+        self.counts: dict[str, list[torch.Tensor]] = {}
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_STARTED, self.reset)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.update)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.compute)
+        engine.add_event_handler(Events.COMPLETED, self.write_csv)
+        if self.print_table:
+            engine.add_event_handler(Events.COMPLETED, self.show)
+
+    def reset(self) -> None:
+        self.names = {region: [] for region in REGIONS}
+        self.counts = {region: [] for region in REGIONS}
+
+    def update(self, engine: Engine) -> None:
+        for item, output in _decollated(engine):
+            for region, target in _targets(item).items():
+                pred = output[PRED].to(target.device)
+                self.names[region].append(_name_of(item))
+                self.counts[region].append(overlap_counts(pred[None], target, len(self.class_names))[0])
+
+    def compute(self, engine: Engine) -> None:
+        if idist.get_world_size() > 1:
+            self._gather()
+        for region in REGIONS:
+            for kind in ("dice", "iou"):
+                mean = mean_score(self.scores(region, kind)[1 if kind == "dice" else 0 :])
+                if mean is not None:
+                    engine.state.metrics[f"{kind}_{region}"] = mean
+
+    def _gather(self) -> None:
+        """From here on, have the volumes of all processes, by name."""
+        parts: list[Any] = [None] * idist.get_world_size()
+        counts = {region: [count.cpu() for count in self.counts[region]] for region in REGIONS}
+        dist.all_gather_object(parts, (self.names, counts))
+        for region in REGIONS:
+            found: dict[str, torch.Tensor] = {}
+            for names, counts in parts:
+                found |= dict(zip(names[region], counts[region]))
+            self.names[region] = sorted(found)
+            self.counts[region] = [found[name] for name in self.names[region]]
+
+    def scores(self, region: str, kind: str) -> list:
+        """Each class's :class:`~sparse3dunet.metrics.masked.ClassScore`; an empty list where no volume has it."""
+        if not self.counts[region]:
+            return []
+        return class_scores(overlap_scores(torch.stack(self.counts[region]), kind))
+
+    def write_csv(self) -> None:
+        if self.csv_file is None or idist.get_rank() > 0:
+            return
+        self.csv_file.parent.mkdir(parents=True, exist_ok=True)
+        with self.csv_file.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["case", "region", "class", "voxels", "dice", "iou"])
+            for region in REGIONS:
+                for name, counts in zip(self.names[region], self.counts[region]):
+                    dice, iou = overlap_scores(counts, "dice").tolist(), overlap_scores(counts, "iou").tolist()
+                    voxels = (counts[:, 0] + counts[:, 2]).tolist()
+                    for row in zip(self.class_names, voxels, dice, iou):
+                        scores = [f"{v:.4f}" if row[1] else "" for v in row[2:]]
+                        writer.writerow([name, region, row[0], row[1], *scores])
+
+    def show(self) -> None:
+        if idist.get_rank() > 0:
+            return
+        table = Table(title=f"Scores of {len(self.names['annotated'])} volume(s)")
+        for heading in ("voxels", "class"):
+            table.add_column(heading)
+        for heading in ("n", "Dice", "IoU"):
+            table.add_column(heading, justify="right")
+        for region in REGIONS:
+            dice, iou = self.scores(region, "dice"), self.scores(region, "iou")
+            for number, (name, d, i) in enumerate(zip(self.class_names, dice, iou)):
+                table.add_row("" if number else region, name, str(d.n), score_text(d.mean), score_text(i.mean))
+            if dice:
+                table.add_row(
+                    "", "mean", "", score_text(mean_score(dice[1:])), score_text(mean_score(iou)), end_section=True
+                )
+        table.caption = "n: volumes that show the class. Mean Dice: without background; mean IoU: all classes."
+        Console().print(table)
+
+
+class PictureWriter:
+    """Handler of an evaluator: a PNG for each volume, as :func:`~sparse3dunet.report.pictures.save_picture` draws it.
+
+    Needs ``pred`` argmaxed; image and prediction are turned to RAS orientation by their affines, and an image that was
+    resampled is drawn on the prediction's grid.
+
+    Args:
+        output_dir: pictures go to its subfolder ``pictures``.
+        class_names: for the legend.
+        limit: only the first so many volumes; None for all.
+        class_values: the values that stand for the classes in ``pred``, by class number; None for 0 ... K-1.
+        budget: of a training, in whose last epoch all volumes are drawn, whatever the limit; not where it stops early.
+        summary_writer: TensorBoard's, which gets the pictures as well; None for none.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        class_names: Sequence[str] = (),
+        limit: int | None = None,
+        budget: Budget | None = None,
+        class_values: Sequence[int] | None = None,
+        summary_writer: SummaryWriter | None = None,
+    ) -> None:
+        self.summary_writer = summary_writer
+        self.class_values = class_values
+        self.folder = Path(output_dir) / "pictures"
+        self.class_names = list(class_names)
+        self.limit = limit
+        self.budget = budget
+        self.drawn = 0
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_STARTED, self.reset)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.draw)
+
+    def reset(self) -> None:
+        self.drawn = 0
+
+    def draw(self, engine: Engine) -> None:
+        for item, output in _decollated(engine):
+            final = self.budget is not None and self.budget.in_last_epoch
+            if self.limit is not None and self.drawn >= self.limit and not final:
+                return
+            name = _name_of(item)
+            known: dict[str, Any] = {key: _as_ras(item[key]) for key in (LABEL, WEIGHT, REFERENCE) if key in item}
+            pred = _as_ras(output[PRED])
+            image = _as_ras(item[IMAGE])
+            if image.shape[1:] != pred.shape[1:]:
+                image = ResampleToMatch()(image, pred)
+            file = self.folder / f"{name}.png"
+            save_picture(
+                file,
+                image,
+                self._class_numbers(pred),
+                **known,
+                class_names=self.class_names,
+                title=name,
+                spacing=image.pixdim.tolist() if isinstance(image, MetaTensor) else (1, 1, 1),
+            )
+            if self.summary_writer is not None:
+                self.summary_writer.add_image(f"pictures/{name}", imread(file), engine.state.epoch, dataformats="HWC")
+            self.drawn += 1
+
+    def _class_numbers(self, pred: torch.Tensor) -> torch.Tensor:
+        if self.class_values is None:
+            return pred
+        numbers = torch.zeros_like(pred)
+        for number, value in enumerate(self.class_values):
+            numbers[pred == value] = number
+        return numbers
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
+    return str(timedelta(seconds=round(seconds)))
+
+
+def _decollated(engine: Engine) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """The volumes of the current batch, each with the engine's output for it."""
+    batch: Any = engine.state.batch
+    output: Any = engine.state.output
+    return zip(batch, output)
+
+
+def _targets(item: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """By region, the target (1, 2, X, Y, Z) to score a volume against."""
+    label, weight = item[LABEL][None], item[WEIGHT][None]
+    targets = {"annotated": pack_target(label, weight)}
+    if REFERENCE in item:
+        reference = item[REFERENCE][None]
+        targets["unlabeled"] = pack_target(reference, weight == 0)
+        targets["all"] = pack_target(reference, torch.ones_like(weight))
+    return targets
+
+
+def _as_ras(volume: torch.Tensor) -> torch.Tensor:
+    return Orientation("RAS", labels=None)(volume) if isinstance(volume, MetaTensor) else volume
+
+
+def _name_of(item: Mapping[str, Any]) -> str:
+    return case_name(item[IMAGE].meta["filename_or_obj"])
+
+
+def scores_in_words(metrics: Mapping[str, float]) -> str:
+    """The scores of a validation, as in "  Dice 0.912 annotated, 0.905 all  IoU 0.890 annotated"."""
+    words = ""
+    for kind in ("dice", "iou"):
+        names = [(region, f"{kind}_{region}") for region in REGIONS]
+        scores = [f"{metrics[name]:.3f} {region}" for region, name in names if name in metrics]
+        if scores:
+            words += f"  {_KIND_NAMES[kind]} {', '.join(scores)}"
+    return words
+
+
+def score_text(score: float | None) -> str:
+    """A score with three decimals."""
+    return "not evaluable" if score is None else f"{score:.3f}"

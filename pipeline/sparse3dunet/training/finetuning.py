@@ -1,0 +1,75 @@
+"""Learning further from a trained model, also for other classes or channels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+from torch import nn
+
+from sparse3dunet.errors import DataError
+from sparse3dunet.models.description import load_model
+from sparse3dunet.networks import UNet3D
+
+
+def load_pretrained(network: nn.Module, pretrained: str | Path | None, description: Mapping[str, Any]) -> None:
+    """Give a network the weights of a trained model, in place, and print what was taken over and what begins anew.
+
+    Of a model with as many classes everything is taken, whatever their names; with another number of classes the head
+    begins anew, with another number of channels the first convolution.
+
+    Args:
+        network: that is going to be trained.
+        pretrained: as for :func:`~sparse3dunet.models.description.load_model`, a training's folder, say; None for
+            nothing.
+        description: of the model to be trained, see :func:`~sparse3dunet.models.checkpoints.describe_model`.
+
+    Raises:
+        DataError: when there is no such model, or its network is built otherwise.
+    """
+    if pretrained is None:
+        return
+    model = load_model(pretrained)
+    if not isinstance(network, UNet3D) or not isinstance(model.network, UNet3D):
+        raise DataError(f"{pretrained}: only a UNet3D learns further, from a model.pt (a .ts is for prediction alone).")
+    _check_same_form(network.config, model.network.config, str(pretrained))
+    own, found = network.state_dict(), model.network.state_dict()
+    taken = {name: tensor for name, tensor in found.items() if own[name].shape == tensor.shape}
+    network.load_state_dict({**own, **taken})
+    if idist.get_rank() == 0:
+        count = f"{len(taken)} of {len(own)} tensors taken over."
+        print(f"Learning further from {pretrained}: {count} {_news(model.description, description)}".rstrip())
+
+
+def _check_same_form(ours: Mapping[str, Any], theirs: Mapping[str, Any], where: str) -> None:
+    """Raise DataError unless two networks differ at most in channels, classes and dropout."""
+    ours, theirs = ({"halved": True, **config} for config in (ours, theirs))  # configs name it where it is False
+    free = {"in_channels", "out_channels", "dropout"}
+    differing = [key for key in ours if key not in free and _plain(ours[key]) != _plain(theirs.get(key))]
+    if differing:
+        told = ", ".join(f"{key} {theirs.get(key)} (here {ours[key]})" for key in differing)
+        options = " ".join(f'--network_def#{key} "{_plain(theirs.get(key))}"' for key in differing)
+        raise DataError(f"{where}: its network has other {told}. Train one of that form: {options}")
+
+
+def _plain(value: Any) -> Any:
+    return list(map(_plain, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _news(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What begins anew, and what else is not as it was."""
+    news = []
+    classes, names = before["class_names"], now["class_names"]
+    if len(classes) != len(names):
+        news.append(f"The head is new: {len(names)} classes ({', '.join(names)}) instead of {len(classes)}.")
+    elif classes != names:
+        news.append(f"Classes by number: {', '.join(f'{a} -> {b}' for a, b in zip(classes, names))}.")
+    channels = before["network"]["in_channels"], now["network"]["in_channels"]
+    if channels[0] != channels[1]:
+        news.append(f"The first convolution is new: {channels[1]} channel(s) instead of {channels[0]}.")
+    for key, words in (("spacing", "voxel size"), ("normalize", "normalisation")):
+        if (before.get(key) or None) != (now.get(key) or None):
+            news.append(f"It learned with another {words}: {before.get(key)}, now {now.get(key)}.")
+    return " ".join(news)

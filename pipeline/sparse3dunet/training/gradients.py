@@ -1,0 +1,131 @@
+"""A training's gradients: right ones where bfloat16 gives wrong ones, and no step by those that cannot be right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+from ignite.engine import Engine, Events
+from monai.engines import IterationEvents
+from tqdm import tqdm
+
+from sparse3dunet.errors import DataError
+from sparse3dunet.inference.inferers import WITHOUT_BFLOAT16, trains_in_bfloat16_on_a_cpu
+from sparse3dunet.keys import IMAGE
+from sparse3dunet.training import bfloat16
+
+REMEMBERED = 100
+"""Steps by which the next one is judged."""
+_ENOUGH = 20  # of them, to know how large a gradient usually is
+_MOST_IN_A_ROW, _MOST_REMEMBERED = 10, REMEMBERED // 5  # skipped steps
+
+
+class GradientGuard:
+    """Handler of MONAI's *trainer*: leaves out optimizer steps whose gradient cannot be right.
+
+    That is one that is not finite, or whose norm is above `factor` times the median of those before (above `largest`
+    while few are known): the weights stay as they are. What is kept of steps is in ``engine.state`` and goes into a
+    resumable training's state: ``gradient_norms`` of the last steps taken, ``steps_skipped`` (of the last ones, 1 where
+    skipped, else 0) and ``steps_skipped_in_all``. With a gradient scaler (float16), it is the scaler who skips.
+
+    Before the first step, where the inferer uses bfloat16 on a CPU, convolutions whose gradient would be wrong are set
+    to float32, see :func:`sparse3dunet.training.bfloat16.protect`.
+
+    Args:
+        network: that is trained; not the one that is wrapped for several processes (DDP).
+        factor: how many times the median norm may be exceeded.
+        largest: the norm that is too large by itself, while there is no median.
+    """
+
+    def __init__(self, network: torch.nn.Module, factor: float = 1e6, largest: float = 1e12) -> None:
+        self.network = network
+        self.factor = factor
+        self.largest = largest
+        self.is_protected = False
+
+    def attach(self, engine: Engine) -> None:
+        self._forget(engine)
+        engine.state_dict_user_keys.extend(["gradient_norms", "steps_skipped", "steps_skipped_in_all"])
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_STARTED, self.protect)
+        engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self.check)
+        engine.add_event_handler(Events.COMPLETED, self.finish)
+
+    def start(self, engine: Engine) -> None:
+        if engine.state.iteration == 0:
+            self._forget(engine)
+
+    def protect(self, engine: Engine) -> None:
+        """Before the first step of this run, in the shape of its batch."""
+        if self.is_protected:
+            return
+        self.is_protected = True
+        if trains_in_bfloat16_on_a_cpu(engine):
+            batch: Any = engine.state.batch
+            number = bfloat16.protect(self.network, batch[IMAGE].shape[1:])
+            if idist.get_rank() == 0:
+                bfloat16.tell(number)
+
+    def check(self, engine: Any) -> None:
+        """After the backward pass: forget the gradients, for the optimizer to do nothing, where they are not right.
+
+        Raises:
+            DataError: when 10 steps in a row were skipped, or more than 20 of the last 100.
+        """
+        if getattr(engine, "scaler", None) is not None:
+            return
+        state: Any = engine.state
+        groups = engine.optimizer.param_groups
+        gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
+        skipped = not norm <= self.limit(state.gradient_norms)  # NaN is not below anything
+        state.steps_skipped = [*state.steps_skipped, int(skipped)][-REMEMBERED:]
+        if not skipped:
+            state.gradient_norms = [*state.gradient_norms, norm][-REMEMBERED:]
+            return
+        engine.optimizer.zero_grad(set_to_none=True)
+        state.steps_skipped_in_all += 1
+        last = state.steps_skipped[-_MOST_IN_A_ROW:]
+        if sum(last) == _MOST_IN_A_ROW or sum(state.steps_skipped) > _MOST_REMEMBERED:
+            raise DataError(_reason(engine, norm))
+
+    def limit(self, norms: Sequence[float]) -> float:
+        """The largest norm that a gradient may have after those of the steps before."""
+        if len(norms) < _ENOUGH:
+            return self.largest
+        return max(self.factor * median(norms), 1.0)  # after gradients of 0, others are no outliers
+
+    def finish(self, engine: Engine) -> None:
+        state: Any = engine.state
+        if state.steps_skipped_in_all and idist.get_rank() == 0:
+            tqdm.write(
+                f"{state.steps_skipped_in_all} of {state.iteration} steps were skipped, since their gradients were not "
+                "finite or far too large."
+            )
+
+    @staticmethod
+    def _forget(engine: Engine) -> None:
+        state: Any = engine.state
+        state.gradient_norms, state.steps_skipped, state.steps_skipped_in_all = [], [], 0
+
+
+def _reason(engine: Engine, norm: float) -> str:
+    """Why a training ends, and what to do."""
+    state: Any = engine.state
+    usual = f" (usually {median(state.gradient_norms):.3g})" if state.gradient_norms else ""
+    if trains_in_bfloat16_on_a_cpu(engine):
+        cure = (
+            "bfloat16 is in use on a CPU, where PyTorch may compute them wrongly, whatever the learning rate: train "
+            f"again with {WITHOUT_BFLOAT16}."
+        )
+    else:
+        cure = "Look for images with extreme gray values; or lower the learning rate (--learning_rate) and train again."
+    loss = float(state.output["loss"].detach())
+    return (
+        f"the gradients are wrong at iteration {state.iteration}: their norm is {norm:.3g}{usual}, while the loss is "
+        f"{loss:.3g}. {sum(state.steps_skipped)} of the last {len(state.steps_skipped)} steps were skipped for that. "
+        f"{cure}"
+    )

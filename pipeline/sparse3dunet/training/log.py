@@ -1,0 +1,184 @@
+"""What a training prints and writes while it runs."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+from ignite.engine import Engine, Events
+from ignite.handlers import Timer
+from tqdm import tqdm
+
+from sparse3dunet.errors import DataError
+from sparse3dunet.inference.inferers import WITHOUT_BFLOAT16, trains_in_bfloat16_on_a_cpu
+from sparse3dunet.training.budget import Budget
+from sparse3dunet.training.engines import METRIC_NAMES, clock, score_text, scores_in_words
+
+COLUMNS = ("epoch", "iteration", "seconds", "learning_rate", "loss", "data_wait", *METRIC_NAMES)
+
+
+class TrainingLog:
+    """Handler of the trainer: progress bar, a printed line per epoch, ``training.csv``, and a summary at the end.
+
+    The bar shows the loss and the time left; where the output is no terminal, only the lines are printed. Attach it
+    after the handler that validates, which must do so at the end of epochs. Of a training that goes on, what was
+    written before is kept. Among several processes (DDP) the first one prints and writes.
+
+    How long the trainer waits for data is told as a share of the training time (``data_wait`` in ``training.csv``, a
+    fraction): the time from asking the loader for a batch to having it, of that to the iteration's end. Validation is
+    not in it, nor the wait for a run's first batch, in which workers start. Without workers, all loading is waiting.
+
+    Args:
+        budget: the trainer's.
+        evaluator: of the validation, with a :class:`~sparse3dunet.training.engines.ScoreReport`.
+        optimizer: its first group's learning rate is logged.
+        output_dir: where ``training.csv`` is written (a former training's is replaced) and pictures lie.
+        model_file: of the best model, for the summary.
+        title: of the bar.
+        brief: whether to print less: lines begin with the title, and there is no summary.
+    """
+
+    def __init__(
+        self,
+        budget: Budget,
+        evaluator: Engine,
+        optimizer: torch.optim.Optimizer,
+        output_dir: str | Path,
+        model_file: str | Path,
+        title: str = "training",
+        brief: bool = False,
+    ) -> None:
+        self.budget = budget
+        self.evaluator = evaluator
+        self.optimizer = optimizer
+        self.csv_file = Path(output_dir) / "training.csv"
+        self.model_file = Path(model_file)
+        self.title, self.brief = title, brief
+        self.shown: dict[str, str] = {}  # of the last validation, beside the bar
+        self.waiting, self.training = Timer(), Timer()
+        self.marks: list[tuple[float, float]] = []  # of both, at the run's first batch and each epoch's end
+
+    def attach(self, engine: Engine) -> None:
+        state: Any = engine.state
+        state.epoch_losses = []  # of the epoch so far
+        engine.state_dict_user_keys.append("epoch_losses")
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.iteration)
+        # After `iteration`, which waits for the loss: only then has a GPU done its work.
+        self.training.attach(engine, resume=Events.GET_BATCH_STARTED, pause=Events.ITERATION_COMPLETED)
+        self.waiting.attach(engine, resume=Events.GET_BATCH_STARTED, pause=Events.GET_BATCH_COMPLETED)
+        engine.add_event_handler(Events.GET_BATCH_COMPLETED, self.batch)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch)
+        engine.add_event_handler(Events.COMPLETED, self.finish)
+
+    def start(self, engine: Engine) -> None:
+        state: Any = engine.state
+        self.is_first = idist.get_rank() == 0
+        if state.iteration == 0:
+            state.epoch_losses = []
+        self.marks.clear()
+        if self.is_first:
+            self._begin_csv(state.epoch)
+        in_time = self.budget.total is not None
+        self.bar = tqdm(
+            total=round(self.budget.total or state.max_epochs * state.epoch_length),
+            initial=int(state.seconds) if in_time else state.iteration,
+            desc=self.title,
+            unit="s" if in_time else "it",
+            disable=None if self.is_first else True,
+            dynamic_ncols=True,
+        )
+
+    def batch(self) -> None:
+        if not self.marks:
+            self.marks.append(self._times())
+
+    def iteration(self, engine: Engine) -> None:
+        state: Any = engine.state
+        loss = float(state.output[0]["loss"])
+        if not math.isfinite(loss):
+            other = f", or leave bfloat16 ({WITHOUT_BFLOAT16})," if trains_in_bfloat16_on_a_cpu(engine) else ""
+            raise DataError(
+                f"the loss became {loss} at iteration {state.iteration}. Lower the learning rate (--learning_rate)"
+                f"{other} and train again; the best model so far, if any, is {self.model_file}."
+            )
+        state.epoch_losses.append(loss)
+        self.bar.set_postfix({"loss": f"{loss:.3f}", **self.shown}, refresh=False)
+        self.bar.update(1 if self.budget.total is None else int(state.seconds) - self.bar.n)
+
+    def epoch(self, engine: Engine) -> None:
+        state: Any = engine.state
+        loss = sum(state.epoch_losses) / len(state.epoch_losses)
+        state.epoch_losses.clear()
+        self.budget.tick()
+        data_wait = self._data_wait(self.marks[-1])
+        self.marks.append(self._times())
+        scores = self.evaluator.state.metrics if self.evaluator.state.epoch == state.epoch else {}
+        if not self.is_first:
+            return
+        rate = self.optimizer.param_groups[0]["lr"]
+        with self.csv_file.open("a", newline="", encoding="utf-8") as file:
+            values = [f"{state.seconds:.1f}", f"{rate:.3g}", f"{loss:.4f}", f"{data_wait:.3f}"]
+            values += [f"{scores[name]:.4f}" if name in scores else "" for name in METRIC_NAMES]
+            csv.writer(file).writerow([state.epoch, state.iteration, *values])
+        if "dice_annotated" in scores:
+            self.shown = {"Dice": f"{scores['dice_annotated']:.3f}"}
+        wait = "" if self.brief else f"  waiting for data {100 * data_wait:.0f} %"
+        left = clock(self.budget.seconds_left)
+        tqdm.write(f"{self._epoch_in_words(state)}  {left} left  loss {loss:.3f}{wait}{scores_in_words(scores)}")
+
+    def finish(self, engine: Engine) -> None:
+        self.bar.close()
+        if not self.is_first or self.brief:
+            return
+        state: Any = self.evaluator.state
+        best = None if math.isnan(state.best_metric) else state.best_metric
+        data_wait = self._data_wait(self.marks[0]) if self.marks else 0
+        print(
+            f"Trained {engine.state.iteration} iterations in {clock(self.budget.seconds)}, "
+            f"waiting for data {100 * data_wait:.0f} % of it (validation aside). "
+            f"Best {state.key_metric_name}: {score_text(best)} (epoch {state.best_metric_epoch}). "
+            f"Last: {scores_in_words(state.metrics).strip()}.\n"
+            f"Model: {self.model_file}  log: {self.csv_file}  pictures: {self.csv_file.parent / 'pictures'}"
+        )
+
+    def _epoch_in_words(self, state: Any) -> str:
+        if self.brief:
+            return self.title
+        if self.budget.total is not None:
+            return f"epoch {state.epoch:>3}"
+        return f"epoch {state.epoch:>{len(str(state.max_epochs))}}/{state.max_epochs}"
+
+    def _begin_csv(self, epochs: int) -> None:
+        """A new file, with the rows of the epochs that are done, if there are any."""
+        rows: list[list[str]] = []
+        if epochs and self.csv_file.is_file():
+            with self.csv_file.open(newline="", encoding="utf-8") as file:
+                rows = [row for row in csv.reader(file) if row[:1] and row[0].isdecimal() and int(row[0]) <= epochs]
+        self.csv_file.parent.mkdir(parents=True, exist_ok=True)
+        with self.csv_file.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([COLUMNS, *rows])
+
+    def _times(self) -> tuple[float, float]:
+        return self.waiting.value(), self.training.value()
+
+    def _data_wait(self, since: tuple[float, float]) -> float:
+        waiting, training = (after - before for after, before in zip(self._times(), since))
+        return waiting / training if training else 0.0
+
+
+def read_log(path: str | Path) -> list[dict[str, float | None]]:
+    """Of a ``training.csv``, by row: ``seconds``, ``loss``, and ``dice`` on annotated voxels, None where not validated.
+
+    Empty where there is no such file.
+    """
+    if not Path(path).is_file():
+        return []
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    names = {"seconds": "seconds", "loss": "loss", "dice": "dice_annotated"}
+    return [{key: float(row[name]) if row.get(name) else None for key, name in names.items()} for row in rows]

@@ -1,0 +1,289 @@
+"""Trainings that go on where they were: all their state in a file, after each epoch and when they are told to end."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import ignite.distributed as idist
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from ignite.handlers import EarlyStopping
+from monai.engines import Evaluator, Trainer
+from torch.optim.lr_scheduler import LambdaLR
+
+from sparse3dunet.data.sampling import SeededSampler
+from sparse3dunet.errors import DataError
+from sparse3dunet.models.checkpoints import save_file
+from sparse3dunet.training.budget import Budget
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+"""That end a training in order: a cluster's preemption, and Ctrl-C."""
+_CURE = "Leave --resume out to train anew, or give another --ckpt_dir."
+
+
+class ResumableTraining:
+    """A training whose whole state is kept in a file, from which it goes on exactly as if nothing had happened.
+
+    The state is written after each epoch (and its validation), and in the middle of one when the process is told to
+    end by SIGTERM, as clusters do before they take a machine away, or by Ctrl-C. It holds the network, the optimizer,
+    the schedule, `parts`, the trainer's counts and what handlers keep in ``trainer.state`` (by Ignite's
+    ``state_dict_user_keys``), the best validation so far, the gradient scaler, and the global random states. With a
+    :class:`~sparse3dunet.data.sampling.SeededSampler` the patches go on where they were, too: on the CPU, with as many
+    threads, the weights are the same in the end, bit for bit. Among several processes (DDP) the first one writes; all
+    must see the file.
+
+    Args:
+        trainer: MONAI's.
+        evaluator: of the validation: its best metric is kept.
+        path: of the file.
+        parts: further objects with ``state_dict`` and ``load_state_dict``, by name: ``network``, ``optimizer``,
+            ``lr_scheduler`` ...
+        settings: plain values that must be the same for a training to go on, as a JSON object.
+        recipe: likewise, by id in a config; an empty one is not looked at.
+        sampler: of the trainer's loader.
+        budget: the trainer's, where minutes may end it.
+        quiet: whether not to tell how to go on, where that is another's matter.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        evaluator: Evaluator,
+        path: str | Path,
+        parts: Mapping[str, Any],
+        settings: Mapping[str, Any] | None = None,
+        recipe: Mapping[str, Any] | None = None,
+        sampler: SeededSampler | None = None,
+        budget: Budget | None = None,
+        quiet: bool = False,
+    ) -> None:
+        self.quiet = quiet
+        self.trainer = trainer
+        self.evaluator = evaluator
+        self.path = Path(path)
+        self.parts = dict(parts)
+        self.settings = json.loads(json.dumps(settings or {}))
+        self.recipe = json.loads(json.dumps(recipe or {}))
+        self.sampler = sampler
+        self.budget = budget
+        self.signal: int | None = None  # that this process got
+        self.agreed: int | None = None  # to end by, among all processes
+
+    def run(self, resume: bool = False) -> None:
+        """Run the trainer to its end; with `resume`, from the state in the file, if there is one.
+
+        Raises:
+            SystemExit: with 128 and the signal's number, when a signal ended it, after the state was written.
+            DataError: when the file is no state of this training.
+        """
+        if not isinstance(resume, bool):
+            raise DataError(f"resume is {resume!r}: write --resume alone; the file to go on from is {self.path}.")
+        state = self._read() if resume else None
+        if state is not None:
+            self._restore(state)
+            if self._has_ended():
+                self._say(f"Training has ended, after epoch {self.trainer.state.epoch}. {self._how_to_get_more()}")
+                return
+            done = f"{self.trainer.state.iteration} iterations, {self.trainer.state.epoch} epochs"
+            self._say(f"Going on after {done} ({self.path}).")
+        elif resume:
+            self._say(f"{self.path} is not there yet: training begins.")
+        elif idist.get_rank() == 0:
+            self.path.unlink(missing_ok=True)  # of a former training, which --resume would take for this one
+        # Attached here, these come after all other handlers, whose work the state includes.
+        self.trainer.add_event_handler(Events.ITERATION_COMPLETED, self._iteration)
+        self.trainer.add_event_handler(Events.EPOCH_COMPLETED, self._epoch)
+        with self._signals():
+            self.trainer.run()
+        if self.agreed is not None:
+            self._say(f"Told to end ({signal.Signals(self.agreed).name}); go on with --resume ({self.path}).")
+            raise SystemExit(128 + self.agreed)
+
+    def _iteration(self, engine: Engine) -> None:
+        within_epoch = engine.state.iteration % (engine.state.epoch_length or 1) > 0
+        if self._told_to_end() and within_epoch:  # else the epoch ends now, and is validated first
+            self._write()
+            engine.terminate(skip_completed=True)
+
+    def _epoch(self, engine: Engine) -> None:
+        self._write()
+        if self._told_to_end():
+            engine.terminate(skip_completed=True)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Within, signals are noted, for the training to end in order; a second Ctrl-C ends it at once."""
+        former: dict[int, Any] = {}
+
+        def note(number: int, frame: FrameType | None) -> None:
+            self.signal = self.signal or number
+            # torchrun passes on what it gets, so that the same signal may come twice; it kills in the end by itself.
+            if number == signal.SIGINT and "TORCHELASTIC_RUN_ID" not in os.environ:
+                signal.signal(number, former[number])
+
+        if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
+            former |= {number: signal.signal(number, note) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in former.items():
+                signal.signal(number, handler)
+
+    def _told_to_end(self) -> bool:
+        """Whether this process, or another of this training, got a signal. All must ask as often."""
+        number = self.signal or 0
+        if idist.get_world_size() > 1:
+            number = int(idist.all_reduce(number, op="MAX"))
+        self.agreed = number or None
+        return self.agreed is not None
+
+    def _write(self) -> None:
+        if idist.get_rank() > 0:
+            return
+        trainer, best = self.trainer.state, self.evaluator.state
+        kept = ("iteration", "epoch_length", *self.trainer.state_dict_user_keys)
+        state = {
+            **{name: part.state_dict() for name, part in self._all_parts().items()},
+            "trainer": {key: getattr(trainer, key) for key in kept},
+            "best": [float(best.best_metric), best.best_metric_epoch],
+            "random": _random_state(),
+            "settings": self.settings,
+            "recipe": self.recipe,
+        }
+        save_file(self.path, state)
+
+    def _read(self) -> dict[str, Any] | None:
+        if not self.path.is_file():
+            return None
+        try:
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+        except Exception as error:  # zipfile, pickle and PyTorch raise many kinds here
+            raise DataError(f"{self.path}: no state of a training ({type(error).__name__}). {_CURE}") from error
+        expected = {*self._all_parts(), "trainer", "best", "random", "settings", "recipe"}
+        if not isinstance(state, dict) or set(state) != expected:
+            raise DataError(f"{self.path}: no state of such a training: it was written by another version. {_CURE}")
+        changed = _changes(state["settings"], self.settings)
+        if self.recipe and state["recipe"]:
+            changed += _changes(state["recipe"], self.recipe)
+        if changed:
+            more = f"; and {len(changed) - 8} more" if len(changed) > 8 else ""
+            raise DataError(
+                f"{self.path}: this training began with other settings: {'; '.join(changed[:8])}{more}. Give those to "
+                f"go on; to learn further from its model with yours, train anew with --pretrained. {_CURE}"
+            )
+        return state
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        for name, part in self._all_parts().items():
+            part.load_state_dict(_progress(part, state[name]))
+        trainer = self.trainer.state
+        for key, value in state["trainer"].items():
+            setattr(trainer, key, value)
+        trainer.epoch, first_batch = divmod(trainer.iteration, trainer.epoch_length)
+        if self.sampler is not None:
+            self.sampler.set_epoch(trainer.epoch, first_batch)
+        self.evaluator.state.best_metric, self.evaluator.state.best_metric_epoch = state["best"]
+        # Making a loader's iterator draws a random number: within an epoch, that was done when the epoch began.
+        begin = Events.ITERATION_STARTED(once=trainer.iteration + 1) if first_batch else Events.STARTED
+        self.trainer.add_event_handler(begin, lambda: _set_random_state(state["random"]))
+
+    def _has_ended(self) -> bool:
+        spent = self.budget is not None and self.budget.is_over
+        return self._stopped_early() or spent or self.trainer.state.epoch >= self.trainer.state.max_epochs
+
+    def _stopped_early(self) -> bool:
+        return any(isinstance(p, EarlyStopping) and p.counter >= p.patience for p in self.parts.values())
+
+    def _how_to_get_more(self) -> str:
+        if self._stopped_early():
+            return "It stopped since validations became no better; go on with a larger --patience."
+        in_minutes = self.budget is not None and self.budget.minutes is not None
+        return f"Go on with a larger --{'minutes' if in_minutes else 'max_epochs'}."
+
+    def _say(self, text: str) -> None:
+        if idist.get_rank() == 0 and not self.quiet:
+            print(text, flush=True)
+
+    def _all_parts(self) -> dict[str, Any]:
+        scaler = self.trainer.scaler  # with CUDA's automatic mixed precision in float16 alone
+        return self.parts if scaler is None else {**self.parts, "scaler": scaler}
+
+
+def saved_iteration(path: str | Path, resume: bool) -> int | None:
+    """The iterations that are done in a state to go on from; None where there is none."""
+    if not resume or not Path(path).is_file():
+        return None
+    try:
+        return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["trainer"]["iteration"])
+    except Exception:  # what is wrong with the file is told where training begins
+        return None
+
+
+def next_iteration(path: str | Path, resume: bool) -> int | None:
+    """The first iteration that is not done, for TensorBoard's purge_step."""
+    done = saved_iteration(path, resume)
+    return None if done is None else done + 1
+
+
+def leave_signals_to_trainer(worker: int = 0) -> None:
+    """For a loader's ``worker_init_fn``: what a terminal or a cluster sends to all processes does not end this one.
+
+    Only the trainer's process does, which goes on to the end of an iteration.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):
+        return  # macOS does not tell who sent a signal
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    parent = multiprocessing.parent_process()  # not the server that Python 3.14 forks workers from
+    trainer = os.getppid() if parent is None else parent.pid
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _progress(part: Any, state: dict[str, Any]) -> dict[str, Any]:
+    """Of a schedule by formula only how far it is: with more epochs than before, the formula is another one."""
+    if not isinstance(part, LambdaLR):
+        return state
+    return {**part.state_dict(), **{key: state[key] for key in ("last_epoch", "_step_count", "_last_lr")}}
+
+
+def _changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    names = [name for name in {**then, **now} if now.get(name) != then.get(name)]
+    return [f"{name} {then.get(name)} -> {now.get(name)}" for name in names]
+
+
+def _random_state() -> dict[str, Any]:
+    """The global random states, in plain values and tensors."""
+    name, keys, *rest = np.random.get_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {
+        "python": random.getstate(),
+        "numpy": [str(name), torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
+        "torch": torch.get_rng_state(),
+        "cuda": cuda,
+    }
+
+
+def _set_random_state(state: Mapping[str, Any]) -> None:
+    random.setstate(state["python"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])

@@ -1,0 +1,103 @@
+"""Settings that depend on the data, or that must fit it: patch size, spacing, folders for results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from sparse3dunet.data.checks import DataReport
+from sparse3dunet.data.datalist import Case, case_name
+from sparse3dunet.errors import DataError
+from sparse3dunet.keys import IMAGE
+from sparse3dunet.networks import UNet3D
+
+
+def target_spacing(report: DataReport, spacing: Any) -> list[float] | None:
+    """The voxel size in mm that volumes are resampled to, by axis (left-right, posterior-anterior, inferior-superior).
+
+    Args:
+        report: of the data set.
+        spacing: None, not to resample; three sizes; or "median", for the median of the cases' spacings.
+
+    Raises:
+        DataError: when `spacing` is none of these.
+    """
+    if spacing is None:
+        return None
+    if spacing == "median":
+        return [float(s) for s in np.median([case.spacing for case in report.cases], axis=0)]
+    sizes = spacing if isinstance(spacing, (list, tuple)) else []
+    if len(sizes) != 3 or not all(isinstance(s, (int, float)) and 0 < s < np.inf for s in sizes):
+        raise DataError(f'spacing must be three sizes in mm, as --spacing "[1,1,1]", or median; found {spacing!r}.')
+    return [float(s) for s in sizes]
+
+
+def network_shapes(report: DataReport, spacing: Sequence[float] | None = None) -> list[tuple[int, ...]]:
+    """The volumes' spatial shapes as the network sees them: in RAS order, resampled to `spacing` where there is one."""
+    shapes = []
+    for case in report.cases:
+        sizes = zip(case.shape, case.spacing, spacing or case.spacing)
+        shapes.append(tuple(max(round(n * old / new), 1) for n, old, new in sizes))
+    return shapes
+
+
+def case_weights(report: DataReport, cases: Sequence[Case], case_balance: float = 0.0) -> list[float]:
+    """How likely each of `cases` is drawn for a training patch, up to a common factor.
+
+    Args:
+        report: of a data set that holds the cases.
+        cases: to draw from.
+        case_balance: 0: cases alike, however much of each is annotated; 1: annotated voxels alike, so that a case with
+            twice the annotation is drawn twice as often; in between: annotation to this power.
+
+    Raises:
+        DataError: when `case_balance` is not in [0, 1].
+    """
+    if not isinstance(case_balance, (int, float)) or not 0 <= case_balance <= 1:
+        raise DataError(f"case_balance must be from 0 (cases alike) to 1 (annotated voxels alike), got {case_balance}.")
+    annotated = {case.name: case.annotated for case in report.cases}
+    return [float(annotated[case_name(case[IMAGE])]) ** case_balance for case in cases]
+
+
+def fit_patch_size(
+    shapes: Sequence[Sequence[int]], largest: Sequence[int], multiple_of: Sequence[int] | int = 8
+) -> list[int]:
+    """The patch size for volumes of the given shapes: `largest`, or less where most volumes are smaller.
+
+    Args:
+        shapes: spatial shapes of the volumes.
+        largest: upper bound per axis.
+        multiple_of: what the network needs each length to be a multiple of.
+
+    Returns:
+        Per axis the 90th percentile of the volumes' lengths, rounded up to a multiple, but no more than `largest`,
+        rounded down to one (and at least one multiple).
+    """
+    factors = np.broadcast_to(multiple_of, 3)
+    typical = np.ceil(np.percentile(np.asarray(shapes), 90, axis=0) / factors)
+    bound = np.maximum(np.asarray(largest) // factors, 1)
+    return [int(n) for n in np.minimum(typical, bound) * factors]
+
+
+def check_counts(counts: Mapping[str, Any]) -> None:
+    """Raise DataError, naming the setting, unless each value is a whole number of at least 1."""
+    for name, value in counts.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise DataError(f"{name} must be a whole number of at least 1, as --{name} 10; got {value!r}.")
+
+
+def check_patch_size(network: torch.nn.Module, patch_size: Sequence[int]) -> None:
+    """Raise DataError unless a UNet3D takes patches of this size; with valid convolutions, as sliding windows, too."""
+    if not isinstance(patch_size, (list, tuple)) or len(patch_size) != 3:
+        raise DataError(f'patch_size must be three whole numbers, as --patch_size "[64,64,64]"; found {patch_size!r}.')
+    if not isinstance(network, UNet3D):
+        return
+    try:
+        network.output_size(patch_size)
+    except ValueError as error:
+        raise DataError(
+            f'patch_size {list(patch_size)}: {error} Set --patch_size "[64,64,64]", for example, or other channels.'
+        ) from error

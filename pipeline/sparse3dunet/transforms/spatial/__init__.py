@@ -1,0 +1,1 @@
+"""Transforms that move voxels, with label and weight."""

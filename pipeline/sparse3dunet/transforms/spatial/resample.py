@@ -1,0 +1,262 @@
+"""To another voxel spacing: images over exactly their field of view, sparse annotation without losing any."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.data.utils import affine_to_spacing
+from monai.transforms import InvertibleTransform, MapTransform, SpatialResample, Transform
+from monai.transforms.utils import scale_affine
+from monai.utils import convert_to_tensor, ensure_tuple_rep
+
+from sparse3dunet.data.annotation import source_of
+from sparse3dunet.errors import DataError
+from sparse3dunet.keys import IMAGE, LABEL, WEIGHT
+
+SAME_GRID = 1e-3
+"""In source voxels: grids that nowhere lie further apart are the same."""
+
+ALIGNED = 0.1
+"""In source voxels: how far rotation and shear may carry a voxel of the destination away from its row."""
+
+
+def extent_shape(shape: Sequence[int], spacing: Any, pixdim: Any) -> tuple[int, ...]:
+    """The shape in which :class:`ExtentSpacing` brings a volume of this shape and spacing to `pixdim`, all in mm."""
+    wanted = np.round(np.asarray(shape) * np.asarray(spacing) / np.asarray(pixdim))
+    return tuple(int(n) for n in np.maximum(wanted, 1))
+
+
+class ExtentSpacing(InvertibleTransform):
+    """Resample an image to a spacing over exactly its field of view, as nnU-Net does.
+
+    An axis of n voxels of s mm becomes one of n' = round(n s / pixdim), at least 1, of n s / n' mm: the outer borders
+    stay where they are. No arguments make MONAI's ``Spacing`` (1.6.1) do so: it keeps the spacing and moves a border,
+    ``scale_extent`` can misplace the image by a voxel near the world's origin, ``recompute_affine`` loses the affine.
+
+    Args:
+        pixdim: spacing in mm along each axis of the image; 0 or less keeps the axis as it is.
+        kwargs: see ``monai.transforms.SpatialResample`` (mode, padding_mode, align_corners, dtype).
+
+    Shapes: (C, X, Y, Z) -> (C, X', Y', Z') float32, a MetaTensor with the new affine.
+    """
+
+    def __init__(self, pixdim: Sequence[float] | float, **kwargs: Any) -> None:
+        self.pixdim = np.array(ensure_tuple_rep(pixdim, 3), dtype=float)
+        self.resample = SpatialResample(**kwargs)
+
+    def __call__(self, img: torch.Tensor) -> torch.Tensor:
+        affine, shape = _affine_of(img), tuple(img.shape[1:])
+        spacing = affine_to_spacing(affine)
+        new_shape = extent_shape(shape, spacing, np.where(self.pixdim > 0, self.pixdim, spacing))
+        return self.resample(img, torch.as_tensor(affine @ scale_affine(shape, new_shape)), new_shape)
+
+    def inverse(self, data: torch.Tensor) -> torch.Tensor:
+        return self.resample.inverse(data)
+
+
+class ExtentSpacingd(MapTransform, InvertibleTransform):
+    """Dictionary twin of :class:`ExtentSpacing`, in the place of ``monai.transforms.Spacingd``.
+
+    Args:
+        keys: keys of the images; a sparse label is for :class:`AnnotationToMatchd`.
+        pixdim: see :class:`ExtentSpacing`.
+        allow_missing_keys: whether to pass over keys that are missing.
+        kwargs: see :class:`ExtentSpacing`.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection = IMAGE,
+        *,
+        pixdim: Sequence[float] | float,
+        allow_missing_keys: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        self.resample = ExtentSpacing(pixdim, **kwargs)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = self.resample(d[key])
+        return d
+
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = self.resample.inverse(d[key])
+        return d
+
+
+class ResampleAnnotation(Transform):
+    """Bring a sparse label and its weight onto another grid, without losing annotation and without gaps.
+
+    Every output voxel takes label and weight from one annotated voxel, the nearest that claims it; where none does it
+    is unlabeled. What a voxel claims is settled axis by axis:
+
+    - where the output is finer or as fine: the output voxels whose centres lie in it;
+    - where the output is coarser: the output voxel that it is nearest to the centre of, so that an annotated area keeps
+      its size. What is thin would get lost so: a fully annotated plane across the axis, and any run of annotated voxels
+      along the axis that is shorter than an output voxel, also claim the output voxels that hold their centres.
+
+    The grids must differ by scale and shift along each axis alone. Where they are the same, the inputs are returned.
+
+    Shapes: label, weight (1, X, Y, Z), the 4 x 4 affine and the shape (X', Y', Z') of the destination -> label, weight
+    (1, X', Y', Z') MetaTensors with that affine; types and other metadata are kept.
+
+    Raises:
+        DataError: when the grids are rotated, sheared, flipped or permuted against each other.
+    """
+
+    def __call__(  # type: ignore[override]
+        self, label: torch.Tensor, weight: torch.Tensor, dst_affine: Any, dst_shape: Sequence[int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        src_affine, src_shape, dst_shape = _affine_of(label), tuple(label.shape[1:]), tuple(dst_shape)
+        dst_affine = np.asarray(dst_affine, dtype=float)
+        matrix = np.linalg.inv(src_affine) @ dst_affine
+        if src_shape == dst_shape and _drift(matrix - np.eye(4), dst_shape) < SAME_GRID:
+            return label, weight
+        scale, shift = np.diag(matrix)[:3], matrix[:3, 3]
+        shear = matrix.copy()
+        shear[range(3), range(3)] = shear[:3, 3] = 0
+        if (scale <= 0).any() or _drift(shear, dst_shape) > ALIGNED:
+            raise DataError(
+                f"{source_of(label)}: cannot resample the annotation, as its grid is rotated, flipped or permuted "
+                "against the grid of the image. Bring all keys to one orientation before (Orientationd on image and "
+                "label); if they still differ, the label was not drawn on this image: resample it onto the image first."
+            )
+        rows = [_Row.between(*args) for args in zip(src_shape, dst_shape, scale, shift, affine_to_spacing(src_affine))]
+        found = _resample(label[0].cpu().numpy(), weight[0].cpu().numpy(), rows)
+        return _on_grid(found[0], label, dst_affine), _on_grid(found[1], weight, dst_affine)
+
+
+class AnnotationToMatchd(MapTransform):
+    """Dictionary twin of :class:`ResampleAnnotation`: onto the grid of an image that was resampled before.
+
+    Args:
+        label_key: key of the label.
+        weight_key: key of the weight.
+        key_dst: key of the image whose affine and shape are taken over.
+        allow_missing_keys: whether to pass on a dictionary without label and weight as it is.
+    """
+
+    def __init__(
+        self, label_key: str = LABEL, weight_key: str = WEIGHT, key_dst: str = IMAGE, allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__((label_key, weight_key), allow_missing_keys)
+        self.label_key, self.weight_key, self.key_dst = label_key, weight_key, key_dst
+        self.resample = ResampleAnnotation()
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        if self.allow_missing_keys and self.label_key not in d and self.weight_key not in d:
+            return d
+        label, weight, image = d[self.label_key], d[self.weight_key], d[self.key_dst]
+        d[self.label_key], d[self.weight_key] = self.resample(label, weight, _affine_of(image), image.shape[1:])
+        return d
+
+
+class _Row(NamedTuple):
+    """How the voxels of two grids lie to each other along one axis."""
+
+    coarser: bool
+    size: float
+    """The output voxel's length in source voxels."""
+    source: np.ndarray
+    """(n') the source voxel that each output voxel's centre lies in, -1 outside of the source."""
+    holder: np.ndarray
+    """(n) the output voxel that holds each source voxel's centre, -1 outside of the output."""
+    distance: np.ndarray
+    """(n) in mm, from each source voxel's centre to its holder's."""
+
+    @classmethod
+    def between(cls, n_src: int, n_dst: int, scale: float, shift: float, spacing: float) -> _Row:
+        # Rounded, so that what is halfway between two voxels falls to the same side all along the axis.
+        centers = np.round(scale * np.arange(n_dst) + shift, 6)
+        source = np.floor(centers + 0.5).astype(int)
+        source[(source < 0) | (source >= n_src)] = -1
+        voxels = np.arange(n_src)
+        holder = np.floor(np.round((voxels - shift) / scale, 6) + 0.5).astype(int)
+        holder[(holder < 0) | (holder >= n_dst)] = -1
+        if scale > 1:
+            holder[source[source >= 0]] = np.flatnonzero(source >= 0)
+        return cls(bool(scale > 1), float(scale), source, holder, np.abs(voxels - centers[holder]) * spacing)
+
+
+def _resample(label: np.ndarray, weight: np.ndarray, rows: list[_Row]) -> tuple[np.ndarray, np.ndarray]:
+    """(X, Y, Z) -> (X', Y', Z'); coarser axes first, as they leave less to do for the others."""
+    annotated = weight > 0
+    cost = np.where(annotated, np.float32(0), np.float32(np.inf))
+    for axis, row in enumerate(rows):
+        if row.coarser:
+            cost[~_claiming(annotated, axis, row)] = np.inf
+    for axis, row in enumerate(rows):
+        if row.coarser:
+            cost, label, weight = _nearest_claim(cost, label, weight, axis, row)
+    for axis, row in enumerate(rows):
+        if not row.coarser:
+            outside = np.expand_dims(row.source < 0, [a for a in range(3) if a != axis])
+            label = label.take(row.source, axis)
+            weight = np.where(outside, np.float32(0), weight.take(row.source, axis))
+    return np.where(weight > 0, label, 0).astype(label.dtype), weight
+
+
+def _claiming(annotated: np.ndarray, axis: int, row: _Row) -> np.ndarray:
+    """Which of the annotated voxels claim their holder along a coarser axis."""
+    others = tuple(a for a in range(3) if a != axis)
+    planes = np.asarray(annotated.all(axis=others))
+    planes[row.source[row.source >= 0]] = True
+    return np.expand_dims(planes, others) | (_run_lengths(annotated, axis) < row.size)
+
+
+def _run_lengths(annotated: np.ndarray, axis: int) -> np.ndarray:
+    """The length of the run of annotated voxels along the axis that each voxel is part of, 0 where not annotated."""
+    lengths = annotated.astype(np.int32)
+    planes, inside = np.moveaxis(lengths, axis, 0), np.moveaxis(annotated, axis, 0)
+    for i in range(1, len(planes)):
+        planes[i] += planes[i - 1] * inside[i]
+    for i in reversed(range(len(planes) - 1)):
+        np.maximum(planes[i], planes[i + 1] * inside[i], out=planes[i])
+    return lengths
+
+
+def _nearest_claim(
+    cost: np.ndarray, label: np.ndarray, weight: np.ndarray, axis: int, row: _Row
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Along a coarser axis, the cheapest claim of each output voxel: cost (squared mm, inf for none), label, weight.
+
+    Squared distances add up over the axes, so that taking the cheapest axis by axis finds the nearest voxel of all.
+    """
+    shape = (*cost.shape[:axis], len(row.source), *cost.shape[axis + 1 :])
+    found = np.full(shape, np.inf, cost.dtype), np.zeros(shape, label.dtype), np.zeros(shape, weight.dtype)
+    best, *targets = (np.moveaxis(array, axis, 0) for array in found)
+    costs, *sources = (np.moveaxis(array, axis, 0) for array in (cost, label, weight))
+    for i in np.flatnonzero(row.holder >= 0):
+        claim = costs[i] + np.float32(row.distance[i] ** 2)
+        holder = row.holder[i]
+        better = claim < best[holder]
+        np.copyto(best[holder], claim, where=better)
+        for target, values in zip(targets, sources):
+            np.copyto(target[holder], values[i], where=better)
+    return found
+
+
+def _affine_of(image: torch.Tensor) -> np.ndarray:
+    return image.affine.numpy() if isinstance(image, MetaTensor) else np.eye(4)
+
+
+def _drift(matrix: np.ndarray, shape: Sequence[int]) -> float:
+    """How far at most, along an axis, the matrix carries a voxel of a grid of that shape."""
+    return float((np.abs(matrix[:3, :3]) @ np.array(shape) + np.abs(matrix[:3, 3])).max())
+
+
+def _on_grid(values: np.ndarray, source: torch.Tensor, affine: np.ndarray) -> torch.Tensor:
+    result = MetaTensor(torch.from_numpy(values)[None].to(source.device))
+    result.copy_meta_from(convert_to_tensor(source, track_meta=True))
+    result.affine = torch.as_tensor(affine)
+    return result

@@ -1,0 +1,94 @@
+"""The wheel carries the package whole, and the project says one thing in all places."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from configparser import ConfigParser
+
+import sparse3dunet
+from tests.conftest import ROOT
+
+BUNDLE = "sparse3dunet/bundle/files/"
+PEERS = {"batchgeneratorsv2", "itk-morphologicalcontourinterpolation", "tifffile", "torchio"}
+"""Which benchmarks alone need, to compare with, or to read data that are not everywhere."""
+
+
+def test_wheel(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        str(ROOT),
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(tmp_path),
+    ]
+    result = subprocess.run(command, capture_output=True, encoding="utf-8")
+    assert result.returncode == 0, result.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        (metadata,) = (archive.read(n).decode() for n in names if n.endswith("/METADATA"))
+    sources = {str(p.relative_to(ROOT / "pipeline")) for p in (ROOT / "pipeline/sparse3dunet").rglob("*.py")}
+    assert sources | {"sparse3dunet/py.typed"} <= names
+    assert not any(name.startswith(("tests", "benchmarks")) for name in names)
+    assert {name.removeprefix(BUNDLE) for name in names if name.startswith(BUNDLE)} == bundle_files()
+    assert f"Version: {sparse3dunet.__version__}" in metadata
+
+
+def bundle_files():
+    """What an installed package has of the bundle: no models, no results."""
+    configs = {f"configs/{path.name}" for path in (ROOT / "bundle/configs").iterdir()}
+    return configs | {"LICENSE", "docs/README.md"}
+
+
+def test_sdist(tmp_path):
+    """Has the bundle's files, too, and no links: not every file system has them."""
+    copy = tmp_path / "source"
+    left_out = (".git", ".venv", "*.egg-info", "build", ".*_cache", "__pycache__", "demo", "mni152")
+    shutil.copytree(ROOT, copy, symlinks=True, ignore=shutil.ignore_patterns(*left_out))
+    for left in ("bundle/models/model.pt", "bundle/eval/scores.csv"):
+        (copy / left).parent.mkdir(exist_ok=True)
+        (copy / left).write_text("")
+    build = "import sys; from setuptools.build_meta import build_sdist; build_sdist(sys.argv[1])"
+    result = subprocess.run(
+        [sys.executable, "-c", build, str(tmp_path)], cwd=copy, capture_output=True, encoding="utf-8"
+    )
+    assert result.returncode == 0, result.stderr
+    (sdist,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        members = {member.name.partition("/")[2]: member for member in archive}
+    inside = {name.removeprefix("bundle/"): member for name, member in members.items() if name.startswith("bundle/")}
+    assert {name for name, member in inside.items() if member.isreg()} == bundle_files()
+    assert not any(member.issym() for member in members.values())
+
+
+def test_versions_agree():
+    metadata = json.loads((ROOT / "bundle/configs/metadata.json").read_text())
+    assert metadata["version"] == sparse3dunet.__version__
+    pinned = dict(
+        re.findall(r"^([\w.-]+)==([\w.]+)(?:$|; python_version >=)", (ROOT / "requirements.txt").read_text(), re.M)
+    )
+    assert metadata["monai_version"] == pinned["monai"]
+    assert metadata["pytorch_version"] == pinned["torch"]
+    assert metadata["numpy_version"] == pinned["numpy"]
+    for package, version in metadata["required_packages_version"].items():
+        assert pinned[package] == version, package
+
+
+def test_every_dependency_is_pinned():
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    wanted = setup["options"]["install_requires"] + "".join(setup["options.extras_require"].values())
+    names = {re.split(r"[<>=]", line)[0].lower() for line in wanted.split() if line}
+    names -= PEERS
+    pinned = {
+        line.split("==")[0].lower() for line in (ROOT / "requirements.txt").read_text().splitlines() if "==" in line
+    }
+    assert names <= pinned, names - pinned

@@ -1,0 +1,178 @@
+"""Bad options of check, and bad inputs of simulate: each ends in one message, which tells the cure."""
+
+import numpy as np
+import pytest
+
+from sparse3dunet.transforms import KeepScribbles
+from tests.conftest import make_dataset, make_volume, write_nifti
+from tests.data.test_datalist import change_json
+
+NUMBERS = ("must be a whole number or several", "Write it as 255 or 4,255")
+SPECIFICATION = ('annotated slices are written {"axial": [3, 20]', "Correct it")
+
+CHECK = {  # options, and words for the file or option, what was found and expected, and the cure
+    "no such folder": (
+        ("--label-dir", "labelsX"),
+        *("data/labelsX", "no such folder", "expected one of those", "imagesTr, labelsDense", "Pass one"),
+    ),
+    "unlabeled is no number": (("--ignore-index", "abc"), "--ignore-index", "found 'abc'", *NUMBERS),
+    "unlabeled is a fraction": (("--ignore-index", "3,2.5"), "--ignore-index", "found '3,2.5'", *NUMBERS),
+    "unlabeled is empty": (("--ignore-index", ""), "--ignore-index", "found ''", *NUMBERS),
+    "unlabeled is a class": (
+        ("--ignore-index", "9,1"),
+        *("data/dataset.json", "ignore_index 1 is also a class, shell", "none of 0, 1, 2", "Choose another"),
+    ),
+    "slices are no JSON": (
+        ("--annotated-slices", '{"axial": [3'),
+        *("--annotated-slices", "is no JSON", "expected a word", "Write it as"),
+    ),
+    "unknown plane": (
+        ("--annotated-slices", "axail"),
+        *("data/dataset.json (as an option says)", "names 'axail', which is no plane", *SPECIFICATION),
+    ),
+    "no slices": (
+        ("--annotated-slices", "{}"),
+        *("data/dataset.json (as an option says)", "lists no slice", *SPECIFICATION),
+    ),
+    "slice out of range": (
+        ("--annotated-slices", '{"sagittal": 24}'),
+        *("labelsTr/case_0.nii.gz", "lists 24 under 'sagittal'", "the slices 0 ... 23", "count from 0", "correct it"),
+    ),
+    "all, of scribbles": (
+        ("--annotated-slices", "all", "--label-dir", "scribbles"),
+        *("scribbles/case_0.nii.gz", "cannot be told", "no slices (scribbles", "pass a weight image"),
+    ),
+    "axial, of scribbles": (
+        ("--annotated-slices", "axial", "--label-dir", "scribbles"),
+        *("scribbles/case_0.nii.gz", "show only lines or a few voxels", "List them in the datalist", "vouch for it"),
+    ),
+    "axial, of orthogonal slices": (
+        ("--annotated-slices", "axial", "--label-dir", "empty"),
+        *("empty/case_0.nii.gz", "shows annotated slices across other", "coronal [10]", 'say "all" instead'),
+    ),
+    "nothing in the slices": (
+        ("--annotated-slices", '{"axial": [0]}', "--label-dir", "unlabeled_rim"),
+        *("unlabeled_rim/case_0.nii.gz", "no voxel is annotated", "outside of the annotated slices", "Annotate at"),
+    ),
+}
+
+
+@pytest.fixture
+def data(tmp_path):
+    """One case, and its annotation in other conventions."""
+    root = make_dataset(tmp_path / "data", 1)
+    change_json(root, training=[{"image": "imagesTr/case_0.nii.gz", "label": "labelsTr/case_0.nii.gz"}])
+    _, dense, sparse = make_volume(0)
+    keep = KeepScribbles(9, 20)
+    keep.set_random_state(0)
+    write_nifti(root / "scribbles/case_0.nii.gz", dense * (keep(dense[None].astype(np.int16))[0].numpy() > 0))
+    write_nifti(root / "empty/case_0.nii.gz", np.where(sparse == 3, 0, sparse).astype(np.uint8))
+    rim = dense.copy()
+    rim[:, :, 0] = 3
+    write_nifti(root / "unlabeled_rim/case_0.nii.gz", rim)
+    return root
+
+
+@pytest.mark.parametrize("fault", CHECK)
+def test_bad_option_of_check(data, error_of, fault):
+    options, *words = CHECK[fault]
+    message = error_of("check", data, *options)
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize("name", ["nowhere", "a" * 300, "labelsTr/case_0.nii.gz"])
+def test_what_is_no_data_set(data, error_of, name):
+    message = error_of("check", data / name)
+    assert all(word in message for word in (str(data / name), "Pass ", "a JSON datalist")), message
+
+
+SLICES = ("--slices", "2")
+SIMULATE = {  # labels, options, and words
+    "an image": (
+        "imagesTr",
+        SLICES,
+        "imagesTr/case_0.nii.gz",
+        "of float32",
+        "expected a label map",
+        "Pass the folder of",
+    ),
+    "infinity": ("infinite", SLICES, "infinite/a.nii.gz", "of float32", "expected a label map", "Pass the folder of"),
+    "an empty folder": ("nothing", SLICES, "data/nothing", "no folder of label maps", "Pass a dense label map"),
+    "no such folder": ("nowhere", SLICES, "data/nowhere", "no folder of label maps", "Pass a dense label map"),
+    "a file of another kind": ("dataset.json", SLICES, "data/dataset.json", "expected .nii.gz or .nii", "Pass a dense"),
+    "an empty file": (
+        "broken",
+        SLICES,
+        "broken/a.nii.gz",
+        "cannot be read",
+        "expected a whole NIfTI file",
+        "export it",
+    ),
+    "nothing in it": ("blank", SLICES, "blank/a.nii.gz", "no voxel is foreground", "label > 0", "take the case out"),
+    "output is input": (
+        "labelsDense",
+        (*SLICES, "-o", "labelsDense"),
+        "data/labelsDense",
+        "is where",
+        "another folder",
+    ),
+    "output is a file": (
+        "labelsDense",
+        (*SLICES, "-o", "dataset.json"),
+        *("data/dataset.json, to which", "is a file", "expected a folder", "Pass another"),
+    ),
+    "output within a file": (
+        "labelsDense",
+        (*SLICES, "-o", "dataset.json/out"),
+        *("data/dataset.json/out, to which", "cannot be made", "expected a folder", "Pass another"),
+    ),
+    "too many slices": (
+        "labelsDense",
+        ("--slices", "0,0,50"),
+        *("labelsDense/case_0.nii.gz: axis 2", "slices strictly within", "50 were asked for", "ask for fewer"),
+    ),
+    "no slices": ("labelsDense", ("--slices", "0"), "slices must be", "above 0", "got 0"),
+    "slices are no number": ("labelsDense", ("--slices", "a"), "--slices", "found 'a'", *NUMBERS),
+    "two ways at once": (
+        "labelsDense",
+        (*SLICES, "--fraction", "0.1"),
+        *("found --slices and --fraction", "expected exactly one of --slices, --fraction, --scribbles", "Pass one"),
+    ),
+    "no way": ("labelsDense", (), "found no option", "expected exactly one of", "Pass one"),
+    "fraction above 1": ("labelsDense", ("--fraction", "2"), "fraction must be above 0 and at most 1", "got 2.0"),
+    "too few scribbles": (
+        "labelsDense",
+        ("--scribbles", "2"),
+        *("labelsDense/case_0.nii.gz: 2 scribbles", "too few for the 3 classes", "set count to 3"),
+    ),
+    "unknown placement": ("labelsDense", (*SLICES, "--placement", "best"), "must be one of equidistant", "got 'best'"),
+    "unlabeled is a class": (
+        "labelsDense",
+        (*SLICES, "--ignore-index", "2"),
+        *(
+            "data/labelsDense",
+            "ignore_index 2 is a value of the label maps",
+            "[0, 1, 2]; expected one",
+            "Choose another",
+        ),
+    ),
+    "unlabeled is too large": (
+        "labelsDense",
+        (*SLICES, "--ignore-index", str(2**40)),
+        *("the value 1099511627776, of unlabeled voxels (ignore_index)", "expected -16777216 ... ", "Choose another"),
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", SIMULATE)
+def test_bad_input_of_simulate(data, error_of, monkeypatch, fault):
+    (data / "nothing").mkdir()
+    (data / "broken").mkdir()
+    (data / "broken/a.nii.gz").write_bytes(b"")
+    write_nifti(data / "infinite/a.nii.gz", np.full((8, 8, 8), np.inf, np.float32))
+    write_nifti(data / "blank/a.nii.gz", np.zeros((8, 8, 8), np.uint8))
+    labels, options, *words = SIMULATE[fault]
+    monkeypatch.chdir(data)
+    message = error_of("simulate", data / labels, "-o", "out", *options)
+    assert all(word in message for word in words), message
+    assert not list(data.glob("out/*")), "nothing was written"

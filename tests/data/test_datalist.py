@@ -1,0 +1,144 @@
+"""Data sets read from folders, splits, and images to predict."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sparse3dunet.data.datalist import case_name, read_data_set
+from sparse3dunet.data.splits import cases_to_score, split_cases
+from sparse3dunet.errors import DataError
+from sparse3dunet.inference.inputs import list_images
+from tests.conftest import ROOT
+
+HIPPOCAMPUS = ROOT.parent / "shared" / "hippocampus"
+
+
+def change_json(folder: Path, **changes) -> None:
+    path = folder / "dataset.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_reads_paths_classes_and_channels(dataset):
+    found = read_data_set(dataset)
+    assert found.class_names == ["background", "shell", "core"]
+    assert found.num_channels == 1
+    assert [case_name(case["image"]) for case in found.cases] == ["case_0", "case_1", "case_2"]
+    assert all(Path(path).is_file() for case in found.cases for path in case.values())
+    assert set(found.cases[0]) == {"image", "label", "reference"}
+
+
+def test_other_folders(dataset):
+    cases = read_data_set(dataset, label_dir="labelsDense", reference_dir="labelsTr").cases
+    assert Path(cases[0]["label"]).parent.name == "labelsDense"
+    assert Path(cases[0]["reference"]).parent.name == "labelsTr"
+
+
+@pytest.mark.skipif(not HIPPOCAMPUS.is_dir(), reason="../shared/hippocampus is not on this machine")
+def test_reads_the_decathlons_own_folder():
+    found = read_data_set(HIPPOCAMPUS, label_dir="labelsTr_sparse", reference_dir="labelsTr")
+    assert found.class_names == ["background", "Anterior", "Posterior"]
+    train, val = split_cases(found.cases, split_file=HIPPOCAMPUS / "split.json")
+    assert (len(train), len(val)) == (160, 40)
+    assert Path(train[0]["label"]).parent.name == "labelsTr_sparse"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (
+            lambda d: [(d / "dataset.json").unlink(), (d / "labelsTr").rename(d / "x")],
+            ["no data set", "data/README.md"],
+        ),
+        (lambda d: (d / "dataset.json").write_text("{"), ["dataset.json", "not readable as JSON"]),
+        (lambda d: (d / "dataset.json").write_text("[]"), ["expected a JSON object"]),
+        (lambda d: change_json(d, training=[]), ["lists no cases"]),
+        (lambda d: change_json(d, training=["a.nii"]), ["training case 0", "a.nii"]),
+        (lambda d: change_json(d, labels={"1": "a"}), ["labels", "at least two classes"]),
+        (lambda d: change_json(d, labels=["a"]), ["labels", "at least two classes"]),
+        (lambda d: change_json(d, labels={"background": 0, "whole": [1, 2]}), ["regions of several values"]),
+        (lambda d: change_json(d, ignore_index="3"), ["ignore_index must be a whole number", "'3'"]),
+        (lambda d: (d / "labelsTr/case_1.nii.gz").unlink(), ["case_1.nii.gz", "label of training case 1"]),
+        (
+            lambda d: change_json(d, training=json.loads((d / "dataset.json").read_text())["training"] * 2),
+            ["several cases have one name", "case_0"],
+        ),
+    ],
+)
+def test_faults_are_named(dataset, spoil, words):
+    spoil(dataset)
+    with pytest.raises(DataError) as error:
+        read_data_set(dataset)
+    assert all(word in str(error.value) for word in words), error.value
+
+
+def test_links_keep_their_names(tmp_path, dataset):
+    """Stores of large files keep them under names of their own, without an ending, and link to them."""
+    for path in [*dataset.glob("imagesTr/*"), *dataset.glob("labelsTr/*")]:
+        path.rename(tmp_path / f"{path.parent.name}-{path.name[5]}")
+        path.symlink_to(tmp_path / f"{path.parent.name}-{path.name[5]}")
+    found = read_data_set(dataset).cases
+    assert [case_name(case["image"]) for case in found] == ["case_0", "case_1", "case_2"]
+    assert [case_name(case["image"]) for case in list_images(dataset / "imagesTr")] == ["case_0", "case_1", "case_2"]
+
+
+def test_missing_folders(tmp_path, dataset):
+    with pytest.raises(DataError, match="nowhere does not exist"):
+        read_data_set(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"labelsX: no such folder.*imagesTr, labelsDense, labelsTr"):
+        read_data_set(dataset, label_dir="labelsX")
+
+
+def cases(count):
+    return [{"image": f"/data/{i}.nii.gz", "label": f"/labels/{i}.nii.gz"} for i in range(count)]
+
+
+@pytest.mark.parametrize(("count", "fraction", "expected"), [(10, 0.2, 2), (2, 0.2, 1), (3, 0.9, 2), (200, 0.2, 40)])
+def test_split(count, fraction, expected):
+    train, val = split_cases(cases(count), fraction, seed=1)
+    assert len(val) == expected
+    assert sorted(c["image"] for c in train + val) == sorted(c["image"] for c in cases(count))
+    assert (train, val) == split_cases(cases(count), fraction, seed=1)
+
+
+def test_split_to_densify():
+    assert split_cases(cases(1)) == (cases(1), cases(1))
+    assert split_cases(cases(4), 0) == (cases(4), cases(4))
+
+
+def test_split_file(tmp_path):
+    path = tmp_path / "split.json"
+    path.write_text(json.dumps({"train": ["2", "0"], "val": ["1"]}))
+    train, val = split_cases(cases(3), split_file=path)
+    assert [case_name(c["image"]) for c in train] == ["2", "0"]
+    assert [case_name(c["image"]) for c in val] == ["1"]
+    for content, words in [
+        ({"train": ["7"], "val": ["1"]}, "lacks: 7"),
+        ({"train": ["1"]}, '"val"'),
+        ({"train": [], "val": ["1"]}, '"train"'),
+        ({"train": [["1"]], "val": ["1"]}, "lacks"),
+        ({"train": ["0", "1"], "val": ["1"]}, "in both parts: 1"),
+    ]:
+        path.write_text(json.dumps(content))
+        with pytest.raises(DataError, match=words):
+            split_cases(cases(3), split_file=path)
+    with pytest.raises(DataError, match="val_fraction"):
+        split_cases(cases(3), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"), [("/a/b.nii.gz", "b"), ("b.nii", "b"), ("x.y.nii.gz", "x.y"), ("b.mha", "b")]
+)
+def test_case_name(path, name):
+    assert case_name(path) == name
+
+
+def test_cases_to_score(capsys):
+    some = cases(4)
+    assert cases_to_score(some, ["1", "3"], ["2", "0"]) == [some[0], some[2]]
+    assert "Scoring 2 volume(s), which the model was not trained on: 0, 2" in capsys.readouterr().out
+    assert cases_to_score(some, ["0"], ["x", "2"]) == some, "another data set that happens to share names"
+    assert cases_to_score(some, [], []) == some
+    capsys.readouterr()
+    cases_to_score(some, ["0", "1", "2", "3"], ["0", "1", "2", "3"])
+    assert "all or some of which the model was trained on" in capsys.readouterr().out

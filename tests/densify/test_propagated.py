@@ -1,0 +1,169 @@
+"""What propagation makes of a volume, kept on disk."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from sparse3dunet.densify import propagated
+from sparse3dunet.densify.propagated import Outlook, Propagation, distance_of
+from sparse3dunet.inference.inputs import ImageCase
+from sparse3dunet.propagation.calibration import Calibration
+from sparse3dunet.propagation.ensemble import Ensemble, Propagated
+from tests.conftest import write_nifti
+from tests.propagation.scans import nested, on_slices, quick
+
+SHAPE = (18, 16, 12)
+IMAGE, LABEL = nested(shape=SHAPE)
+WEIGHT = on_slices(SHAPE, [], [], [3, 5, 8])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_trees():
+    with quick(4):
+        yield
+
+
+@pytest.fixture
+def case(tmp_path):
+    path = write_nifti(tmp_path / "a.nii.gz", IMAGE, np.diag([1.0, 1, 2, 1]))
+    return ImageCase("a/b", (str(path),))
+
+
+@pytest.fixture
+def fitted(monkeypatch):
+    """How often methods are run."""
+    runs = []
+    fit = Ensemble.fit
+
+    def counted(self, *given):
+        runs.append(self)
+        return fit(self, *given)
+
+    monkeypatch.setattr(Ensemble, "fit", counted)
+    return runs
+
+
+def propagation(folder, seconds=60.0, cases=1):
+    annotation = SimpleNamespace(numbers=LABEL, annotated=WEIGHT > 0)
+    return Propagation(folder / "kept", lambda file: annotation, 3, seconds, cases, 0)
+
+
+def assert_same(first, second):
+    np.testing.assert_allclose(first.prob, second.prob, atol=5e-4)
+    assert first.prob.dtype == second.prob.dtype
+    assert (first.box, first.method) == (second.box, second.method)
+    assert (first.held is None) == (second.held is None)
+    if first.held is not None:
+        for name in ("prob", "label", "distance", "weight", "place", "part"):
+            np.testing.assert_array_equal(getattr(first.held, name), getattr(second.held, name))
+        assert first.held.slices == second.held.slices
+
+
+def test_what_is_kept_is_what_was_found(tmp_path, case, fitted):
+    first = propagation(tmp_path)
+    assert first.best(case) is None
+    preview = first.preview(case, [])
+    assert_same(first.best(case), preview)
+    refined = first.refine(case, [])
+    assert len(fitted) == 1  # the preview's methods go on
+    assert refined.held is not None
+    again = propagation(tmp_path)
+    assert_same(again.preview(case, []), preview)
+    assert_same(again.refine(case, []), refined)
+    assert_same(again.best(case), refined)
+    for name in ("prob", "place"):
+        np.testing.assert_array_equal(getattr(again.held(case), name), getattr(refined.held, name))
+    assert len(fitted) == 1
+    other = ImageCase("a_b", case.files)
+    assert again.best(other) is None
+
+
+def test_where_the_minutes_suffice_for_no_more_the_preview_is_the_result(tmp_path, case, monkeypatch):
+    monkeypatch.setattr(propagated, "PREVIEW_WORK", 1.0)
+    kept = propagation(tmp_path, seconds=0.01)
+    preview = kept.preview(case, [])
+    assert_same(kept.refine(case, []), preview)
+    assert_same(kept.best(case), preview)
+    assert kept.held(case) is None
+    assert kept.seconds_for(case) > 0.01
+    enough = propagation(tmp_path, seconds=1.01 * kept.seconds_for(case))
+    assert enough.refine(case, []).held is not None
+    assert enough.seconds_for(case) == kept.seconds_for(case) == 0
+
+
+def test_what_is_small_is_never_left_at_its_preview(tmp_path, case):
+    kept = propagation(tmp_path, seconds=0.01)
+    assert kept.refine(case, []).held is not None
+    many = propagation(tmp_path / "many", seconds=0.01, cases=1000)  # which are not small together
+    assert many.refine(case, []).held is None
+
+
+def test_a_damaged_file_is_made_again(tmp_path, case, fitted):
+    kept = propagation(tmp_path)
+    refined = kept.refine(case, [])
+    preview = kept.preview(case, [])
+    (file,), (first,) = ((tmp_path / "kept").glob(f"*_{kind}.npz") for kind in ("refined", "preview"))
+    whole = file.read_bytes()
+    middle = len(whole) // 2
+    damages = [b"", b"x" * 500, whole[:middle], whole[: middle // 2] + bytes(64) + whole[middle // 2 + 64 :]]
+    entry = whole.index(b"PK\x01\x02")  # of the first array: its flags (8) and method of compression (10)
+    damages += [whole[: entry + at] + value + whole[entry + at + 1 :] for at, value in ((8, b"\x01"), (10, b"\x63"))]
+    for number, damaged in enumerate(damages):
+        file.write_bytes(damaged)
+        assert_same(kept.best(case), preview)
+        assert number > 2 or kept.held(case) is None  # what else the file holds may be whole
+    first.write_bytes(first.read_bytes()[:-50])
+    assert kept.best(case) is None
+    assert_same(kept.refine(case, []), refined)
+    assert len(fitted) == 2
+    assert_same(kept.best(case), refined)
+    assert sorted((tmp_path / "kept").iterdir()) == sorted([file, first])
+
+
+def test_slices_are_held_out_in_the_files_order(tmp_path):
+    """They are told in RAS order, of a file that is turned."""
+    turned = np.ascontiguousarray(IMAGE.transpose(2, 0, 1)[::-1])
+    affine = np.array([[0, 1.0, 0, 0], [0, 0, 1, 0], [-2, 0, 0, 0], [0, 0, 0, 1]])
+    case = ImageCase("a", (str(write_nifti(tmp_path / "a.nii.gz", turned, affine)),))
+    annotation = SimpleNamespace(
+        numbers=LABEL.transpose(2, 0, 1)[::-1], annotated=(WEIGHT > 0).transpose(2, 0, 1)[::-1]
+    )
+    kept = Propagation(tmp_path / "kept", lambda file: annotation, 3, 60.0, 1, 0)
+    held = kept.refine(case, [[[], [], [3]], [[], [], [8]]]).held
+    places = [set(held.place[held.part == number][:, 0]) for number in held.slices]
+    assert places == [{11 - 3}, {11 - 8}]
+
+
+def test_work_is_shared_among_cases_and_bounded(tmp_path):
+    given = ((120, 1), (240, 2), (240, 1), (1e6, 1), (1, 100))
+    works = [propagation(tmp_path, *of).work_for(SHAPE) for of in given]
+    assert works[0] == works[1] == pytest.approx(works[2] / 2, rel=0.01)
+    assert works[4] < works[0] < works[3]
+    assert propagation(tmp_path, 120).work_for((512, 512, 30)) < works[0]  # whose results take longer, too
+
+
+def test_several_channels_and_files(tmp_path):
+    files = [write_nifti(tmp_path / f"{i}.nii.gz", IMAGE * (i + 1)) for i in range(2)]
+    files.append(write_nifti(tmp_path / "both.nii.gz", np.stack([IMAGE, -IMAGE], -1)))
+    for name, chosen in (("two", files[:2]), ("one", files[2:])):
+        found = propagation(tmp_path).preview(ImageCase(name, tuple(map(str, chosen))), [])
+        assert found.prob.shape == (3, *SHAPE)
+
+
+def test_an_outlook_is_calibrated_within_the_box():
+    random = np.random.default_rng(0)
+    prob = random.dirichlet(np.ones(3), (4, 5, 6)).transpose(3, 0, 1, 2).astype(np.float32)
+    box = (slice(2, 6), slice(1, 6), slice(0, 6))
+    propagated = Propagated(prob, box, None, "test")
+    distance = distance_of(np.arange(8 * 8 * 6).reshape(8, 8, 6) % 50 == 0, (1, 1, 2))
+    plain = Outlook(propagated, Calibration(), Calibration()).prob(distance)
+    np.testing.assert_allclose(plain, prob, atol=1e-3)
+    calibration = Calibration(0.5, 0.2, 3.0)
+    np.testing.assert_array_equal(
+        Outlook(propagated, Calibration(), calibration).prob(distance), calibration(prob, distance[box])
+    )
+    network = random.dirichlet(np.ones(3), (8, 8, 6)).transpose(3, 0, 1, 2).astype(np.float32)
+    both = Outlook(propagated, Calibration(), Calibration(), 1.0).prob(distance, network)
+    product = prob * network[(slice(None), *box)]
+    np.testing.assert_allclose(both, product / product.sum(0), atol=5e-3)

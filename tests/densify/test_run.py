@@ -1,0 +1,377 @@
+"""The command that densifies: what it writes, going on, being killed, and what it refuses."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from sparse3dunet.data.slices import slices_mask
+from sparse3dunet.densify.run import Options
+from sparse3dunet.densify.state import Learned, StateFile
+from sparse3dunet.errors import DataError
+from sparse3dunet.io import read_image, write_map, write_segmentation
+from sparse3dunet.io.volumes import Volume
+from sparse3dunet.models.checkpoints import read_description
+from tests.conftest import (
+    ROOT,
+    bundle_environment,
+    make_dataset,
+    make_volume,
+    run_bundle,
+    run_sparse3dunet,
+    write_nifti,
+)
+
+SMALL = ("--network_def#channels", "[4,8,8]", "--largest_patch_size", "[16,16,16]", "--epoch_length", "10")
+AFFINE = np.array([[-2.0, 0, 0, 30], [0, 1.5, 0, -20], [0, 0, 2.5, 5], [0, 0, 0, 1]])
+INDICES = ([5, 14], [6, 12], [5, 11])
+
+
+def command(*arguments):
+    return [sys.executable, "-W", "ignore", "-m", "sparse3dunet", "densify", *map(str, arguments)]
+
+
+def densify(*arguments, cwd=ROOT):
+    return run_sparse3dunet("densify", *arguments, cwd=cwd)
+
+
+def write_scan(folder, seed=0, indices=INDICES, unlabeled=255):
+    """A scan and its annotation on some slices of each axis; returns them, and the dense label."""
+    image, dense, _ = make_volume(seed)
+    sparse = np.where(slices_mask(dense.shape, list(indices)), dense, unlabeled).astype(np.uint8)
+    scan = write_nifti(folder / "scan.nii.gz", image, AFFINE)
+    return scan, write_nifti(folder / "annotation.nii.gz", sparse, AFFINE), dense
+
+
+def array(path):
+    return np.asarray(nib.load(path).dataobj)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A folder with a scan, its annotation, and what the command made of them in "out"."""
+    root = tmp_path_factory.mktemp("densify")
+    write_scan(root)
+    result = densify(root / "scan.nii.gz", root / "annotation.nii.gz", "-o", root / "out", "--minutes", 0.2, *SMALL)
+    assert result.returncode == 0, result.stderr
+    (root / "printed.txt").write_text(result.stdout)
+    return root
+
+
+def test_results(done):
+    """On the scan's grid, in the annotation's values, which are kept; a model that predicts; nothing unfinished."""
+    out = done / "out"
+    sparse, found, confidence = (
+        array(path) for path in (done / "annotation.nii.gz", out / "scan_seg.nii.gz", out / "scan_confidence.nii.gz")
+    )
+    assert np.allclose(nib.load(out / "scan_seg.nii.gz").affine, AFFINE)
+    annotated = sparse != 255
+    assert np.array_equal(found[annotated], sparse[annotated])
+    assert set(np.unique(found)) <= {0, 1, 2}
+    assert (confidence[annotated] == 255).all()
+    assert confidence[~annotated].mean() > 128
+    preview = array(out / "scan_preview.nii.gz")
+    assert np.array_equal(preview[annotated], sparse[annotated])
+    assert set(np.unique(preview)) <= {0, 1, 2}
+    assert read_description(out / "model/model.pt", "")["class_values"] == [0, 1, 2]
+    assert not list(out.rglob("*.part"))
+    printed = (done / "printed.txt").read_text()
+    assert "report.html" in printed
+    assert re.search(r"^methods: auto-context, .*network", printed, re.MULTILINE)  # whose Dice is printed, too
+    assert " - INFO - " not in printed
+    assert run_sparse3dunet("predict", out / "model", done / "scan.nii.gz", "-o", done / "new").returncode == 0
+    assert array(done / "new/scan_seg.nii.gz").shape == found.shape
+
+
+def test_quality_is_of_annotation_that_was_held_out(done):
+    """In whole slices and blocks; what it expects is near what the dense label, which it never saw, gives."""
+    quality = json.loads((done / "out/quality.json").read_text())
+    assert quality["slices"] == sum(map(len, INDICES))
+    assert quality["folds"] == len(StateFile(done / "out").read().held_out) == 3
+    assert [entry["name"] for entry in quality["classes"]] == ["background", "class 1", "class 2"]
+    low, high = quality["mean_dice_interval"]
+    assert low <= quality["mean_dice"] <= high
+    _, dense, _ = make_volume(0)
+    found, unknown = array(done / "out/scan_seg.nii.gz"), array(done / "annotation.nii.gz") == 255
+    true = []
+    for number in (1, 2):
+        a, b = (found == number) & unknown, (dense == number) & unknown
+        true.append(2 * (a & b).sum() / (a.sum() + b.sum()))
+    assert abs(np.mean(true) - quality["mean_dice"]) < 0.1
+    assert min(true) > 0.6
+    printed = (done / "printed.txt").read_text()
+    assert "90 % interval" in printed
+    assert re.search(r"Preview after \d+ s: .*scan_preview.nii.gz", printed)
+
+
+def test_suggested_slices_and_their_template(done):
+    out = done / "out"
+    rows = json.loads((out / "suggestions.json").read_text())["scan"]
+    assert rows
+    sparse, template, found = (
+        array(path) for path in (done / "annotation.nii.gz", out / "scan_next.nii.gz", out / "scan_seg.nii.gz")
+    )
+    annotated = sparse != 255
+    assert np.array_equal(template[annotated], sparse[annotated])
+    slices = [[row["index"] for row in rows if row["axis"] == axis] for axis in range(3)]
+    assert not {(axis, i) for axis in range(3) for i in slices[axis]} & {
+        (axis, i) for axis, indices in enumerate(INDICES) for i in indices
+    }
+    suggested = slices_mask(found.shape, slices)
+    assert np.array_equal(template[suggested & ~annotated], found[suggested & ~annotated])
+    assert (template[~suggested & ~annotated] == 255).all()
+
+
+def test_with_too_little_time_the_preview_is_the_result_and_it_says_so(tmp_path):
+    """Of a scan that is too large to be worked on in any case."""
+    image, dense, _ = make_volume(0)
+    image, dense = (np.kron(a, np.ones((4, 4, 4), a.dtype)) for a in (image, dense))
+    indices = [list(range(8, n, 16)) if axis == 2 else [] for axis, n in enumerate(dense.shape)]
+    sparse = np.where(slices_mask(dense.shape, indices), dense, 255).astype(np.uint8)
+    scan = write_nifti(tmp_path / "scan.nii.gz", image)
+    annotation = write_nifti(tmp_path / "annotation.nii.gz", sparse)
+    out = tmp_path / "out"
+    result = densify(scan, annotation, "-o", out, "--minutes", 0.02, *SMALL)
+    assert result.returncode == 0, result.stderr
+    told = " ".join(result.stdout.split())
+    assert re.search(r"there is time for a preview alone, which is the result, .* --minutes [\d.]+ suffices", told)
+    assert "not evaluable" in told
+    np.testing.assert_array_equal(array(out / "scan_seg.nii.gz"), array(out / "scan_preview.nii.gz"))
+    quality = json.loads((out / "quality.json").read_text())
+    assert quality["mean_dice"] is None
+    assert "preview alone" in quality["reason"]
+    assert "there is time for a preview alone" in (out / "report.html").read_text()
+
+
+def test_report_is_one_file_with_everything(done):
+    text = (done / "out/report.html").read_text()
+    assert "http://" not in text.replace("http://www.w3.org", "")
+    assert "https://" not in text
+    assert all(
+        word in text for word in ("data:image/png;base64,", "class 2", "minutes", "torch", "sparse3dunet densify")
+    )
+
+
+def test_again_with_more_slices(done, tmp_path):
+    """It begins with the last model, holds out what it held out before, and leaves a changed template alone."""
+    out = done / "out"
+    before = StateFile(out).read()
+    image = nib.load(out / "scan_next.nii.gz")
+    changed = np.asarray(image.dataobj).copy()
+    changed[0, 0, 0] = 0
+    nib.save(nib.Nifti1Image(changed, image.affine), out / "scan_next.nii.gz")
+    written = (out / "scan_next.nii.gz").read_bytes()
+    result = densify(done / "scan.nii.gz", out / "scan_next.nii.gz", "-o", out, "--minutes", 0.2, *SMALL)
+    assert result.returncode == 0, result.stderr
+    assert "Learning further from the former run's model" in result.stdout
+    state = StateFile(out).read()
+    assert state.goes_on
+    for held, former in zip(state.held_out[0]["scan"], before.held_out[0]["scan"]):
+        assert set(former) <= set(held)
+        assert all(
+            {i - 1, i, i + 1} & set(former) for i in held
+        )  # what is next to a held-out slice is held out with it
+    assert (out / "scan_next.nii.gz").read_bytes() == written
+    assert (out / "scan_next2.nii.gz").is_file()
+    assert "was changed since it was written" not in result.stdout  # it was passed
+    assert "scan_next.nii.gz" not in state.templates  # nor is it told of, or replaced, from now on
+    assert list(Learned(out).folder.glob("*.npz"))
+    assert not Learned(out).pending.exists()
+
+
+def test_a_template_that_nobody_changed_is_told_of_and_kept(done, tmp_path):
+    out = shutil.copytree(done / "out", tmp_path / "out")
+    template = out / list(StateFile(out).read().templates)[-1]
+    written = template.read_bytes()
+    result = densify(done / "scan.nii.gz", template, "-o", out, "--minutes", 0.1, "--folds", 0, *SMALL)
+    assert result.returncode == 0, result.stderr
+    assert "although nobody has changed it" in result.stdout
+    assert template.read_bytes() == written
+
+
+def test_what_changed_since_the_former_run_is_told_of(done, tmp_path):
+    """A template that is not passed, and annotation that was corrected; copied results are as they were written."""
+    out = shutil.copytree(done / "out", tmp_path / "out")
+    for path in out.glob("scan_*"):
+        os.utime(path, (1, 1))
+    _, annotation, dense = write_scan(tmp_path)
+    template = out / list(StateFile(out).read().templates)[-1]
+    write_nifti(template, np.zeros(dense.shape, np.uint8), AFFINE)
+    corrected = np.where(array(annotation) == 255, 255, 2 - dense).astype(np.uint8)
+    write_nifti(annotation, corrected, AFFINE)
+    result = densify(done / "scan.nii.gz", annotation, "-o", out, "--minutes", 0.1, "--folds", 2, *SMALL)
+    assert result.returncode == 0, result.stderr
+    assert f"{template} was changed since it was written, but is no annotation of this run" in result.stdout
+    found = re.search(r"scan: (\d+) voxels that the former run's model learned are annotated otherwise", result.stdout)
+    assert found
+    assert int(found[1]) >= ((corrected != 255) & (corrected != dense)).sum()
+    assert "the first is that which the former run's model has not learned" in result.stdout
+    assert "unlabeled: the value 255" in result.stdout
+    assert "the value 255" in (out / "report.html").read_text()
+
+
+def test_a_file_is_no_folder_for_results(tmp_path, error_of):
+    scan, annotation, _ = write_scan(tmp_path)
+    assert "is a file; pass a folder" in error_of("densify", scan, annotation, "-o", scan)
+
+
+def test_files_of_others_are_not_overwritten(tmp_path):
+    scan, annotation, _ = write_scan(tmp_path)
+    (tmp_path / "summary.csv").write_text("mine")
+    result = densify(scan, annotation, "-o", tmp_path, *SMALL)
+    assert result.returncode == 1
+    assert "summary.csv exists, and is not a former run's" in result.stderr
+    assert (tmp_path / "summary.csv").read_text() == "mine"
+
+
+def test_changed_results_are_not_overwritten(done, tmp_path):
+    scan, annotation, _ = write_scan(tmp_path)
+    write_nifti(tmp_path / "out/scan_seg.nii.gz", np.zeros((3, 3, 3), np.uint8))
+    before = (tmp_path / "out/scan_seg.nii.gz").read_bytes()
+    result = densify(scan, annotation, "-o", tmp_path / "out", "--minutes", 0.1, *SMALL)
+    assert result.returncode == 1
+    assert "scan_seg.nii.gz exists and is not what this command wrote" in result.stderr
+    assert (tmp_path / "out/scan_seg.nii.gz").read_bytes() == before
+    assert "held out" not in result.stdout  # it was told before anything was computed
+    assert not (tmp_path / "out/scan_preview.nii.gz").exists()
+
+
+def wait_for(path, process, seconds=120):
+    started = time.monotonic()
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() - started < seconds
+        time.sleep(0.05)
+
+
+def test_a_killed_run_goes_on(tmp_path):
+    scan, annotation, _ = write_scan(tmp_path)
+    arguments = (scan, annotation, "-o", tmp_path / "out", "--minutes", 0.2, *SMALL, "--epoch_length", 3)
+    process = subprocess.Popen(
+        command(*arguments), env=bundle_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    wait_for(tmp_path / "out/work/final/last.pt", process)
+    process.kill()
+    process.communicate()
+    before = StateFile(tmp_path / "out").read()
+    assert not before.complete
+    assert not (tmp_path / "out/report.html").exists()
+    result = densify(*arguments)
+    assert result.returncode == 0, result.stderr
+    assert "Going on with the run that was not completed" in result.stdout
+    assert "--resume" not in result.stdout
+    after = StateFile(tmp_path / "out").read()
+    assert after.complete
+    assert after.held_out == before.held_out
+    assert {p: s for p, s in after.seconds.items() if p in before.seconds} == before.seconds
+    assert (tmp_path / "out/report.html").is_file()
+
+
+def test_ctrl_c_ends_the_training_with_what_was_learned(tmp_path):
+    scan, annotation, _ = write_scan(tmp_path)
+    arguments = (scan, annotation, "-o", tmp_path / "out", "--minutes", 10, "--folds", 1, *SMALL, "--epoch_length", 3)
+    process = subprocess.Popen(
+        command(*arguments), env=bundle_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    wait_for(tmp_path / "out/work/fold_0/last.pt", process)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+    assert "Ctrl-C" in stdout
+    assert array(tmp_path / "out/scan_seg.nii.gz").shape == array(scan).shape
+    assert StateFile(tmp_path / "out").read().stopped_early
+    assert "ended early" in (tmp_path / "out/report.html").read_text()
+    assert json.loads((tmp_path / "out/quality.json").read_text())["mean_dice"] > 0.5
+
+
+def test_from_nrrd_to_3d_slicer_on_coarser_voxels_in_three_folds(tmp_path):
+    """In the scan's own place and format; a second scan is not mixed with the first."""
+    image, dense, _ = make_volume(0)
+    scan = Volume("", image, AFFINE)
+    write_map(tmp_path / "scan.nrrd", image, scan)
+    sparse = np.where(slices_mask(dense.shape, list(INDICES)), dense + 1, 0).astype(np.uint8)
+    write_segmentation(tmp_path / "a.nrrd", sparse, scan, {0: "unlabeled", 1: "background", 2: "shell", 3: "core"})
+    options = ("--minutes", 0.2, "--folds", 3, "--spacing", "3,3,3", "--format", "seg.nrrd", "--as-predicted")
+    names = ("--class-names", "background,shell,core")
+    result = densify(tmp_path / "scan.nrrd", tmp_path / "a.nrrd", "-o", tmp_path / "out", *options, *names, *SMALL)
+    assert result.returncode == 0, result.stderr
+    found = read_image(tmp_path / "out/scan.seg.nrrd")
+    assert np.allclose(found.affine, AFFINE)
+    assert found.data.shape == image.shape
+    assert set(np.unique(found.data)) <= {1, 2, 3}
+    assert (tmp_path / "out/scan_confidence.nrrd").is_file()
+    quality = json.loads((tmp_path / "out/quality.json").read_text())
+    assert quality["folds"] == 3
+    assert [entry["name"] for entry in quality["classes"]] == ["background", "shell", "core"]
+    assert "voxel size: 3 x 3 x 3 mm (as asked for)" in result.stdout
+    assert "3 part(s) of the slices, held out (as asked for)" in result.stdout
+    (tmp_path / "other").mkdir()
+    shutil.copy(tmp_path / "scan.nrrd", tmp_path / "other/scan.nrrd")
+    result = densify(tmp_path / "other/scan.nrrd", tmp_path / "a.nrrd", "-o", tmp_path / "out", *options)
+    assert result.returncode == 1
+    assert "Pass another folder (-o)" in result.stderr
+
+
+def test_several_volumes_by_monais_command(tmp_path):
+    """A folder as it is declared, without an estimate, in another format."""
+    data = make_dataset(tmp_path / "data", 2)
+    config = f"['{ROOT}/bundle/configs/train.yaml','{ROOT}/bundle/configs/densify.yaml']"
+    places = ("--dataset_dir", data, "--output_dir", tmp_path / "out")
+    options = ("--minutes", 0.1, "--folds", 0, "--format", "nrrd", "--suggestions", 0, "--keep_annotation", "False")
+    result = run_bundle("run", "densify", "--config_file", config, *places, *options, *SMALL)
+    assert result.returncode == 0, result.stderr
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.nrrd")) == [
+        f"case_{i}_{kind}.nrrd" for i in range(2) for kind in ("confidence", "preview", "seg")
+    ]
+    assert "not evaluable" in result.stdout
+    assert "shell" in (tmp_path / "out/summary.csv").read_text()
+    assert json.loads((tmp_path / "out/suggestions.json").read_text()) == {"case_0": [], "case_1": []}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--folds", "some"], "--folds is 'some'"),
+        (["--spacing", "2"], "--spacing is '2'"),
+        (["--learning_rat", "1"], "there is no such setting"),
+        (["--walker", "$1"], "expected a plain value"),
+    ],
+)
+def test_options_that_are_none(tmp_path, error_of, options, words):
+    scan, annotation, _ = write_scan(tmp_path)
+    assert words in error_of("densify", scan, annotation, "-o", tmp_path / "out", *options)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--minutes", "-1"], "minutes must be a number above 0"),
+        (["--ignore-index", "7"], "every voxel counts as annotated (the classes are 0, 1, 2, 255)"),
+        (["--class-names", "a,b"], "class"),
+    ],
+)
+def test_bad_options(tmp_path, options, words):
+    """Told in one line, before anything is trained or written."""
+    scan, annotation, _ = write_scan(tmp_path)
+    result = densify(scan, annotation, "-o", tmp_path / "out", *SMALL, *options)
+    assert result.returncode == 1
+    assert result.stderr.count("error:") == 1
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not list((tmp_path / "out").glob("*_seg*"))
+
+
+@pytest.mark.parametrize(
+    "options", [{"minutes": 0}, {"minutes": 5, "format": "png"}, {"minutes": 5, "suggestions": -1}]
+)
+def test_options_out_of_range(options):
+    with pytest.raises(DataError, match=r"expected one of|must be a number"):
+        Options("out", **options)

@@ -1,0 +1,196 @@
+"""Annotation as segments with names, and files that densify cannot use."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from sparse3dunet.densify.inputs import prepare, prepare_pair
+from sparse3dunet.errors import DataError
+from sparse3dunet.io.volumes import read_volume
+from sparse3dunet.keys import ANNOTATED_SLICES
+from tests.conftest import write_nifti
+from tests.densify.test_inputs import (
+    ANNOTATED,
+    DENSE,
+    IMAGE_DATA,
+    NAMES,
+    OBLIQUE,
+    ON_SLICES,
+    SPARSE,
+    assert_as_annotated,
+    read,
+    write_layers,
+    write_segments,
+)
+from tests.io.test_formats import write_input
+from tests.io.test_formats_dicom import ct, series, series_affine  # noqa: F401
+
+
+def prepared(tmp_path, labels, names, **options):
+    scan = write_input(tmp_path / "scan.nii.gz", IMAGE_DATA, OBLIQUE)
+    return prepare_pair(scan, write_segments(tmp_path / "label.seg.nrrd", labels, names), tmp_path / "out", **options)
+
+
+def test_segments_on_slices(tmp_path, capsys):
+    datalist = prepared(tmp_path, ON_SLICES, {0: "x", 1: "Rinde", 2: "Flüssigkeit"})
+    assert capsys.readouterr().out.count("\n") == 1
+    content = json.loads(datalist.read_text(encoding="utf-8"))
+    assert content["labels"] == {"0": "background", "1": "Rinde", "2": "Flüssigkeit"}
+    assert content[ANNOTATED_SLICES] == "all"
+    assert_as_annotated(datalist)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("word", ["ignore", "Unlabeled"])
+def test_a_segment_for_what_is_left_out(tmp_path, word):
+    """Of an unfinished slice alone, or of all that is not annotated."""
+    unfinished = ON_SLICES.copy()
+    unfinished[12, :, 12:] = 5
+    _, _, numbers, annotated = read(prepared(tmp_path, unfinished, {**NAMES, 5: word}))
+    expected = ANNOTATED.copy()
+    expected[12, :, 12:] = False
+    np.testing.assert_array_equal(annotated, expected)
+    np.testing.assert_array_equal(numbers, DENSE * expected)
+    data_set = assert_as_annotated(prepared(tmp_path, np.where(ANNOTATED, DENSE, 3), {**NAMES, 3: word}))
+    assert data_set.class_names == list(NAMES.values())
+    assert 3 in data_set.ignore_index
+
+
+def test_a_segment_for_the_background(tmp_path, capsys):
+    """Scribbles: what is in no segment is unlabeled."""
+    names = {0: "x", 1: "shell", 2: "core", 3: "Background"}
+    labels = np.choose(DENSE, [3, 1, 2]) * ANNOTATED
+    labels[4:, :, 9] = 0
+    datalist = prepared(tmp_path, labels.astype(np.uint8), names)
+    data_set, _, numbers, annotated = read(datalist)
+    assert (data_set.class_names, data_set.class_values) == (["background", "shell", "core"], [3, 1, 2])
+    np.testing.assert_array_equal(annotated, labels > 0)
+    np.testing.assert_array_equal(numbers, DENSE * (labels > 0))
+    assert capsys.readouterr().out == ""
+
+
+def test_segments_that_do_not_tell(tmp_path):
+    with pytest.raises(DataError, match=r"label.seg.nrrd: it cannot be told.*--ignore-index.*segment .* background"):
+        prepared(tmp_path, DENSE, NAMES)
+
+
+def test_options_say_what_is_unlabeled(tmp_path):
+    """Then nothing is inferred, and they go with what is declared."""
+    scribbled = (np.choose(DENSE, [3, 1, 2]) * ANNOTATED).astype(np.uint8)
+    scribbled[4:, :, 9] = 0
+    names = {0: "x", 1: "shell", 2: "core", 3: "outside"}
+    data_set, _, _, annotated = read(prepared(tmp_path, scribbled, names, ignore_index=0), ignore_index=0)
+    assert data_set.class_names == ["shell", "core", "outside"]
+    np.testing.assert_array_equal(annotated, scribbled > 0)
+    datalist = prepared(tmp_path, ON_SLICES, NAMES, annotated_slices={"axial": [9]})
+    assert ANNOTATED_SLICES not in json.loads(datalist.read_text())
+    assert read(datalist, annotated_slices={"2": [9]})[3].sum() == DENSE[:, :, 9].size
+
+
+def test_segmentations_that_cannot_be_used(tmp_path):
+    scan = write_input(tmp_path / "scan.nii.gz", IMAGE_DATA, OBLIQUE)
+    layers = write_layers(tmp_path / "layers.seg.nrrd")
+    with pytest.raises(DataError, match=r"layers.seg.nrrd: .* in 2 layers.*Export visible segments.*overlap"):
+        prepare_pair(scan, layers, tmp_path / "out")
+    alone = write_segments(tmp_path / "alone.seg.nrrd", (ON_SLICES > 0).astype(np.uint8), {0: "x", 1: "background"})
+    with pytest.raises(DataError, match="its segments are background; expected two classes"):
+        prepare_pair(scan, alone, tmp_path / "out")
+    image = sitk.ReadImage(str(alone))
+    image.SetMetaData("Segment0_LabelValue", "one")
+    sitk.WriteImage(image, str(alone))
+    with pytest.raises(DataError, match="has the value 'one'"):
+        prepare_pair(scan, alone, tmp_path / "out")
+
+
+def test_segments_without_names_and_values(tmp_path):
+    """As older versions wrote them."""
+    scan = write_input(tmp_path / "scan.nii.gz", IMAGE_DATA, OBLIQUE)
+    path = write_segments(tmp_path / "label.seg.nrrd", (ON_SLICES > 0).astype(np.uint8), {0: "x", 1: "y"})
+    image = sitk.ReadImage(str(path))
+    for key in ("LabelValue", "Name"):
+        image.EraseMetaData(f"Segment0_{key}")
+    sitk.WriteImage(image, str(path))
+    assert read(prepare_pair(scan, path, tmp_path / "out"))[0].class_names == ["background", "segment 1"]
+
+
+# Refusals
+
+
+def test_mixed_up_files(tmp_path):
+    scan = write_input(tmp_path / "scan.nii.gz", IMAGE_DATA, OBLIQUE)
+    label = write_input(tmp_path / "label.nii.gz", SPARSE, OBLIQUE)
+    (tmp_path / "link.nii.gz").symlink_to(scan)
+    with pytest.raises(DataError, match="given as both the scan and its annotation"):
+        prepare_pair(scan, tmp_path / "link.nii.gz", tmp_path / "out")
+    with pytest.raises(DataError, match=r"scan.nii.gz: \d+ different values of float32.*are the two swapped"):
+        prepare_pair(label, scan, tmp_path / "out")
+    shutil.copy(scan, tmp_path / "copy.nii.gz")
+    with pytest.raises(DataError, match=r"copy.nii.gz: \d+ different values.*mix-up of files"):
+        prepare_pair(scan, tmp_path / "copy.nii.gz", tmp_path / "out")
+    eight_bits = write_input(tmp_path / "8.nii.gz", np.clip(IMAGE_DATA / 2, 0, 200).astype(np.uint8), OBLIQUE)
+    with pytest.raises(DataError, match=r"8.nii.gz: \d+ different values.*are the two swapped"):
+        prepare_pair(label, eight_bits, tmp_path / "out")
+    channels = write_input(tmp_path / "two.nii.gz", np.stack([SPARSE, SPARSE], -1), OBLIQUE)
+    with pytest.raises(DataError, match=r"two.nii.gz: holds 2 channels"):
+        prepare_pair(scan, channels, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_many_classes_are_no_scan(tmp_path):
+    scan = write_input(tmp_path / "scan.nii.gz", IMAGE_DATA, OBLIQUE)
+    regions = np.where(ANNOTATED, np.arange(DENSE.size).reshape(DENSE.shape) % 100, 255).astype(np.uint8)
+    label = write_input(tmp_path / "label.nii.gz", regions, OBLIQUE)
+    assert len(read(prepare_pair(scan, label, tmp_path / "out"))[0].class_values) == 100
+
+
+def test_files_that_are_not_there(tmp_path, series):  # noqa: F811
+    scan = write_input(tmp_path / "scan.nii.gz", IMAGE_DATA, OBLIQUE)
+    with pytest.raises(DataError, match=r"missing.nrrd does not exist; expected the annotation.*SCAN ANNOTATION"):
+        prepare([scan, tmp_path / "missing.nrrd"], tmp_path / "out")
+    with pytest.raises(DataError, match=r"missing.nii.gz does not exist; expected the scan"):
+        prepare([tmp_path / "missing.nii.gz", scan], tmp_path / "out")
+    with pytest.raises(DataError, match=r"series is a folder; expected the annotation in one file"):
+        prepare([scan, series], tmp_path / "out")
+    (tmp_path / "list.json").write_text("[]")
+    with pytest.raises(DataError, match=r"list.json is a JSON file.*as the only input"):
+        prepare([tmp_path / "list.json", scan], tmp_path / "out")
+    for bad in ("x.nii.gz", "x.nrrd", "x.seg.nrrd", "x.mha", "x.png"):
+        (tmp_path / bad).write_bytes(b"nothing")
+        for pair in ([scan, tmp_path / bad], [tmp_path / bad, scan]):
+            with pytest.raises(DataError, match=bad):
+                prepare(pair, tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="empty"):
+        prepare([tmp_path / "empty", scan], tmp_path / "out")
+
+
+def test_what_is_made_replaces_no_input(tmp_path):
+    out = tmp_path / "out"
+    scan = write_input(tmp_path / "scan.nrrd", IMAGE_DATA, OBLIQUE)
+    label = write_nifti(out / "scan.nii", SPARSE, OBLIQUE)
+    with pytest.raises(DataError, match=r"scan.nii would be replaced"):
+        prepare_pair(scan, label, out)
+    np.testing.assert_array_equal(read_volume(label).data, SPARSE)
+
+
+def test_one_source(tmp_path, series):  # noqa: F811
+    scan = write_input(tmp_path / "scan.nii.gz", IMAGE_DATA, OBLIQUE)
+    datalist = prepare_pair(scan, write_input(tmp_path / "label.nii.gz", SPARSE, OBLIQUE), tmp_path / "out")
+    assert prepare([datalist], tmp_path / "other") == str(datalist)
+    assert prepare([str(tmp_path)], tmp_path / "other") == str(tmp_path)
+    assert not (tmp_path / "other").exists()
+    with pytest.raises(DataError, match=r"scan.nii.gz: found one file, but no annotation; expected a scan and"):
+        prepare([scan], tmp_path / "out")
+    with pytest.raises(DataError, match=r"series: found one DICOM series, but no annotation"):
+        prepare([series], tmp_path / "out")
+    with pytest.raises(DataError, match=r"nowhere does not exist; expected a scan and its annotation"):
+        prepare([tmp_path / "nowhere"], tmp_path / "out")
+
+
+@pytest.mark.parametrize("number", [0, 3])
+def test_another_number_of_sources(tmp_path, number):
+    with pytest.raises(DataError, match=rf"found {number} inputs .*expected a scan and its annotation.*or a data set"):
+        prepare([f"{i}.nii.gz" for i in range(number)], tmp_path)

@@ -1,0 +1,93 @@
+"""Which images are predicted, and under which names."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sparse3dunet.data.datalist import case_name
+from sparse3dunet.errors import DataError
+from sparse3dunet.inference.inputs import find_images, list_images
+from tests.conftest import make_volume, write_nifti
+
+
+def test_images_to_predict(dataset):
+    folder = dataset / "imagesTr"
+    names = [f"case_{i}.nii.gz" for i in range(3)]
+    assert [Path(c["image"]).name for c in list_images(folder)] == names
+    assert [Path(c["image"]).name for c in list_images(folder / names[1])] == names[1:2]
+    for content in (names, {"testing": [{"image": name} for name in names]}):
+        (folder / "list.json").write_text(json.dumps(content))
+        assert [Path(c["image"]).name for c in list_images(folder / "list.json")] == names
+
+
+def test_no_images_to_predict(tmp_path, dataset):
+    with pytest.raises(DataError, match="does not exist"):
+        list_images(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="holds no image"):
+        list_images(tmp_path)
+    (tmp_path / "list.json").write_text('["a.nii.gz"]')
+    with pytest.raises(DataError, match="entry 0"):
+        list_images(tmp_path / "list.json")
+    (dataset / "imagesTr" / "case_0.nii").write_bytes(b"")
+    with pytest.raises(DataError, match="several images are named case_0"):
+        list_images(dataset / "imagesTr")
+    (tmp_path / "notes.txt").write_text("no image")
+    with pytest.raises(DataError, match="none of them an image"):
+        find_images([tmp_path / "*.txt"])
+
+
+def test_channels_to_predict(tmp_path):
+    """Numbered files are channels of one image for a model of several channels, images of their own for one of one."""
+    image = make_volume(0)[0]
+    for name in ("a_0000", "a_0001", "b_0000", "b_0001", "c", "d_2024"):
+        write_nifti(tmp_path / f"{name}.nii.gz", image)
+    grouped = list_images(tmp_path, 2)
+    assert [case_name(c["image"]) for c in grouped] == ["a", "b", "c", "d_2024"]
+    assert [len(c["image"]) if isinstance(c["image"], list) else 1 for c in grouped] == [2, 2, 1, 1]
+    assert len(list_images(tmp_path, 1)) == 6
+    (tmp_path / "list.json").write_text('{"testing": [{"image": ["b_0000.nii.gz", "b_0001.nii.gz"]}]}')
+    ((only,),) = [[c["image"] for c in list_images(tmp_path / "list.json", 2)]]
+    assert [Path(p).name for p in only] == ["b_0000.nii.gz", "b_0001.nii.gz"]
+
+
+def test_several_sources(tmp_path):
+    """Files, folders and patterns together; what is named twice is predicted once."""
+    image = make_volume(0)[0]
+    for name in ("one/a", "one/b", "two/c", "two/sub/d"):
+        write_nifti(tmp_path / f"{name}.nii.gz", image)
+    (tmp_path / "two" / ".hidden.nii.gz").write_bytes(b"")
+    found = find_images([tmp_path / "one/a.nii.gz", tmp_path / "one", tmp_path / "tw*/*.nii.gz"])
+    assert [case.name for case in found] == ["a", "b", "c"]
+    assert [case.name for case in find_images([tmp_path / "**/*.nii.gz"])] == ["a", "b", "c", "d"]
+    assert found[0].size == (tmp_path / "one/a.nii.gz").stat().st_size
+
+
+def test_one_name_in_several_folders(tmp_path):
+    """As after ``scans/*/t1.nii.gz``: results keep the folders apart."""
+    for folder in ("sub-01/anat", "sub-02/anat"):
+        write_nifti(tmp_path / folder / "t1.nii.gz", make_volume(0)[0])
+    found = find_images([tmp_path / "sub-*/anat/t1.nii.gz"])
+    assert [case.name for case in found] == ["sub-01/anat/t1", "sub-02/anat/t1"]
+    assert [case.name for case in find_images([tmp_path / "sub-01/anat"])] == ["t1"]
+
+
+def test_dots_get_into_no_name(tmp_path, monkeypatch):
+    """Results are named after images, and must not leave their folder."""
+    for name in ("b/t1", "w/x/c/t1"):
+        write_nifti(tmp_path / f"{name}.nii.gz", make_volume(0)[0])
+    monkeypatch.chdir(tmp_path / "w/x")
+    found = find_images(["../../b/t1.nii.gz", "c/t1.nii.gz"])
+    assert sorted(case.name for case in found) == ["b/t1", "w/x/c/t1"]
+    (tmp_path / "w/list.json").write_text(json.dumps(["../b/t1.nii.gz", "x/c/t1.nii.gz"]))
+    assert sorted(case.name for case in find_images(["../list.json"])) == ["b/t1", "w/x/c/t1"]
+
+
+def test_former_results_are_no_images(tmp_path):
+    image = make_volume(0)[0]
+    for name in ("a", "a_seg"):
+        write_nifti(tmp_path / f"{name}.nii.gz", image)
+    made = {str(tmp_path / "a_seg.nii.gz")}
+    assert [case.name for case in find_images([tmp_path], leave_out=made)] == ["a"]
+    with pytest.raises(DataError, match="results of former runs"):
+        find_images([tmp_path / "a_s*.nii.gz"], leave_out=made)

@@ -1,0 +1,186 @@
+"""Results appear whole or not at all, and nothing is done twice."""
+
+import json
+import os
+
+import pytest
+
+from sparse3dunet.errors import DataError
+from sparse3dunet.inference.inputs import ImageCase
+from sparse3dunet.inference.records import CaseRecord, remove_empty_drafts, results_in, write_summary
+
+NAMES = ["sub/a_seg.nii.gz", "pictures/a.png"]
+
+
+@pytest.fixture
+def case(tmp_path):
+    (tmp_path / "a.nii.gz").write_bytes(b"image")
+    return ImageCase("sub/a", (str(tmp_path / "a.nii.gz"),))
+
+
+def do(out, case, key="one", content=b"result", overwrite=False):
+    record = CaseRecord(out, case, {"model": key})
+    drafts = record.start(NAMES, overwrite)
+    for name in NAMES:
+        (drafts / name).write_bytes(content)
+    record.finish(NAMES, seconds=1.5, ml={"background": 3.0, "core": 0.25}, mean_confidence=None, segmentation=NAMES[0])
+    return record
+
+
+def test_done_is_done(tmp_path, case):
+    out = tmp_path / "out"
+    assert not CaseRecord(out, case, {"model": "one"}).is_done()
+    do(out, case)
+    assert CaseRecord(out, case, {"model": "one"}).is_done()
+    assert not CaseRecord(out, case, {"model": "two"}).is_done()
+    remove_empty_drafts(out)
+    assert {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()} == {*NAMES, "records/sub/a.json"}
+    (out / NAMES[0]).unlink()
+    assert not CaseRecord(out, case, {"model": "one"}).is_done()
+
+
+def test_another_image_under_the_name_is_done_again(tmp_path, case):
+    do(tmp_path / "out", case)
+    (tmp_path / "a.nii.gz").write_bytes(b"another")
+    assert not CaseRecord(tmp_path / "out", case, {"model": "one"}).is_done()
+
+
+def test_killed_while_moving(tmp_path, case):
+    """The record is there, the drafts are whole: moving them is all that is left to do, once."""
+    out = tmp_path / "out"
+    record = do(out, case)
+    record.drafts.joinpath("sub").mkdir(parents=True)
+    os.replace(out / NAMES[0], record.drafts / NAMES[0])
+    assert CaseRecord(out, case, {"model": "one"}).is_done()
+    assert (out / NAMES[0]).read_bytes() == b"result"
+    assert not record.drafts.exists()
+
+
+def test_killed_while_drafting(tmp_path, case):
+    """Half a draft never becomes a result, not even where results of the same key were there before and are gone."""
+    out = tmp_path / "out"
+    record = do(out, case)
+    (out / NAMES[0]).unlink()
+    drafts = record.start(NAMES)
+    (drafts / NAMES[0]).write_bytes(b"half")
+    again = CaseRecord(out, case, {"model": "one"})
+    assert not again.is_done()
+    assert not (out / NAMES[0]).exists()
+    again.start(NAMES)
+    assert not (again.drafts / NAMES[0]).exists()
+
+
+def test_what_a_user_changed_is_not_replaced(tmp_path, case):
+    out = tmp_path / "out"
+    do(out, case)
+    (out / NAMES[0]).write_bytes(b"corrected by hand")
+    assert CaseRecord(out, case, {"model": "one"}).is_done()
+    with pytest.raises(DataError, match=r"a_seg.nii.gz exists and is not what this command wrote.*--overwrite"):
+        do(out, case, "two")
+    assert (out / NAMES[0]).read_bytes() == b"corrected by hand"
+    do(out, case, "two", overwrite=True)
+    do(out, case, "three", b"newer")
+    assert (out / NAMES[0]).read_bytes() == b"newer"
+
+
+def test_a_killed_run_does_not_make_former_results_foreign(tmp_path, case):
+    out = tmp_path / "out"
+    do(out, case)
+    CaseRecord(out, case, {"model": "two"}).start(NAMES)
+    do(out, case, "two", b"newer")
+    assert (out / NAMES[0]).read_bytes() == b"newer"
+
+
+def test_failed_cases_keep_their_former_results(tmp_path, case):
+    out = tmp_path / "out"
+    do(out, case)
+    CaseRecord(out, case, {"model": "two"}).fail("no memory")
+    assert not CaseRecord(out, case, {"model": "one"}).is_done()
+    assert (out / NAMES[0]).read_bytes() == b"result"
+    assert json.loads((out / "records/sub/a.json").read_text())["error"] == "no memory"
+
+
+def test_summary(tmp_path, case):
+    out = tmp_path / "out"
+    do(out, case)
+    CaseRecord(out, ImageCase("b", case.files), {}).fail("bad, very bad")
+    CaseRecord(out, ImageCase("c", case.files), {}).start(["c_seg.nii.gz"])
+    lines = write_summary(out, ["background", "core"]).read_text().splitlines()
+    assert lines == [
+        "case,status,seconds,core ml,mean confidence,segmentation,error",
+        'b,failed,,,,,"bad, very bad"',
+        "sub/a,done,1.50,0.2500,,sub/a_seg.nii.gz,",
+    ]
+
+
+def test_results_that_are_wanted_now(tmp_path, case):
+    """More are asked for: not done. Fewer: what is left over of other settings goes, unless it was changed."""
+    out = tmp_path / "out"
+    do(out, case)
+    record = CaseRecord(out, case, {"model": "one"})
+    assert record.is_done(NAMES)
+    assert not record.is_done([*NAMES, "sub/a_confidence.nii.gz"])
+    record = CaseRecord(out, case, {"model": "two"})
+    drafts = record.start(NAMES[:1])
+    (drafts / NAMES[0]).write_bytes(b"newer")
+    record.finish(NAMES[:1])
+    assert not (out / NAMES[1]).exists()
+    do(out, case, "three")
+
+
+def test_names_that_lead_elsewhere(tmp_path, case):
+    for name in ("..", "../a", "a/../../b", "/a"):
+        with pytest.raises(DataError, match="leads out of the output folder"):
+            CaseRecord(tmp_path / "out", ImageCase(name, case.files), {})
+
+
+def test_another_images_results_stay(tmp_path, case):
+    out = tmp_path / "out"
+    do(out, case)
+    other = tmp_path / "other" / "a.nii.gz"
+    other.parent.mkdir()
+    other.write_bytes(b"another image")
+    with pytest.raises(DataError, match=r"the results named sub/a are those of"):
+        do(out, ImageCase("sub/a", (str(other),)))
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "a.nii.gz")
+    do(out, ImageCase("sub/a", (str(link),)), "two")
+    (tmp_path / "a.nii.gz").rename(tmp_path / "moved.nii.gz")
+    link.unlink()
+    do(out, ImageCase("sub/a", (str(tmp_path / "moved.nii.gz"),)), "three")
+
+
+def test_overwrite_does_what_was_changed_again(tmp_path, case):
+    out = tmp_path / "out"
+    record = do(out, case)
+    (out / NAMES[0]).write_bytes(b"")
+    assert record.is_done(NAMES)
+    assert not record.is_done(NAMES, unchanged=True)
+
+
+def test_results_that_were_copied_are_as_written(tmp_path, case):
+    """A copy has other times; only its content tells whether somebody changed it."""
+    out = tmp_path / "out"
+    record = do(out, case)
+    for name in NAMES:
+        os.utime(out / name, (1, 1))
+    assert record.is_done(NAMES, unchanged=True)
+    record.check(NAMES)
+    do(out, case, "two")
+    (out / NAMES[0]).write_bytes(b"Result")  # of the same size
+    os.utime(out / NAMES[0], (1, 1))
+    with pytest.raises(DataError, match="is not what this command wrote there"):
+        do(out, case, "three")
+
+
+def test_odd_records_do_no_harm(tmp_path, case):
+    out = tmp_path / "out"
+    do(out, case)
+    for name, content in {"empty": "", "list": "[]", "foreign": "{}"}.items():
+        (out / "records" / f"{name}.json").write_text(content)
+    assert len(write_summary(out, ["background", "core"]).read_text().splitlines()) == 2
+    assert results_in(out) == {str(out / name) for name in NAMES}
+    record = CaseRecord(out, case, {"model": "one"})
+    record.path.write_text(json.dumps({"status": "done", "results": dict.fromkeys(NAMES, 5)}))
+    with pytest.raises(DataError, match="is not what this command wrote there"):
+        record.check(NAMES)

@@ -1,0 +1,250 @@
+"""DICOM series and multi-frame files are read as ITK reads them, and each of their faults is named."""
+
+import re
+import zlib
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from sparse3dunet.errors import DataError
+from sparse3dunet.io import (
+    OUTPUT_SUFFIXES,
+    dicom,
+    dicom_series,
+    is_dicom_folder,
+    natural_suffix,
+    read_image,
+    write_segmentation,
+)
+from sparse3dunet.io.itk import itk_affine
+from tests.io.test_formats import LPS, NAMES, assert_on_grid, rotation, voxels
+from tests.io.test_formats_files import cut, put
+
+CT = "1.2.840.10008.5.1.4.1.1.2"
+SPACING = (0.7, 1.3, 2.5)
+AXES = rotation(0.3, -0.7)
+"""Of the series, LPS."""
+
+
+def decimals(values):
+    return "\\".join(f"{value:.10g}"[:16] for value in values)
+
+
+def series_affine(axes=AXES):
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = axes * SPACING, (10, -20, 5)
+    return LPS @ affine
+
+
+def write_slice(path, pixels, position, axes=AXES, uid="1.2.3.4", spacing=SPACING, **tags):
+    """One slice, (X, Y), with the tags that make it part of a volume."""
+    image = sitk.GetImageFromArray(pixels.T)
+    image.SetSpacing(spacing[:2])
+    tags = {
+        "0008|0060": "CT",
+        "0008|0016": CT,
+        "0008|0018": f"{uid}.{zlib.crc32(path.name.encode())}",
+        "0008|103e": f"series {uid}",
+        "0020|000d": "1.2.3",
+        "0020|000e": uid,
+        "0020|0032": decimals(position),
+        "0020|0037": decimals(axes[:, :2].T.ravel()),
+        "0028|1052": "0",
+        "0028|1053": "1",
+        **tags,
+    }
+    for key, value in tags.items():
+        if value is not None:
+            image.SetMetaData(key, value)
+    path.parent.mkdir(exist_ok=True)
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    writer.SetFileName(str(path.with_suffix(".dcm")))
+    writer.Execute(image)
+    path.with_suffix(".dcm").rename(path)
+    return path
+
+
+@pytest.fixture
+def series(tmp_path):
+    """A folder with an oblique series, (7, 6, 5) voxels, in shuffled names, some without a suffix."""
+    for k, name in enumerate(("IM7", "b.dcm", "IM1", "a.dcm", "IM3.ima")):
+        write_slice(tmp_path / "series" / name, ct()[:, :, k], [10, -20, 5] + AXES[:, 2] * SPACING[2] * k)
+    (tmp_path / "series/notes.txt").write_text("hello")
+    (tmp_path / "series/.DS_Store").write_bytes(b"\0")
+    return tmp_path / "series"
+
+
+def ct():
+    return voxels(low=-1000, high=1000)
+
+
+def test_series_is_read_in_order_of_positions(series, tmp_path):
+    assert is_dicom_folder(series)
+    assert not is_dicom_folder(tmp_path)
+    assert not is_dicom_folder(series / "IM1")
+    assert [str(s) for s in dicom_series(series)] == ['"series 1.2.3.4" (CT, 5 slice(s))']
+    volume = read_image(series)
+    assert volume.path == str(series)
+    np.testing.assert_array_equal(volume.data, ct())
+    assert volume.data.dtype == np.int16
+    np.testing.assert_allclose(volume.affine, series_affine(), atol=1e-7)
+    assert natural_suffix(volume) == ".nii.gz"
+    for suffix in OUTPUT_SUFFIXES:
+        path = tmp_path / f"out{suffix}"
+        write_segmentation(path, voxels(np.uint8), volume, NAMES)
+        assert_on_grid(path, voxels(np.uint8), series_affine(), tolerance=1e-5)
+
+
+def test_series_agrees_with_itks_own_reader(series):
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(series), "1.2.3.4"))
+    image = reader.Execute()
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(image).T, read_image(series).data)
+    np.testing.assert_allclose(itk_affine(image), read_image(series).affine, atol=1e-6)
+
+
+def test_slopes_may_differ_by_slice(series):
+    """As in PET; some slices then are floats, which ITK's reader of series rounds."""
+    expected = ct().astype(float)
+    put(rb"\x28\0\x53\x10\x02\0\0\x001 ", b"\x28\0\x53\x10\x02\0\0\0.5")(series / "IM1")
+    expected[:, :, 2] *= 0.5
+    put(rb"\x28\0\x52\x10\x02\0\0\x000 ", b"\x28\0\x52\x10\x02\0\0\x0010")(series / "a.dcm")
+    expected[:, :, 3] += 10
+    np.testing.assert_array_equal(read_image(series).data, expected)
+
+
+def replace(name="IM1", k=2.0, shape=(7, 6), **more):
+    position = [10, -20, 5] + AXES[:, 2] * SPACING[2] * k
+    return lambda folder: write_slice(folder / name, voxels(shape=shape), position, **more)
+
+
+def tilt(folder):
+    for k, name in enumerate(("IM7", "b.dcm", "IM1", "a.dcm", "IM3.ima")):
+        replace(name, k, **{"0020|0032": decimals([10, -20 + 0.5 * k, 5 + 2.5 * k])}, axes=np.eye(3))(folder)
+
+
+def turn(old, new):
+    """Changes ImageOrientationPatient, by as many characters, to what no writer would write."""
+
+    def change(folder):
+        for file in folder.iterdir():
+            value = rb"(?<=\x20\0\x37\0.\0\0\0)[-.\d\\]+"
+            content = re.sub(value, lambda m: re.sub(old, lambda n: new * len(n[0]), m[0], count=1), file.read_bytes())
+            file.write_bytes(content)
+
+    return change
+
+
+def localizer(folder):
+    for k in range(2):
+        replace(f"loc{k}", k, uid="1.2.9")(folder)
+
+
+def only(*names):
+    return lambda folder: [file.unlink() for file in folder.iterdir() if file.name not in names]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda f: (f / "IM1").unlink(), ["b.dcm and a.dcm lie 5.000 mm apart", "2.500 mm", "A slice is missing"]),
+        (replace(k=2.1), ["50 mm apart, slices elsewhere 2.500 mm", "or resample it"]),
+        (replace("double", k=3), ["a.dcm and double lie at one position, -2.888 mm", "Remove the double"]),
+        (replace("second", uid="1.2.5"), ["holds 2 DICOM series", '"series 1.2.3.4" (CT, 5 slice(s))', "of its own"]),
+        (localizer, ["holds 2 DICOM series", '"series 1.2.9" (CT, 2 slice(s))', "expected one"]),
+        (replace(shape=(7, 8)), ["IM3.ima", "size", "[7, 6", "[7, 8", "expected one for all slices"]),
+        (replace(spacing=(0.8, 1.3)), ["pixel spacing in mm", "[1.3, 0.8]", "[1.3, 0.7]"]),
+        (replace(axes=rotation(0.3, -0.6)), ["orientation", "0.955"]),
+        (tilt, ["tilted by 11.31 degrees", "IM3.ima lies 2.00 mm beside", "IM7", "dcm2niix"]),
+        (turn(rb"[^\\]+", b"0"), ["IM1: its orientation is [0.0, 0.29552020", "orthogonal"]),
+        (turn(rb"\\", b"1"), ["ImageOrientationPatient", "expected 6 numbers"]),
+        (lambda f: [put(rb"1\.3\\\.7", b"1.3\\.0")(file) for file in f.iterdir()], ["affine is degenerate"]),
+        (only("IM1"), ["IM1", "holds one slice, which is no volume"]),
+        (only("notes.txt"), ["series: a folder without DICOM files", "mix-up of folders"]),
+        (lambda f: put(rb"\xe0\x7f\x10\0.*(?s:.)*", b"")(f / "IM1"), ["IM1: a DICOM file without an image"]),
+        (lambda f: cut(0.95)(f / "IM3.ima"), ["IM3.ima: a DICOM file without an image", "truncated"]),
+        (lambda f: put(rb"\x20\0\x32\0", b"\x20\0\x31\0")(f / "IM1"), ["IM1: ImagePositionPatient", "expected 3 num"]),
+        (lambda f: put(rb"\x28\0\x30\0", b"\x28\0\x2f\0")(f / "IM1"), ["IM1: PixelSpacing (0028|0030) is missing"]),
+    ],
+)
+def test_faults_of_series_are_named(series, spoil, words):
+    spoil(series)
+    with pytest.raises(DataError) as error:
+        read_image(series)
+    for word in words:
+        assert word in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_series_of_two_slices_and_rounded_positions(series):
+    only("IM7", "b.dcm")(series)
+    np.testing.assert_array_equal(read_image(series).data, ct()[:, :, :2])
+    replace("IM1", k=2.003)(series)
+    assert read_image(series).data.shape == (7, 6, 3)
+
+
+def test_folder_of_folders_names_them(series):
+    with pytest.raises(DataError, match="Pass one of its folders: series"):
+        read_image(series.parent)
+
+
+def write_frames(path):
+    """A file of five frames (enhanced CT)."""
+    image = sitk.GetImageFromArray(ct().T)
+    image.SetSpacing(SPACING)
+    image.SetOrigin((1, 2, 20))
+    image.SetMetaData("0008|0060", "CT")
+    image.SetMetaData("0008|0016", f"{CT}.1")
+    sitk.WriteImage(image, str(path))
+    return path
+
+
+def test_frames_of_one_file(tmp_path):
+    path = write_frames(tmp_path / "frames.dcm")
+    volume = read_image(path)
+    np.testing.assert_array_equal(volume.data, ct())
+    affine = LPS @ np.array([[0.7, 0, 0, 1], [0, 1.3, 0, 2], [0, 0, 2.5, 20], [0, 0, 0, 1]])
+    np.testing.assert_allclose(volume.affine, affine)
+    np.testing.assert_array_equal(read_image(tmp_path).data, ct())
+    assert natural_suffix(path) == ".nii.gz"
+    # Frames in descending order, which GDCM takes for ascending ones.
+    for old, new in ((b"20", b"xx"), (b"30", b"20"), (b"xx", b"30")):
+        put(rb"1\\2\\" + old, b"1\\2\\" + new)(path)
+    for old, new in ((b"22.5", b"xxxx"), (b"27.5", b"22.5"), (b"xxxx", b"27.5")):
+        put(rb"1\\2\\" + old, b"1\\2\\" + new)(path)
+    volume = read_image(path)
+    np.testing.assert_array_equal(volume.data, ct()[:, :, ::-1])
+    np.testing.assert_allclose(volume.affine, affine)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (rb"1\\2\\22.5", b"1\\2\\21.5", ["frames.dcm: frame 1 and frame 2 lie 1.500 mm apart"]),
+        (rb"1\\2\\22.5", b"1\\2\\20.0", ["frames.dcm: frame 1 and frame 2 lie at one position"]),
+        (rb"\x20\0\x32\0", b"\x20\0\x31\0", ["holds 5 frames, of which 4 say where they lie"]),
+    ],
+)
+def test_faults_of_frames_are_named(tmp_path, old, new, words):
+    path = write_frames(tmp_path / "frames.dcm")
+    put(old, new)(path)
+    with pytest.raises(DataError) as error:
+        read_image(path)
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize("length", [b"DS\x08\0", b"\x08\0\0\0"])
+def test_positions_of_frames_are_found_in_files_of_either_encoding(tmp_path, length):
+    (tmp_path / "a").write_bytes(
+        b"".join(b"\xfe\xff\0\xe0\x20\0\x32\0" + length + text for text in (b"1\\2\\3.5 ", b"-1\\2e1\\0"))
+        + (b"\xe0\x7f\x10\0" + b"\x20\0\x32\0" + length + b"7\\7\\7777")
+    )
+    assert dicom._values_in_frames(tmp_path / "a", dicom.POSITION) == [[1, 2, 3.5], [-1, 20, 0]]
+
+
+def test_one_slice_is_no_volume(series):
+    with pytest.raises(DataError, match=r"a\.dcm: holds one slice, which is no volume.*Pass the folder"):
+        read_image(series / "a.dcm")

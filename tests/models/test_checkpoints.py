@@ -1,0 +1,154 @@
+"""Model files: whole at any moment, the best one kept, and enough beside them to rebuild the network."""
+
+import json
+import math
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from ignite.metrics import Metric
+from monai.engines import SupervisedEvaluator
+
+from sparse3dunet.data.datalist import DataSet
+from sparse3dunet.errors import DataError
+from sparse3dunet.models.checkpoints import (
+    BestModelSaver,
+    describe_model,
+    existing_model,
+    is_better,
+    read_description,
+    save_file,
+)
+from sparse3dunet.networks import UNet3D
+from tests.conftest import ROOT, bundle_environment
+
+TRAIN_CONFIG = ROOT / "bundle/configs/train.yaml"
+DATA_SET = DataSet([], list("abcde"), [0, 7, 8, 100, -1], (9,), 1)
+
+
+WRITER = """
+import sys, torch
+from sparse3dunet.models.checkpoints import save_file
+number = 0
+while True:
+    number += 1
+    save_file(sys.argv[1], {"number": torch.full((300, 300, 10), float(number))}, {"number": 0})
+    print(number, flush=True)
+"""
+
+
+def test_killed_while_writing_the_file_is_whole(tmp_path):
+    """A process that does nothing but replace the file is killed at any moment, three times."""
+    path = tmp_path / "models" / "model.pt"
+    command = [sys.executable, "-c", WRITER, str(path)]
+    for round_ in range(3):
+        process = subprocess.Popen(command, env=bundle_environment(), stdout=subprocess.PIPE)
+        assert process.stdout.readline() == b"1\n"
+        time.sleep(0.05 + 0.0373 * round_)
+        process.kill()
+        assert process.stdout.read().count(b"\n") > 0, "it went on writing until it was killed"
+        process.wait()
+        number = torch.load(path, weights_only=True)["number"]
+        assert (number == number[0, 0, 0]).all()
+        assert json.loads(path.with_suffix(".json").read_text()) == {"number": 0}
+    assert len(list(path.parent.iterdir())) <= 4  # model.pt, model.json and at most a draft of each
+
+
+class Score(Metric):
+    """The next of some numbers, whatever was predicted."""
+
+    def __init__(self, scores):
+        self.scores = iter(scores)
+        super().__init__()
+
+    def reset(self):
+        pass
+
+    def update(self, output):
+        pass
+
+    def compute(self):
+        return next(self.scores)
+
+
+@pytest.mark.parametrize(
+    ("scores", "best"),
+    [([0.1, 0.5, 0.3], 1), ([0.5, 0.5], 0), ([math.nan, 0.2, math.nan], 1), ([math.nan], 0), ([-0.5, -0.6], 0)],
+)
+def test_best_model_is_kept(tmp_path, scores, best):
+    network = torch.nn.Linear(1, 1, bias=False)
+    data = [{"image": torch.ones(1, 1), "label": torch.ones(1, 1)}]
+    metric = {"score": Score(scores)}
+    evaluator = SupervisedEvaluator("cpu", data, network, key_val_metric=metric, metric_cmp_fn=is_better)
+    BestModelSaver(network, tmp_path / "model.pt").attach(evaluator)
+    for number in range(len(scores)):
+        with torch.no_grad():
+            network.weight.fill_(number)
+        evaluator.run(number + 1)
+    state = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert list(state) == ["weight"]
+    assert state["weight"].item() == best
+
+
+def test_last_model_is_kept(tmp_path):
+    network = torch.nn.Linear(1, 1, bias=False)
+    metric = {"score": Score([0.1, 0.5, 0.3])}
+    data = [{"image": torch.ones(1, 1), "label": torch.ones(1, 1)}]
+    evaluator = SupervisedEvaluator("cpu", data, network, key_val_metric=metric, metric_cmp_fn=is_better)
+    BestModelSaver(network, tmp_path / "model.pt", keep="last").attach(evaluator)
+    for number in range(3):
+        with torch.no_grad():
+            network.weight.fill_(number)
+        evaluator.run(number + 1)
+        assert torch.load(tmp_path / "model.pt", weights_only=True)["weight"].item() == number
+    with pytest.raises(DataError, match=r"keep must be best or last, .*; got 'first'"):
+        BestModelSaver(network, tmp_path / "model.pt", keep="first")
+
+
+def test_description_rebuilds_the_network(tmp_path):
+    network = UNet3D(2, 5, channels=(4, 8), norm=("group", {"num_groups": 2}), padding="same", dropout=0.1)
+    description = describe_model(network, DATA_SET, (16, 16, 8), [1.0, 1.0, 2.5])
+    save_file(tmp_path / "model.pt", network.state_dict(), description)
+    again = read_description(tmp_path / "model.pt", TRAIN_CONFIG)
+    assert again == {**description, "ignore_index": None, "annotated_slices": None}
+    UNet3D(**again["network"]).load_state_dict(torch.load(existing_model(tmp_path / "model.pt"), weights_only=True))
+
+
+def test_another_description_never_lies_beside_a_former_model(tmp_path, monkeypatch):
+    """Killed between the two files, there is no model rather than one with the wrong description."""
+    path = tmp_path / "model.pt"
+    save_file(path, {"a": torch.ones(1)}, {"network": 1})
+    save_file(path, {"a": torch.zeros(1)}, {"network": 1})
+    monkeypatch.setattr(torch, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        save_file(path, {"a": torch.ones(1)}, {"network": 1})
+    assert torch.load(path, weights_only=True)["a"] == 0, "the same description leaves the former model in place"
+    with pytest.raises(KeyboardInterrupt):
+        save_file(path, {"a": torch.ones(1)}, {"network": 2})
+    assert not path.exists()
+
+
+def test_before_training_the_configs_network(tmp_path):
+    description = read_description(tmp_path / "model.pt", TRAIN_CONFIG, in_channels=2, num_classes=4)
+    network = UNet3D(**description["network"])
+    assert (network.in_channels, network.head.out_channels) == (2, 4)
+
+
+def test_faults_are_named(tmp_path):
+    with pytest.raises(DataError, match="no trained model"):
+        existing_model(tmp_path / "model.pt")
+    with pytest.raises(DataError, match="no trained model"):
+        read_description(tmp_path / "model.pt", tmp_path / "train.yaml")
+    (tmp_path / "model.pt").write_bytes(b"no tensors")
+    with pytest.raises(DataError, match="copy it along"):
+        read_description(tmp_path / "model.pt", TRAIN_CONFIG)
+    with pytest.raises(DataError, match="not a model file"):
+        existing_model(tmp_path / "model.pt")
+    (tmp_path / "model.json").write_text("{")
+    with pytest.raises(DataError, match=r"model\.json: not readable"):
+        read_description(tmp_path / "model.pt", TRAIN_CONFIG)
+    (tmp_path / "model.json").write_text(json.dumps(describe_model(torch.nn.Linear(1, 1), DATA_SET, (8, 8, 8))))
+    with pytest.raises(DataError, match="describes no UNet3D"):
+        read_description(tmp_path / "model.pt", TRAIN_CONFIG)

@@ -1,0 +1,63 @@
+"""Pictures show what they should: classes, errors and unlabeled voxels in their colours."""
+
+import matplotlib.image
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+
+from sparse3dunet.report.pictures import CLASS_COLORS, WRONG, save_picture
+from tests.conftest import make_volume
+
+
+def share_of_color(path, color):
+    """Share of pixels close to a colour's hue, whatever lies beneath the translucent overlay."""
+    pixels = matplotlib.image.imread(path)[..., :3].reshape(-1, 3)
+    pixels = pixels[pixels.max(1) - pixels.min(1) > 0.15]
+    target = np.array(to_rgb(color))
+    directions = (pixels - pixels.mean(1, keepdims=True), target - target.mean())
+    cosine = directions[0] @ directions[1] / np.linalg.norm(directions[0], axis=1) / np.linalg.norm(directions[1])
+    return float((cosine > 0.97).sum())
+
+
+@pytest.fixture
+def case():
+    image, dense, sparse = make_volume(0)
+    return image, dense, np.where(sparse == 3, 0, sparse), (sparse != 3).astype(np.float32)
+
+
+def test_error_is_red_only_where_wrong(case, tmp_path):
+    image, dense, label, weight = case
+    wrong = np.where(dense == 1, 2, dense)
+    for name, guess in (("right", dense), ("wrong", wrong)):
+        save_picture(tmp_path / f"{name}.png", image, guess, label, weight, dense)
+    right_red, wrong_red = (share_of_color(tmp_path / f"{n}.png", WRONG) for n in ("right", "wrong"))
+    assert wrong_red > right_red + 1000  # the legend has a little red in both
+
+
+def test_unlabeled_errors_do_not_show_without_reference(case, tmp_path):
+    image, dense, label, weight = case
+    spoiled = np.where(weight > 0, dense, 2)
+    save_picture(tmp_path / "a.png", image, spoiled, label, weight)
+    save_picture(tmp_path / "b.png", image, dense, label, weight)
+    assert share_of_color(tmp_path / "a.png", WRONG) == share_of_color(tmp_path / "b.png", WRONG)
+
+
+def test_unlabeled_voxels_are_tinted(case, tmp_path):
+    image, dense, label, weight = case
+    for name, counted in (("sparse", weight), ("dense", np.ones_like(weight))):
+        save_picture(tmp_path / f"{name}.png", image, dense, label, counted, dense)
+    columns = [matplotlib.image.imread(tmp_path / f"{name}.png")[:, 230:450] for name in ("sparse", "dense")]
+    assert (columns[0] != columns[1]).mean() > 0.05
+
+
+def test_prediction_alone(case, tmp_path):
+    image, dense, *_ = case
+    save_picture(tmp_path / "sub" / "a.png", image[None], dense[None], class_names=["background", "shell", "core"])
+    for color in CLASS_COLORS[:2]:
+        assert share_of_color(tmp_path / "sub" / "a.png", color) > 1000
+
+
+@pytest.mark.parametrize("shape", [(1, 9, 9), (40, 5, 7)])
+def test_constant_volumes_and_empty_predictions(shape, tmp_path):
+    save_picture(tmp_path / "a.png", np.zeros(shape), np.zeros(shape, int), np.zeros(shape, int), np.ones(shape))
+    assert matplotlib.image.imread(tmp_path / "a.png").shape[2] in (3, 4)

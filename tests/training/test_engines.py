@@ -1,0 +1,82 @@
+"""What the trainer tells of itself."""
+
+import csv
+import re
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from ignite.engine import Events
+from monai.engines import SupervisedEvaluator, SupervisedTrainer
+
+from sparse3dunet.training.budget import Budget, Validation
+from sparse3dunet.training.log import TrainingLog
+
+LOADING, UPDATING, VALIDATING, STARTING = 0.02, 0.06, 0.2, 0.3  # seconds
+EPOCHS, ITERATIONS = 2, 4
+
+
+class SlowLoader:
+    """Batches that take their time, and the first of all, for which workers would start, much more."""
+
+    def __init__(self) -> None:
+        self.started = False
+
+    def __len__(self) -> int:
+        return ITERATIONS
+
+    def __iter__(self):
+        for _ in range(ITERATIONS):
+            time.sleep(LOADING if self.started else STARTING)
+            self.started = True
+            yield {"image": torch.ones(1, 1), "label": torch.zeros(1, 1)}
+
+
+class SlowNetwork(torch.nn.Linear):
+    """Takes its time, while evaluating even more."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        time.sleep(UPDATING if self.training else VALIDATING)
+        return super().forward(image)
+
+
+def make_trainer(output_dir: Path) -> SupervisedTrainer:
+    network = SlowNetwork(1, 1)
+    optimizer = torch.optim.SGD(network.parameters(), 0.1)
+    evaluator = SupervisedEvaluator("cpu", [{"image": torch.ones(1, 1), "label": torch.zeros(1, 1)}], network)
+    budget = Budget()
+    log = TrainingLog(budget, evaluator, optimizer, output_dir, output_dir / "model.pt")
+    handlers = [budget, Validation(evaluator, budget), log]
+    loss = torch.nn.MSELoss()
+    return SupervisedTrainer("cpu", EPOCHS, SlowLoader(), network, optimizer, loss, train_handlers=handlers)
+
+
+def test_waiting_for_data_is_told_without_validation_and_start(tmp_path, capsys):
+    """20 ms of loading before each 60 ms of training: a quarter, in the line, the table and the summary."""
+    trainer = make_trainer(tmp_path)
+    trainer.run()
+    text = capsys.readouterr().out
+    *lines, summary = re.findall(r"waiting for data (\d+) %", text)
+    with (tmp_path / "training.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == EPOCHS
+    waits = [float(row["data_wait"]) for row in rows]
+    first = (ITERATIONS - 1) * LOADING / ((ITERATIONS - 1) * LOADING + ITERATIONS * UPDATING)
+    assert waits == pytest.approx([first, 0.25], abs=0.1)
+    assert [int(line) / 100 for line in lines] == pytest.approx(waits, abs=0.006)
+    assert min(waits) <= int(summary) / 100 + 0.006
+    assert int(summary) / 100 <= max(waits) + 0.006
+    assert float(rows[-1]["seconds"]) > STARTING + EPOCHS * VALIDATING, "all was measured while they took place"
+
+
+def test_training_again_and_ending_early(tmp_path, capsys):
+    """Within the first epoch of a second run, all of whose times begin anew."""
+    trainer = make_trainer(tmp_path)
+    trainer.run()
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2), lambda: trainer.terminate())
+    trainer.run()
+    summaries = re.findall(r"Trained (\d+) iterations in .*, waiting for data (\d+) % of it", capsys.readouterr().out)
+    assert [int(iterations) for iterations, _ in summaries] == [EPOCHS * ITERATIONS, 2]
+    share = LOADING / (LOADING + 2 * UPDATING)  # one wait, since the first is not counted
+    assert int(summaries[1][1]) / 100 == pytest.approx(share, abs=0.1)

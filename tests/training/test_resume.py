@@ -1,0 +1,339 @@
+"""A training that was ended, in order or not, goes on as if nothing had happened."""
+
+import csv
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Events
+from ignite.handlers import EarlyStopping
+from ignite.metrics import Loss
+from monai.data import DataLoader, Dataset
+from monai.engines import SupervisedEvaluator, SupervisedTrainer
+from monai.handlers import LrScheduleHandler, from_engine
+from monai.transforms import RandGaussianNoised
+from torch.optim.lr_scheduler import LambdaLR
+
+from sparse3dunet.data.sampling import SeededDataset, SeededSampler
+from sparse3dunet.errors import DataError
+from sparse3dunet.models.checkpoints import BestModelSaver, is_better
+from sparse3dunet.training.budget import Budget, Validation, warmup_cosine
+from sparse3dunet.training.log import TrainingLog
+from sparse3dunet.training.resume import ResumableTraining, leave_signals_to_trainer, saved_iteration
+from tests.conftest import ROOT, TINY, bundle_command, bundle_environment, run_training
+
+EPOCHS, LENGTH, BATCH = 3, 4, 2
+
+
+class Training:
+    """All that the bundle's training is made of, in small: with dropout and noise, which draw random numbers."""
+
+    def __init__(self, folder, epochs=EPOCHS, patience=99, settings=None, minutes=None):
+        torch.manual_seed(0), np.random.seed(0), random.seed(0)
+        self.network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 1))
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), 0.01)
+        items = [{"image": torch.arange(4.0) - i, "label": torch.full((1,), i / 4)} for i in range(6)]
+        sampler = SeededSampler([1.0] * 6, LENGTH * BATCH, 0, BATCH)
+        dataset = SeededDataset(Dataset(items, RandGaussianNoised("image", prob=1)))
+        # The squared error is 0 at best; its negative is the score.
+        metric = {"score": Loss(lambda pred, label: -((pred - label) ** 2).mean(), from_engine(["pred", "label"]))}
+        self.evaluator = SupervisedEvaluator(
+            "cpu", DataLoader(items, batch_size=3), self.network, key_val_metric=metric, metric_cmp_fn=is_better,
+            val_handlers=[BestModelSaver(self.network, folder / "model.pt")], decollate=False,
+        )  # fmt: skip
+        budget = Budget(minutes)
+        schedule = LambdaLR(self.optimizer, lambda step: warmup_cosine(budget.share))
+        self.log = TrainingLog(budget, self.evaluator, self.optimizer, folder, folder / "model.pt")
+        self.trainer = SupervisedTrainer(
+            "cpu", epochs, DataLoader(dataset, sampler=sampler, batch_size=BATCH), self.network, self.optimizer,
+            torch.nn.MSELoss(),
+            train_handlers=[
+                budget, LrScheduleHandler(schedule, print_lr=False, epoch_level=False),
+                Validation(self.evaluator, budget), self.log,
+            ],
+        )  # fmt: skip
+        stop = EarlyStopping(patience, lambda engine: engine.state.metrics["score"], self.trainer)
+        self.evaluator.add_event_handler(Events.COMPLETED, stop)
+        parts = {"network": self.network, "optimizer": self.optimizer, "lr_scheduler": schedule, "early_stop": stop}
+        self.resumable = ResumableTraining(
+            self.trainer, self.evaluator, folder / "last.pt", parts, settings, sampler=sampler, budget=budget
+        )
+
+    def end_at(self, iteration, number=signal.SIGTERM):
+        self.trainer.add_event_handler(Events.ITERATION_STARTED(once=iteration), lambda: signal.raise_signal(number))
+        return self
+
+
+def outcome(folder):
+    """What a training leaves behind, but for times."""
+    with (folder / "training.csv").open() as file:
+        rows = [{k: v for k, v in row.items() if k not in ("seconds", "data_wait")} for row in csv.DictReader(file)]
+    last = torch.load(folder / "last.pt", weights_only=True)
+    last["trainer"].pop("seconds")
+    return {"model": torch.load(folder / "model.pt", weights_only=True), "last": last, "log": rows}
+
+
+def assert_same(a, b):
+    """Bit for bit, however nested."""
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert list(a) == list(b)
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        for x, y in zip(a, b):
+            assert_same(x, y)
+    else:
+        assert a == b or (isinstance(a, float) and math.isnan(a) and math.isnan(b))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    Training(folder).resumable.run()
+    return outcome(folder)
+
+
+@pytest.mark.parametrize("iteration", range(1, EPOCHS * LENGTH + 1))
+def test_ended_by_a_signal_and_resumed(tmp_path, capsys, undisturbed, iteration):
+    """After any iteration, also an epoch's last one, whose validation still takes place."""
+    former = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as end:
+        Training(tmp_path).end_at(iteration).resumable.run()
+    assert end.value.code == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == former
+    assert "Told to end (SIGTERM); go on with --resume" in capsys.readouterr().out
+    assert saved_iteration(tmp_path / "last.pt", True) == iteration
+    torch.rand(3), np.random.rand(), random.random()  # another process has drawn other random numbers
+    again = Training(tmp_path)
+    if iteration < EPOCHS * LENGTH:
+        with pytest.raises(SystemExit):
+            again.end_at(iteration + 1, signal.SIGINT).resumable.run(resume=True)
+        assert f"Going on after {iteration} iterations" in capsys.readouterr().out
+    Training(tmp_path).resumable.run(resume=True)
+    assert_same(outcome(tmp_path), undisturbed)
+
+
+def test_the_undisturbed_run_learns(undisturbed):
+    assert len(undisturbed["log"]) == EPOCHS
+    assert undisturbed["last"]["best"][1] >= 1
+    losses = [float(row["loss"]) for row in undisturbed["log"]]
+    assert len(set(losses)) == EPOCHS
+
+
+def test_a_worse_model_never_replaces_the_best(tmp_path):
+    with pytest.raises(SystemExit):
+        Training(tmp_path).end_at(2 * LENGTH).resumable.run()
+    state = torch.load(tmp_path / "last.pt", weights_only=True)
+    state["best"] = [1.0, 1]  # no negative squared error is larger
+    torch.save(state, tmp_path / "last.pt")
+    before = (tmp_path / "model.pt").read_bytes()
+    Training(tmp_path).resumable.run(resume=True)
+    assert (tmp_path / "model.pt").read_bytes() == before
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["best"] == [1.0, 1]
+
+
+def test_nothing_to_go_on_with(tmp_path, capsys):
+    Training(tmp_path).resumable.run(resume=True)
+    assert "last.pt is not there yet: training begins" in capsys.readouterr().out
+    before = (tmp_path / "last.pt").read_bytes()
+    Training(tmp_path).resumable.run(resume=True)
+    assert f"Training has ended, after epoch {EPOCHS}" in capsys.readouterr().out
+    assert (tmp_path / "last.pt").read_bytes() == before
+
+
+def test_more_epochs(tmp_path):
+    """The schedule is the longer training's: its learning rates, from there on."""
+    Training(tmp_path).resumable.run()
+    longer = Training(tmp_path, epochs=5)
+    longer.resumable.run(resume=True)
+    assert longer.trainer.state.epoch == 5
+    Training(tmp_path / "b", epochs=5).resumable.run()
+    rates = [[row["learning_rate"] for row in outcome(folder)["log"]] for folder in (tmp_path, tmp_path / "b")]
+    assert rates[0][EPOCHS:] == rates[1][EPOCHS:]
+    assert len(rates[0]) == 5
+
+
+def test_stopped_early_is_ended(tmp_path, capsys):
+    training = Training(tmp_path, epochs=50, patience=1)
+    training.resumable.run()
+    epoch = training.trainer.state.epoch
+    assert epoch < 50
+    Training(tmp_path, epochs=50, patience=1).resumable.run(resume=True)
+    text = capsys.readouterr().out
+    assert f"Training has ended, after epoch {epoch}" in text
+    assert "a larger --patience" in text
+    Training(tmp_path, epochs=epoch, patience=99).resumable.run(resume=True)
+    assert "a larger --max_epochs" in capsys.readouterr().out
+
+
+def test_a_former_training_is_not_taken_for_this_one(tmp_path, capsys):
+    Training(tmp_path).resumable.run()
+    with pytest.raises(SystemExit):
+        Training(tmp_path).end_at(1).resumable.run()
+    (tmp_path / "last.pt").unlink()  # as if it had been killed before that was written
+    Training(tmp_path).resumable.run()
+    anew = Training(tmp_path)
+    anew.trainer.add_event_handler(Events.ITERATION_STARTED(once=1), lambda: sys.exit("killed"))
+    with pytest.raises(SystemExit, match="killed"):
+        anew.resumable.run()
+    assert not (tmp_path / "last.pt").exists()
+    Training(tmp_path).resumable.run(resume=True)
+    assert "is not there yet: training begins" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("when", ["iteration", "validation"])
+def test_a_signal_to_one_of_two_processes_ends_both(tmp_path, when):
+    command = [sys.executable, "-W", "ignore", str(Path(__file__).resolve()), str(tmp_path), when]
+    environment = bundle_environment()
+    environment["PYTHONPATH"] = f"{ROOT}{os.pathsep}{environment['PYTHONPATH']}"
+    ranks = [subprocess.Popen([*command, str(rank)], env=environment) for rank in (0, 1)]
+    assert [rank.wait(120) for rank in ranks] == [128 + signal.SIGTERM] * 2
+    assert saved_iteration(tmp_path / "last.pt", True) == (2 if when == "iteration" else LENGTH)
+
+
+def _run_as_a_rank(folder, when, rank):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    training = Training(folder / f"rank{rank}")
+    training.resumable.path = folder / "last.pt"
+    if rank == 1 and when == "iteration":
+        training.end_at(2)
+    if rank == 1 and when == "validation":
+        event = Events.COMPLETED(once=1)
+        training.evaluator.add_event_handler(event, lambda: signal.raise_signal(signal.SIGTERM))
+    try:
+        training.resumable.run()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_without_a_signal_handler_in_a_thread_of_its_own(tmp_path):
+    import threading
+
+    ended = []
+    thread = threading.Thread(target=lambda: ended.append(Training(tmp_path).resumable.run()))
+    thread.start()
+    thread.join()
+    assert ended == [None]
+
+
+def test_faults_are_named(tmp_path):
+    with pytest.raises(DataError, match=r"resume is 'last\.pt': write --resume alone"):
+        Training(tmp_path).resumable.run(resume="last.pt")
+    Training(tmp_path, settings={"batch_size": 2, "spacing": None}).resumable.run()
+    with pytest.raises(DataError, match=r"began with other settings: batch_size 2 -> 4\. Give those"):
+        Training(tmp_path, settings={"batch_size": 4, "spacing": None}).resumable.run(resume=True)
+    torch.save({"network": {}}, tmp_path / "last.pt")
+    with pytest.raises(DataError, match="another version"):
+        Training(tmp_path).resumable.run(resume=True)
+    assert saved_iteration(tmp_path / "last.pt", True) is None
+    (tmp_path / "last.pt").write_bytes(b"no tensors")
+    with pytest.raises(DataError, match="no state of a training"):
+        Training(tmp_path).resumable.run(resume=True)
+
+
+# ---------------------------------------------------------------- the bundle's own training
+
+
+def start(dataset, out, *more):
+    places = ("--dataset_dir", dataset, "--output_dir", out / "eval", "--ckpt_dir", out / "models")
+    config = ("--config_file", ROOT / "bundle/configs/train.yaml")
+    command = bundle_command("run", "training", *config, *places, *TINY, *more)
+    return subprocess.Popen(
+        command, cwd=ROOT, env=bundle_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8"
+    )
+
+
+def bundle_outcome(out):
+    last = torch.load(out / "models/last.pt", weights_only=True)
+    last["trainer"].pop("seconds")
+    with (out / "eval/training.csv").open() as file:
+        rows = [row["loss"] for row in csv.DictReader(file)]
+    return {"model": torch.load(out / "models/model.pt", weights_only=True), "last": last, "losses": rows}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS does not tell who sent a signal")
+@pytest.mark.parametrize("start", ["fork", "forkserver"])
+def test_workers_are_ended_by_their_trainer_alone(start):
+    """However they were started; 3.14 begins with a server of which they are children."""
+    loader = DataLoader(
+        Dataset([1] * 1000), num_workers=1, multiprocessing_context=start, worker_init_fn=leave_signals_to_trainer
+    )
+    batches = iter(loader)
+    next(batches)
+    (worker,) = batches._workers
+    subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
+    time.sleep(0.5)
+    assert worker.is_alive()
+    worker.terminate()
+    worker.join(30)
+    assert worker.exitcode == 0
+
+
+def test_killed_and_resumed_ends_in_the_same_weights(trained, tmp_path):
+    """Killed without warning at two moments, told to end at a third one, with two worker processes."""
+    options = ("--max_epochs", 4, "--num_workers", 2)
+    reference = run_training(trained / "dataset", tmp_path / "reference", *options)
+    assert reference.returncode == 0, reference.stderr
+    out = tmp_path / "out"
+    for epoch, wait in ((1, 0.0), (2, 0.05)):
+        process = start(trained / "dataset", out, *options, "--resume")
+        for line in process.stdout:
+            if line.startswith(f"epoch {epoch}/"):
+                break
+        else:
+            pytest.fail("training ended by itself")
+        time.sleep(wait)
+        process.kill()
+        process.wait()
+    process = start(trained / "dataset", out, *options, "--resume")
+    text = ""
+    for line in process.stdout:
+        text += line
+        if line.startswith("epoch 3/"):
+            process.terminate()
+    assert process.wait() in (128 + signal.SIGTERM, 0), text
+    assert "Going on after" in text
+    assert "Traceback" not in text
+    end = run_training(trained / "dataset", out, *options, "--resume")
+    assert end.returncode == 0, end.stderr
+    assert_same(bundle_outcome(out), bundle_outcome(tmp_path / "reference"))
+
+
+def test_the_state_holds_no_pickled_object(trained):
+    state = torch.load(trained / "models/last.pt", weights_only=True)
+    assert state.pop("recipe")["train#deform#prob"] == 0.8
+    assert {"network", "optimizer", "lr_scheduler", "early_stop", "trainer", "best", "random", "settings"} == set(state)
+    assert state["trainer"]["iteration"] == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--learning_rate", 1.0), "learning_rate 0.003 -> 1.0"),
+        (("--train#deform#prob", 0), "train#deform#prob 0.8 -> 0"),
+        (("--optimizer#_target_", "torch.optim.SGD"), "optimizer#_target_ torch.optim.AdamW -> torch.optim.SGD"),
+    ],
+)
+def test_another_recipe_is_refused(trained, tmp_path, options, words):
+    shutil.copytree(trained / "models", tmp_path / "models")
+    before = (tmp_path / "models/last.pt").read_bytes()
+    result = run_training(trained / "dataset", tmp_path, "--max_epochs", 3, "--resume", *options)
+    assert result.returncode == 1
+    assert f"began with other settings: {words}. Give those" in result.stderr
+    assert (tmp_path / "models/last.pt").read_bytes() == before
+
+
+if __name__ == "__main__":
+    _run_as_a_rank(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
