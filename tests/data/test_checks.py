@@ -8,7 +8,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from sparse3dunet.data.checks import check_data
+from sparse3dunet.data.checks import check_data, machine_memory
 from sparse3dunet.data.datalist import DataSet, read_data_set
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import check_output_dir
@@ -201,3 +201,11 @@ def test_memory_is_what_the_cache_takes(dataset):
     tensors = [v for item in kept for value in item.values() for v in (value if isinstance(value, list) else [value])]
     size = sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor))
     assert parser.get_parsed_content("report").memory == pytest.approx(size, rel=0.05)
+
+
+@pytest.mark.parametrize(("limit", "expected"), [("1000000\n", 1_000_000), ("max\n", None), ("9" * 30, None)])
+def test_memory_of_a_container(tmp_path, monkeypatch, limit, expected):
+    whole = machine_memory()
+    (tmp_path / "memory.max").write_text(limit)
+    monkeypatch.setattr("sparse3dunet.data.checks.CONTAINER_LIMITS", (tmp_path / "none", tmp_path / "memory.max"))
+    assert machine_memory() == expected if expected else machine_memory() >= whole

@@ -1,15 +1,18 @@
 """Data sets read from folders, splits, and images to predict."""
 
 import json
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sparse3dunet.data.datalist import case_name, read_data_set
 from sparse3dunet.data.splits import cases_to_score, split_cases
 from sparse3dunet.errors import DataError
-from sparse3dunet.inference.inputs import list_images
-from tests.conftest import ROOT
+from sparse3dunet.inference.inputs import find_images, list_images
+from sparse3dunet.io.volumes import read_volume
+from tests.conftest import ROOT, make_volume, write_nifti
 
 HIPPOCAMPUS = ROOT.parent / "shared" / "hippocampus"
 
@@ -142,3 +145,24 @@ def test_cases_to_score(capsys):
     capsys.readouterr()
     cases_to_score(some, ["0", "1", "2", "3"], ["0", "1", "2", "3"])
     assert "all or some of which the model was trained on" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("suffix", [".NII.GZ", ".NII", ".nii.GZ"])
+def test_suffixes_in_letters_of_any_case(tmp_path, suffix):
+    """As some scanners' software writes them."""
+    image, label, _ = make_volume(0)
+    for folder, array in (("images", image), ("labels", label)):
+        written = write_nifti(tmp_path / folder / f"a{suffix.lower()}", array)
+        written.rename(tmp_path / folder / f"a{suffix}")
+    (case,) = read_data_set(tmp_path, ignore_index=2).cases
+    assert case_name(case["image"]) == "a"
+    np.testing.assert_array_equal(read_volume(case["label"]).data, label)
+    (found,) = find_images([tmp_path / "images"], 1)
+    assert found.name == "a"
+    broken = tmp_path / "labels" / f"a{suffix}"
+    if suffix.lower().endswith(".gz"):
+        content = bytearray(broken.read_bytes())
+        content[-8] ^= 1  # of the checksum
+        broken.write_bytes(content)
+        with pytest.raises(DataError, match=re.escape(f"a{suffix}")):
+            read_volume(broken)

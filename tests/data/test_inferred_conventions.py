@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 
 from sparse3dunet.data.conventions import Convention, UndecidedError, infer
 from sparse3dunet.errors import DataError
@@ -160,6 +161,14 @@ def test_most_voxels_have_the_largest_value():
     assert told(marked(DENSE, scribbles(), 3)) == ((3,), None)
     refused(marked(DENSE, scribbles(), 3), classes=[0, 1, 2, 3])
     refused(marked(DENSE > 0, DENSE > 0, 0))  # two values alone
+
+
+@pytest.mark.parametrize("share", [0.6, 0.85])
+def test_a_tissue_that_most_voxels_have_is_no_mark_of_unlabeled_ones(share):
+    """Of a dense label map of three values, that fills the scan."""
+    random = np.random.default_rng(0)
+    smooth = gaussian_filter(random.random((30, 28, 26)), 3)
+    refused(np.digitize(smooth, np.quantile(smooth, [(1 - share) / 2, 1 - share])))
 
 
 @pytest.mark.parametrize("shape", [(24, 20, 18), (30, 30, 10), (20, 40, 6)])

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+from sparse3dunet.data import slices
 from sparse3dunet.data.slices import find_slices, listed_slices, nonempty_slices, plane_names, slices_mask
 from sparse3dunet.errors import DataError
 from sparse3dunet.transforms import KeepScribbles
@@ -121,3 +122,27 @@ def test_wrong_specifications(specification, words):
     with pytest.raises(DataError) as error:
         listed_slices(specification, (5, 5, 5), RAS, "a.nii")
     assert all(word in str(error.value) for word in ["a.nii", *words]), error.value
+
+
+def slowly(mask):
+    """The least width of squares of which fewer adjacent slices show one, tried one by one."""
+    width = 2
+    while True:
+        shown = [np.flatnonzero(slices._has_square(mask, axis, width)) for axis in range(3)]
+        if max(map(slices._longest_run, shown)) < width:
+            return width
+        width += 1
+
+
+def test_a_dense_map_is_looked_at_a_few_times_however_large(monkeypatch):
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        shape = random.integers(1, 14, 3)
+        mask = random.random(shape) < random.random()
+        mask |= slices_mask(shape, [np.flatnonzero(random.random(n) < 0.3).tolist() for n in shape])
+        assert slices._least_width(mask) == slowly(mask)
+    looks, has_square = [], slices._has_square
+    monkeypatch.setattr(slices, "_has_square", lambda *given: looks.append(1) or has_square(*given))
+    ball = np.square(np.indices((99, 99, 99)) - 49).sum(0) < 40**2
+    assert find_slices(ball) is None
+    assert len(looks) < 40

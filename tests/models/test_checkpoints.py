@@ -19,6 +19,7 @@ from sparse3dunet.models.checkpoints import (
     existing_model,
     is_better,
     read_description,
+    replace_file,
     save_file,
 )
 from sparse3dunet.networks import UNet3D
@@ -152,3 +153,15 @@ def test_faults_are_named(tmp_path):
     (tmp_path / "model.json").write_text(json.dumps(describe_model(torch.nn.Linear(1, 1), DATA_SET, (8, 8, 8))))
     with pytest.raises(DataError, match="describes no UNet3D"):
         read_description(tmp_path / "model.pt", TRAIN_CONFIG)
+
+
+def test_a_draft_that_cannot_be_written_is_no_rubbish(tmp_path):
+    def full(draft):
+        draft.write_text("half")
+        raise OSError("No space left on device")
+
+    (tmp_path / "a").write_text("before")
+    with pytest.raises(OSError, match="No space"):
+        replace_file(tmp_path / "a", full)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_text() == "before"

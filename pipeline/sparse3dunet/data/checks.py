@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ SPACING_RATIO = 1.5
 """Between the largest and the smallest spacing along an axis, above which a data set is warned of."""
 MOST_VALUES = 255
 """Of undeclared classes in label maps; more are a mix-up with images."""
+CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 MEMORY_SHARE = 0.7
 """Of the machine's memory, which kept volumes may take before a data set is warned of."""
 
@@ -360,11 +362,23 @@ def _inspect_images(report: DataReport) -> None:
 
 
 def machine_memory() -> int:
-    """The machine's memory in bytes; 0 where the system does not tell."""
+    """The memory in bytes that there is: the machine's, or the container's limit; 0 where the system does not tell."""
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return 0
+    return min([whole, *_limits()])
+
+
+def _limits() -> list[int]:
+    """The memory that control groups (Linux; version 2 or 1) allow this process, in bytes; none where they don't."""
+    found = []
+    for file in CONTAINER_LIMITS:
+        try:
+            found.append(int(Path(file).read_text()))
+        except (OSError, ValueError):  # not there, or "max"
+            continue
+    return [limit for limit in found if limit > 0]
 
 
 def _in_parallel(function: Callable, cases: Iterable[Case]) -> list:

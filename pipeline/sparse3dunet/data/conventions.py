@@ -19,6 +19,9 @@ from sparse3dunet.keys import ANNOTATED_SLICES, LABEL, WEIGHT
 
 USUAL_VALUE = 255
 """Means unlabeled in most programs, as negative values do; but foreground where there is none but 0 beside it."""
+UNLABELED_SHARE = 0.9
+"""Of the voxels, that a value must have where nothing else says that it means unlabeled: a tissue of a dense label map
+has less."""
 MOST_CANDIDATES = 8
 """Of the values that may mean unlabeled, how many are looked at; each takes a look at all voxels."""
 OPTIONS = (
@@ -243,7 +246,7 @@ def _usual_values(counts: Mapping[int, int], size: int, ignored: tuple[int, ...]
 
 def _majority(counts: Mapping[int, int], size: int, classes: Collection[int]) -> Convention | None:
     value = max(counts, default=0)
-    if len(counts) < 3 or value in classes or 2 * counts[value] <= size:
+    if len(counts) < 3 or value in classes or counts[value] < UNLABELED_SHARE * size:
         return None
     text = f"{value} means unlabeled: it is the largest value, and {counts[value] / size:.1%} of the voxels have it"
     return Convention((value,), None, text, is_guess=True)

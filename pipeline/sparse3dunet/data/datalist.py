@@ -16,6 +16,7 @@ from typing import Any
 from sparse3dunet.data.layouts import SUFFIXES, Listing, file_stem, read_listing
 from sparse3dunet.data.slices import check_specification
 from sparse3dunet.errors import DataError
+from sparse3dunet.io.suffixes import suffix_among
 from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL, REFERENCE, WEIGHT
 
 Case = dict[str, Any]
@@ -192,7 +193,7 @@ def _check_file(file: Path, what: str) -> None:
             f"{file.absolute()} ({what}) {found}; expected a NIfTI file. Put the file there, or take the case out of "
             "the list."
         )
-    if not file.name.endswith(SUFFIXES):
+    if not suffix_among(file, SUFFIXES):
         raise DataError(
             f"{file.absolute()} ({what}) is no NIfTI file by its name; expected {' or '.join(SUFFIXES)}. Export it as "
             "NIfTI."

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sparse3dunet.errors import DataError
-from sparse3dunet.io.suffixes import IMAGE_SUFFIXES, NIFTI_SUFFIXES
+from sparse3dunet.io.suffixes import IMAGE_SUFFIXES, NIFTI_SUFFIXES, suffix_among
 
 SUFFIXES = NIFTI_SUFFIXES
 """Of what can be trained on."""
@@ -254,13 +254,14 @@ def list_volumes(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[Pat
     """The volumes of a folder, sorted; none where there is no such folder."""
     if not os.path.isdir(folder):  # unlike Path.is_dir, false for a name that is too long
         return []
-    return sorted(p for p in folder.iterdir() if p.name.endswith(suffixes) and not p.name.startswith("."))
+    return sorted(p for p in folder.iterdir() if suffix_among(p, suffixes) and not p.name.startswith("."))
 
 
 def file_stem(path: str | Path) -> str:
     """A file's name without its ending."""
     name = Path(path).name
-    return next((name.removesuffix(suffix) for suffix in IMAGE_SUFFIXES if name.endswith(suffix)), Path(path).stem)
+    suffix = suffix_among(path, IMAGE_SUFFIXES) or Path(path).suffix
+    return name[: len(name) - len(suffix)]
 
 
 def read_json(path: Path) -> Any:

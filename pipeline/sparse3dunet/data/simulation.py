@@ -16,6 +16,7 @@ from monai.transforms import Randomizable
 from sparse3dunet.data.datalist import case_name, read_data_set
 from sparse3dunet.data.layouts import SUFFIXES, list_volumes
 from sparse3dunet.errors import DataError
+from sparse3dunet.io.suffixes import suffix_among
 from sparse3dunet.io.volumes import Volume, read_volume, values_found
 
 LARGEST = 2**24
@@ -88,7 +89,7 @@ def _unlabeled_value(root: Path, used: set[float]) -> int:
 
 
 def _label_files(path: Path) -> list[Path]:
-    files = [path] if os.path.isfile(path) and path.name.endswith(SUFFIXES) else list_volumes(path)
+    files = [path] if os.path.isfile(path) and suffix_among(path, SUFFIXES) else list_volumes(path)
     if not files:
         raise DataError(
             f"{path.absolute()} is no label map and no folder of label maps; expected {' or '.join(SUFFIXES)}. Pass a "
@@ -117,6 +118,9 @@ def _write_sparse(label: Volume, target: Path, keep: Randomizable, seed: int, un
                            np.min_scalar_type(unlabeled))  # fmt: skip
     sparse = np.where(kept, label.data, unlabeled).astype(dtype)
     draft = target.with_name(".part-" + target.name)
-    nib.save(nib.Nifti1Image(sparse, label.affine), draft)
-    os.replace(draft, target)
+    try:
+        nib.save(nib.Nifti1Image(sparse, label.affine), draft)
+        os.replace(draft, target)
+    finally:
+        draft.unlink(missing_ok=True)
     return float(kept.mean())

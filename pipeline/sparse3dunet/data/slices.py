@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -53,14 +54,30 @@ def find_slices(mask: np.ndarray) -> Slices | None:
     full = [np.flatnonzero(mask.all(axis=_others(axis))).tolist() for axis in range(3)]
     if np.array_equal(slices_mask(mask.shape, full), mask):
         return full
-    width = 2
-    while True:
-        found = [np.flatnonzero(_has_square(mask, axis, width)).tolist() for axis in range(3)]
-        if not any(found):
-            return None
-        if max(map(_longest_run, found)) < width:
-            return found if _explains(found, mask, width) else None
-        width += 1
+    inside = mask[_box(mask)]
+    width = _least_width(inside)
+    if not any(_has_square(inside, axis, width).any() for axis in range(3)):
+        return None
+    found = [np.flatnonzero(_has_square(mask, axis, width)).tolist() for axis in range(3)]
+    return found if _explains(found, mask, width) else None
+
+
+def _least_width(mask: np.ndarray) -> int:
+    """The least number, from 2 on, of which fewer adjacent slices show squares so wide; the wider, the fewer."""
+
+    def is_wide_enough(width: int) -> bool:
+        return all(_longest_run(np.flatnonzero(_has_square(mask, axis, width))) < width for axis in range(3))
+
+    least, width = 2, 2
+    while not is_wide_enough(width):
+        least, width = width + 1, 2 * width
+    return bisect_left(range(width), True, lo=least, key=is_wide_enough)
+
+
+def _box(mask: np.ndarray) -> tuple[slice, ...]:
+    """Around all voxels of a mask."""
+    shown = [_nonempty(mask, axis) for axis in range(3)]
+    return tuple(slice(found[0], found[-1] + 1) if found else slice(0) for found in shown)
 
 
 def _explains(found: Slices, mask: np.ndarray, width: int) -> bool:
@@ -97,7 +114,7 @@ def _has_square(mask: np.ndarray, axis: int, width: int) -> np.ndarray:
     return crossed(mask, axis)
 
 
-def runs(indices: Sequence[int]) -> list[list[int]]:
+def runs(indices: Sequence[int] | np.ndarray) -> list[list[int]]:
     """Sorted numbers in runs of consecutive ones.
 
     Example:
@@ -108,7 +125,7 @@ def runs(indices: Sequence[int]) -> list[list[int]]:
     return [piece.tolist() for piece in pieces if len(piece)]
 
 
-def _longest_run(indices: Sequence[int]) -> int:
+def _longest_run(indices: Sequence[int] | np.ndarray) -> int:
     return max(map(len, runs(indices)), default=0)
 
 

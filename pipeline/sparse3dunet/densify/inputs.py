@@ -20,7 +20,7 @@ from sparse3dunet.data.layouts import SUFFIXES, read_json
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import is_dicom_folder, read_image, write_map
 from sparse3dunet.io.itk import itk_header
-from sparse3dunet.io.suffixes import NRRD_SUFFIXES, image_suffix
+from sparse3dunet.io.suffixes import NRRD_SUFFIXES, image_suffix, suffix_among
 from sparse3dunet.io.volumes import AFFINE_TOLERANCE, Volume, check_same_grid, values_found
 from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL
 from sparse3dunet.models.checkpoints import replace_file
@@ -131,9 +131,9 @@ def prepare_pair(
     made.check_scan(scan)
     name = _name(scan)
     entry = {IMAGE: str(scan), LABEL: str(annotation)}
-    if not scan.name.endswith(SUFFIXES):
+    if not suffix_among(scan, SUFFIXES):
         entry[IMAGE] = made.write(f"{name}.nii", image.data, image, [scan])
-    if placed is not label.data or not annotation.name.endswith(SUFFIXES):
+    if placed is not label.data or not suffix_among(annotation, SUFFIXES):
         entry[LABEL] = made.write(f"{name}_annotation.nii.gz", placed, image, [scan, annotation], outside)
     content: dict[str, Any] = {"training": [entry], **declared, "made_from": made.states}
     content |= {"scan": str(scan), "annotation": str(annotation)}

@@ -182,8 +182,20 @@ class Results:
                 "there. Pass another folder for the results (-o)."
             )
 
-    def predict(self, model: Model, outlook_of: Callable[[str], Outlook], device: Any) -> dict[str, Expected]:
+    def predict(
+        self,
+        model: Model,
+        outlook_of: Callable[[str], Outlook],
+        device: Any,
+        normalize: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> dict[str, Expected]:
         """Write the segmentation and the confidence of each case; returns what is expected of them.
+
+        Args:
+            model: with the network that has its share.
+            outlook_of: of a case, by its name.
+            device: of the network.
+            normalize: as the network learned; see :class:`~sparse3dunet.inference.predictor.Predictor`.
 
         Raises:
             DataError: when a case fails.
@@ -198,6 +210,7 @@ class Results:
             model.in_channels,
             model.spacing,
             device,
+            normalize,
             confidence=True,
         )
         # Never as done before: what is expected is computed beside it

@@ -40,8 +40,9 @@ from sparse3dunet.densify.results import Results, write_results
 from sparse3dunet.densify.schedule import FINAL, Schedule, channels, deal_slices, number_of_folds, slices_showing
 from sparse3dunet.densify.state import Learned, State, StateFile, differences, digest, keep_aside, read_description
 from sparse3dunet.keys import IMAGE, LABEL, WEIGHT
-from sparse3dunet.models.checkpoints import save_file
-from sparse3dunet.models.description import load_model
+from sparse3dunet.models.checkpoints import file_digest, save_file
+from sparse3dunet.models.description import Model, load_model
+from sparse3dunet.models.normalization import normalizer
 from sparse3dunet.progress import run_progress
 from sparse3dunet.propagation.calibration import Calibration
 from sparse3dunet.propagation.ensemble import Held
@@ -126,8 +127,8 @@ class _Run:
         if not state.trained:
             self._propagate()
             self._train()
-        model = load_model(self.output_dir / MODEL)
-        expected = self.results.predict(model, self._outlook, self.options.device)
+        normalize = normalizer(self._parser({}).get_parsed_content("normalize"))
+        expected = self.results.predict(self._model(description), self._outlook, self.options.device, normalize)
         previews = self._previews_alone()
         quality = self._quality(expected, "in this time there is a preview alone" if previews else state.reason)
         methods = told.of_methods(self.propagation, self.results.cases, state.share, not previews)
@@ -383,6 +384,15 @@ class _Run:
         counts = np.sum([entry.counts for entry in expected.values()], axis=0)
         folds = max(len(of.slices) for of in held.values())
         return estimate(found, counts, shown, total, folds, self.data_set.class_names)
+
+    def _model(self, description: Mapping[str, Any]) -> Model:
+        """The trained network; one that is no UNet3D cannot be told from its file, and is formed by the config."""
+        path = self.output_dir / MODEL
+        if description["network"]:
+            return load_model(path)
+        network = self._parser({}).get_parsed_content("network").cpu()
+        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        return Model(network.float().eval(), dict(description), file_digest(path), str(path))
 
     def _fold_model(self) -> Path:
         return self.output_dir / "work" / "fold_0" / "model.pt"

@@ -111,7 +111,8 @@ def choices(
         own_spacing: whether nobody asked for the voxel size.
     """
     kind = "GPU" if torch.device(device).type == "cuda" else "CPU"
-    spacing, found = description["spacing"], list(description["network"]["channels"])
+    spacing, described = description["spacing"], description["network"]
+    found = list(described["channels"]) if described else None
     voxels = f"{sum(case.voxels for case in report.cases) / 1e6:.1f} million voxels"
     fits = f"{voxels}, for {minutes:g} minutes on this {kind}"
     size = "as it is" if spacing is None else " x ".join(f"{s:.3g}" for s in spacing) + " mm"
@@ -120,7 +121,7 @@ def choices(
     return [
         ("voxel size", size, fits if own_spacing else "as asked for"),
         ("patches", "x".join(map(str, description["patch_size"])), patches),
-        ("network", "-".join(map(str, found)) + " channels", network),
+        ("network", "-".join(map(str, found)) + " channels" if found else "another than UNet3D", network),
     ]
 
 

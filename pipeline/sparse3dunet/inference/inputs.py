@@ -14,6 +14,7 @@ from sparse3dunet.data.datalist import case_name
 from sparse3dunet.data.layouts import IMAGE_SUFFIXES, group_channels, list_volumes, read_json
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import is_dicom_folder
+from sparse3dunet.io.suffixes import suffix_among
 from sparse3dunet.keys import IMAGE
 
 
@@ -105,7 +106,7 @@ def _images_of(source: str, num_channels: int) -> list[tuple[str, ...]]:
     found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
     if not found:
         raise DataError(f"{path.absolute()} does not exist, nor does any file match it. Pass images, or their folder.")
-    files = [file for file in found if file.name.endswith(IMAGE_SUFFIXES)]
+    files = [file for file in found if suffix_among(file, IMAGE_SUFFIXES)]
     folders = [folder for folder in found if folder.is_dir() and is_dicom_folder(folder)]
     if not files and not folders:
         raise DataError(

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.transforms import Compose
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.inference.batch import Outcome, Output, predict_batch
@@ -18,9 +17,8 @@ from sparse3dunet.inference.predictor import Predictor
 from sparse3dunet.inference.records import results_in
 from sparse3dunet.inference.slabs import SlabInferer
 from sparse3dunet.io import OUTPUT_SUFFIXES, check_output_dir
-from sparse3dunet.keys import IMAGE
 from sparse3dunet.models.description import Model
-from sparse3dunet.models.normalization import normalization_names
+from sparse3dunet.models.normalization import normalization_names, normalizer
 
 
 def predict(
@@ -89,7 +87,7 @@ def predict(
         model.in_channels,
         model.spacing,
         device,
-        _of_tensor(normalize) if own_normalization else None,
+        normalizer(normalize),
         confidence,
         probabilities,
         _class_numbers(largest, model.class_names),
@@ -98,7 +96,8 @@ def predict(
     inferer.windows((1, 1, 1), model.network)  # whether the network takes such windows
     key = {
         "model": model.digest,
-        **{name: getattr(inferer, name) for name in ("roi_size", "overlap", "border", "mirror_axes", "bfloat16")},
+        **{name: getattr(inferer, name) for name in ("roi_size", "overlap", "border", "mirror_axes")},
+        "bfloat16": inferer.uses_bfloat16(device),
         "normalize": own_normalization,
         "largest": predictor.largest,
         "min_ml": predictor.min_ml,
@@ -139,11 +138,6 @@ def default_device() -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
-
-
-def _of_tensor(transforms: Sequence[Any]) -> Any:
-    compose = Compose(list(transforms))
-    return lambda image: compose({IMAGE: image})[IMAGE]
 
 
 def _listed(names: Sequence[str]) -> str:

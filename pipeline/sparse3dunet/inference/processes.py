@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
+import ignite.distributed as idist
 import torch.distributed as dist
 
 T = TypeVar("T")
@@ -18,12 +19,12 @@ class Processes:
     """This process among those that torchrun started; the only one where it did not."""
 
     def __init__(self) -> None:
-        self.rank, self.count = 0, 1
-        if "RANK" in os.environ:
-            self.rank, self.count = int(os.environ["RANK"]), int(os.environ.get("WORLD_SIZE", 1))
-        self.started = self.count > 1 and not dist.is_initialized()
+        # A RANK alone, as job schedulers set it, makes no group
+        grouped = "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1
+        self.started = grouped and not dist.is_initialized()
         if self.started:
-            dist.init_process_group("gloo", timeout=LONGEST_WAIT)
+            idist.initialize("gloo", timeout=LONGEST_WAIT)
+        self.rank, self.count = idist.get_rank(), idist.get_world_size()
 
     @property
     def is_first(self) -> bool:
@@ -41,11 +42,10 @@ class Processes:
         """What each process has, once all are there."""
         if self.count == 1:
             return [value]
-        values: list[Any] = [None] * self.count
-        dist.all_gather_object(values, value)
-        return values
+        found: Any = idist.all_gather((value,))  # in a tuple, so that it is taken as an object, whatever it is
+        return [of_one for (of_one,) in found]
 
     def close(self) -> None:
         """Leave the group, if it was made here."""
         if self.started:
-            dist.destroy_process_group()
+            idist.finalize()

@@ -92,6 +92,10 @@ class SlabInferer(Inferer):
         result = torch.stack(results)
         return convert_to_dst_type(result, inputs, dtype=result.dtype)[0] if isinstance(inputs, MetaTensor) else result
 
+    def uses_bfloat16(self, device: torch.device | str) -> bool:
+        """Whether the network runs in bfloat16 on a device."""
+        return bfloat16_is_fast(device) if self.bfloat16 is None else self.bfloat16
+
     def windows(self, shape: Sequence[int], network: Network) -> Windows:
         """Where the windows lie in a volume of the spatial shape (X, Y, Z)."""
         size = _output_size(network, self.roi_size)
@@ -136,7 +140,7 @@ class SlabInferer(Inferer):
             box = cut(channels, bounds, border)
             return torch.from_numpy(box if prepare is None else prepare(box))
 
-        run = _Runner(network, torch.device(device), self.mirror_axes, self.bfloat16, windows.output_size)
+        run = _Runner(network, torch.device(device), self.mirror_axes, self.uses_bfloat16(device), windows.output_size)
         batch_size = 1 if run.device.type == "cpu" else self.sw_batch_size
         blend = _Blend(windows, run.device)
         done = 0
@@ -158,7 +162,7 @@ class _Runner:
         network: Network,
         device: torch.device,
         mirror_axes: Sequence[int],
-        bfloat16: bool | None,
+        bfloat16: bool,
         output_size: tuple[int, ...],
     ) -> None:
         if device.type == "cpu" and isinstance(network, nn.Module):
@@ -167,7 +171,7 @@ class _Runner:
         self.device = device
         flips = (itertools.combinations(mirror_axes, n) for n in range(len(mirror_axes) + 1))
         self.flips = [[axis + 2 for axis in axes] for axes in itertools.chain(*flips)]
-        self.bfloat16 = bfloat16_is_fast(device) if bfloat16 is None else bfloat16
+        self.bfloat16 = bfloat16
         self.output_size = output_size
         self.of_constants: dict[tuple[float, ...], torch.Tensor] = {}
 

@@ -24,7 +24,7 @@ def natural_suffix(source: Volume | str | Path) -> str:
 
 def image_suffix(path: str | Path) -> str:
     """The one of IMAGE_SUFFIXES that a file has, or ""."""
-    return _suffix(path, IMAGE_SUFFIXES)
+    return suffix_among(path, IMAGE_SUFFIXES)
 
 
 def output_suffix(path: str | Path) -> str:
@@ -33,13 +33,13 @@ def output_suffix(path: str | Path) -> str:
     Raises:
         DataError: when it has none of them.
     """
-    suffix = _suffix(path, OUTPUT_SUFFIXES)
+    suffix = suffix_among(path, OUTPUT_SUFFIXES)
     if not suffix:
         raise DataError(f"{path}: in no format that is written; expected one of {', '.join(OUTPUT_SUFFIXES)}.")
     return suffix
 
 
-def _suffix(path: str | Path, suffixes: tuple[str, ...]) -> str:
+def suffix_among(path: str | Path, suffixes: tuple[str, ...]) -> str:
     """The one of `suffixes` that a file's name ends with, in letters of whatever case, or ""."""
     name = Path(path).name.lower()
     return next((suffix for suffix in suffixes if name.endswith(suffix)), "")

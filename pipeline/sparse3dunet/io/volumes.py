@@ -53,7 +53,7 @@ def read_volume(path: str | Path) -> Volume:
     """
     try:
         image: Any = nib.load(path)
-        if str(path).endswith(".gz"):
+        if str(path).lower().endswith(".gz"):
             with gzip.open(path) as file:
                 image = type(image).from_stream(file)
                 data = np.asanyarray(image.dataobj)

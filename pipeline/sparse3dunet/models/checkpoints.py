@@ -55,10 +55,14 @@ def _describe(model_file: Path, text: str) -> None:
 def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
     """Write a file that at any moment is the old one or the new one, and whole; `write` gets the path of a draft."""
     draft = path.with_name(path.name + ".part")
-    write(draft)
-    with draft.open("rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(draft, path)
+    try:
+        write(draft)
+        with draft.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
 
 
 def file_digest(path: str | Path) -> str:

@@ -1,11 +1,14 @@
-"""By which normalisation a model learned, in words."""
+"""The normalisation of images that a model learns with: in words, and as a function for its predictions."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from monai.transforms import NormalizeIntensityd, Transform
+import torch
+from monai.transforms import Compose, NormalizeIntensityd, Transform
+
+from sparse3dunet.keys import IMAGE
 
 
 def normalization_names(transforms: Sequence[Any]) -> list[str]:
@@ -15,6 +18,14 @@ def normalization_names(transforms: Sequence[Any]) -> list[str]:
         if inner.channel_wise and not inner.nonzero and inner.subtrahend is None and inner.divisor is None:
             return []
     return [_in_words(transform) for transform in transforms]
+
+
+def normalizer(transforms: Sequence[Any]) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """What normalises an image (C, X, Y, Z) as dictionary transforms do; None for the bundle's own normalisation."""
+    if not normalization_names(transforms):
+        return None
+    compose = Compose(list(transforms))
+    return lambda image: compose({IMAGE: image})[IMAGE]
 
 
 def _in_words(transform: Any) -> str:

@@ -1,0 +1,47 @@
+"""The results of a densification: what the network sees when they are made."""
+
+import numpy as np
+import pytest
+import torch
+from monai.transforms import NormalizeIntensityd, ScaleIntensityRanged
+
+from sparse3dunet.data.datalist import read_data_set
+from sparse3dunet.densify.propagated import Outlook
+from sparse3dunet.densify.results import Results
+from sparse3dunet.models.description import Model
+from sparse3dunet.models.normalization import normalizer
+from sparse3dunet.propagation.calibration import Calibration
+from sparse3dunet.propagation.ensemble import Propagated
+from tests.conftest import make_dataset
+
+SEEN = []
+
+
+class Spy(torch.nn.Module):
+    """Says that all is of class 1, and keeps what it saw."""
+
+    def forward(self, x):
+        SEEN.append(x)
+        return torch.nn.functional.one_hot(torch.ones(x.shape[0], *x.shape[2:], dtype=int), 3).movedim(-1, 1) * 20.0
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_the_network_sees_what_it_learned_from(tmp_path, own):
+    """A normalisation of the config's is applied to the images that results are made of, too."""
+    data_set = read_data_set(make_dataset(tmp_path / "data", 1))
+    scale = {"a_min": -3e4, "a_max": -1e4, "b_min": 3, "b_max": 4}
+    usual = NormalizeIntensityd("image", channel_wise=True)
+    transforms = [ScaleIntensityRanged("image", **scale) if own else usual]
+    results = Results(tmp_path / "out", data_set, None, keep_annotation=False)
+    SEEN.clear()
+    names, values = list(data_set.class_names), list(data_set.class_values)
+    told = {"network": {"in_channels": 1}, "class_names": names, "class_values": values, "patch_size": [16] * 3}
+    model = Model(Spy(), {**told, "spacing": None}, "", "")
+    case = results.cases[0]
+    shape = results.annotation(case.files[0]).numbers.shape
+    even = Propagated(np.full((3, *shape), 1 / 3, np.float32), tuple(slice(0, n) for n in shape), None, "")
+    outlook = Outlook(even, Calibration(), Calibration(), share=1.0)
+    results.predict(model, lambda name: outlook, "cpu", normalizer(transforms))
+    inside = torch.cat([x[x != 0].flatten() for x in SEEN])
+    assert (inside.min() > 2) == own
+    assert abs(float(inside.mean())) > 2 if own else abs(float(inside.mean())) < 1
