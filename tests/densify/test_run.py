@@ -336,6 +336,33 @@ def test_several_volumes_by_monais_command(tmp_path):
     assert json.loads((tmp_path / "out/suggestions.json").read_text()) == {"case_0": [], "case_1": []}
 
 
+OTHER = """\
+network_def:
+  _target_: monai.networks.nets.UNet
+  spatial_dims: 3
+  in_channels: "@num_channels"
+  out_channels: "@num_classes"
+  channels: [4, 8]
+  strides: [2]
+normalize:
+- {_target_: ScaleIntensityRanged, keys: image, a_min: 0, a_max: 250, b_min: 0, b_max: 1}
+"""
+
+
+def test_a_network_and_a_normalisation_of_ones_own(tmp_path):
+    (tmp_path / "other.yaml").write_text(OTHER)
+    files = [ROOT / "bundle/configs/train.yaml", ROOT / "bundle/configs/densify.yaml", tmp_path / "other.yaml"]
+    places = ("--dataset_dir", make_dataset(tmp_path / "data", 1), "--output_dir", tmp_path / "out")
+    options = ("--minutes", 0.1, "--largest_patch_size", "[16,16,16]", "--epoch_length", "10")
+    result = run_bundle("run", "densify", "--config_file", repr(list(map(str, files))), *places, *options)
+    assert result.returncode == 0, result.stderr
+    assert "network: another than UNet3D" in result.stdout
+    assert (array(tmp_path / "out/case_0_seg.nii.gz") > 0).any()
+    description = json.loads((tmp_path / "out/model/model.json").read_text())
+    assert description["network"] is None
+    assert "ScaleIntensityRanged" in description["normalize"][0]
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

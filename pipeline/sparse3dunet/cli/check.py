@@ -1,0 +1,50 @@
+"""`sparse3dunet check`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sparse3dunet.cli import arguments
+from sparse3dunet.errors import DataError
+
+
+def check(
+    data: Annotated[Path, typer.Argument(help="Decathlon or nnU-Net raw folder, folder of pairs, or JSON datalist.")],
+    label_dir: Annotated[str | None, typer.Option(help="Folder in DATA with the labels.")] = None,
+    weight_dir: Annotated[str | None, typer.Option(help="Folder in DATA with weight images.")] = None,
+    reference_dir: Annotated[str | None, typer.Option(help="Folder in DATA with dense labels for scoring.")] = None,
+    ignore_index: Annotated[str | None, typer.Option(help="Unlabeled voxels' value or values: 255 or 4,255.")] = None,
+    annotated_slices: Annotated[
+        str | None, typer.Option(help='"axial", "coronal", "sagittal", "all", or JSON as in a datalist.')
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
+    all_cases: Annotated[bool, typer.Option("--all", help="List each case and error.")] = False,
+) -> None:
+    """Look at every file of a data set: what is there, and what is wrong. Exit status 1 on errors."""
+    from sparse3dunet.data import check_report, checks
+    from sparse3dunet.data.datalist import read_data_set
+
+    try:
+        data_set = read_data_set(
+            data,
+            label_dir=label_dir,
+            weight_dir=weight_dir,
+            reference_dir=reference_dir,
+            ignore_index=arguments.numbers(ignore_index, "--ignore-index"),
+            annotated_slices=arguments.slices(annotated_slices),
+        )
+        report = checks.inspect(checks.complete(data_set))
+    except DataError as error:
+        if as_json:
+            print(json.dumps({"ok": False, "errors": [str(error)], "warnings": []}, indent=1))
+        raise
+    if as_json:
+        print(check_report.as_json(report))
+    else:
+        check_report.show(report, all_cases=all_cases)
+    if report.all_errors:
+        raise typer.Exit(1)

@@ -1,0 +1,30 @@
+"""`sparse3dunet package`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def package(
+    model: Annotated[Path, typer.Argument(help="A training's folder, or its model.pt.")],
+    output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Folder for the bundle.")],
+    name: Annotated[str, typer.Option(help="Of the bundle.")] = "sparse3dunet_segmentation",
+    version: Annotated[str | None, typer.Option(help="Of the bundle; default: that of sparse3dunet.")] = None,
+    data_license: Annotated[
+        Path | None, typer.Option(help="Text file with the licence of the data that the model was trained on.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a former bundle that is unchanged.")] = False,
+) -> None:
+    """Write a trained model as a MONAI bundle that needs nothing else: the folder NAME and NAME-VERSION.zip."""
+    from sparse3dunet import __version__
+    from sparse3dunet.bundle import package as packaging
+
+    done = packaging.package(
+        model, output_dir, name, version=version or __version__, data_license=data_license, overwrite=overwrite
+    )
+    for note in done.notes:
+        print(f"note: {note}")
+    print(f"Packaged {model}: {done.folder} and {done.archive}")

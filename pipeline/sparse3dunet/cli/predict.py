@@ -1,0 +1,73 @@
+"""`sparse3dunet predict`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sparse3dunet.cli import arguments
+
+
+def predict(
+    model: Annotated[Path, typer.Argument(help="model.pt of a training, its folder, model.ts, or a packaged bundle.")],
+    images: Annotated[
+        list[str],
+        typer.Argument(help="Images, folders, patterns, DICOM folders, or JSON datalists.", show_default=False),
+    ],
+    output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Folder for the results.")],
+    format: Annotated[
+        str | None, typer.Option(help="nii.gz, nii, nrrd, mha or seg.nrrd (3D Slicer's); default: each image's own.")
+    ] = None,
+    confidence: Annotated[bool, typer.Option("--confidence", help="Also write confidence maps, 0 to 255.")] = False,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Also write each class's probability.")
+    ] = False,
+    largest: Annotated[
+        str | None, typer.Option(help='Keep only the largest component of these classes: "all", or names.')
+    ] = None,
+    min_ml: Annotated[
+        str | None, typer.Option(help="Remove components that are smaller: 0.5, or by class: liver=5,tumor=0.1.")
+    ] = None,
+    mirror: Annotated[
+        str | None, typer.Option(help="Average over reflections: lr, ap, si (axes; lr,ap for several) or all.")
+    ] = None,
+    overlap: Annotated[float, typer.Option(help="Of windows, a fraction.", min=0, max=0.95)] = 0.5,
+    roi_size: Annotated[
+        str | None, typer.Option(help="Of windows, in voxels: 96 or 96,96,64; default: training's.")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="auto (bfloat16 where it is fast), float32 or bfloat16.")] = "auto",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default: a GPU if there is one.")] = None,
+    pictures: Annotated[bool, typer.Option("--pictures/--no-pictures", help="Draw each image.")] = True,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that were changed.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print failures alone.")] = False,
+) -> None:
+    """Segment images with a trained model, each on its own grid. What is done already is skipped."""
+    from sparse3dunet.inference import predict as prediction
+    from sparse3dunet.inference.slabs import SlabInferer
+    from sparse3dunet.models.description import load_model
+
+    trained = load_model(model)
+    inferer = SlabInferer(
+        arguments.window(roi_size) or trained.patch_size,
+        overlap,
+        mirror_axes=arguments.axes(mirror),
+        bfloat16=arguments.choice(precision, {"auto": None, "float32": False, "bfloat16": True}, "--precision"),
+    )
+    outcome = prediction.predict(
+        trained,
+        images,
+        output_dir,
+        inferer,
+        device=arguments.device(device),
+        format=format,
+        confidence=confidence,
+        probabilities=probabilities,
+        pictures=pictures,
+        largest=True if largest == "all" else arguments.names(largest),
+        min_ml=arguments.volumes(min_ml),
+        overwrite=overwrite,
+        quiet=quiet,
+    )
+    prediction.report(outcome, output_dir)

@@ -1,0 +1,51 @@
+"""`sparse3dunet simulate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sparse3dunet.cli import arguments
+from sparse3dunet.errors import DataError
+
+
+def simulate(
+    labels: Annotated[Path, typer.Argument(help="Dense label map, or a folder of them.")],
+    output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Folder for the sparse label maps.")],
+    slices: Annotated[str | None, typer.Option(help="Slices to keep per array axis: 3 or 7,5,21.")] = None,
+    placement: Annotated[
+        str, typer.Option(help="Of slices: equidistant, random, or foreground (random among those that cross it).")
+    ] = "equidistant",
+    fraction: Annotated[float | None, typer.Option(help="Or: random share of the voxels to keep.")] = None,
+    scribbles: Annotated[int | None, typer.Option(help="Or: scribbles to keep, by random walk in slices.")] = None,
+    length: Annotated[int, typer.Option(help="Of a scribble, in voxels.")] = 50,
+    width: Annotated[int, typer.Option(help="Of a scribble, in voxels.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of what is random; a file's draw depends on it and the name alone.")] = 0,
+    ignore_index: Annotated[int | None, typer.Option(help="Value of unlabeled voxels; one past the largest.")] = None,
+) -> None:
+    """Make sparse label maps from dense ones, for experiments: how much annotation is needed?"""
+    from sparse3dunet import transforms
+    from sparse3dunet.data import simulation
+
+    kinds = {"--slices": slices, "--fraction": fraction, "--scribbles": scribbles}
+    if sum(option is not None for option in kinds.values()) != 1:
+        given = [name for name, option in kinds.items() if option is not None]
+        raise DataError(
+            f"found {' and '.join(given) or 'no option'} for what to keep; expected exactly one of {', '.join(kinds)}. "
+            "Pass one, --slices 3 for example."
+        )
+    keep: Any
+    if slices is not None:
+        counts = arguments.numbers(slices, "--slices") or []
+        keep = transforms.KeepSlices(counts[0] if len(counts) == 1 else counts, placement)
+    elif fraction is not None:
+        keep = transforms.KeepFraction(fraction)
+    else:
+        keep = transforms.KeepScribbles(scribbles or 0, length, width)
+    done = simulation.simulate(labels, output_dir, keep, seed, ignore_index)
+    print(
+        f"Wrote {len(done.files)} label map(s) to {output_dir}: {sum(done.shares) / len(done.shares):.2%} of the "
+        f"voxels kept, the others are {done.ignore_index} (unlabeled)."
+    )
