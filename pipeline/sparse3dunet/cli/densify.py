@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -37,7 +38,8 @@ def densify(
     format: Annotated[str | None, typer.Option(help="nii.gz, nii, nrrd, mha or seg.nrrd; default: the scan's.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default: a GPU if there is one.")] = None,
     seed: Annotated[int, typer.Option(help="Of what is random.")] = 0,
-    anew: Annotated[bool, typer.Option("--anew", help="Forget what a former run in the folder learned.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Forget what a former run in the folder learned.")] = False,
+    anew: Annotated[bool, typer.Option("--anew", hidden=True)] = False,
 ) -> None:
     """Segment all of a scan of which some slices are annotated; tell how good it is, and what to annotate next.
 
@@ -48,6 +50,8 @@ def densify(
     from sparse3dunet.bundle import running
     from sparse3dunet.densify import inputs
 
+    if anew:
+        print("--anew is now called --restart; the old name will go.", file=sys.stderr)
     # What typer does not know, a setting of the config, ends up behind the sources.
     known = next((i for i, text in enumerate(sources) if text.startswith("--")), len(sources))
     extra = running.parse_settings([*sources[known:], *context.args])
@@ -72,7 +76,7 @@ def densify(
         "format": format or own_format,
         "device": device if device is None else str(arguments.device(device)),
         "seed": seed,
-        "anew": anew,
+        "restart": restart or anew,
     }
     set_values = {name: value for name, value in given.items() if value is not None or name == "spacing"}
     running.run_quietly("densify", {**set_values, **extra})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import nibabel as nib
@@ -13,6 +14,8 @@ from monai.inferers import Inferer
 from sparse3dunet.data.datalist import Case, case_name
 from sparse3dunet.densify.propagated import beside
 from sparse3dunet.keys import IMAGE, REFERENCE
+from sparse3dunet.models.checkpoints import file_digest
+from sparse3dunet.models.description import Model, load_model
 from sparse3dunet.propagation.calibration import Calibration, dice
 from sparse3dunet.propagation.ensemble import Held
 
@@ -90,6 +93,15 @@ def calibrations(
         fitted = Calibration.fit(both, of.label[inside], of.distance[inside], of.weight[inside])
         found[name] = [float(value) for value in (fitted.near, fitted.far, fitted.reach)]
     return found
+
+
+def trained_model(path: Path, description: Mapping[str, Any], form: Callable[[], torch.nn.Module]) -> Model:
+    """The model of a run; a network that is no UNet3D cannot be told from its file, and is formed by the config."""
+    if description["network"]:
+        return load_model(path)
+    network = form().cpu()
+    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    return Model(network.float().eval(), dict(description), file_digest(path), str(path))
 
 
 def _file_affine(case: Case) -> np.ndarray:

@@ -21,7 +21,7 @@ class Options:
         folds: see :func:`~sparse3dunet.densify.schedule.number_of_folds`.
         seed: of what is random.
         device: of the network.
-        anew: whether to forget what a former run in the folder learned.
+        restart: whether to forget what a former run in the folder learned.
         keep_annotation: whether annotated voxels keep their label in the results.
         suggestions: slices of each plane to annotate next.
         format: of the results, as one of OUTPUT_SUFFIXES; None: each image's own.
@@ -33,7 +33,7 @@ class Options:
     folds: int | str = AUTO
     seed: int = 0
     device: Any = "cpu"
-    anew: bool = False
+    restart: bool = False
     keep_annotation: bool = True
     suggestions: int = 3
     format: str | None = None

@@ -33,15 +33,14 @@ from sparse3dunet.densify import told
 from sparse3dunet.densify.estimate import Estimate, Expected, estimate, show
 from sparse3dunet.densify.former import look_at_templates, typed
 from sparse3dunet.densify.inputs import annotation_of
-from sparse3dunet.densify.network import calibrations, choose_share, network_on_held_out
+from sparse3dunet.densify.network import calibrations, choose_share, network_on_held_out, trained_model
 from sparse3dunet.densify.options import Options
 from sparse3dunet.densify.propagated import Outlook, Propagation
 from sparse3dunet.densify.results import Results, write_results
 from sparse3dunet.densify.schedule import FINAL, Schedule, channels, deal_slices, number_of_folds, slices_showing
 from sparse3dunet.densify.state import Learned, State, StateFile, differences, digest, keep_aside, read_description
 from sparse3dunet.keys import IMAGE, LABEL, WEIGHT
-from sparse3dunet.models.checkpoints import file_digest, save_file
-from sparse3dunet.models.description import Model, load_model
+from sparse3dunet.models.checkpoints import save_file
 from sparse3dunet.models.normalization import normalizer
 from sparse3dunet.progress import run_progress
 from sparse3dunet.propagation.calibration import Calibration
@@ -97,7 +96,7 @@ class _Run:
         self.learned = Learned(self.output_dir)
         self.before = self.file.read()
         # Of a run anew that was killed, the same command goes on, and still leaves aside what was there before it.
-        anew = options.anew or (self.before is not None and self.before.anew and not self.before.complete)
+        anew = options.restart or (self.before is not None and self.before.anew and not self.before.complete)
         self.former = None if anew else read_description(self.output_dir / MODEL)
         self.spacing = self.former.get("spacing") if self.former and options.own_spacing else spacing
         self.config = {**config, "data_set": data_set, "report": report, "target_spacing": self.spacing}
@@ -127,8 +126,10 @@ class _Run:
         if not state.trained:
             self._propagate()
             self._train()
-        normalize = normalizer(self._parser({}).get_parsed_content("normalize"))
-        expected = self.results.predict(self._model(description), self._outlook, self.options.device, normalize)
+        parser = self._parser({})
+        model = trained_model(self.output_dir / MODEL, description, lambda: parser.get_parsed_content("network"))
+        normalize = normalizer(parser.get_parsed_content("normalize"))
+        expected = self.results.predict(model, self._outlook, self.options.device, normalize)
         previews = self._previews_alone()
         quality = self._quality(expected, "in this time there is a preview alone" if previews else state.reason)
         methods = told.of_methods(self.propagation, self.results.cases, state.share, not previews)
@@ -208,14 +209,14 @@ class _Run:
         """The state to go on with, or a new one."""
         before = self.before
         same = before is not None and before.digest == self.digest and not before.complete
-        if before is not None and same and (before.anew or not self.options.anew):
+        if before is not None and same and (before.anew or not self.options.restart):
             self.notes = before.notes
             if before.stopped_early and not before.trained:
                 before.stopped_early = False
                 before.seconds.pop(FINAL, None)
             self._say(f"Going on with the run that was not completed in {self.output_dir}.")
             return before
-        state = State(self.digest, anew=self.options.anew)
+        state = State(self.digest, anew=self.options.restart)
         if before is not None:
             state.templates, state.previews = before.templates, before.previews
         state.notes = self.notes
@@ -229,7 +230,7 @@ class _Run:
             elif before is not None and before.held_out and self._fold_model().is_file():
                 former_slices = before.held_out[0]
         if state.goes_on:
-            self._say(f"Learning further from the former run's model in {self.output_dir}; --anew begins anew.")
+            self._say(f"Learning further from the former run's model in {self.output_dir}; --restart forgets it.")
         learned = (self.former or {}).get("training", [])
         state.held_out, state.reason = deal_slices(
             self._items(), number_of_folds(self.options.folds), self.options.seed, former_slices, learned
@@ -267,7 +268,7 @@ class _Run:
             if changed:
                 self._say(
                     f"{name}: {changed} voxels that the former run's model learned are annotated otherwise now, or no "
-                    "more; what it learned of them may stay. --anew begins from nothing."
+                    "more; what it learned of them may stay. --restart begins from nothing."
                 )
 
     def _items(self) -> dict[str, dict[str, Any]]:
@@ -384,15 +385,6 @@ class _Run:
         counts = np.sum([entry.counts for entry in expected.values()], axis=0)
         folds = max(len(of.slices) for of in held.values())
         return estimate(found, counts, shown, total, folds, self.data_set.class_names)
-
-    def _model(self, description: Mapping[str, Any]) -> Model:
-        """The trained network; one that is no UNet3D cannot be told from its file, and is formed by the config."""
-        path = self.output_dir / MODEL
-        if description["network"]:
-            return load_model(path)
-        network = self._parser({}).get_parsed_content("network").cpu()
-        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        return Model(network.float().eval(), dict(description), file_digest(path), str(path))
 
     def _fold_model(self) -> Path:
         return self.output_dir / "work" / "fold_0" / "model.pt"

@@ -22,7 +22,17 @@ from sparse3dunet.io.volumes import read_volume
 from sparse3dunet.keys import IMAGE
 from sparse3dunet.models.checkpoints import DESCRIPTION_SUFFIX, replace_file
 
-NOT_OF_THE_RUN = ("minutes", "output_dir", "device", "num_workers", "anew", "resume", "suggestions", "format")
+NOT_OF_THE_RUN = (
+    "minutes",
+    "output_dir",
+    "device",
+    "num_workers",
+    "anew",
+    "restart",
+    "resume",
+    "suggestions",
+    "format",
+)
 """Settings that may change when a run goes on."""
 
 
