@@ -4,8 +4,10 @@ import matplotlib.image
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 
-from sparse3dunet.report.pictures import CLASS_COLORS, WRONG, save_picture
+from sparse3dunet.colors import CLASS_COLORS
+from sparse3dunet.report.pictures import WRONG, mark_sides, save_picture
 from tests.conftest import make_volume
 
 
@@ -61,3 +63,13 @@ def test_prediction_alone(case, tmp_path):
 def test_constant_volumes_and_empty_predictions(shape, tmp_path):
     save_picture(tmp_path / "a.png", np.zeros(shape), np.zeros(shape, int), np.zeros(shape, int), np.ones(shape))
     assert matplotlib.image.imread(tmp_path / "a.png").shape[2] in (3, 4)
+
+
+@pytest.mark.parametrize(("axis", "left", "right", "down", "up"), [(2, *"LRPA"), (1, *"LRIS"), (0, *"PAIS")])
+def test_the_patients_sides_are_marked(axis, left, right, down, up):
+    """Of a volume in RAS order, whose first remaining axis goes to the right and whose second goes up."""
+    ax = Figure().subplots()
+    mark_sides(ax, axis)
+    places = {text.get_text(): text.get_position() for text in ax.texts}
+    assert places[left][0] < 0.1 < 0.9 < places[right][0]
+    assert places[down][1] < 0.1 < 0.9 < places[up][1]

@@ -18,7 +18,7 @@ from scipy import ndimage
 
 from sparse3dunet.colors import CLASS_COLORS
 from sparse3dunet.data.slices import PLANES
-from sparse3dunet.report.pictures import UNLABELED
+from sparse3dunet.report.pictures import UNLABELED, mark_sides
 
 PANELS = ("annotation", "prediction", "confidence", "image")
 """What is shown of each plane."""
@@ -151,6 +151,7 @@ def _panel(view: CaseView, point: Sequence[int], axis: int, kind: str, gray: tup
     elif kind == "confidence":
         ax.imshow(plane(view.confidence), cmap=CONFIDENCE_COLORS, vmin=0, vmax=255, **look)
     _mark(ax, point[across], point[up])
+    mark_sides(ax, axis)
     return _png(figure)
 
 

@@ -17,6 +17,8 @@ from matplotlib.patches import Patch
 from sparse3dunet.colors import CLASS_COLORS
 from sparse3dunet.data.slices import PLANES
 
+SIDES = ("LR", "PA", "IS")
+"""The patient's sides at the begin and the end of each axis in RAS order."""
 WRONG, UNLABELED = "#d62728", "#3b3b58"
 
 
@@ -70,6 +72,7 @@ def save_picture(
         box = {"facecolor": "black", "edgecolor": "none", "pad": 1.5}
         place = {"x": 0.02, "y": 0.98, "va": "top", "transform": row[0].transAxes}
         row[0].text(s=f"{PLANES[axis]} {index * step}", color="white", fontsize=8, bbox=box, **place)
+        mark_sides(row[0], axis)
     figure.suptitle(title, color="white", fontsize=10)
     _add_legend(figure, colors, class_names, annotation is not None)
     buffer = io.BytesIO()
@@ -77,6 +80,17 @@ def save_picture(
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(buffer.getvalue())
+
+
+def mark_sides(ax: Any, axis: int) -> None:
+    """Write where the patient's sides are on a slice across an axis, in RAS order, as :func:`save_picture` shows it."""
+    across, up = (a for a in range(3) if a != axis)
+    box = {"facecolor": "black", "edgecolor": "none", "pad": 1.0, "alpha": 0.6}
+    look: dict[str, Any] = {"color": "white", "fontsize": 8, "bbox": box, "transform": ax.transAxes}
+    ax.text(0.02, 0.5, SIDES[across][0], ha="left", va="center", **look)
+    ax.text(0.98, 0.5, SIDES[across][1], ha="right", va="center", **look)
+    ax.text(0.5, 0.02, SIDES[up][0], ha="center", va="bottom", **look)
+    ax.text(0.5, 0.98, SIDES[up][1], ha="center", va="top", **look)
 
 
 @dataclass(frozen=True)
