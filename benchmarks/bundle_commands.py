@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sparse3dunet.bundle.package import package
-from sparse3dunet.models.description import Model, load_model
+from sparse3dunet.models.loading import Model, load_model
 
 SCHEMA = Path(__file__).resolve().parents[1] / "tests/metadata_schema.json"
 SMALL = ("--max_epochs", 1, "--epoch_length", 1, "--batch_size", 1, "--num_workers", 0, "--val_interval", 1)

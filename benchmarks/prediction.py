@@ -60,7 +60,7 @@ from sparse3dunet.inference.predictor import Predictor, Scratch
 from sparse3dunet.inference.slabs import SlabInferer
 from sparse3dunet.io import read_image, write_segmentation
 from sparse3dunet.metrics.masked import overlap_counts, overlap_scores
-from sparse3dunet.models.description import load_model
+from sparse3dunet.models.loading import load_model
 from sparse3dunet.networks import UNet3D
 
 Work = Callable[[], tuple[int, float]]

@@ -19,7 +19,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from sparse3dunet.bundle import configs
+from sparse3dunet.bundle import check_settings as checking
 from sparse3dunet.bundle.running import config_path, parse_settings
 from sparse3dunet.errors import DataError
 
@@ -80,8 +80,8 @@ def settings_in(text: str) -> list[str]:
         if text.count("--overlay") > 1:
             raise DataError(f"{text}: expected one --overlay.")
         files = [config_path(name) for name in ("train", *overlays)]
-        configs.check_plain(files, given)
-        configs.check_settings(files, given)
+        checking.check_plain(files, given)
+        checking.check_settings(files, given)
     except DataError as error:
         sys.exit(str(error))
     if taken := OWN & given.keys():

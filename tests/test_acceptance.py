@@ -18,7 +18,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from sparse3dunet.models.description import load_model
+from sparse3dunet.models.loading import load_model
 from tests.conftest import ROOT
 
 TOOLS = ROOT / "tests/tools"
@@ -64,7 +64,7 @@ def dice(first, second):
 @pytest.fixture(scope="session")
 def predicted(trained, tmp_path_factory):
     """What `sparse3dunet predict` makes of the first image, in 32-bit."""
-    from sparse3dunet.inference.predict import predict
+    from sparse3dunet.inference.run import predict
     from sparse3dunet.inference.slabs import SlabInferer
 
     model = load_model(trained / "models")

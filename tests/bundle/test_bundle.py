@@ -19,7 +19,8 @@ from monai.bundle import create_workflow
 from sparse3dunet.data.datalist import read_data_set
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import check_output_dir
-from sparse3dunet.models.checkpoints import existing_model, read_description
+from sparse3dunet.models.checkpoints import existing_model
+from sparse3dunet.models.description import read_description
 from sparse3dunet.networks import UNet3D
 from sparse3dunet.training.settings import check_patch_size
 from tests.conftest import ROOT, TINY, bundle_command, bundle_environment, make_dataset, run_bundle, run_training

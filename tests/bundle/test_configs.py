@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from sparse3dunet.bundle import running
-from sparse3dunet.bundle.configs import check_length, check_literal, check_plain, check_settings, emptied
+from sparse3dunet.bundle.check_settings import check_length, check_literal, check_plain, check_settings, emptied
 from sparse3dunet.bundle.running import config_path, parse_settings
 from sparse3dunet.errors import DataError
 from tests.bundle.test_bundle import error_of

@@ -22,7 +22,7 @@ import yaml
 import sparse3dunet
 from sparse3dunet.bundle import package as packaging
 from sparse3dunet.bundle.contents import with_values
-from sparse3dunet.models.description import load_model
+from sparse3dunet.models.loading import load_model
 from sparse3dunet.networks import UNet3D
 from tests.conftest import ROOT, bundle_environment, run_package
 
@@ -63,7 +63,7 @@ def test_contents(packaged, trained):
     expected |= {"configs/metadata.json", "configs/logging.conf", "sparse3dunet/py.typed", "LICENSE", "SHA256SUMS"}
     expected |= {"docs/README.md", "docs/data_license.txt"} | {f"models/model.{kind}" for kind in ("pt", "json", "ts")}
     assert found == expected
-    assert "sparse3dunet/package.py" in found
+    assert "sparse3dunet/bundle/package.py" in found
     with zipfile.ZipFile(packaged.parent / f"{NAME}-{sparse3dunet.__version__}.zip") as archive:
         inside = {name: archive.read(name) for name in archive.namelist()}
     assert inside == {f"{NAME}/{name}": path.read_bytes() for name, path in files_of(packaged).items()}
@@ -190,13 +190,13 @@ def test_the_built_in_model_brings_its_licence(tmp_path, quick):
 
 def test_packages_from_the_packaged_bundle(packaged, trained, tmp_path, monkeypatch, quick):
     """There, configs are around the code."""
-    monkeypatch.setattr(packaging.bundle_configs, "CODE", packaged / "sparse3dunet")
+    monkeypatch.setattr(packaging.contents, "CODE", packaged / "sparse3dunet")
     again = packaging.package(trained / "models", tmp_path).folder
     first, second = files_of(packaged), files_of(again)
     assert first.keys() == second.keys()
     differ = {name for name in first if first[name].read_bytes() != second[name].read_bytes()}
     assert differ == {"models/model.ts", "SHA256SUMS"}  # the first of these was left out here
-    monkeypatch.setattr(packaging.bundle_configs, "CODE", tmp_path / "nowhere")
+    monkeypatch.setattr(packaging.contents, "CODE", tmp_path / "nowhere")
     with pytest.raises(packaging.DataError, match="the bundle's configs are missing"):
         packaging.package(trained / "models", tmp_path / "other")
 

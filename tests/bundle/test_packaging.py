@@ -9,6 +9,8 @@ import tarfile
 import zipfile
 from configparser import ConfigParser
 
+import pytest
+
 import sparse3dunet
 from tests.conftest import ROOT
 
@@ -17,13 +19,33 @@ PEERS = {"batchgeneratorsv2", "itk-morphologicalcontourinterpolation", "tifffile
 """Which benchmarks alone need, to compare with, or to read data that are not everywhere."""
 
 
-def test_wheel(tmp_path):
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A copy without what builds and runs left behind, but with what must not be packaged."""
+    copy = tmp_path_factory.mktemp("project") / "source"
+    left_out = (".git", ".venv", "*.egg-info", "build", ".*_cache", "__pycache__")
+    shutil.copytree(
+        ROOT,
+        copy,
+        symlinks=True,
+        ignore=lambda folder, names: {
+            *shutil.ignore_patterns(*left_out)(folder, names),
+            *(names if folder == str(ROOT / "data") else ()),
+        },
+    )
+    for left in ("bundle/models/model.pt", "bundle/eval/scores.csv"):
+        (copy / left).parent.mkdir(exist_ok=True)
+        (copy / left).write_text("")
+    return copy
+
+
+def test_wheel(tmp_path, source):
     command = [
         sys.executable,
         "-m",
         "pip",
         "wheel",
-        str(ROOT),
+        str(source),
         "--no-deps",
         "--no-build-isolation",
         "-w",
@@ -36,7 +58,8 @@ def test_wheel(tmp_path):
         names = set(archive.namelist())
         (metadata,) = (archive.read(n).decode() for n in names if n.endswith("/METADATA"))
     sources = {str(p.relative_to(ROOT / "pipeline")) for p in (ROOT / "pipeline/sparse3dunet").rglob("*.py")}
-    assert sources | {"sparse3dunet/py.typed"} <= names
+    assert "sparse3dunet/py.typed" in names
+    assert {name for name in names if name.endswith(".py")} == sources  # and nothing of a former build
     assert not any(name.startswith(("tests", "benchmarks")) for name in names)
     assert {name.removeprefix(BUNDLE) for name in names if name.startswith(BUNDLE)} == bundle_files()
     assert f"Version: {sparse3dunet.__version__}" in metadata
@@ -48,17 +71,11 @@ def bundle_files():
     return configs | {"LICENSE", "docs/README.md"}
 
 
-def test_sdist(tmp_path):
+def test_sdist(tmp_path, source):
     """Has the bundle's files, too, and no links: not every file system has them."""
-    copy = tmp_path / "source"
-    left_out = (".git", ".venv", "*.egg-info", "build", ".*_cache", "__pycache__", "demo", "mni152")
-    shutil.copytree(ROOT, copy, symlinks=True, ignore=shutil.ignore_patterns(*left_out))
-    for left in ("bundle/models/model.pt", "bundle/eval/scores.csv"):
-        (copy / left).parent.mkdir(exist_ok=True)
-        (copy / left).write_text("")
     build = "import sys; from setuptools.build_meta import build_sdist; build_sdist(sys.argv[1])"
     result = subprocess.run(
-        [sys.executable, "-c", build, str(tmp_path)], cwd=copy, capture_output=True, encoding="utf-8"
+        [sys.executable, "-c", build, str(tmp_path)], cwd=source, capture_output=True, encoding="utf-8"
     )
     assert result.returncode == 0, result.stderr
     (sdist,) = tmp_path.glob("*.tar.gz")

@@ -5,7 +5,9 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
+from monai.bundle import ConfigParser
 
+from sparse3dunet.cli.main import app
 from sparse3dunet.data.slices import find_slices
 from tests.conftest import ROOT, make_dataset, run_sparse3dunet
 
@@ -137,3 +139,23 @@ def test_the_hippocampus_passes():
     assert result.returncode == 0, result.stdout
     assert "200 case(s)" in result.stdout
     assert result.stdout.count("warning:") == 1, "intensities differ by orders of magnitude"
+
+
+@pytest.mark.parametrize(("option", "expected"), [([], False), (["--restart"], True), (["--anew"], True)])
+def test_restart_and_its_old_name(tmp_path, monkeypatch, capsys, option, expected):
+    given = {}
+    monkeypatch.setattr("sparse3dunet.bundle.running.run_quietly", lambda run, settings: given.update(settings))
+    monkeypatch.setattr("sparse3dunet.densify.inputs.prepare", lambda *args, **named: tmp_path)
+    sources = [str(tmp_path / name) for name in ("scan.nii.gz", "annotation.nii.gz")]
+    app(["densify", *sources, "-o", str(tmp_path / "out"), *option], standalone_mode=False)
+    assert given["restart"] is expected
+    assert ("--restart" in capsys.readouterr().err) == (option == ["--anew"])
+
+
+@pytest.mark.parametrize("changes", [{}, {"restart": True}, {"anew": True}])
+def test_restart_by_monais_command(changes):
+    parser = ConfigParser()
+    parser.read_config([str(ROOT / "bundle/configs" / f"{name}.yaml") for name in ("train", "densify")])
+    parser.update(changes)
+    assert parser.get_parsed_content("restart") is bool(changes)
+    assert "restart=@restart" in parser["densify"][-1]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
+from sparse3dunet.data import checks
 from sparse3dunet.data.checks import check_data, machine_memory
 from sparse3dunet.data.datalist import DataSet, read_data_set
 from sparse3dunet.errors import DataError
@@ -204,8 +205,22 @@ def test_memory_is_what_the_cache_takes(dataset):
 
 
 @pytest.mark.parametrize(("limit", "expected"), [("1000000\n", 1_000_000), ("max\n", None), ("9" * 30, None)])
-def test_memory_of_a_container(tmp_path, monkeypatch, limit, expected):
+@pytest.mark.parametrize(
+    ("group", "file"),
+    [
+        ("0::/job/step\n", "memory.max"),
+        ("0::/job/step\n", "job/memory.max"),
+        ("0::/job/step\n", "job/step/memory.max"),
+        ("1:name=systemd:/\n4:cpu,memory:/job\n", "job/memory.limit_in_bytes"),
+    ],
+)
+def test_memory_of_a_container(tmp_path, monkeypatch, limit, expected, group, file):
+    """Or of a cluster's job: of its group, or one around it."""
     whole = machine_memory()
-    (tmp_path / "memory.max").write_text(limit)
-    monkeypatch.setattr("sparse3dunet.data.checks.CONTAINER_LIMITS", (tmp_path / "none", tmp_path / "memory.max"))
+    (tmp_path / "cgroup").write_text(group)
+    (tmp_path / "root" / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "root" / file).write_text(limit)
+    roots = {name: (str(tmp_path / "root"), of) for name, (_, of) in checks.GROUP_ROOTS.items()}
+    monkeypatch.setattr(checks, "GROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(checks, "GROUP_ROOTS", roots)
     assert machine_memory() == expected if expected else machine_memory() >= whole

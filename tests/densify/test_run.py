@@ -19,7 +19,7 @@ from sparse3dunet.densify.state import Learned, StateFile
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import read_image, write_map, write_segmentation
 from sparse3dunet.io.volumes import Volume
-from sparse3dunet.models.checkpoints import read_description
+from sparse3dunet.models.description import read_description
 from tests.conftest import (
     ROOT,
     bundle_environment,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sparse3dunet.densify.state import Learned
+from sparse3dunet.densify.state import Learned, differences
 
 NUMBERS = np.arange(24).reshape(2, 3, 4) % 3
 ANNOTATED = np.arange(24).reshape(2, 3, 4) < 12
@@ -47,3 +47,10 @@ def test_damaged_files_tell_nothing(tmp_path, keep):
     (file,) = learned.folder.iterdir()
     file.write_bytes(file.read_bytes()[:keep])
     assert learned.changed("sub/a", NUMBERS + 1, ANNOTATED) == 0
+
+
+def test_networks_that_cannot_be_told_apart_are_not_learned_further():
+    unet, other = {"network": {"channels": [4, 8]}}, {"network": None}
+    assert differences(unet, unet) == []
+    assert differences(other, unet) == differences(unet, other) == differences(other, other) == ["another network"]
+    assert differences(other, {**other, "spacing": [1, 1, 1]}) == ["another network", "another voxel size"]

@@ -344,3 +344,12 @@ def test_slicer_holds_no_negative_segments(tmp_path):
 )
 def test_natural_suffix(source, suffix):
     assert natural_suffix(source) == natural_suffix(Volume(source, np.zeros(SHAPE), np.eye(4))) == suffix
+
+
+@pytest.mark.parametrize("codes", [(0, 0), (1, 0), (0, 2)])
+def test_whether_a_file_tells_the_patients_sides(tmp_path, codes):
+    image = nib.Nifti1Image(np.zeros((3, 4, 5), np.float32), np.eye(4))
+    image.set_qform(np.eye(4), codes[0])
+    image.set_sform(np.eye(4), codes[1])
+    nib.save(image, tmp_path / "a.nii.gz")
+    assert formats.read_image(tmp_path / "a.nii.gz").is_placed == any(codes)

@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,15 +14,8 @@ from monai.engines import SupervisedEvaluator
 
 from sparse3dunet.data.datalist import DataSet
 from sparse3dunet.errors import DataError
-from sparse3dunet.models.checkpoints import (
-    BestModelSaver,
-    describe_model,
-    existing_model,
-    is_better,
-    read_description,
-    replace_file,
-    save_file,
-)
+from sparse3dunet.models.checkpoints import BestModelSaver, existing_model, is_better, replace_file, save_file
+from sparse3dunet.models.description import describe_model, read_description
 from sparse3dunet.networks import UNet3D
 from tests.conftest import ROOT, bundle_environment
 
@@ -165,3 +159,10 @@ def test_a_draft_that_cannot_be_written_is_no_rubbish(tmp_path):
         replace_file(tmp_path / "a", full)
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     assert (tmp_path / "a").read_text() == "before"
+
+
+def test_channels_of_another_network_are_told():
+    """Nothing else says how many images a network takes that is no UNet3D."""
+    description = describe_model(torch.nn.Conv3d(2, 5, 1), replace(DATA_SET, num_channels=2), (8, 8, 8))
+    assert description["network"] is None
+    assert description["in_channels"] == 2

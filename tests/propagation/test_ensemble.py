@@ -264,3 +264,14 @@ def test_data_that_cannot_be_used():
             Ensemble().fit(*given)
     with pytest.raises(DataError, match="labels are 0 to 2, expected 0 to 1"):
         Ensemble(num_classes=2).fit(image, label, on_slices(SMALL, [], [], [5]))
+
+
+def test_a_share_above_one_makes_nothing_surer():
+    first = np.array([0.45, 0.55], np.float32)[:, None]
+    second = np.array([0.6, 0.4], np.float32)[:, None]
+    for share in (0.0, 0.3, 1.0, 4.0, 100.0):
+        found = ensemble.product(first, second, share)
+        assert found.sum() == pytest.approx(1)
+        assert (found[0] > 0.5) == (share >= 1)
+        assert found.max() < 0.65
+    np.testing.assert_allclose(ensemble.product(first, second, 0.0), first, rtol=1e-5)

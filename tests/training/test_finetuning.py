@@ -7,7 +7,8 @@ import torch
 
 from sparse3dunet.data.datalist import DataSet
 from sparse3dunet.errors import DataError
-from sparse3dunet.models.checkpoints import describe_model, save_file
+from sparse3dunet.models.checkpoints import save_file
+from sparse3dunet.models.description import describe_model
 from sparse3dunet.networks import UNet3D
 from sparse3dunet.training.finetuning import load_pretrained
 from tests.bundle.test_bundle import error_of

@@ -204,7 +204,7 @@ def test_what_lies_outside_is_the_same_in_training_and_in_prediction(config):
     parser = ConfigParser()
     parser.read_config(str(CONFIGS / config))
     inferer = dict(parser["validate#inferer" if config == "train.yaml" else "inferer"])
-    assert inferer.pop("_target_") == "sparse3dunet.inference.slabs.SlabInferer"
+    assert inferer.pop("_target_") == "sparse3dunet.inference.SlabInferer"
     network = UNet3D(1, 2, channels=(4, 8), norm="instance", padding="same").eval()
     x = torch.rand(1, 1, 8, 9, 10)
     ours = SlabInferer(roi_size=(12, 12, 12), border=inferer.get("border"), bfloat16=False)

@@ -28,7 +28,7 @@ from sparse3dunet.errors import DataError
 from sparse3dunet.models.checkpoints import BestModelSaver, is_better
 from sparse3dunet.training.budget import Budget, Validation, warmup_cosine
 from sparse3dunet.training.log import TrainingLog
-from sparse3dunet.training.resume import ResumableTraining, leave_signals_to_trainer, saved_iteration
+from sparse3dunet.training.resume import ResumableTraining, _changes, leave_signals_to_trainer, saved_iteration
 from tests.conftest import ROOT, TINY, bundle_command, bundle_environment, run_training
 
 EPOCHS, LENGTH, BATCH = 3, 4, 2
@@ -333,6 +333,17 @@ def test_another_recipe_is_refused(trained, tmp_path, options, words):
     assert result.returncode == 1
     assert f"began with other settings: {words}. Give those" in result.stderr
     assert (tmp_path / "models/last.pt").read_bytes() == before
+
+
+def test_a_component_that_moved_is_the_same():
+    """Of this package; all else must be as it was."""
+    then = {"budget#_target_": "sparse3dunet.budget.Budget", "a": "$import sparse3dunet.engines as engines", "b": 1}
+    moved = "$import sparse3dunet.training.engines as engines"
+    now = {"budget#_target_": "sparse3dunet.training.budget.Budget", "a": moved, "b": 1}
+    assert _changes(then, now) == []
+    assert len(_changes(then, {**now, "b": 2})) == 1
+    assert len(_changes(then, {**now, "budget#_target_": "sparse3dunet.training.budget.Other"})) == 1
+    assert len(_changes({"a": "torch.optim.SGD"}, {"a": "sparse3dunet.optim.SGD"})) == 1
 
 
 if __name__ == "__main__":

@@ -1,64 +1,22 @@
-"""Settings of the bundle's configs: which there are, and which a command line may set."""
+"""The config of the bundle's run that is running: as it is, written down, and what it says of how is learned."""
 
 from __future__ import annotations
 
 import copy
-import difflib
 import inspect
 import json
-import re
-import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from pydoc import locate
 from typing import Any
 
 import yaml
-from monai.bundle import ConfigComponent, ConfigParser, ConfigWorkflow, ReferenceResolver
-from monai.bundle.utils import merge_kv
-from monai.utils import ensure_tuple
+from monai.bundle import ConfigWorkflow
 from torch.utils.tensorboard import SummaryWriter
 
 from sparse3dunet.errors import DataError
 
-OF_COMPONENTS = {"_target_", "_disabled_", "_desc_", "_requires_", "_mode_", "_debug_"}
-"""What MONAI lets any component have."""
 OF_TRACKING = {"tracking_uri", "experiment_name", "run_name", "save_execute_config", "is_not_rank0", "output_dir"}
 """What ``--tracking`` adds to any config."""
-OF_WORKFLOW = {"imports", "initialize", "run", "finalize"}
-"""That a config may have, or not."""
-PLAIN = ("sparse3dunet.", "torch.optim.")
-"""Beginnings of the components whose arguments choose no code, but for components as values."""
-TRAININGS = ("training", "cross_validating", "run", None)
-"""Runs of which some epochs, or minutes, can be asked."""
-OF_RUN = {"args_file", "workflow_name", *inspect.signature(ConfigWorkflow).parameters}
-"""Of ``monai.bundle run`` itself."""
-
-
-def check_command_line() -> None:
-    """For ``initialize``: refuse settings of ``monai.bundle run`` that MONAI takes in silence, and does not follow.
-
-    Does nothing where the config is run by other means.
-
-    Raises:
-        DataError: for one that no config knows, with those that are most like it; for one of None (:func:`emptied`);
-            for nothing in place of what is run; as :func:`check_length`.
-    """
-    caller = _monais("create_workflow")
-    arguments, files = caller.get("_args"), caller.get("config_file")
-    if isinstance(arguments, Mapping) and isinstance(files, (str, list, tuple)):
-        files, given = ensure_tuple(files), {k: v for k, v in arguments.items() if k not in OF_RUN}
-        check_settings(files, given)
-        kwargs = caller.get("kwargs", {})
-        nothing = [name for name, value in {**kwargs, **given}.items() if value in (None, "$None", [])]
-        if nothing:
-            _refuse_runs(_of_files(files), nothing)
-        for name, value in emptied(files, kwargs, given).items():
-            raise DataError(
-                f"--{name} None: MONAI leaves settings of None out, and {name} would stay {value}; give "
-                f"--{name} '$None', or begin with: sparse3dunet run."
-            )
-        check_length(files, given, arguments.get("run_id"), none="'$None'")
 
 
 def record(output_dir: str | Path, summary_writer: SummaryWriter | None = None) -> None:
@@ -124,7 +82,7 @@ def recipe(of_the_run: Sequence[str]) -> dict[str, Any]:
 
 def _running() -> dict[str, Any] | None:
     """The config of MONAI's ``ConfigWorkflow`` that is running now, without its metadata; None where none is."""
-    workflow = _monais("_run_expr").get("self")
+    workflow = monais_variables("_run_expr").get("self")
     if not isinstance(workflow, ConfigWorkflow):
         return None
     content: Any = _plain_none(workflow.parser.config)
@@ -140,7 +98,7 @@ def _plain_none(content: Any) -> Any:
     return None if isinstance(content, str) and content == "$None" else content
 
 
-def _monais(function: str) -> dict[str, Any]:
+def monais_variables(function: str) -> dict[str, Any]:
     """The local variables of a function of ``monai.bundle`` that is running now; none where it is not.
 
     MONAI's expressions see neither their parser nor the command line, hence this look at their callers.
@@ -151,256 +109,3 @@ def _monais(function: str) -> dict[str, Any]:
             return frame.f_locals
         frame = frame.f_back
     return {}
-
-
-def check_settings(files: Sequence[str | Path], settings: Mapping[str, Any]) -> None:
-    """Raise DataError where a setting is none of the config files', nor used in them, nor an argument of a component.
-
-    Nor may text stand where the config has a number.
-
-    Args:
-        files: of which later ones are laid over earlier ones; what they set is looked at as well.
-        settings: by name, as on the command line without ``--``: ``max_epochs`` or ``train#deform#prob``.
-    """
-    layers = [*((f"{file}: ", entries) for file, entries in _read(files)), ("--", settings)]
-    states: list[dict[str, Any]] = [{}]
-    for where, entries in layers:
-        states.append(_laid_over(states[-1], entries, where))
-    used = _used(states[-1])
-    for (where, entries), before, after in zip(layers[1:], states[1:], states[2:]):
-        for name, value in entries.items():
-            default = _check(name, value, before, after, used, where)
-            number = isinstance(default, (int, float)) and not isinstance(default, bool)
-            if number and isinstance(value, str) and value.strip()[:1] not in ("$", "@", "%"):
-                raise DataError(f"{where}{name} {value}: expected a number, as {default}.")
-
-
-def emptied(
-    files: Sequence[str | Path], settings: Mapping[str, Any], given: Mapping[str, Any] | None = None
-) -> dict[str, str]:
-    """Those settings that are None, and what they are without it: MONAI's command line leaves them so.
-
-    Not those that are None without it, too; "at its default" for arguments that nothing gives.
-
-    Args:
-        files: configs, of which later ones are laid over earlier ones.
-        settings: by name, as on the command line without ``--``; :func:`check_settings` passed them.
-        given: settings that are laid over the files.
-    """
-    names = [name for name, value in settings.items() if value is None and name not in OF_RUN | OF_TRACKING]
-    if not names:
-        return {}
-    config = _laid_over(_of_files(files), given or {}, "--")
-    found = {}
-    for name in names:
-        node, absent = config, False
-        for part in _parts(name):
-            absent = absent or part not in _entries(node)
-            node = _child(node, part)
-        if absent or node is not None:
-            found[name] = "at its default" if absent else reprlib.repr(node)
-    return found
-
-
-def check_length(files: Sequence[str | Path], settings: Mapping[str, Any], run: str | None, none: str) -> None:
-    """Raise DataError where epochs are asked for, but the minutes of an earlier config would end the training.
-
-    Args:
-        files: configs, of which later ones are laid over earlier ones.
-        settings: by name, as on the command line without ``--``; :func:`check_settings` passed them.
-        run: which is run; None: the config's own.
-        none: how None is written on that command line.
-    """
-    if run == "densify" and "max_epochs" in settings:
-        raise DataError("--max_epochs: densify goes by --minutes alone.")
-    if run not in TRAININGS:
-        return
-    layers = [*((Path(file).name, entries) for file, entries in _read(files)), ("", settings)]
-    minutes, since, asked = None, "", ""
-    for where, entries in layers:
-        if "minutes" in entries:
-            minutes, since, asked = entries["minutes"], where, ""
-        elif "max_epochs" in entries:
-            asked = f"{where}: max_epochs" if where else "--max_epochs"
-            asked += f" {entries['max_epochs']}"
-    if asked and isinstance(minutes, (int, float)):
-        raise DataError(
-            f"{asked}: {since} has the training last {minutes} minutes instead; for epochs, add --minutes {none}, for "
-            "minutes, leave max_epochs out."
-        )
-
-
-def _of_files(files: Sequence[str | Path]) -> dict[str, Any]:
-    """Configs laid over each other."""
-    config: dict[str, Any] = {}
-    for file, entries in _read(files):
-        config = _laid_over(config, entries, f"{file}: ")
-    return config
-
-
-def _read(files: Sequence[str | Path]) -> list[tuple[str, dict[str, Any]]]:
-    """Configs with what each says."""
-    return [(str(file), ConfigParser.load_config_file(str(file))) for file in files]
-
-
-def _laid_over(config: Mapping[str, Any], entries: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A copy of a config with entries laid over it, as MONAI does it.
-
-    Raises:
-        DataError: when the group of an entry is not there.
-    """
-    parser = ConfigParser(copy.deepcopy(dict(config)))
-    for name, value in copy.deepcopy(dict(entries)).items():
-        node, parts = parser.config, _parts(name)
-        if parts[0].startswith("_meta_"):
-            continue
-        for depth, part in enumerate(parts[:-1]):
-            if part not in _entries(node):
-                _refuse(parts[:depth], part, _known(node, depth), where)
-            node = _child(node, part)
-        try:
-            merge_kv(parser, name, value)
-        except (KeyError, IndexError, TypeError, ValueError):
-            _refuse(parts[:-1], parts[-1], _known(node, len(parts) - 1), where)
-    return parser.config  # type: ignore[return-value]
-
-
-def _check(name: str, value: Any, before: Any, after: Any, used: set[str], where: str) -> Any:
-    """The value that a setting had before, None where it had none.
-
-    Args:
-        name: of the setting.
-        value: of it.
-        before: the config without it, and without the others that come with it.
-        after: the config with them.
-        used: every id that some value refers to.
-        where: for the message.
-
-    Raises:
-        DataError: when there is no such setting.
-    """
-    parts, whole = _parts(name), before
-    if parts[0].startswith("_meta_"):
-        return None
-    top = after
-    for depth, part in enumerate(parts):
-        known, (arguments, open_ended) = _known(before, depth), _arguments(after)
-        a_run = depth == 0 and isinstance(value, list) and any(str(v).startswith("$") for v in value)
-        if not (part in known | arguments or open_ended or "::".join(parts) in used or a_run):
-            _refuse(parts[:depth], part, known | arguments, where)
-        if part not in _entries(before):
-            return None  # an argument that was left at its default, or something new, whatever is in it
-        before, after = _child(before, part), _child(after, part)
-    if name.startswith("+") and isinstance(value, Mapping):
-        for key, inner in value.items():
-            _check(f"{name[1:]}::{key}", inner, whole, top, used, where)
-    return before
-
-
-def _refuse_runs(config: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Raise DataError for settings in a list of what is run, as ``training``: no value refers to those."""
-    for name in names:
-        top = _parts(name)[0]
-        steps = config.get(top)
-        listed = isinstance(steps, list) and bool(steps) and all(str(step).startswith("$") for step in steps)
-        if listed and not re.search(rf"@{top}\b", str(config)):
-            raise DataError(f"--{name}: this is what is run, no setting; leave it out.")
-
-
-def _parts(name: str) -> list[str]:
-    return ReferenceResolver.normalize_id(name.removeprefix("+")).split("::")
-
-
-def _entries(node: Any) -> set[str]:
-    """The names of what a part of a config consists of."""
-    if isinstance(node, Mapping):
-        return set(map(str, node))
-    return {str(i) for i in range(len(node))} if isinstance(node, list) else set()
-
-
-def _child(node: Any, part: str) -> Any:
-    if part not in _entries(node):
-        return None
-    return node[part] if isinstance(node, Mapping) else node[int(part)]
-
-
-def _known(node: Any, depth: int) -> set[str]:
-    return _entries(node) | (OF_TRACKING | OF_WORKFLOW if depth == 0 else set())
-
-
-def _arguments(node: Any) -> tuple[set[str], bool]:
-    """What a component could be given, and whether it takes any argument."""
-    if not isinstance(node, Mapping) or "_target_" not in node:
-        return set(), False
-    target = node["_target_"]
-    found = (
-        locate(str(ConfigComponent({"_target_": target}).resolve_module_name())) if isinstance(target, str) else None
-    )
-    try:
-        parameters = inspect.signature(found).parameters.values()  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return OF_COMPONENTS, True
-    named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    return named | OF_COMPONENTS, any(p.kind == p.VAR_KEYWORD for p in parameters)
-
-
-def _used(config: Any) -> set[str]:
-    """Every id that some value of the config refers to, and the groups that it is in."""
-    if isinstance(config, Mapping):
-        return set().union(*map(_used, config.values()))
-    if isinstance(config, list):
-        return set().union(*map(_used, config))
-    found = re.findall(r"[@%]([\w:#]+)", config) if isinstance(config, str) else []
-    parts = [ReferenceResolver.normalize_id(name).split("::") for name in found]
-    return {"::".join(path[:depth]) for path in parts for depth in range(1, len(path) + 1)}
-
-
-def _refuse(parents: Sequence[str], name: str, known: set[str], where: str) -> None:
-    path = "#".join([*parents, ""])
-    near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
-    option = "--" if where == "--" else ""
-    cure = "Did you mean " + ", or ".join(f"{option}{path}{n}" for n in near) + "?" if near else ""
-    if not near:
-        cure = f"There are {', '.join(sorted(known))}." if 0 < len(known) < 15 else "See the comments in train.yaml."
-    raise DataError(f"{where}{path}{name}: there is no such setting. {cure}")
-
-
-def check_plain(files: Sequence[str | Path], settings: Mapping[str, Any]) -> None:
-    """Raise DataError unless settings are plain values, which choose no code.
-
-    Expressions, references and components are none; nor is an argument that no config gives, of a component that is
-    not ours or an optimizer's: in MONAI some of those are names of what is to be called. A list of what is run is no
-    setting at all.
-
-    Args:
-        files: the configs.
-        settings: by name.
-    """
-    config = ConfigParser.load_config_files([str(file) for file in files])
-    for name, value in settings.items():
-        check_literal(name, value)
-        _refuse_runs(config, [name])
-        node: Any = config
-        for part in _parts(name):
-            target = str(node.get("_target_", "")) if isinstance(node, Mapping) else ""
-            if part not in _entries(node) and target and not target.startswith(PLAIN):
-                raise DataError(
-                    f"--{name}: of {target}, only what the config gives can be set here. Write it into a config file "
-                    "of your own instead (--overlay FILE)."
-                )
-            node = _child(node, part)
-
-
-def check_literal(name: str, value: Any) -> None:
-    """Raise DataError unless a setting is a plain value: no expression, reference or component, which can run code."""
-    parts = re.split("#|::", name)
-    if any(part.startswith("_") and part != "_disabled_" for part in parts) or parts[0] in OF_WORKFLOW:
-        raise DataError(f"--{name} would choose which code runs; write it into a config file of your own instead.")
-    if isinstance(value, str) and value.strip()[:1] in ("$", "@", "%"):
-        raise DataError(f"--{name} {value}: expected a plain value; expressions and references go into a config file.")
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            check_literal(f"{name}#{key}", inner)
-    if isinstance(value, (list, tuple)):
-        for inner in value:
-            check_literal(name, inner)

@@ -14,7 +14,7 @@ import yaml
 from sparse3dunet import __version__
 from sparse3dunet.datasets import mni152
 from sparse3dunet.errors import DataError
-from sparse3dunet.models.description import Model
+from sparse3dunet.models.loading import Model
 from sparse3dunet.networks import UNet3D
 
 CODE = Path(__file__).resolve().parents[1]

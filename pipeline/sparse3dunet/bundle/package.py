@@ -20,7 +20,7 @@ from sparse3dunet.bundle.torchscript import write_script
 from sparse3dunet.datasets import mni152
 from sparse3dunet.errors import DataError
 from sparse3dunet.models.checkpoints import file_digest
-from sparse3dunet.models.description import Model, load_model
+from sparse3dunet.models.loading import Model, load_model
 
 DEFAULT_NAME = "sparse3dunet_segmentation"
 SUMS = "SHA256SUMS"

@@ -13,7 +13,7 @@ from typing import Any
 from fire.parser import DefaultParseValue
 
 from sparse3dunet import errors
-from sparse3dunet.bundle import configs
+from sparse3dunet.bundle import check_settings as checking
 from sparse3dunet.bundle.contents import bundle_folder
 from sparse3dunet.errors import DataError
 
@@ -45,7 +45,7 @@ def run_bundle(run: str, overlays: Sequence[str], arguments: Sequence[str]) -> N
     if tracking not in (None, "mlflow"):
         raise DataError(f"--tracking {tracking}: expected mlflow; a file of settings goes into an --overlay.")
     files = _checked(run, overlays, settings)
-    settings |= dict.fromkeys(configs.emptied(files, settings), "$None")  # None itself would be left out
+    settings |= dict.fromkeys(checking.emptied(files, settings), "$None")  # None itself would be left out
     settings |= {} if tracking is None else {"tracking": tracking}
     # What was looked at, not what was typed, which the other command line might read otherwise.
     options = [f"--{name}={value!r}" for name, value in settings.items()]
@@ -78,9 +78,9 @@ def run_quietly(run: str, settings: Mapping[str, Any], overlays: Sequence[str] =
 def _checked(run: str, overlays: Sequence[str], settings: Mapping[str, Any]) -> list[Path]:
     """The configs of a run, by which the settings were looked at."""
     files = [config_path(name) for name in [*RUNS[run], *overlays]]
-    configs.check_plain(files, settings)
-    configs.check_settings(files, settings)
-    configs.check_length(files, settings, run, none="None")
+    checking.check_plain(files, settings)
+    checking.check_settings(files, settings)
+    checking.check_length(files, settings, run, none="None")
     errors.show_readable_errors()
     return files
 

@@ -44,9 +44,9 @@ def predict(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print failures alone.")] = False,
 ) -> None:
     """Segment images with a trained model, each on its own grid. What is done already is skipped."""
-    from sparse3dunet.inference import predict as prediction
+    from sparse3dunet.inference import run
     from sparse3dunet.inference.slabs import SlabInferer
-    from sparse3dunet.models.description import load_model
+    from sparse3dunet.models.loading import load_model
 
     trained = load_model(model)
     inferer = SlabInferer(
@@ -55,7 +55,7 @@ def predict(
         mirror_axes=arguments.axes(mirror),
         bfloat16=arguments.choice(precision, {"auto": None, "float32": False, "bfloat16": True}, "--precision"),
     )
-    outcome = prediction.predict(
+    outcome = run.predict(
         trained,
         images,
         output_dir,
@@ -70,4 +70,4 @@ def predict(
         overwrite=overwrite,
         quiet=quiet,
     )
-    prediction.report(outcome, output_dir)
+    run.report(outcome, output_dir)

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 
-from sparse3dunet.data.annotation import SparseLabel
 from sparse3dunet.data.datalist import Case, DataSet, case_name
+from sparse3dunet.data.label_and_weight import SparseLabel
 from sparse3dunet.data.slices import find_slices, plane_names
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.volumes import (
@@ -35,7 +35,9 @@ SPACING_RATIO = 1.5
 """Between the largest and the smallest spacing along an axis, above which a data set is warned of."""
 MOST_VALUES = 255
 """Of undeclared classes in label maps; more are a mix-up with images."""
-CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+GROUPS = "/proc/self/cgroup"
+GROUP_ROOTS = {"": ("/sys/fs/cgroup", "memory.max"), "memory": ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")}
+"""Of control groups (Linux) by controller: version 2, and 1; the folder of all, and the file of a group's limit."""
 MEMORY_SHARE = 0.7
 """Of the machine's memory, which kept volumes may take before a data set is warned of."""
 
@@ -355,7 +357,7 @@ def _inspect_images(report: DataReport) -> None:
     memory = machine_memory()
     if memory and report.memory > MEMORY_SHARE * memory:
         text = (
-            f"keeping all volumes takes about {report.memory / 1e9:.1f} GB, this machine has {memory / 1e9:.1f}: lower "
+            f"keeping all volumes takes about {report.memory / 1e9:.1f} GB, there are {memory / 1e9:.1f}: lower "
             f"cache_rate to {MEMORY_SHARE * memory / report.memory:.2g}."
         )
         report.warnings.append(("memory", text))
@@ -371,11 +373,22 @@ def machine_memory() -> int:
 
 
 def _limits() -> list[int]:
-    """The memory that control groups (Linux; version 2 or 1) allow this process, in bytes; none where they don't."""
+    """The memory that control groups allow this process, in bytes; none where they don't."""
+    try:
+        lines = Path(GROUPS).read_text().splitlines()
+    except OSError:
+        return []
+    files = set()
+    for controller, (root, name) in GROUP_ROOTS.items():
+        for _, controllers, group in (line.split(":", 2) for line in lines if line.count(":") >= 2):
+            if controller in controllers.split(","):
+                folder = Path(root, group.strip("/"))
+                # A group has the limits of all around it; in a container, its own may be seen as the root
+                files |= {parent / name for parent in (folder, *folder.parents) if parent.is_relative_to(root)}
     found = []
-    for file in CONTAINER_LIMITS:
+    for file in files:
         try:
-            found.append(int(Path(file).read_text()))
+            found.append(int(file.read_text()))
         except (OSError, ValueError):  # not there, or "max"
             continue
     return [limit for limit in found if limit > 0]

@@ -56,7 +56,7 @@ def infer(label: np.ndarray, source: str, classes: Collection[int] = (), unlabel
     """How a label map marks unlabeled voxels.
 
     Tried in this order: a value that is all but whole slices; 0, where the other values lie on slices; 255 and negative
-    values; the largest value, where most voxels have it. Voxels that are NaN or no whole numbers decide nothing.
+    values; the largest value, where nine of ten voxels have it. Voxels that are NaN or no whole numbers decide nothing.
 
     Args:
         label: (X, Y, Z), values as on disk.

@@ -115,7 +115,7 @@ def _declared_channels(file: Path, key: str, channels: Any) -> int:
 def _nnunet(file: Path, content: dict[str, Any]) -> Listing:
     """nnU-Net v2's raw folder: ``channel_names``, files ``imagesTr/a_0000.nii.gz`` and ``labelsTr/a.nii.gz``."""
     root, ending = file.parent, content.get("file_ending", ".nii.gz")
-    if ending not in SUFFIXES:
+    if str(ending).lower() not in SUFFIXES:
         raise DataError(
             f'{file}: "file_ending" is {ending!r}; supported are {" and ".join(SUFFIXES)}. Convert the files to NIfTI.'
         )
@@ -148,7 +148,7 @@ def _nnunet_entries(file: Path, content: dict[str, Any], ending: str, num_channe
             )
         return [{**entry, "image": entry.get("images")} for entry in listed.values()]
     names, images = (
-        {file_stem(p) for p in list_volumes(root / folder) if p.name == file_stem(p) + ending}
+        {file_stem(p) for p in list_volumes(root / folder) if p.name.lower() == (file_stem(p) + ending).lower()}
         for folder in ("labelsTr", "imagesTr")
     )
     lonely = sorted({re.sub(r"_\d{4}$", "", image) for image in images} - names)

@@ -15,7 +15,7 @@ from sparse3dunet.data.datalist import Case, case_name
 from sparse3dunet.densify.propagated import beside
 from sparse3dunet.keys import IMAGE, REFERENCE
 from sparse3dunet.models.checkpoints import file_digest
-from sparse3dunet.models.description import Model, load_model
+from sparse3dunet.models.loading import Model, load_model
 from sparse3dunet.propagation.calibration import Calibration, dice
 from sparse3dunet.propagation.ensemble import Held
 

@@ -19,6 +19,7 @@ from sparse3dunet.report.figures import CaseView, class_color, confidence_bar, c
 from sparse3dunet.report.pictures import UNLABELED
 from sparse3dunet.training.engines import score_text
 
+_NO_SIDES = "The file does not tell the patient's sides."
 SURFACES = 12
 """Classes of a case whose surfaces are shown: the largest ones."""
 _STYLE = """
@@ -257,8 +258,9 @@ def _pictures(view: CaseView) -> str:
         where = "All voxels are annotated; the planes"
     else:
         where = "The planes cross where, in and near the foreground, the confidence is lowest:"
+    sides = "The patient's right is on the right, anterior or superior is up." if view.sides else _NO_SIDES
     return f"""<h3>Where it is most in doubt</h3>
-<p>{where} {place} (slices count from 0). The patient's right is on the right, anterior or superior is up.</p>
+<p>{where} {place} (slices count from 0). {sides}</p>
 {"".join(parts)}"""
 
 

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from sparse3dunet import __version__
-from sparse3dunet.data.annotation import SparseLabel
 from sparse3dunet.data.checks import as_tensor
 from sparse3dunet.data.datalist import Case, DataSet, case_name
+from sparse3dunet.data.label_and_weight import SparseLabel
 from sparse3dunet.data.slices import find_slices
 from sparse3dunet.densify.estimate import Estimate, Expected, corrected
 from sparse3dunet.densify.page import CaseSection, Report, write_report
@@ -39,7 +39,7 @@ from sparse3dunet.io.suffixes import natural_suffix
 from sparse3dunet.io.volumes import Volume, read_volume
 from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL, WEIGHT
 from sparse3dunet.models.checkpoints import file_digest, replace_file
-from sparse3dunet.models.description import Model
+from sparse3dunet.models.loading import Model
 from sparse3dunet.propagation.calibration import decide
 from sparse3dunet.propagation.calibration import dice as dice_of
 from sparse3dunet.propagation.ensemble import Propagated
@@ -380,7 +380,7 @@ def _view(
     directions = dict(orientation.astype(int))
     x, y, z = (bool(directions[axis] < 0) for axis in range(3))
     spacing = image.in_ras_order(image.spacing)
-    return CaseView(name, scan, label, annotated, found, sure, spacing, class_names, (x, y, z))
+    return CaseView(name, scan, label, annotated, found, sure, spacing, class_names, (x, y, z), image.is_placed)
 
 
 def _files(case: Case) -> tuple[str, ...]:

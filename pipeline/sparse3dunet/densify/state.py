@@ -186,7 +186,9 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         ("spacing", "another voxel size"),
         ("normalize", "another normalisation"),
     )
-    return [told for key, told in words if (before.get(key) or None) != (now.get(key) or None)]
+    found = [told for key, told in words if (before.get(key) or None) != (now.get(key) or None)]
+    # Of a network that is no UNet3D, nothing is known by which it could be told from another one
+    return found if now.get("network") or found[:1] == ["another network"] else ["another network", *found]
 
 
 def keep_aside(model_file: str | Path) -> Path:

@@ -273,4 +273,13 @@ def _draw(path: Path, name: str, image: Volume, prediction: Prediction, output: 
     for number, value in enumerate(output.class_values):
         numbers[classes == value] = number
     spacing = image.in_ras_order(image.spacing)
-    save_picture(path, scan, numbers, class_names=output.class_names, title=name, spacing=spacing, step=step)
+    save_picture(
+        path,
+        scan,
+        numbers,
+        class_names=output.class_names,
+        title=name,
+        spacing=spacing,
+        step=step,
+        sides=image.is_placed,
+    )

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
-import ignite.distributed as idist
 import torch.distributed as dist
 
 T = TypeVar("T")
@@ -15,16 +14,27 @@ LONGEST_WAIT = timedelta(days=30)
 """For the other processes, which may have much more to do."""
 
 
+def rank_and_count() -> tuple[int, int]:
+    """This process's number among those that torchrun started, and how many these are.
+
+    A RANK alone, as job schedulers set it, makes no group.
+    """
+    count = int(os.environ.get("WORLD_SIZE", 1)) if "RANK" in os.environ else 1
+    return (int(os.environ["RANK"]), count) if count > 1 else (0, 1)
+
+
 class Processes:
-    """This process among those that torchrun started; the only one where it did not."""
+    """This process among those that torchrun started; the only one where it did not.
+
+    Not by Ignite's ``initialize``, which binds each process to a GPU of its own number, and under Slurm wants
+    variables that torchrun does not need.
+    """
 
     def __init__(self) -> None:
-        # A RANK alone, as job schedulers set it, makes no group
-        grouped = "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1
-        self.started = grouped and not dist.is_initialized()
+        self.rank, self.count = rank_and_count()
+        self.started = self.count > 1 and not dist.is_initialized()
         if self.started:
-            idist.initialize("gloo", timeout=LONGEST_WAIT)
-        self.rank, self.count = idist.get_rank(), idist.get_world_size()
+            dist.init_process_group("gloo", timeout=LONGEST_WAIT)
 
     @property
     def is_first(self) -> bool:
@@ -42,10 +52,11 @@ class Processes:
         """What each process has, once all are there."""
         if self.count == 1:
             return [value]
-        found: Any = idist.all_gather((value,))  # in a tuple, so that it is taken as an object, whatever it is
-        return [of_one for (of_one,) in found]
+        values: list[Any] = [None] * self.count
+        dist.all_gather_object(values, value)
+        return values
 
     def close(self) -> None:
         """Leave the group, if it was made here."""
         if self.started:
-            idist.finalize()
+            dist.destroy_process_group()

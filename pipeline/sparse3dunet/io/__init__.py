@@ -1,7 +1,7 @@
 """Images in any format (NIfTI, NRRD, MetaImage, DICOM), and results on exactly their grid in the same or another."""
 
 from sparse3dunet.io.dicom import dicom_series, is_dicom_folder
-from sparse3dunet.io.reading import read_image
+from sparse3dunet.io.formats import read_image
 from sparse3dunet.io.suffixes import IMAGE_SUFFIXES, OUTPUT_SUFFIXES, natural_suffix
 from sparse3dunet.io.writing import check_output, check_output_dir, write_map, write_segmentation
 

@@ -40,6 +40,15 @@ class Volume:
         return tuple(value for _, value in sorted(by_axis, key=lambda pair: pair[0]))
 
     @property
+    def is_placed(self) -> bool:
+        """Whether the file tells the patient's sides; a NIfTI file by its codes, all others by their format."""
+        codes = ("qform_code", "sform_code")
+        try:
+            return any(int(self.header[code]) > 0 for code in codes)
+        except (TypeError, KeyError, ValueError, IndexError, AttributeError):
+            return True
+
+    @property
     def spacing(self) -> tuple[float, ...]:
         """Voxel size by array axis, in mm."""
         return tuple(float(s) for s in np.linalg.norm(self.affine[:3, :3], axis=0))

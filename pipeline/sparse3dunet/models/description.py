@@ -1,253 +1,131 @@
-"""Trained models, from whatever holds them: a training's folder, a file, a packaged bundle."""
+"""What is stored beside a model's weights: made, read, completed and checked."""
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 import math
-import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from monai.bundle import ConfigParser
 
+from sparse3dunet.data.datalist import Case, DataSet, case_name
 from sparse3dunet.errors import DataError
-from sparse3dunet.models.checkpoints import complete_description
+from sparse3dunet.keys import IMAGE
+from sparse3dunet.models.checkpoints import DESCRIPTION_SUFFIX, NO_MODEL
 from sparse3dunet.networks import UNet3D
 
-PLACES = ("model.pt", "models/model.pt", "model.ts", "models/model.ts")
-"""Of the weights in a folder or an archive, the first that is there."""
-DESCRIPTION = "model.json"
-_INTO_SCRIPT = f"torch.jit.save(network, file, _extra_files={{'{DESCRIPTION}': text}})."
-_CURE = "Train one (run training), or name one: its file, or the folder of the training."
 
+def describe_model(
+    network: torch.nn.Module,
+    data_set: DataSet,
+    patch_size: Sequence[int],
+    spacing: Sequence[float] | None = None,
+    split: Sequence[Sequence[Case]] = ((), ()),
+    options: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What inference must know of a trained model, as plain values.
 
-@dataclass(frozen=True)
-class Model:
-    """A trained network, and what prediction must know of it.
-
-    Attributes:
-        network: in eval mode, on the CPU, float32; (B, C, X, Y, Z) -> logits.
-        description: see :func:`~sparse3dunet.models.checkpoints.describe_model`.
-        digest: of weights and description, in hexadecimal: tells models apart.
-        path: that the user named.
+    Returns:
+        ``network``: the arguments of :class:`~sparse3dunet.networks.UNet3D`, None for another network, whose
+        ``in_channels`` are then told apart;
+        ``class_names`` and ``class_values`` (on disk): by class number; ``patch_size``: in voxels; ``spacing``: in mm
+        by axis, None where volumes are not resampled; ``unlabeled``: the values on disk that mean it; `options` as they
+        are (how the annotation was marked: evaluating takes them over); ``training`` and ``validation``: the cases'
+        names.
     """
-
-    network: nn.Module
-    description: dict[str, Any]
-    digest: str
-    path: str
-
-    @property
-    def class_names(self) -> list[str]:
-        return self.description["class_names"]
-
-    @property
-    def class_values(self) -> list[int]:
-        return self.description["class_values"]
-
-    @property
-    def patch_size(self) -> list[int]:
-        return self.description["patch_size"]
-
-    @property
-    def spacing(self) -> list[float] | None:
-        return self.description["spacing"]
-
-    @property
-    def in_channels(self) -> int:
-        """Of the network; of one that is no UNet3D, the description's own ``in_channels``, by default 1."""
-        return (self.description["network"] or self.description).get("in_channels", 1)
+    description = {
+        "network": network.config if isinstance(network, UNet3D) else None,
+        "class_names": list(data_set.class_names),
+        "class_values": list(data_set.class_values),
+        "patch_size": [int(n) for n in patch_size],
+        "spacing": spacing,
+        "unlabeled": list(data_set.ignore_index),
+        **({} if isinstance(network, UNet3D) else {"in_channels": max(data_set.num_channels, 1)}),
+        **(options or {}),
+        "training": [case_name(case[IMAGE]) for case in split[0]],
+        "validation": [case_name(case[IMAGE]) for case in split[1]],
+    }
+    return json.loads(json.dumps(description))
 
 
-class ScriptedNetwork(nn.Module):
-    """A TorchScript network that tells, as UNet3D does, which windows it takes.
+def read_description(
+    model_file: str | Path, train_config: str | Path, in_channels: int = 1, num_classes: int = 3
+) -> dict[str, Any]:
+    """The description that training wrote beside `model_file`.
 
-    Args:
-        scripted: the TorchScript module.
-        config: of the UNet3D that it was made of.
-    """
-
-    def __init__(self, scripted: torch.jit.ScriptModule, config: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.scripted = scripted
-        form = _form(config)
-        self.output_size, self.size_multiple = form.output_size, form.size_multiple
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.scripted(x)
-
-
-def load_model(path: str | Path) -> Model:
-    """Load a trained model.
-
-    No pickle is ever loaded: weights are tensors and plain values, TorchScript is a format of its own.
-
-    Args:
-        path: ``model.pt`` (or ``last.pt``) of a training, with ``model.json`` beside it; the training's folder; a
-            TorchScript file ``.ts``, with ``model.json`` in it or beside it; a packaged bundle, as a folder or
-            ``.zip``. A TorchScript network that is no UNet3D has None for ``network`` in its description, and its
-            number of channels as ``in_channels``.
+    Before any training, tools that look at the bundle get the network that `train_config` defines, for an image of
+    `in_channels` and `num_classes`.
 
     Raises:
-        DataError: when there is no model, or it is damaged, or does not fit its description; names the file, what was
-            found, and what to do.
+        DataError: when the description is unreadable, or the model was trained with a network other than UNet3D.
     """
-    file, suffix = _weights_file(Path(path).expanduser())
-    content = _content(file)
-    _check_whole(content, str(file))
-    if suffix == ".ts":
-        network, inside = _scripted(content, str(file))
-        description = inside if inside is not None else _beside(file, "Or write it into the file: " + _INTO_SCRIPT)
-        _check_description(description, str(file))
-        if description["network"]:
-            network = ScriptedNetwork(network, description["network"])
-    else:
-        description = _beside(file)
-        _check_description(description, str(file))
-        network = _with_weights(description, _state_dict(content, str(file)), str(file))
-    told = json.dumps(description, sort_keys=True).encode()
-    digest = hashlib.sha256(hashlib.sha256(content).digest() + told).hexdigest()
-    return Model(network.float().eval(), description, digest, str(path))
-
-
-def _weights_file(path: Path) -> tuple[Any, str]:
-    """The weights (a Path, or one in an archive) and their kind."""
-    if path.suffix.lower() == ".zip" and path.is_file():
+    path = Path(model_file).with_suffix(DESCRIPTION_SUFFIX)
+    if path.is_file():
         try:
-            root: Any = zipfile.Path(path)
-            tops = [root, *(entry for entry in root.iterdir() if entry.is_dir())]
-        except Exception as error:  # many kinds, for what is damaged
-            raise DataError(f"{path.absolute()}: no archive that can be read ({error}). Copy it again.") from error
-    elif path.is_dir():
-        tops = [path]
-    elif path.is_file():
-        return path, path.suffix.lower()
+            description = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DataError(f"{path}: not readable as JSON ({error}); train again, or restore the file.") from error
+    elif Path(model_file).is_file():
+        raise DataError(f"{path} is missing, which describes {model_file}; copy it along with the model.")
+    elif Path(train_config).is_file():
+        config = ConfigParser.load_config_file(str(train_config))
+        parser = ConfigParser(
+            {"network_def": {**config["network_def"], "in_channels": in_channels, "out_channels": num_classes}}
+        )
+        description = {
+            "network": parser.get_parsed_content("network_def").config,
+            "class_names": [f"class {i}" for i in range(num_classes)],
+            "patch_size": config["largest_patch_size"],
+        }
     else:
-        raise DataError(f"{path.absolute()}: there is no trained model. {_CURE}")
-    found = [top.joinpath(place) for top in tops for place in PLACES if top.joinpath(place).is_file()]
-    if not found:
-        raise DataError(f"{path.absolute()}: there is no trained model in it, none of {', '.join(PLACES)}. {_CURE}")
-    return found[0], "." + found[0].name.rsplit(".", 1)[-1]
-
-
-def _content(file: Any) -> bytes:
-    """The bytes of a file, or of one in an archive."""
-    try:
-        return file.read_bytes()
-    except Exception as error:  # zipfile raises many kinds where an archive is damaged or encrypted
-        raise DataError(f"{file}: cannot be read ({error}). Copy it again, without a password.") from error
-
-
-def _check_whole(content: bytes, where: str) -> None:
-    """Raise DataError where the checksums that PyTorch writes tell of damage; it does not look at them itself."""
-    if not zipfile.is_zipfile(io.BytesIO(content)):
-        return  # what else it is, loading tells
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            damaged = archive.testzip()
-    except Exception as error:  # many kinds, as above
-        damaged = str(error)
-    if damaged:
+        raise DataError(NO_MODEL.format(path=Path(model_file).absolute()))
+    if not description.get("network"):
         raise DataError(
-            f"{where}: not a whole model file, its checksums differ at {damaged}. Copy it again, or train again; if it "
-            "was saved with torch.serialization.set_crc32_options(False), save it again without that."
+            f"{path}: describes no UNet3D. The bundle scores and predicts with UNet3D alone; load yours yourself."
+        )
+    return complete_description(description)
+
+
+def complete_description(description: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's description with what older ones lack."""
+    absent: dict[str, Any] = {
+        "training": [],
+        "validation": [],
+        "spacing": None,
+        "ignore_index": None,
+        "annotated_slices": None,
+    }
+    return {**absent, "class_values": list(range(len(description["class_names"]))), **description}
+
+
+def check_model_fits(description: Mapping[str, Any], data_set: DataSet) -> None:
+    """Raise DataError unless a model has the classes of a data set, and takes images of as many channels."""
+    network, names = description["network"], data_set.class_names
+    found = (network["out_channels"], network["in_channels"])
+    if found != (len(names), data_set.num_channels):
+        raise DataError(
+            f"the model has {found[0]} classes and takes {found[1]} channel(s), but the data set has "
+            f"{len(names)} ({', '.join(names)}) and {data_set.num_channels}. Choose another --ckpt_dir or "
+            "--dataset_dir."
+        )
+    if list(description["class_values"]) != list(data_set.class_values):
+        raise DataError(
+            f"the model was trained with the class values {description['class_values']} "
+            f"({', '.join(description['class_names'])}), but the data set has {data_set.class_values} "
+            f"({', '.join(names)}). Choose another --ckpt_dir or --dataset_dir, or give the classes the same values."
         )
 
 
-def _beside(file: Any, cure: str = "") -> dict[str, Any]:
-    """The description beside the weights; `cure` is what else can be done where there is none."""
-    names = dict.fromkeys((file.name.rsplit(".", 1)[0] + ".json", DESCRIPTION))
-    for name in names:
-        description = file.parent / name
-        if description.is_file():
-            return _parsed(_content(description), str(description))
-    raise DataError(
-        f"{file}: {' or '.join(names)} is missing beside it, which says of what classes and for what images the model "
-        f"is. Copy it along from the training's folder. {cure}".rstrip()
-    )
-
-
-def _parsed(text: str | bytes, where: str) -> dict[str, Any]:
-    try:
-        return complete_description(json.loads(text))
-    except (ValueError, TypeError, KeyError) as error:
-        raise DataError(
-            f"{where}: describes no model ({error!r}); copy it again from the training's folder."
-        ) from error
-
-
-def _scripted(content: bytes, where: str) -> tuple[Any, dict[str, Any] | None]:
-    """The TorchScript module, and the description in its file, if there is one."""
-    extra: dict[str, Any] = {DESCRIPTION: ""}
-    try:
-        network = torch.jit.load(io.BytesIO(content), map_location="cpu", _extra_files=extra)
-    except (RuntimeError, ValueError, OSError) as error:
-        reason = str(error).strip().split("\n")[0].split(". ")[0]
-        raise DataError(f"{where}: no TorchScript that can be loaded ({reason}). Export it again.") from error
-    text = extra[DESCRIPTION]
-    return network, _parsed(text, f"{where}: {DESCRIPTION} in it") if text else None
-
-
-def _state_dict(content: bytes, where: str) -> dict[str, torch.Tensor]:
-    """The tensors by name, of the network alone where there is more."""
-    try:
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # zipfile, pickle and PyTorch raise many kinds here
-        raise DataError(
-            f"{where}: not a model file ({type(error).__name__}): expected tensors by name, as training writes them. "
-            "Code in a file (a pickled network) is never run. Copy it again, or train again; name TorchScript .ts."
-        ) from error
-    state = state["network"] if isinstance(state, dict) and isinstance(state.get("network"), dict) else state
-    if not isinstance(state, dict) or not state or not all(map(_is_weight, state, state.values())):
-        raise DataError(f"{where}: not a model file: expected real tensors by name, found {_told(state)}. {_CURE}")
-    return state
-
-
-def _told(state: Any) -> str:
-    """What a file holds instead of weights, in a few words."""
-    if not isinstance(state, dict):
-        return type(state).__name__
-    others = [f"{name!r}: {type(value).__name__}" for name, value in state.items() if not _is_weight(name, value)]
-    return f"a dict with {', '.join(others[:3])}" if others else "an empty dict"
-
-
-def _is_weight(name: Any, value: Any) -> bool:
-    plain = isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_complex()
-    return plain and isinstance(name, str)
-
-
-def _form(config: Mapping[str, Any]) -> UNet3D:
+def form_network(config: Mapping[str, Any]) -> UNet3D:
     """The network without its weights, which takes neither memory nor time, nor random numbers."""
     with torch.device("meta"):
         return UNet3D(**config)
 
 
-def _with_weights(description: Mapping[str, Any], state: dict[str, torch.Tensor], where: str) -> nn.Module:
-    """The network that is described, with the weights that were found."""
-    if not description["network"]:
-        raise DataError(
-            f"{where}: was no UNet3D when it was trained. Export it as TorchScript (model.ts), or load it in your code."
-        )
-    expected = {name: tuple(tensor.shape) for name, tensor in _form(description["network"]).state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    if found != expected:
-        off = sorted(name for name in {**found, **expected} if found.get(name) != expected.get(name))
-        few = [f"{name} ({found.get(name, 'absent')}, expected {expected.get(name, 'absent')})" for name in off[:3]]
-        raise DataError(
-            f"{where}: its weights are not those of the network that its .json describes: {len(off)} differ, "
-            f"{', '.join(few)} for example. The .json belongs to another model; copy both from one training."
-        )
-    network = UNet3D(**description["network"])
-    network.load_state_dict(state)
-    return network
-
-
-def _check_description(description: Mapping[str, Any], where: str) -> None:
+def check_description(description: Mapping[str, Any], where: str) -> None:
     """Raise DataError where a field is not what prediction needs."""
 
     def numbers(value: Any, count: int, kind: Any) -> bool:
@@ -275,7 +153,7 @@ def _check_description(description: Mapping[str, Any], where: str) -> None:
             )
     if description["network"]:
         try:
-            outputs = _form(description["network"]).head.out_channels
+            outputs = form_network(description["network"]).head.out_channels
         except Exception as error:  # what MONAI and PyTorch raise differs by argument
             reason = " ".join(str(error).split()).rstrip(".")
             raise DataError(

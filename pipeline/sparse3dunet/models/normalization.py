@@ -10,6 +10,8 @@ from monai.transforms import Compose, NormalizeIntensityd, Transform
 
 from sparse3dunet.keys import IMAGE
 
+NONE = "no normalisation"
+
 
 def normalization_names(transforms: Sequence[Any]) -> list[str]:
     """The transforms that normalise, in words; none for the bundle's own: each channel to mean 0 and deviation 1."""
@@ -17,7 +19,7 @@ def normalization_names(transforms: Sequence[Any]) -> list[str]:
         inner = transforms[0].normalizer
         if inner.channel_wise and not inner.nonzero and inner.subtrahend is None and inner.divisor is None:
             return []
-    return [_in_words(transform) for transform in transforms]
+    return [_in_words(transform) for transform in transforms] or [NONE]
 
 
 def normalizer(transforms: Sequence[Any]) -> Callable[[torch.Tensor], torch.Tensor] | None:

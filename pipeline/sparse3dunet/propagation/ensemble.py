@@ -131,7 +131,7 @@ class Ensemble(Propagator):
                 companion = self._companion(views, self._judge(views))
                 return self._result(self._learned(views, companion), None, "auto-context of blocks")
         forest, walk = self._know([FOREST, 0])
-        prob = softmax(log_prob(forest) + self._walk_share() * log_prob(walk))
+        prob = product(forest, walk, self._walk_share())
         return self._result(prob, None, "forest and random walk")
 
     def refine(self, on_part: Callable[[float], None] = lambda share: None) -> Propagated:
@@ -285,7 +285,8 @@ class Ensemble(Propagator):
         label, weight = self._scan.label.numpy().ravel()[inside], np.ones(len(inside))
         forest = Forest(JUDGING_TREES, seed=self.seed).fit_scan(scan, self._looks).predict_at(inside)
         walk = RandomWalker(WALKERS[0]).fit_scan(scan).predict_proba().reshape(len(forest), -1)[:, inside]
-        return WALK_SHARE * (_error(forest, label, weight) / _error(walk, label, weight)) ** WALK_POWER
+        share = WALK_SHARE * (_error(forest, label, weight) / _error(walk, label, weight)) ** WALK_POWER
+        return min(share, SHARES[-1])
 
     def _result(self, prob: np.ndarray, held: Held | None, method: str) -> Propagated:
         return Propagated(self._field.fine(prob, self._whole), self._field.box, held, method)
@@ -317,7 +318,15 @@ class _Companion:
 
     def beside(self, found: np.ndarray, members: np.ndarray) -> np.ndarray:
         """(K, ...) of the auto-context's (K, ...) and all members' (M, K, ...) probabilities."""
-        return softmax(log_prob(found) + self.share * log_prob(members[list(self.members)]).mean(0))
+        return product(found, mean_prob(members[list(self.members)]), self.share)
+
+
+def product(first: np.ndarray, second: np.ndarray, share: float) -> np.ndarray:
+    """(K, ...) of two methods' probabilities, the second to the power of its share.
+
+    Where that is above 1, the first is weighed down instead: both together must not be surer for it.
+    """
+    return softmax((log_prob(first) + share * log_prob(second)) / max(share, 1.0))
 
 
 def _error(prob: np.ndarray, label: np.ndarray, weight: np.ndarray) -> float:

@@ -47,6 +47,7 @@ class CaseView:
         spacing: of the voxels, in mm.
         class_names: by class number, background first.
         flipped: by axis, whether the file counts its slices from the other end, for their numbers.
+        sides: whether the file tells the patient's sides.
     """
 
     name: str
@@ -58,6 +59,7 @@ class CaseView:
     spacing: tuple[float, float, float]
     class_names: Sequence[str]
     flipped: tuple[bool, bool, bool] = (False, False, False)
+    sides: bool = True
 
     def slice_number(self, axis: int, index: int) -> int:
         """In the file, of the slice at an index along one of the view's axes; both from 0."""
@@ -151,7 +153,8 @@ def _panel(view: CaseView, point: Sequence[int], axis: int, kind: str, gray: tup
     elif kind == "confidence":
         ax.imshow(plane(view.confidence), cmap=CONFIDENCE_COLORS, vmin=0, vmax=255, **look)
     _mark(ax, point[across], point[up])
-    mark_sides(ax, axis)
+    if view.sides:
+        mark_sides(ax, axis)
     return _png(figure)
 
 

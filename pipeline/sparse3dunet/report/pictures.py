@@ -33,6 +33,7 @@ def save_picture(
     title: str = "",
     spacing: Sequence[float] = (1.0, 1.0, 1.0),
     step: int = 1,
+    sides: bool = True,
 ) -> None:
     """Write a PNG of a volume: one row for each plane; columns for the image, what is known of it, and the prediction.
 
@@ -47,6 +48,7 @@ def save_picture(
         title: above the picture.
         spacing: the voxels' size, for true proportions.
         step: where every so many voxels are given only; slices are numbered in the volume that these are of.
+        sides: whether to mark the patient's sides, which not every file tells.
     """
     scan, guess = _volume(image), _volume(segmentation)
     annotation = None if label is None else _volume(label)
@@ -72,7 +74,8 @@ def save_picture(
         box = {"facecolor": "black", "edgecolor": "none", "pad": 1.5}
         place = {"x": 0.02, "y": 0.98, "va": "top", "transform": row[0].transAxes}
         row[0].text(s=f"{PLANES[axis]} {index * step}", color="white", fontsize=8, bbox=box, **place)
-        mark_sides(row[0], axis)
+        if sides:
+            mark_sides(row[0], axis)
     figure.suptitle(title, color="white", fontsize=10)
     _add_legend(figure, colors, class_names, annotation is not None)
     buffer = io.BytesIO()

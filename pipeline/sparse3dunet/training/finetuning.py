@@ -10,7 +10,7 @@ import ignite.distributed as idist
 from torch import nn
 
 from sparse3dunet.errors import DataError
-from sparse3dunet.models.description import load_model
+from sparse3dunet.models.loading import load_model
 from sparse3dunet.networks import UNet3D
 
 
@@ -22,9 +22,9 @@ def load_pretrained(network: nn.Module, pretrained: str | Path | None, descripti
 
     Args:
         network: that is going to be trained.
-        pretrained: as for :func:`~sparse3dunet.models.description.load_model`, a training's folder, say; None for
+        pretrained: as for :func:`~sparse3dunet.models.loading.load_model`, a training's folder, say; None for
             nothing.
-        description: of the model to be trained, see :func:`~sparse3dunet.models.checkpoints.describe_model`.
+        description: of the model to be trained, see :func:`~sparse3dunet.models.description.describe_model`.
 
     Raises:
         DataError: when there is no such model, or its network is built otherwise.

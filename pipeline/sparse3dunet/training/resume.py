@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import signal
 import threading
 from collections.abc import Iterator, Mapping
@@ -264,8 +265,14 @@ def _progress(part: Any, state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    names = [name for name in {**then, **now} if now.get(name) != then.get(name)]
+    names = [name for name in {**then, **now} if _place_free(now.get(name)) != _place_free(then.get(name))]
     return [f"{name} {then.get(name)} -> {now.get(name)}" for name in names]
+
+
+def _place_free(value: Any) -> Any:
+    """A setting without the module of this package in which a component lies: that may have moved."""
+    pattern = r"^(\$import )?sparse3dunet\.([\w.]+\.)?(\w+)( as \w+)?$"
+    return re.sub(pattern, r"\3", value) if isinstance(value, str) else value
 
 
 def _random_state() -> dict[str, Any]:

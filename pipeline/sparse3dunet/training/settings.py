@@ -1,4 +1,4 @@
-"""Settings that depend on the data, or that must fit it: patch size, spacing, folders for results."""
+"""Settings that depend on the data, or that must fit it: patch size, spacing, weights of cases."""
 
 from __future__ import annotations
 

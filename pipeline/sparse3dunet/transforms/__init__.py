@@ -1,6 +1,6 @@
 """Transforms for sparsely annotated volumes, each an array class and its dictionary twin."""
 
-from sparse3dunet.data.annotation import SparseLabel
+from sparse3dunet.data.label_and_weight import SparseLabel
 from sparse3dunet.transforms.annotation import SparseLabeld
 from sparse3dunet.transforms.components import CleanComponents, CleanComponentsd
 from sparse3dunet.transforms.holdout import HoldOutSlices, HoldOutSlicesd

@@ -8,7 +8,7 @@ from typing import Any
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
-from sparse3dunet.data.annotation import SparseLabel
+from sparse3dunet.data.label_and_weight import SparseLabel
 from sparse3dunet.keys import ANNOTATED_SLICES, LABEL, WEIGHT
 
 

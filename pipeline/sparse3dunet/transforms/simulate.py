@@ -17,7 +17,7 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform, Randomizable, Transform
 from monai.utils import convert_to_dst_type, convert_to_tensor
 
-from sparse3dunet.data.annotation import source_of
+from sparse3dunet.data.label_and_weight import source_of
 from sparse3dunet.data.slices import crossed, slices_mask
 from sparse3dunet.errors import DataError
 from sparse3dunet.keys import LABEL, WEIGHT

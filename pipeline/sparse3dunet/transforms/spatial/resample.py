@@ -14,7 +14,7 @@ from monai.transforms import InvertibleTransform, MapTransform, SpatialResample,
 from monai.transforms.utils import scale_affine
 from monai.utils import convert_to_tensor, ensure_tuple_rep
 
-from sparse3dunet.data.annotation import source_of
+from sparse3dunet.data.label_and_weight import source_of
 from sparse3dunet.errors import DataError
 from sparse3dunet.keys import IMAGE, LABEL, WEIGHT
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sparse3dunet.errors import DataError
-from sparse3dunet.models.description import load_model
+from sparse3dunet.models.loading import load_model
 from sparse3dunet.networks import UNet3D
 
 DESCRIPTION = {"class_names": ["background", "shell", "core"], "class_values": [0, 5, 300], "patch_size": [16, 16, 16]}

@@ -14,10 +14,11 @@ from sparse3dunet.errors import DataError
 from sparse3dunet.inference.batch import Outcome, Output, predict_batch
 from sparse3dunet.inference.inputs import find_images
 from sparse3dunet.inference.predictor import Predictor
+from sparse3dunet.inference.processes import rank_and_count
 from sparse3dunet.inference.records import results_in
 from sparse3dunet.inference.slabs import SlabInferer
 from sparse3dunet.io import OUTPUT_SUFFIXES, check_output_dir
-from sparse3dunet.models.description import Model
+from sparse3dunet.models.loading import Model
 from sparse3dunet.models.normalization import normalization_names, normalizer
 
 
@@ -45,7 +46,7 @@ def predict(
     Under torchrun, the images are shared out over the processes.
 
     Args:
-        model: see :func:`~sparse3dunet.models.description.load_model`.
+        model: see :func:`~sparse3dunet.models.loading.load_model`.
         sources: see :func:`~sparse3dunet.inference.inputs.find_images`.
         output_dir: of all results.
         inferer: runs the network on windows.
@@ -113,10 +114,11 @@ def report(outcome: Outcome, output_dir: str | Path) -> None:
     Raises:
         DataError: when images failed.
     """
-    if int(os.environ.get("RANK", 0)) == 0:
+    is_first = rank_and_count()[0] == 0
+    if is_first:
         before = f", {outcome.skipped} done before" if outcome.skipped else ""
         print(f"Segmented {outcome.done} volume(s){before}: {output_dir}", flush=True)
-    if outcome.failed and int(os.environ.get("RANK", 0)) == 0:
+    if outcome.failed and is_first:
         total = outcome.done + outcome.skipped + len(outcome.failed)
         more = f" (and {len(outcome.failed) - 1} more)" if len(outcome.failed) > 1 else ""
         raise DataError(
