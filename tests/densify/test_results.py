@@ -43,7 +43,7 @@ def test_the_network_sees_what_it_learned_from(tmp_path, kind):
     even = Propagated(np.full((3, *shape), 1 / 3, np.float32), tuple(slice(0, n) for n in shape), None, "")
     outlook = Outlook(even, Calibration(), Calibration(), share=1.0)
     results.predict(model, lambda name: outlook, "cpu", normalizer(transforms))
-    inside = torch.cat([x[x != 0].flatten() for x in SEEN])
-    image = torch.from_numpy(read_volume(case.files[0]).data.astype(np.float32))
-    expected = {"usual": 0.0, "own": float((image.mean() + 3e4) / 2e4 + 3), "none": float(image.mean())}[kind]
-    assert float(inside.mean()) == pytest.approx(expected, rel=0.2, abs=0.3)
+    image = read_volume(case.files[0]).data.astype(np.float32)
+    highest = {"usual": (image.max() - image.mean()) / image.std(), "own": (image.max() + 3e4) / 2e4 + 3}
+    seen = max(float(x.max()) for x in SEEN)
+    assert seen == pytest.approx(float(highest.get(kind, image.max())), rel=1e-3)
