@@ -1,14 +1,12 @@
 """Resampling plane by plane: equal to the transform that has the whole volume in memory."""
 
-from fractions import Fraction
-
 import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Invertd
 
-from sparse3dunet.inference.resizing import nearest_indices, resize_linear, take_rows
+from sparse3dunet.inference.resizing import SlabResizer, resize_linear
 from sparse3dunet.transforms import ExtentSpacing, ExtentSpacingd
 
 SHAPE = (40, 23, 31)
@@ -75,52 +73,36 @@ def test_linear_whatever_is_in_memory_at_once(source, planes, monkeypatch):
     assert np.abs(resize_linear(source, np.empty((53, 17, 29), np.float32)) - expected).max() < 1e-6
 
 
-def test_nearest():
-    """By exact arithmetic, halves to the latter."""
-    for length in [1, 2, 3, 4, 9, 16, 31]:
-        for target_length in [1, 2, 3, 5, 8, 9, 16, 30, 64]:
-            expected = []
-            for i in range(target_length):
-                position = (i + Fraction(1, 2)) * length / target_length - Fraction(1, 2)
-                expected.append(min(range(length), key=lambda j: (abs(j - position), -j)))
-            assert nearest_indices(length, target_length).tolist() == expected, (length, target_length)
-
-
 @pytest.mark.parametrize("thickness", [1, 3, 100])
 @pytest.mark.parametrize("shape", [(9, 12, 7), (20, 5, 31), (3, 2, 1), (40, 33, 26)])
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_slabs_make_up_the_volume(axis, shape, thickness):
-    """In a slab of a finer volume there may be no voxel of the target, all the same."""
+def test_slabs_make_up_the_volume(axis, shape, thickness, monkeypatch):
+    """In a slab of a finer volume there may be no voxel of the target, all the same; several channels at once."""
+    monkeypatch.setattr("sparse3dunet.inference.resizing.PLANES", 5)
     lengths = (9, 12, 7)
-    volume = np.random.default_rng(0).integers(0, 99, lengths).astype(np.uint8)
-    expected = volume[np.ix_(*(nearest_indices(n, m) for n, m in zip(lengths, shape)))]
-    found, following = np.zeros(shape, np.uint8), 0
+    volume = torch.from_numpy(np.random.default_rng(0).normal(size=(2, *lengths)).astype(np.float32))
+    found, following = np.full((2, *shape), np.nan, np.float32), 0
+    resizer = SlabResizer(axis, lengths, shape)
     for start in range(0, lengths[axis], thickness):
         rows = slice(start, min(start + thickness, lengths[axis]))
-        values = volume.take(range(rows.start, rows.stop), axis)
-        within, taken = take_rows(values, rows, axis, shape, lengths)
-        assert taken.shape == tuple(within.stop - within.start if i == axis else n for i, n in enumerate(shape))
-        assert within.start == within.stop or within.start == following
-        following = max(following, within.stop)
-        np.moveaxis(found, axis, 0)[within] = np.moveaxis(taken, axis, 0)
+        for within, values in resizer.add(rows, volume.narrow(axis + 1, rows.start, rows.stop - rows.start)):
+            assert within.start == following
+            following = within.stop
+            np.moveaxis(found, axis + 1, 1)[:, within] = np.moveaxis(values.numpy(), axis + 1, 1)
     assert following == shape[axis]
-    assert np.array_equal(found, expected)
+    for channel in range(2):
+        expected = resize_linear(volume[channel].numpy(), np.empty(shape, np.float32))
+        assert np.abs(found[channel] - expected).max() < 1e-5
 
 
-@pytest.mark.parametrize(
-    "pixdim", [(40 / 31, 23 / 33, 31 / 15), (40 / 133, 23 / 57, 1), (40 / 13, 1, 1), (1, 23 / 9, 31 / 91)]
-)
-def test_nearest_is_the_inverse_of_extent_spacing(pixdim):
-    """Where no voxel lies half-way between two others."""
+@pytest.mark.parametrize("pixdim", PIXDIMS)
+def test_slabs_are_brought_back_as_by_extent_spacing(pixdim):
     resample = ExtentSpacingd("image", pixdim=pixdim)
     image = resample({"image": MetaTensor(torch.zeros(1, *SHAPE), affine=torch.eye(4))})["image"]
     lengths = image.shape[1:]
-    for n, m in zip(lengths, SHAPE):
-        assert n == m or ((2 * np.arange(m) + 1) * n % (2 * m)).all()
-    volume = np.random.default_rng(0).integers(0, 5, lengths).astype(np.float32)
-    pred = MetaTensor(torch.from_numpy(volume)[None], meta=image.meta, applied_operations=image.applied_operations)
-    case = {"image": image, "pred": pred}
-    expected = Invertd("pred", resample, orig_keys="image", nearest_interp=True)(case)["pred"][0].numpy()
-    rows, found = take_rows(volume, slice(0, lengths[0]), 0, SHAPE, lengths)
-    assert rows == slice(0, SHAPE[0])
-    assert np.array_equal(found, expected)
+    logits = torch.randn(3, *lengths, generator=torch.Generator().manual_seed(0))
+    case = {"image": image, "pred": MetaTensor(logits, meta=image.meta, applied_operations=image.applied_operations)}
+    expected = Invertd("pred", resample, orig_keys="image", nearest_interp=False)(case)["pred"].numpy()
+    parts = list(SlabResizer(0, lengths, SHAPE).add(slice(0, lengths[0]), logits))
+    found = np.concatenate([values.numpy() for _, values in parts], 1)
+    assert np.abs(found - expected).max() < 1e-4

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from sparse3dunet.errors import DataError
-from sparse3dunet.inference.resizing import resize_linear, take_rows
+from sparse3dunet.inference.resizing import SlabResizer, resize_linear
 from sparse3dunet.inference.slabs import SlabInferer
 from sparse3dunet.io.volumes import Volume, check_channels
 from sparse3dunet.transforms.components import clean_components
@@ -139,8 +139,10 @@ class Predictor:
             channels, prepare = list(np.asarray(self.normalize(stack), np.float32)), None
         result = _Result(self, image, grid, scratch)
         row_axis = self.inferer.windows(grid.shape, self.network).row_axis
+        resizer = SlabResizer(row_axis, grid.shape, grid.ras_shape) if grid.resampled else None
         for rows, logits in self.inferer.slabs(channels, self.network, self.device, prepare):
-            result.add(rows, row_axis, logits)
+            for part in [(rows, logits)] if resizer is None else resizer.add(rows, logits):
+                result.add(part[0], row_axis, part[1])
         return result.finish()
 
 
@@ -226,13 +228,11 @@ class _Result:
         self.segmentation = scratch.array(shape, predictor.class_values.dtype)
         self.confidence = scratch.array(shape, np.uint8) if predictor.confidence else None
         self.probabilities = scratch.array((*shape, num_classes), np.float32) if predictor.probabilities else None
-        coarse = predictor.probabilities and grid.resampled
-        self.coarse = scratch.array((*grid.shape, num_classes), np.float32) if coarse else None
         self.voxels = np.zeros(num_classes, np.int64)
         self.sum_of_confidence, self.foreground = 0.0, 0
 
     def add(self, rows: slice, axis: int, logits: torch.Tensor) -> None:
-        """Add a slab, (K, X, Y, Z): `rows` along the axis of what the network sees."""
+        """Add a slab, (K, X, Y, Z): `rows` along the axis of the image, in RAS order."""
         classes, confidence = most_probable(logits)
         if not torch.isfinite(confidence).all():
             raise DataError(
@@ -243,26 +243,19 @@ class _Result:
         self.foreground += int(foreground.sum())
         self.sum_of_confidence += float(confidence[foreground].sum(dtype=torch.float64))
         numbers = classes.cpu().numpy()
-        placed = self._put(self.segmentation, self.predictor.class_values[numbers], rows, axis)
-        self.voxels += _count(placed, self.predictor.class_values)
+        values = self.predictor.class_values[numbers]
+        self._put(self.segmentation, values, rows, axis)
+        self.voxels += _count(values, self.predictor.class_values)
         if self.confidence is not None:
             self._put(self.confidence, (confidence * 255).round().to(torch.uint8).cpu().numpy(), rows, axis)
         if self.probabilities is not None:
-            target = self.grid.to_ras(self.probabilities) if self.coarse is None else self.coarse
-            np.moveaxis(target, axis, 0)[rows] = logits.softmax(0).movedim(0, -1).cpu().movedim(axis, 0).numpy()
+            self._put(self.probabilities, logits.softmax(0).movedim(0, -1).cpu().numpy(), rows, axis)
 
-    def _put(self, target: np.ndarray, values: np.ndarray, rows: slice, axis: int) -> np.ndarray:
-        if self.grid.resampled:
-            rows, values = take_rows(values, rows, axis, self.grid.ras_shape, self.grid.shape)
+    def _put(self, target: np.ndarray, values: np.ndarray, rows: slice, axis: int) -> None:
         np.moveaxis(self.grid.to_ras(target), axis, 0)[rows] = np.moveaxis(values, axis, 0)
-        return values
 
     def finish(self) -> Prediction:
         """The prediction, once all slabs were added."""
-        if self.coarse is not None and self.probabilities is not None:
-            fine = self.grid.to_ras(self.probabilities)
-            for number in range(fine.shape[3]):
-                resize_linear(self.coarse[..., number], fine[..., number])
         if self.predictor.largest or self.predictor.min_ml:
             values = self.predictor.class_values
             self.segmentation = clean_components(

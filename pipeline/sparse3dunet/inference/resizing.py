@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -19,11 +19,7 @@ def resize_linear(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     :class:`~sparse3dunet.transforms.ExtentSpacing`, which needs the whole volume, and more, in memory. Either array may
     be on disk. Returns `target`.
     """
-    position = (np.arange(len(target)) + 0.5) * len(source) / len(target) - 0.5
-    position = position.clip(0, len(source) - 1)
-    lower = np.floor(position).astype(int)
-    upper = np.minimum(lower + 1, len(source) - 1)
-    fraction = position - lower
+    lower, upper, fraction = _between(len(source), len(target))
     for start in range(0, len(target), PLANES):  # in 64 bits, so that what is constant stays so
         chunk = slice(start, start + PLANES)
         first, last = lower[chunk][0], upper[chunk][-1]
@@ -34,28 +30,46 @@ def resize_linear(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     return target
 
 
-def nearest_indices(length: int, target_length: int) -> np.ndarray:
-    """For each of `target_length` voxels over the same extent the nearest of `length` voxels, of two the latter."""
-    return np.minimum((np.arange(target_length) * 2 + 1) * length // (2 * target_length), length - 1)
-
-
-def take_rows(values: np.ndarray, rows: slice, axis: int, shape: Sequence[int], lengths: Sequence[int]) -> tuple:
-    """A slab of a volume of `lengths`, resampled to its part of the grid of `shape` by nearest neighbours.
+class SlabResizer:
+    """Resamples linearly, as :func:`resize_linear`, what comes slab by slab: the logits of a network.
 
     Args:
-        values: (X, Y, Z), the slab: `rows` along `axis`, all along the others.
-        rows: of the volume.
-        axis: along which the slab is cut.
-        shape: of the target.
-        lengths: of the volume.
-
-    Returns:
-        The voxels along `axis` of the target that lie in the slab, and their values.
+        axis: across which the slabs are cut.
+        lengths: (X, Y, Z) of the volume that comes.
+        shape: (X', Y', Z') to make of it.
     """
-    indices = [nearest_indices(n, m) for n, m in zip(lengths, shape)]
-    within = np.flatnonzero((indices[axis] >= rows.start) & (indices[axis] < rows.stop))
-    indices[axis] = indices[axis][within] - rows.start
-    for i, index in enumerate(indices):
-        values = values.take(index, i)
-    first = int(within[0]) if len(within) else 0
-    return slice(first, first + len(within)), values
+
+    def __init__(self, axis: int, lengths: Sequence[int], shape: Sequence[int]) -> None:
+        self.axis = axis
+        self.plane = tuple(n for other, n in enumerate(shape) if other != axis)
+        self.lower, self.upper, self.fraction = _between(lengths[axis], shape[axis])
+        self.done = 0
+        self.kept: torch.Tensor | None = None  # the last row, between which and the next slab some rows lie
+
+    def add(self, rows: slice, values: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Take a slab (K, X, Y, Z), `rows` of the volume, in their order.
+
+        Yields:
+            Rows of the result that can be told by now, from the first to the last, and their values.
+        """
+        slab = values.movedim(self.axis + 1, 1)
+        first = rows.start
+        if self.kept is not None:
+            slab, first = torch.cat([self.kept, slab], 1), first - 1
+        self.kept = slab[:, -1:].clone()
+        end = int(np.searchsorted(self.upper, rows.stop))
+        for start in range(self.done, end, PLANES):
+            chunk = slice(start, min(start + PLANES, end))
+            lower, upper = self.lower[chunk] - first, self.upper[chunk] - first
+            planes = F.interpolate(slab[:, lower[0] : upper[-1] + 1], self.plane, mode="bilinear")
+            weight = torch.from_numpy(self.fraction[chunk]).to(planes)[:, None, None]
+            both = planes[:, lower - lower[0]] * (1 - weight) + planes[:, upper - lower[0]] * weight
+            yield chunk, both.movedim(1, self.axis + 1)
+        self.done = max(self.done, end)
+
+
+def _between(length: int, target_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each voxel of a target over the same extent the two voxels that it lies between, and how near the latter."""
+    position = ((np.arange(target_length) + 0.5) * length / target_length - 0.5).clip(0, length - 1)
+    lower = np.floor(position).astype(int)
+    return lower, np.minimum(lower + 1, length - 1), position - lower

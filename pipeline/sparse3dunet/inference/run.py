@@ -29,7 +29,7 @@ def predict(
     inferer: SlabInferer,
     *,
     device: torch.device | str | None = None,
-    normalize: Sequence[Any] = (),
+    normalize: Sequence[Any] | None = None,
     format: str | None = None,
     confidence: bool = False,
     probabilities: bool = False,
@@ -51,7 +51,7 @@ def predict(
         output_dir: of all results.
         inferer: runs the network on windows.
         device: of the network; None for the GPU, if there is one, of this process.
-        normalize: the bundle's dictionary transforms that do; empty for those of training as it comes.
+        normalize: dictionary transforms that do; None for the bundle's own, each channel to mean 0 and deviation 1.
         format: ".nii.gz", ".nii", ".nrrd", ".mha" or ".seg.nrrd" (3D Slicer's); None for each image's own, and .nii.gz
             for DICOM.
         confidence: whether to write the probability of the chosen class, 0 to 255.
@@ -72,7 +72,7 @@ def predict(
             raise DataError(f"format is {format!r}; expected one of {', '.join(OUTPUT_SUFFIXES)}.")
     for source in sources:
         check_output_dir(output_dir, source)
-    own_normalization = normalization_names(normalize)
+    own_normalization = [] if normalize is None else normalization_names(normalize)
     trained_with = model.description.get("normalize") or []
     if own_normalization != trained_with:
         raise DataError(
@@ -88,7 +88,7 @@ def predict(
         model.in_channels,
         model.spacing,
         device,
-        normalizer(normalize),
+        None if normalize is None else normalizer(normalize),
         confidence,
         probabilities,
         _class_numbers(largest, model.class_names),
