@@ -1,6 +1,7 @@
 """The command sparse3dunet, in a process of its own, as a user runs it."""
 
 import json
+import re
 
 import nibabel as nib
 import numpy as np
@@ -157,5 +158,8 @@ def test_restart_by_monais_command(changes):
     parser = ConfigParser()
     parser.read_config([str(ROOT / "bundle/configs" / f"{name}.yaml") for name in ("train", "densify")])
     parser.update(changes)
-    assert parser.get_parsed_content("restart") is bool(changes)
-    assert "restart=@restart" in parser["densify"][-1]
+    (told,) = re.findall(r"restart=(.*?),", parser["densify"][-1])
+    assert parser.get_parsed_content("restart") is changes.get("restart", False)
+    assert ConfigParser({**{k: parser[k] for k in ("restart", "anew")}, "x": f"${told}"}).get_parsed_content(
+        "x"
+    ) is bool(changes)
