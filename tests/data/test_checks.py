@@ -8,8 +8,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from sparse3dunet.data import checks
-from sparse3dunet.data.checks import check_data, machine_memory
+from sparse3dunet.data.checks import check_data
 from sparse3dunet.data.datalist import DataSet, read_data_set
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import check_output_dir
@@ -202,25 +201,3 @@ def test_memory_is_what_the_cache_takes(dataset):
     tensors = [v for item in kept for value in item.values() for v in (value if isinstance(value, list) else [value])]
     size = sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor))
     assert parser.get_parsed_content("report").memory == pytest.approx(size, rel=0.05)
-
-
-@pytest.mark.parametrize(("limit", "expected"), [("1000000\n", 1_000_000), ("max\n", None), ("9" * 30, None)])
-@pytest.mark.parametrize(
-    ("group", "file"),
-    [
-        ("0::/job/step\n", "memory.max"),
-        ("0::/job/step\n", "job/memory.max"),
-        ("0::/job/step\n", "job/step/memory.max"),
-        ("1:name=systemd:/\n4:cpu,memory:/job\n", "job/memory.limit_in_bytes"),
-    ],
-)
-def test_memory_of_a_container(tmp_path, monkeypatch, limit, expected, group, file):
-    """Or of a cluster's job: of its group, or one around it."""
-    whole = machine_memory()
-    (tmp_path / "cgroup").write_text(group)
-    (tmp_path / "root" / file).parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / "root" / file).write_text(limit)
-    roots = {name: (str(tmp_path / "root"), of) for name, (_, of) in checks.GROUP_ROOTS.items()}
-    monkeypatch.setattr(checks, "GROUPS", tmp_path / "cgroup")
-    monkeypatch.setattr(checks, "GROUP_ROOTS", roots)
-    assert machine_memory() == expected if expected else machine_memory() >= whole

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +13,7 @@ from monai.data import MetaTensor
 
 from sparse3dunet.data.datalist import Case, DataSet, case_name
 from sparse3dunet.data.label_and_weight import SparseLabel
+from sparse3dunet.data.memory import machine_memory
 from sparse3dunet.data.slices import find_slices, plane_names
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.volumes import (
@@ -35,9 +34,6 @@ SPACING_RATIO = 1.5
 """Between the largest and the smallest spacing along an axis, above which a data set is warned of."""
 MOST_VALUES = 255
 """Of undeclared classes in label maps; more are a mix-up with images."""
-GROUPS = "/proc/self/cgroup"
-GROUP_ROOTS = {"": ("/sys/fs/cgroup", "memory.max"), "memory": ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")}
-"""Of control groups (Linux) by controller: version 2, and 1; the folder of all, and the file of a group's limit."""
 MEMORY_SHARE = 0.7
 """Of the machine's memory, which kept volumes may take before a data set is warned of."""
 
@@ -361,37 +357,6 @@ def _inspect_images(report: DataReport) -> None:
             f"cache_rate to {MEMORY_SHARE * memory / report.memory:.2g}."
         )
         report.warnings.append(("memory", text))
-
-
-def machine_memory() -> int:
-    """The memory in bytes that there is: the machine's, or the container's limit; 0 where the system does not tell."""
-    try:
-        whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return 0
-    return min([whole, *_limits()])
-
-
-def _limits() -> list[int]:
-    """The memory that control groups allow this process, in bytes; none where they don't."""
-    try:
-        lines = Path(GROUPS).read_text().splitlines()
-    except OSError:
-        return []
-    files = set()
-    for controller, (root, name) in GROUP_ROOTS.items():
-        for _, controllers, group in (line.split(":", 2) for line in lines if line.count(":") >= 2):
-            if controller in controllers.split(","):
-                folder = Path(root, group.strip("/"))
-                # A group has the limits of all around it; in a container, its own may be seen as the root
-                files |= {parent / name for parent in (folder, *folder.parents) if parent.is_relative_to(root)}
-    found = []
-    for file in files:
-        try:
-            found.append(int(file.read_text()))
-        except (OSError, ValueError):  # not there, or "max"
-            continue
-    return [limit for limit in found if limit > 0]
 
 
 def _in_parallel(function: Callable, cases: Iterable[Case]) -> list:

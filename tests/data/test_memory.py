@@ -1,0 +1,28 @@
+"""The memory that there is: the machine's, or what a container or a cluster's job may take."""
+
+import pytest
+
+from sparse3dunet.data import memory
+from sparse3dunet.data.memory import machine_memory
+
+
+@pytest.mark.parametrize(("limit", "expected"), [("1000000\n", 1_000_000), ("max\n", None), ("9" * 30, None)])
+@pytest.mark.parametrize(
+    ("group", "file"),
+    [
+        ("0::/job/step\n", "memory.max"),
+        ("0::/job/step\n", "job/memory.max"),
+        ("0::/job/step\n", "job/step/memory.max"),
+        ("1:name=systemd:/\n4:cpu,memory:/job\n", "job/memory.limit_in_bytes"),
+    ],
+)
+def test_memory_of_a_container(tmp_path, monkeypatch, limit, expected, group, file):
+    """Or of a cluster's job: of its group, or one around it."""
+    whole = machine_memory()
+    (tmp_path / "cgroup").write_text(group)
+    (tmp_path / "root" / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "root" / file).write_text(limit)
+    roots = {name: (str(tmp_path / "root"), of) for name, (_, of) in memory.GROUP_ROOTS.items()}
+    monkeypatch.setattr(memory, "GROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(memory, "GROUP_ROOTS", roots)
+    assert machine_memory() == expected if expected else machine_memory() >= whole
