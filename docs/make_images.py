@@ -13,9 +13,10 @@ from matplotlib.figure import Figure
 from monai.bundle import ConfigParser
 from monai.transforms import Compose, NormalizeIntensity
 
+from sparse3dunet.colors import CLASS_COLORS
 from sparse3dunet.data.slices import PLANES, slices_mask
 from sparse3dunet.datasets.mni152 import load_template
-from sparse3dunet.report.pictures import CLASS_COLORS, UNLABELED
+from sparse3dunet.report.pictures import UNLABELED
 from sparse3dunet.transforms import RandBSplineElasticd
 from sparse3dunet.transforms.simulate import choose_slices, scribble
 

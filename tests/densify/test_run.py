@@ -14,9 +14,7 @@ import numpy as np
 import pytest
 
 from sparse3dunet.data.slices import slices_mask
-from sparse3dunet.densify.run import Options
 from sparse3dunet.densify.state import Learned, StateFile
-from sparse3dunet.errors import DataError
 from sparse3dunet.io import read_image, write_map, write_segmentation
 from sparse3dunet.io.volumes import Volume
 from sparse3dunet.models.description import read_description
@@ -361,44 +359,3 @@ def test_a_network_and_a_normalisation_of_ones_own(tmp_path):
     description = json.loads((tmp_path / "out/model/model.json").read_text())
     assert description["network"] is None
     assert "ScaleIntensityRanged" in description["normalize"][0]
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["--folds", "some"], "--folds is 'some'"),
-        (["--spacing", "2"], "--spacing is '2'"),
-        (["--learning_rat", "1"], "there is no such setting"),
-        (["--walker", "$1"], "expected a plain value"),
-    ],
-)
-def test_options_that_are_none(tmp_path, error_of, options, words):
-    scan, annotation, _ = write_scan(tmp_path)
-    assert words in error_of("densify", scan, annotation, "-o", tmp_path / "out", *options)
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["--minutes", "-1"], "minutes must be a number above 0"),
-        (["--ignore-index", "7"], "every voxel counts as annotated (the classes are 0, 1, 2, 255)"),
-        (["--class-names", "a,b"], "class"),
-    ],
-)
-def test_bad_options(tmp_path, options, words):
-    """Told in one line, before anything is trained or written."""
-    scan, annotation, _ = write_scan(tmp_path)
-    result = densify(scan, annotation, "-o", tmp_path / "out", *SMALL, *options)
-    assert result.returncode == 1
-    assert result.stderr.count("error:") == 1
-    assert words in result.stderr
-    assert "Traceback" not in result.stderr
-    assert not list((tmp_path / "out").glob("*_seg*"))
-
-
-@pytest.mark.parametrize(
-    "options", [{"minutes": 0}, {"minutes": 5, "format": "png"}, {"minutes": 5, "suggestions": -1}]
-)
-def test_options_out_of_range(options):
-    with pytest.raises(DataError, match=r"expected one of|must be a number"):
-        Options("out", **options)

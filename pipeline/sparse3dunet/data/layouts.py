@@ -148,7 +148,7 @@ def _nnunet_entries(file: Path, content: dict[str, Any], ending: str, num_channe
             )
         return [{**entry, "image": entry.get("images")} for entry in listed.values()]
     names, images = (
-        {file_stem(p) for p in list_volumes(root / folder) if p.name.lower() == (file_stem(p) + ending).lower()}
+        {file_stem(p) for p in list_volumes(root / folder) if suffix_among(p, SUFFIXES) == ending.lower()}
         for folder in ("labelsTr", "imagesTr")
     )
     lonely = sorted({re.sub(r"_\d{4}$", "", image) for image in images} - names)

@@ -18,6 +18,7 @@ from sparse3dunet.data.layouts import SUFFIXES, list_volumes
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.suffixes import suffix_among
 from sparse3dunet.io.volumes import Volume, read_volume, values_found
+from sparse3dunet.io.writing import replacing
 
 LARGEST = 2**24
 """Whole number up to which the 32-bit floating-point numbers that label maps are read as tell all apart."""
@@ -117,10 +118,6 @@ def _write_sparse(label: Volume, target: Path, keep: Randomizable, seed: int, un
     dtype = np.result_type(np.min_scalar_type(int(label.data.min())), np.min_scalar_type(int(label.data.max())),
                            np.min_scalar_type(unlabeled))  # fmt: skip
     sparse = np.where(kept, label.data, unlabeled).astype(dtype)
-    draft = target.with_name(".part-" + target.name)
-    try:
+    with replacing(target, suffix_among(target, SUFFIXES)) as draft:
         nib.save(nib.Nifti1Image(sparse, label.affine), draft)
-        os.replace(draft, target)
-    finally:
-        draft.unlink(missing_ok=True)
     return float(kept.mean())

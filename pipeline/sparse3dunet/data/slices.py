@@ -54,12 +54,11 @@ def find_slices(mask: np.ndarray) -> Slices | None:
     full = [np.flatnonzero(mask.all(axis=_others(axis))).tolist() for axis in range(3)]
     if np.array_equal(slices_mask(mask.shape, full), mask):
         return full
-    inside = mask[_box(mask)]
+    box = _box(mask)
+    inside = mask[box]
     width = _least_width(inside)
-    if not any(_has_square(inside, axis, width).any() for axis in range(3)):
-        return None
-    found = [np.flatnonzero(_has_square(mask, axis, width)).tolist() for axis in range(3)]
-    return found if _explains(found, mask, width) else None
+    found = [(np.flatnonzero(_has_square(inside, a, width)) + box[a].start).tolist() for a in range(3)]
+    return found if any(found) and _explains(found, mask, width) else None
 
 
 def _least_width(mask: np.ndarray) -> int:
@@ -77,7 +76,7 @@ def _least_width(mask: np.ndarray) -> int:
 def _box(mask: np.ndarray) -> tuple[slice, ...]:
     """Around all voxels of a mask."""
     shown = [_nonempty(mask, axis) for axis in range(3)]
-    return tuple(slice(found[0], found[-1] + 1) if found else slice(0) for found in shown)
+    return tuple(slice(found[0], found[-1] + 1) if found else slice(0, 0) for found in shown)
 
 
 def _explains(found: Slices, mask: np.ndarray, width: int) -> bool:

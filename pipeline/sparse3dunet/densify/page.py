@@ -12,10 +12,11 @@ from urllib.parse import quote
 
 import numpy as np
 
+from sparse3dunet.colors import class_color
 from sparse3dunet.densify.estimate import EXPLANATION, Estimate, interval_text
 from sparse3dunet.densify.suggest import Suggestion
 from sparse3dunet.models.checkpoints import replace_file
-from sparse3dunet.report.figures import CaseView, class_color, confidence_bar, course, doubt_panels, surface
+from sparse3dunet.report.figures import CaseView, confidence_bar, course, doubt_panels, surface
 from sparse3dunet.report.pictures import UNLABELED
 from sparse3dunet.training.engines import score_text
 

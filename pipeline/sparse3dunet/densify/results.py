@@ -7,7 +7,6 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,10 @@ from sparse3dunet import __version__
 from sparse3dunet.data.checks import as_tensor
 from sparse3dunet.data.datalist import Case, DataSet, case_name
 from sparse3dunet.data.label_and_weight import SparseLabel
-from sparse3dunet.data.slices import find_slices
-from sparse3dunet.densify.estimate import Estimate, Expected, corrected
+from sparse3dunet.densify.densifier import Annotation, Densifier, decided
+from sparse3dunet.densify.estimate import Estimate, Expected
 from sparse3dunet.densify.page import CaseSection, Report, write_report
-from sparse3dunet.densify.propagated import Outlook, distance_of
+from sparse3dunet.densify.propagated import Outlook
 from sparse3dunet.densify.schedule import FINAL
 from sparse3dunet.densify.state import State
 from sparse3dunet.densify.suggest import Suggestion, suggest_slices, template, write_json
@@ -31,17 +30,14 @@ from sparse3dunet.densify.suggest import show as show_suggestions
 from sparse3dunet.errors import DataError
 from sparse3dunet.inference.batch import Output, predict_batch
 from sparse3dunet.inference.inputs import ImageCase
-from sparse3dunet.inference.predictor import Prediction, Predictor, Scratch
 from sparse3dunet.inference.records import CaseRecord
 from sparse3dunet.inference.slabs import SlabInferer
 from sparse3dunet.io import OUTPUT_SUFFIXES, check_output, read_image, write_segmentation
-from sparse3dunet.io.suffixes import natural_suffix
+from sparse3dunet.io.suffixes import natural_suffix, suffix_among
 from sparse3dunet.io.volumes import Volume, read_volume
 from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL, WEIGHT
 from sparse3dunet.models.checkpoints import file_digest, replace_file
 from sparse3dunet.models.loading import Model
-from sparse3dunet.propagation.calibration import decide
-from sparse3dunet.propagation.calibration import dice as dice_of
 from sparse3dunet.propagation.ensemble import Propagated
 from sparse3dunet.report.figures import CaseView
 from sparse3dunet.training.log import read_log
@@ -51,81 +47,6 @@ OWN_FILES = ("config.yaml", "report.html", "quality.json", "suggestions.json", "
 PICTURED = 10
 """Cases whose pictures are in the report."""
 PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "scikit-learn")
-
-
-@dataclass(frozen=True)
-class Annotation:
-    """What the user annotated of a case, on the image's grid and in the file's order of axes.
-
-    Attributes:
-        raw: (X, Y, Z) values on disk.
-        numbers: (X, Y, Z) class numbers, 0 where unlabeled.
-        annotated: (X, Y, Z) boolean.
-    """
-
-    raw: np.ndarray
-    numbers: np.ndarray
-    annotated: np.ndarray
-
-
-class Densifier(Predictor):
-    """A predictor of annotated images: propagation's probabilities and the network's, and the classes of best Dice.
-
-    Args:
-        results: whose cases are predicted.
-        outlook_of: of a case, by its name.
-        arguments: of :class:`~sparse3dunet.inference.predictor.Predictor`.
-    """
-
-    def __init__(self, results: Results, outlook_of: Callable[[str], Outlook], *arguments: Any, **named: Any) -> None:
-        super().__init__(*arguments, **named)
-        self.results, self.outlook_of = results, outlook_of
-        self.expected: dict[str, Expected] = {}
-
-    def __call__(self, volumes: Sequence[Volume], scratch: Scratch) -> Prediction:
-        path = volumes[0].path
-        name = self.results.name_of(path)
-        outlook, annotation = self.outlook_of(name), self.results.annotation(path)
-        network = None
-        if outlook.share:
-            self.probabilities = True  # of the network, which are no result
-            try:
-                network = np.moveaxis(np.asarray(super().__call__(volumes, scratch).probabilities), -1, 0)
-            finally:
-                self.probabilities = False
-        prob = outlook.prob(distance_of(annotation.annotated, volumes[0].spacing), network)
-        inside, box = prob.shape[1:], outlook.propagated.box
-        unknown = ~annotation.annotated[box].ravel()
-        classes, dice = decide(prob.reshape(len(prob), -1), unknown)
-        dice = corrected(dice, find_slices(annotation.annotated))
-        self.expected[name] = expected(outlook, dice, np.bincount(classes[unknown], minlength=len(prob)))
-        numbers = np.zeros(annotation.numbers.shape, classes.dtype)
-        numbers[box] = classes.reshape(inside)
-        confidence = np.full(numbers.shape, 255, np.uint8)
-        confidence[box] = np.rint(255 * np.take_along_axis(prob, numbers[box][None], 0)[0])
-        mean = float(confidence[numbers > 0].mean() / 255) if (numbers > 0).any() else None
-        if self.results.keep:
-            numbers[annotation.annotated] = annotation.numbers[annotation.annotated]
-            confidence[annotation.annotated] = 255
-        voxels = np.bincount(numbers.ravel(), minlength=len(prob)).tolist()
-        return Prediction(self.class_values[numbers], confidence if self.confidence else None, None, voxels, mean)
-
-
-def expected(outlook: Outlook, dice: np.ndarray, counts: np.ndarray) -> Expected:
-    """What is expected of a volume, and what its held-out voxels tell of that."""
-    held = outlook.propagated.held
-    nothing = np.full(len(dice), np.nan)
-    if held is None:
-        return Expected(dice, nothing, nothing, counts)
-    prob = outlook.own(held.prob, held.distance)
-    classes, _ = decide(prob, np.ones(len(held.label), bool))
-    found = dice_of(classes, held.label, held.weight, len(dice))
-    hits, total = np.zeros(len(dice)), np.zeros(len(dice))
-    for number in range(len(dice)):
-        chosen = classes == number
-        hits[number] = (held.weight * prob[number])[chosen].sum()
-        total[number] = held.weight[chosen].sum() + (held.weight * prob[number]).sum()
-    return Expected(dice, found, 2 * hits / np.maximum(total, 1e-9), counts)
 
 
 class Results:
@@ -202,8 +123,10 @@ class Results:
         """
         device = torch.device(device)
         predictor = Densifier(
-            self,
+            self.name_of,
+            self.annotation,
             outlook_of,
+            self.keep,
             model.network.to(device),
             SlabInferer(model.patch_size, 0.5),
             model.class_values,
@@ -228,10 +151,7 @@ class Results:
             previews: digests by file name of what was written before; gets this one's.
         """
         image, annotation = read_image(case.files[0]), self.annotation(case.files[0])
-        prob = found.prob
-        classes, _ = decide(prob.reshape(len(prob), -1), ~annotation.annotated[found.box].ravel())
-        numbers = np.zeros(annotation.numbers.shape, classes.dtype)
-        numbers[found.box] = classes.reshape(prob.shape[1:])
+        numbers, _ = decided(found.prob, found.box, annotation)
         if self.keep:
             numbers[annotation.annotated] = annotation.numbers[annotation.annotated]
         path = self.preview(case)
@@ -243,7 +163,7 @@ class Results:
     def preview(self, case: ImageCase) -> Path:
         """Where that is."""
         segmentation = self._names(case)["segmentation"]
-        suffix = next(s for s in (*OUTPUT_SUFFIXES, "") if segmentation.endswith(s))
+        suffix = suffix_among(segmentation, OUTPUT_SUFFIXES)
         return self.folder / f"{case.name}_preview{suffix}"
 
     def name_of(self, image: str) -> str:

@@ -186,9 +186,12 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         ("spacing", "another voxel size"),
         ("normalize", "another normalisation"),
     )
-    found = [told for key, told in words if (before.get(key) or None) != (now.get(key) or None)]
-    # Of a network that is no UNet3D, nothing is known by which it could be told from another one
-    return found if now.get("network") or found[:1] == ["another network"] else ["another network", *found]
+
+    def differs(key: str) -> bool:
+        # Of a network that is no UNet3D, nothing is known by which it could be told from another one
+        return (before.get(key) or None) != (now.get(key) or None) or (key == "network" and not now.get(key))
+
+    return [told for key, told in words if differs(key)]
 
 
 def keep_aside(model_file: str | Path) -> Path:

@@ -72,7 +72,7 @@ def predict(
             raise DataError(f"format is {format!r}; expected one of {', '.join(OUTPUT_SUFFIXES)}.")
     for source in sources:
         check_output_dir(output_dir, source)
-    own_normalization = [] if normalize is None else normalization_names(normalize)
+    own_normalization = normalization_names(normalize)
     trained_with = model.description.get("normalize") or []
     if own_normalization != trained_with:
         raise DataError(
@@ -88,7 +88,7 @@ def predict(
         model.in_channels,
         model.spacing,
         device,
-        None if normalize is None else normalizer(normalize),
+        normalizer(normalize),
         confidence,
         probabilities,
         _class_numbers(largest, model.class_names),

@@ -59,7 +59,7 @@ def write_segmentation(path: str | Path, labels: np.ndarray, like: Volume, class
     check_output(path, like, class_names)
     _check_shape(labels, like, "biu", 3)
     labels, suffix = _of_common_type(labels), output_suffix(path)
-    with _replacing(path, suffix) as draft:
+    with replacing(path, suffix) as draft:
         if suffix in NIFTI_SUFFIXES:
             write_nifti_labels(draft, labels, like, class_names)
         elif suffix == ".seg.nrrd":
@@ -92,7 +92,7 @@ def write_map(path: str | Path, values: np.ndarray, like: Volume, description: s
     values, suffix = _of_common_type(values), output_suffix(path)
     if suffix == ".seg.nrrd":
         raise DataError(f"{path}: .seg.nrrd holds segmentations only, expected one of .nii.gz, .nrrd and .mha.")
-    with _replacing(path, suffix) as draft:
+    with replacing(path, suffix) as draft:
         if suffix in NIFTI_SUFFIXES:
             write_nifti_map(draft, values, like, description)
         else:
@@ -114,7 +114,7 @@ def _of_common_type(array: np.ndarray) -> np.ndarray:
 
 
 @contextmanager
-def _replacing(path: str | Path, suffix: str) -> Iterator[Path]:
+def replacing(path: str | Path, suffix: str) -> Iterator[Path]:
     """A file to write, of the same `suffix`, which takes the place of `path` when it is complete."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -13,8 +13,13 @@ from sparse3dunet.keys import IMAGE
 NONE = "no normalisation"
 
 
-def normalization_names(transforms: Sequence[Any]) -> list[str]:
-    """The transforms that normalise, in words; none for the bundle's own: each channel to mean 0 and deviation 1."""
+def normalization_names(transforms: Sequence[Any] | None) -> list[str]:
+    """The transforms that normalise, in words; none for the bundle's own: each channel to mean 0 and deviation 1.
+
+    None is the bundle's own, too; without any transform, there is no normalisation.
+    """
+    if transforms is None:
+        return []
     if len(transforms) == 1 and type(transforms[0]) is NormalizeIntensityd:
         inner = transforms[0].normalizer
         if inner.channel_wise and not inner.nonzero and inner.subtrahend is None and inner.divisor is None:
@@ -22,9 +27,9 @@ def normalization_names(transforms: Sequence[Any]) -> list[str]:
     return [_in_words(transform) for transform in transforms] or [NONE]
 
 
-def normalizer(transforms: Sequence[Any]) -> Callable[[torch.Tensor], torch.Tensor] | None:
+def normalizer(transforms: Sequence[Any] | None) -> Callable[[torch.Tensor], torch.Tensor] | None:
     """What normalises an image (C, X, Y, Z) as dictionary transforms do; None for the bundle's own normalisation."""
-    if not normalization_names(transforms):
+    if transforms is None or not normalization_names(transforms):
         return None
     compose = Compose(list(transforms))
     return lambda image: compose({IMAGE: image})[IMAGE]

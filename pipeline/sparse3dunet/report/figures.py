@@ -16,7 +16,7 @@ from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.figure import Figure
 from scipy import ndimage
 
-from sparse3dunet.colors import CLASS_COLORS
+from sparse3dunet.colors import CLASS_COLORS, class_color
 from sparse3dunet.data.slices import PLANES
 from sparse3dunet.report.pictures import UNLABELED, mark_sides
 
@@ -79,11 +79,6 @@ class PlanePanels:
     plane: str
     number: int
     panels: Mapping[str, bytes]
-
-
-def class_color(number: int) -> str:
-    """The colour of a class from 1 on, as #rrggbb."""
-    return CLASS_COLORS[(number - 1) % len(CLASS_COLORS)]
 
 
 # ------------------------------------------------------------ the place of highest doubt

@@ -14,7 +14,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from sparse3dunet.colors import CLASS_COLORS
+from sparse3dunet.colors import class_color
 from sparse3dunet.data.slices import PLANES
 
 SIDES = ("LR", "PA", "IS")
@@ -160,7 +160,7 @@ def _most_telling_slice(
 
 
 def _class_colormap(num_classes: int) -> ListedColormap:
-    return ListedColormap([CLASS_COLORS[i % len(CLASS_COLORS)] for i in range(num_classes)])
+    return ListedColormap([class_color(number) for number in range(1, num_classes + 1)])
 
 
 def _add_legend(figure: Figure, colors: ListedColormap, names: Sequence[str], errors: bool) -> None:

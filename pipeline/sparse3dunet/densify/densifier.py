@@ -1,0 +1,109 @@
+"""From what is known of a volume's voxels to the classes of best Dice, and what is expected of these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sparse3dunet.data.slices import find_slices
+from sparse3dunet.densify.estimate import Expected, corrected
+from sparse3dunet.densify.propagated import Outlook, distance_of
+from sparse3dunet.inference.predictor import Prediction, Predictor, Scratch
+from sparse3dunet.io.volumes import Volume
+from sparse3dunet.propagation.calibration import decide
+from sparse3dunet.propagation.calibration import dice as dice_of
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """What the user annotated of a case, on the image's grid and in the file's order of axes.
+
+    Attributes:
+        raw: (X, Y, Z) values on disk.
+        numbers: (X, Y, Z) class numbers, 0 where unlabeled.
+        annotated: (X, Y, Z) boolean.
+    """
+
+    raw: np.ndarray
+    numbers: np.ndarray
+    annotated: np.ndarray
+
+
+class Densifier(Predictor):
+    """A predictor of annotated images: propagation's probabilities and the network's, and the classes of best Dice.
+
+    Args:
+        name_of: of the case whose (first) image file is given.
+        annotation_of: likewise.
+        outlook_of: of a case, by its name.
+        keep_annotation: whether annotated voxels keep their label.
+        arguments: of :class:`~sparse3dunet.inference.predictor.Predictor`.
+    """
+
+    def __init__(
+        self,
+        name_of: Callable[[str], str],
+        annotation_of: Callable[[str], Annotation],
+        outlook_of: Callable[[str], Outlook],
+        keep_annotation: bool,
+        *arguments: Any,
+        **named: Any,
+    ) -> None:
+        super().__init__(*arguments, **named)
+        self.name_of, self.annotation_of, self.outlook_of = name_of, annotation_of, outlook_of
+        self.keep_annotation = keep_annotation
+        self.expected: dict[str, Expected] = {}
+
+    def __call__(self, volumes: Sequence[Volume], scratch: Scratch) -> Prediction:
+        path = volumes[0].path
+        name = self.name_of(path)
+        outlook, annotation = self.outlook_of(name), self.annotation_of(path)
+        network = None
+        if outlook.share:
+            self.probabilities = True  # of the network, which are no result
+            try:
+                network = np.moveaxis(np.asarray(super().__call__(volumes, scratch).probabilities), -1, 0)
+            finally:
+                self.probabilities = False
+        prob = outlook.prob(distance_of(annotation.annotated, volumes[0].spacing), network)
+        box = outlook.propagated.box
+        numbers, dice = decided(prob, box, annotation)
+        dice = corrected(dice, find_slices(annotation.annotated))
+        unlabeled = numbers[box][~annotation.annotated[box]]
+        self.expected[name] = expected(outlook, dice, np.bincount(unlabeled, minlength=len(prob)))
+        confidence = np.full(numbers.shape, 255, np.uint8)
+        confidence[box] = np.rint(255 * np.take_along_axis(prob, numbers[box][None], 0)[0])
+        mean = float(confidence[numbers > 0].mean() / 255) if (numbers > 0).any() else None
+        if self.keep_annotation:
+            numbers[annotation.annotated] = annotation.numbers[annotation.annotated]
+            confidence[annotation.annotated] = 255
+        voxels = np.bincount(numbers.ravel(), minlength=len(prob)).tolist()
+        return Prediction(self.class_values[numbers], confidence if self.confidence else None, None, voxels, mean)
+
+
+def decided(prob: np.ndarray, box: tuple[slice, ...], annotation: Annotation) -> tuple[np.ndarray, np.ndarray]:
+    """The classes (X, Y, Z) of best Dice by probabilities (K, X', Y', Z') within a box; and that Dice, as expected."""
+    classes, dice = decide(prob.reshape(len(prob), -1), ~annotation.annotated[box].ravel())
+    numbers = np.zeros(annotation.numbers.shape, classes.dtype)
+    numbers[box] = classes.reshape(prob.shape[1:])
+    return numbers, dice
+
+
+def expected(outlook: Outlook, dice: np.ndarray, counts: np.ndarray) -> Expected:
+    """What is expected of a volume, and what its held-out voxels tell of that."""
+    held = outlook.propagated.held
+    nothing = np.full(len(dice), np.nan)
+    if held is None:
+        return Expected(dice, nothing, nothing, counts)
+    prob = outlook.own(held.prob, held.distance)
+    classes, _ = decide(prob, np.ones(len(held.label), bool))
+    found = dice_of(classes, held.label, held.weight, len(dice))
+    hits, total = np.zeros(len(dice)), np.zeros(len(dice))
+    for number in range(len(dice)):
+        chosen = classes == number
+        hits[number] = (held.weight * prob[number])[chosen].sum()
+        total[number] = held.weight[chosen].sum() + (held.weight * prob[number]).sum()
+    return Expected(dice, found, 2 * hits / np.maximum(total, 1e-9), counts)
