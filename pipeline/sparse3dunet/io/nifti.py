@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 
 from sparse3dunet.io.grid import SHEAR_TOLERANCE, shear
-from sparse3dunet.io.volumes import Volume
+from sparse3dunet.io.volumes import Volume, affine_in_mm
 
 
 def write_nifti_labels(path: Path, labels: np.ndarray, like: Volume, class_names: Mapping[int, str]) -> None:
@@ -36,7 +36,7 @@ def _result_header(array: np.ndarray, like: Volume) -> Any:
     if (
         isinstance(header, nib.Nifti1Header)
         and header.is_single
-        and np.array_equal(header.get_best_affine(), like.affine)
+        and np.array_equal(affine_in_mm(header.get_best_affine(), header), like.affine)
     ):
         header = header.copy()
         header.extensions.clear()  # which speak of the image's voxels, and may name the patient

@@ -15,6 +15,8 @@ from sparse3dunet.errors import DataError
 
 AFFINE_TOLERANCE = 0.1
 """Voxels by which any corner of a volume may lie off another's that it belongs to."""
+IN_MM = {"micron": 1e-3, "meter": 1e3}
+"""Units of length that NIfTI knows, in mm; a file that names none of them means mm."""
 
 
 @dataclass(frozen=True)
@@ -89,17 +91,30 @@ def read_volume(path: str | Path) -> Volume:
             "as one volume."
         )
     data = data[..., 0] if data.shape[3:] == (1,) else data
-    affine = np.asarray(image.affine, dtype=np.float64)
+    affine = affine_in_mm(image.affine, image.header)
     check_affine(path, affine)
     return Volume(str(path), data, affine, image.header)
 
 
+def affine_in_mm(affine: np.ndarray, header: Any) -> np.ndarray:
+    """The affine (4, 4) of a NIfTI file in mm, in whatever unit of length its header has it."""
+    try:
+        unit = header.get_xyzt_units()[0]
+    except (AttributeError, KeyError):  # formats without units; codes that NIfTI does not know
+        unit = "unknown"
+    scale = IN_MM.get(unit, 1.0)
+    return np.asarray(affine, np.float64) * np.array([[scale], [scale], [scale], [1.0]])
+
+
 def check_affine(path: str | Path, affine: np.ndarray) -> None:
     """Raise DataError unless the (4, 4) voxel-to-world affine of the file `path` has three independent axes."""
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+    axes = affine[:3, :3]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        directions = axes / np.linalg.norm(axes, axis=0)
+    if not (np.isfinite(affine).all() and np.isfinite(directions).all() and abs(np.linalg.det(directions)) > 1e-6):
         raise DataError(
-            f"{path}: its affine is degenerate (a spacing of 0 or NaN): {affine[:3].tolist()}; expected three "
-            "independent axes in mm. Set the voxel size in the header, or export the volume again."
+            f"{path}: its affine is degenerate (a spacing of 0 or NaN, or axes in one plane): {affine[:3].tolist()}; "
+            "expected three independent axes in mm. Set the voxel size in the header, or export the volume again."
         )
 
 

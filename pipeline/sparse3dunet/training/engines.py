@@ -219,6 +219,7 @@ class PictureWriter:
                 class_names=self.class_names,
                 title=name,
                 spacing=image.pixdim.tolist() if isinstance(image, MetaTensor) else (1, 1, 1),
+                sides=getattr(image, "meta", {}).get("is_placed", True),
             )
             if self.summary_writer is not None:
                 self.summary_writer.add_image(f"pictures/{name}", imread(file), engine.state.epoch, dataformats="HWC")
