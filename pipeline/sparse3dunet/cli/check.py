@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sparse3dunet.cli import arguments
+from sparse3dunet.cli import arguments, options
 from sparse3dunet.errors import DataError
 
 
@@ -17,10 +17,8 @@ def check(
     label_dir: Annotated[str | None, typer.Option(help="Folder in DATA with the labels.")] = None,
     weight_dir: Annotated[str | None, typer.Option(help="Folder in DATA with weight images.")] = None,
     reference_dir: Annotated[str | None, typer.Option(help="Folder in DATA with dense labels for scoring.")] = None,
-    ignore_index: Annotated[str | None, typer.Option(help="Unlabeled voxels' value or values: 255 or 4,255.")] = None,
-    annotated_slices: Annotated[
-        str | None, typer.Option(help='"axial", "coronal", "sagittal", "all", or JSON as in a datalist.')
-    ] = None,
+    ignore_index: options.IgnoreIndex = None,
+    annotated_slices: options.AnnotatedSlices = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
     all_cases: Annotated[bool, typer.Option("--all", help="List each case and error.")] = False,
 ) -> None:

@@ -3,40 +3,42 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from sparse3dunet.cli import arguments
+from sparse3dunet.cli import arguments, options
+
+Sources = Annotated[
+    list[str], typer.Argument(help="A scan and its annotation; or a folder or JSON datalist of several.")
+]
+Spacing = Annotated[
+    str, typer.Option(help='Voxel size in mm to compute with: auto, null (as it is), median, or "1,1,1".')
+]
+Folds = Annotated[
+    str, typer.Option(help="Parts of the slices that are held out in turn, to tell the quality: auto, 0, 1, 3.")
+]
+KeepAnnotation = Annotated[
+    bool, typer.Option("--keep-annotation/--as-predicted", help="Annotated voxels keep their label.")
+]
 
 
 def densify(
     context: typer.Context,
-    sources: Annotated[
-        list[str], typer.Argument(help="A scan and its annotation; or a folder or JSON datalist of several.")
-    ],
-    output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Folder for the results.")],
+    sources: Sources,
+    output_dir: options.OutputDir,
     minutes: Annotated[float, typer.Option(help="For all of it.")] = 5.0,
-    ignore_index: Annotated[str | None, typer.Option(help="Unlabeled voxels' value or values: 255 or 4,255.")] = None,
-    annotated_slices: Annotated[
-        str | None, typer.Option(help='"axial", "coronal", "sagittal", "all", or JSON as in a datalist.')
-    ] = None,
+    ignore_index: options.IgnoreIndex = None,
+    annotated_slices: options.AnnotatedSlices = None,
     class_names: Annotated[str | None, typer.Option(help="background,liver,tumor; default: as declared.")] = None,
     label_dir: Annotated[str | None, typer.Option(help="Folder of several, with their labels.")] = None,
     weight_dir: Annotated[str | None, typer.Option(help="Folder of several, with their weight images.")] = None,
-    spacing: Annotated[
-        str, typer.Option(help='Voxel size in mm to compute with: auto, null (as it is), median, or "1,1,1".')
-    ] = "auto",
-    folds: Annotated[
-        str, typer.Option(help="Parts of the slices that are held out in turn, to tell the quality: auto, 0, 1, 3.")
-    ] = "auto",
+    spacing: Spacing = "auto",
+    folds: Folds = "auto",
     suggestions: Annotated[int, typer.Option(help="Slices of each plane to annotate next.", min=0)] = 3,
-    keep_annotation: Annotated[
-        bool, typer.Option("--keep-annotation/--as-predicted", help="Annotated voxels keep their label.")
-    ] = True,
-    format: Annotated[str | None, typer.Option(help="nii.gz, nii, nrrd, mha or seg.nrrd; default: the scan's.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default: a GPU if there is one.")] = None,
+    keep_annotation: KeepAnnotation = True,
+    format: options.Format = None,
+    device: options.Device = None,
     seed: Annotated[int, typer.Option(help="Of what is random.")] = 0,
     restart: Annotated[bool, typer.Option("--restart", help="Forget what a former run in the folder learned.")] = False,
     anew: Annotated[bool, typer.Option("--anew", hidden=True)] = False,

@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
+from sparse3dunet.cli import options
+
 
 def package(
     model: Annotated[Path, typer.Argument(help="A training's folder, or its model.pt.")],
-    output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Folder for the bundle.")],
+    output_dir: options.OutputDir,
     name: Annotated[str, typer.Option(help="Of the bundle.")] = "sparse3dunet_segmentation",
     version: Annotated[str | None, typer.Option(help="Of the bundle; default: that of sparse3dunet.")] = None,
     data_license: Annotated[

@@ -7,38 +7,38 @@ from typing import Annotated
 
 import typer
 
-from sparse3dunet.cli import arguments
+from sparse3dunet.cli import arguments, options
+
+TrainedModel = Annotated[
+    Path, typer.Argument(help="model.pt of a training, its folder, model.ts, or a packaged bundle.")
+]
+Images = Annotated[
+    list[str], typer.Argument(help="Images, folders, patterns, DICOM folders, or JSON datalists.", show_default=False)
+]
+Largest = Annotated[str | None, typer.Option(help='Keep only the largest component of these classes: "all", or names.')]
+MinMl = Annotated[
+    str | None, typer.Option(help="Remove components that are smaller: 0.5, or by class: liver=5,tumor=0.1.")
+]
+Mirror = Annotated[
+    str | None, typer.Option(help="Average over reflections: lr, ap, si (axes; lr,ap for several) or all.")
+]
+RoiSize = Annotated[str | None, typer.Option(help="Of windows, in voxels: 96 or 96,96,64; default: training's.")]
 
 
 def predict(
-    model: Annotated[Path, typer.Argument(help="model.pt of a training, its folder, model.ts, or a packaged bundle.")],
-    images: Annotated[
-        list[str],
-        typer.Argument(help="Images, folders, patterns, DICOM folders, or JSON datalists.", show_default=False),
-    ],
-    output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Folder for the results.")],
-    format: Annotated[
-        str | None, typer.Option(help="nii.gz, nii, nrrd, mha or seg.nrrd (3D Slicer's); default: each image's own.")
-    ] = None,
+    model: TrainedModel,
+    images: Images,
+    output_dir: options.OutputDir,
+    format: options.Format = None,
     confidence: Annotated[bool, typer.Option("--confidence", help="Also write confidence maps, 0 to 255.")] = False,
-    probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="Also write each class's probability.")
-    ] = False,
-    largest: Annotated[
-        str | None, typer.Option(help='Keep only the largest component of these classes: "all", or names.')
-    ] = None,
-    min_ml: Annotated[
-        str | None, typer.Option(help="Remove components that are smaller: 0.5, or by class: liver=5,tumor=0.1.")
-    ] = None,
-    mirror: Annotated[
-        str | None, typer.Option(help="Average over reflections: lr, ap, si (axes; lr,ap for several) or all.")
-    ] = None,
+    probabilities: Annotated[bool, typer.Option("--probabilities", help="Also write that of each class.")] = False,
+    largest: Largest = None,
+    min_ml: MinMl = None,
+    mirror: Mirror = None,
     overlap: Annotated[float, typer.Option(help="Of windows, a fraction.", min=0, max=0.95)] = 0.5,
-    roi_size: Annotated[
-        str | None, typer.Option(help="Of windows, in voxels: 96 or 96,96,64; default: training's.")
-    ] = None,
+    roi_size: RoiSize = None,
     precision: Annotated[str, typer.Option(help="auto (bfloat16 where it is fast), float32 or bfloat16.")] = "auto",
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default: a GPU if there is one.")] = None,
+    device: options.Device = None,
     pictures: Annotated[bool, typer.Option("--pictures/--no-pictures", help="Draw each image.")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that were changed.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print failures alone.")] = False,

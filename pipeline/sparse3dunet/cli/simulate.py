@@ -7,13 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-from sparse3dunet.cli import arguments
+from sparse3dunet.cli import arguments, options
 from sparse3dunet.errors import DataError
 
 
 def simulate(
     labels: Annotated[Path, typer.Argument(help="Dense label map, or a folder of them.")],
-    output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Folder for the sparse label maps.")],
+    output_dir: options.OutputDir,
     slices: Annotated[str | None, typer.Option(help="Slices to keep per array axis: 3 or 7,5,21.")] = None,
     placement: Annotated[
         str, typer.Option(help="Of slices: equidistant, random, or foreground (random among those that cross it).")

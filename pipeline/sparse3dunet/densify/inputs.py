@@ -139,6 +139,10 @@ def prepare_pair(
     content |= {"scan": str(scan), "annotation": str(annotation)}
     if labels:
         content["labels"] = {str(value): text for value, text in sorted(labels.items())}
+    return _write_datalist(folder, content)
+
+
+def _write_datalist(folder: Path, content: Mapping[str, Any]) -> Path:
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     replace_file(folder / DATALIST, lambda draft: draft.write_text(text, encoding="utf-8"))
     return folder / DATALIST

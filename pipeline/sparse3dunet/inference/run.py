@@ -66,46 +66,37 @@ def predict(
         DataError: when nothing can start: no image, no class of that name, no place for results. An image that fails is
             an :class:`~sparse3dunet.inference.batch.Outcome`'s matter.
     """
-    if format is not None:
-        format = "." + str(format).lstrip(".")
-        if format not in OUTPUT_SUFFIXES:
-            raise DataError(f"format is {format!r}; expected one of {', '.join(OUTPUT_SUFFIXES)}.")
+    format = _suffix(format)
     for source in sources:
         check_output_dir(output_dir, source)
-    own_normalization = normalization_names(normalize)
-    trained_with = model.description.get("normalize") or []
-    if own_normalization != trained_with:
-        raise DataError(
-            f"{model.path} was trained with another normalisation ({_listed(trained_with)}) than it is to predict with "
-            f"({_listed(own_normalization)}). Use the bundle's run inference, with `normalize` as in training's config."
-        )
+    _check_normalization(model, normalize)
     cases = find_images(sources, model.in_channels, results_in(output_dir))
-    device = torch.device(device) if device is not None else default_device()
-    predictor = Predictor(
-        model.network.to(device),
-        inferer,
-        model.class_values,
-        model.in_channels,
-        model.spacing,
-        device,
-        normalizer(normalize),
-        confidence,
-        probabilities,
-        _class_numbers(largest, model.class_names),
-        _minimum_sizes(min_ml, model.class_names),
-    )
+    chosen = _class_numbers(largest, model.class_names), _minimum_sizes(min_ml, model.class_names)
+    predictor = _predictor(model, inferer, device or default_device(), normalize, confidence, probabilities, *chosen)
     inferer.windows((1, 1, 1), model.network)  # whether the network takes such windows
-    key = {
+    _check_writable(Path(output_dir))
+    output = Output(Path(output_dir), model.class_names, model.class_values, format, pictures, overwrite)
+    key = _key(model, predictor, normalization_names(normalize))
+    return predict_batch(cases, predictor, output, key, quiet)
+
+
+def _predictor(model: Model, inferer: SlabInferer, device: Any, normalize: Any, *options: Any) -> Predictor:
+    device = torch.device(device)
+    facts = model.class_values, model.in_channels, model.spacing
+    return Predictor(model.network.to(device), inferer, *facts, device, normalizer(normalize), *options)
+
+
+def _key(model: Model, predictor: Predictor, normalization: list[str]) -> dict[str, Any]:
+    """What results depend on besides the image: what was done before with the same is skipped."""
+    inferer = predictor.inferer
+    return {
         "model": model.digest,
         **{name: getattr(inferer, name) for name in ("roi_size", "overlap", "border", "mirror_axes")},
-        "bfloat16": inferer.uses_bfloat16(device),
-        "normalize": own_normalization,
+        "bfloat16": inferer.uses_bfloat16(predictor.device),
+        "normalize": normalization,
         "largest": predictor.largest,
         "min_ml": predictor.min_ml,
     }
-    _check_writable(Path(output_dir))
-    output = Output(Path(output_dir), model.class_names, model.class_values, format, pictures, overwrite)
-    return predict_batch(cases, predictor, output, key, quiet)
 
 
 def report(outcome: Outcome, output_dir: str | Path) -> None:
@@ -124,6 +115,24 @@ def report(outcome: Outcome, output_dir: str | Path) -> None:
         raise DataError(
             f"{len(outcome.failed)} of {total} volume(s) failed, see {Path(output_dir) / 'summary.csv'}: "
             f"{outcome.failed[0]}{more}"
+        )
+
+
+def _suffix(format: str | None) -> str | None:
+    """A format's suffix with its dot."""
+    suffix = None if format is None else "." + str(format).lstrip(".")
+    if suffix not in (None, *OUTPUT_SUFFIXES):
+        raise DataError(f"format is {suffix!r}; expected one of {', '.join(OUTPUT_SUFFIXES)}.")
+    return suffix
+
+
+def _check_normalization(model: Model, normalize: Sequence[Any] | None) -> None:
+    """Raise DataError unless images are normalised as in training."""
+    found, expected = normalization_names(normalize), model.description.get("normalize") or []
+    if found != expected:
+        raise DataError(
+            f"{model.path} was trained with another normalisation ({_listed(expected)}) than it is to predict with "
+            f"({_listed(found)}). Use the bundle's run inference, with `normalize` as in training's config."
         )
 
 

@@ -71,9 +71,7 @@ def save_picture(
             ax.set_axis_off()
             if axis == 2:
                 ax.set_title(name, color="white", fontsize=10)
-        box = {"facecolor": "black", "edgecolor": "none", "pad": 1.5}
-        place = {"x": 0.02, "y": 0.98, "va": "top", "transform": row[0].transAxes}
-        row[0].text(s=f"{PLANES[axis]} {index * step}", color="white", fontsize=8, bbox=box, **place)
+        _name_plane(row[0], f"{PLANES[axis]} {index * step}")
         if sides:
             mark_sides(row[0], axis)
     figure.suptitle(title, color="white", fontsize=10)
@@ -83,6 +81,11 @@ def save_picture(
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(buffer.getvalue())
+
+
+def _name_plane(ax: Any, name: str) -> None:
+    box = {"facecolor": "black", "edgecolor": "none", "pad": 1.5}
+    ax.text(0.02, 0.98, name, color="white", fontsize=8, bbox=box, va="top", transform=ax.transAxes)
 
 
 def mark_sides(ax: Any, axis: int) -> None:

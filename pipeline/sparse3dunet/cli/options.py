@@ -1,0 +1,16 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+OutputDir = Annotated[Path, typer.Option("--output-dir", "-o", help="Folder for the results.")]
+IgnoreIndex = Annotated[str | None, typer.Option(help="Unlabeled voxels' value or values: 255 or 4,255.")]
+AnnotatedSlices = Annotated[
+    str | None, typer.Option(help='"axial", "coronal", "sagittal", "all", or JSON as in a datalist.')
+]
+Format = Annotated[str | None, typer.Option(help="nii.gz, nii, nrrd, mha or seg.nrrd; default: each image's own.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default: a GPU if there is one.")]
