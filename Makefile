@@ -1,11 +1,12 @@
-# make demo: segment the built-in scan from a few slices, beside other methods. make test: all tests.
+# make demo: segment the built-in scan from a few slices, beside other methods. make test: the tests; make acceptance:
+# also those that are slow.
 # Each makes its own virtual environment in .venv first; PYTHON chooses the interpreter (3.10 or newer).
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO := data/demo
 
-.PHONY: demo test lint clean
+.PHONY: demo test acceptance lint clean
 
 $(VENV)/installed: requirements.txt setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "sparse3dunet needs Python 3.10 or newer, this is %s; choose another: make PYTHON=python3.12 ..." % sys.version.split()[0])'
@@ -24,7 +25,10 @@ demo: $(VENV)/installed
 	@echo "Look at $(DEMO)/out/report.html; the segmentation is $(DEMO)/out/scan_seg.nii.gz"
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -n 2 tests
+	$(BIN)/python -m pytest -n 2 -m "not slow" tests
+
+acceptance: test
+	$(BIN)/python -m pytest -m slow tests
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

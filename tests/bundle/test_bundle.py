@@ -316,6 +316,7 @@ def test_a_loss_that_is_not_finite(dataset, tmp_path):
     assert "Lower the learning rate" in message
 
 
+@pytest.mark.slow
 def test_killed_while_training_the_best_model_is_whole(dataset, tmp_path):
     """Killed without warning once a model is there, at three moments: it loads, and predicts."""
     places = ("--dataset_dir", dataset, "--output_dir", tmp_path / "eval", "--ckpt_dir", tmp_path / "models")

@@ -131,6 +131,7 @@ def test_references_are_resampled_onto_the_images_grid(dataset):
     assert {tuple(data[key].shape) for key in ("image", "label", "weight", "reference")} == {(1, 30, 25, 7)}
 
 
+@pytest.mark.slow
 def test_cross_validation_over_slices(dataset, tmp_path):
     """One command: a table of the folds, whose figures are those of their scores, on slices never trained on."""
     places = ("--dataset_dir", dataset, "--output_dir", tmp_path / "eval", "--ckpt_dir", tmp_path / "models")

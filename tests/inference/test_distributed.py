@@ -122,7 +122,13 @@ def test_cases_are_shared_or_all_validated_by_each():
     assert [share_cases(cases, rank, 6) for rank in range(6)] == [cases] * 6
 
 
-@pytest.mark.parametrize("count", [4, 3], ids=["a volume each", "fewer volumes than processes"])
+@pytest.mark.parametrize(
+    "count",
+    [
+        pytest.param(4, id="a volume each", marks=pytest.mark.slow),
+        pytest.param(3, id="fewer volumes than processes"),
+    ],
+)
 def test_two_processes_train_as_one(tmp_path, count):
     """Batches of 1 each give the loss curve of batches of 2, and the same scores on shared-out volumes."""
     data = make_dataset(tmp_path / "dataset", count)

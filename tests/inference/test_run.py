@@ -149,6 +149,7 @@ def test_a_bad_case_does_not_stop_the_batch(trained, images, tmp_path):
     assert {row["status"] for row in table(tmp_path / "out")} == {"done"}
 
 
+@pytest.mark.slow
 def test_killed_at_random(trained, images, predicted, tmp_path):
     """Three kills here; benchmarks/kills.py does twenty."""
     out, random = tmp_path / "out", np.random.default_rng(SEED_OF_KILLS)

@@ -34,6 +34,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_killed_while_writing_the_file_is_whole(tmp_path):
     """A process that does nothing but replace the file is killed at any moment, three times."""
     path = tmp_path / "models" / "model.pt"

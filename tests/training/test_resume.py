@@ -193,7 +193,7 @@ def test_a_former_training_is_not_taken_for_this_one(tmp_path, capsys):
     assert "is not there yet: training begins" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("when", ["iteration", "validation"])
+@pytest.mark.parametrize("when", ["iteration", pytest.param("validation", marks=pytest.mark.slow)])
 def test_a_signal_to_one_of_two_processes_ends_both(tmp_path, when):
     command = [sys.executable, "-W", "ignore", str(Path(__file__).resolve()), str(tmp_path), when]
     environment = bundle_environment()
