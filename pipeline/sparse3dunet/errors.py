@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import traceback
+import warnings
 from types import TracebackType
 
 TRACEBACK_VARIABLE = "SPARSE3DUNET_TRACEBACK"
@@ -32,8 +34,11 @@ def show_readable_errors() -> None:
     """From now on, end the process on an uncaught error with one message, and exit status 1.
 
     A DataError's is its own. Of what goes wrong in a bundle's config, the message names the setting. The full traceback
-    is shown where the environment variable SPARSE3DUNET_TRACEBACK is set, and for an error that is neither.
+    is shown where the environment variable SPARSE3DUNET_TRACEBACK is set, and for an error that is neither. Warnings of
+    MONAI about a DICOM decoder for GPUs are left out: it is not installed, and nothing here needs it.
     """
+    logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", "NvImgCodecPydicomReader")
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         data_error = find_data_error(error)

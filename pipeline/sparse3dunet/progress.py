@@ -1,7 +1,10 @@
-"""What a batch shows of itself in a terminal, or in a log."""
+"""How far the work is: bars in a terminal; lines alone in a log."""
 
 from __future__ import annotations
 
+import atexit
+import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
@@ -9,7 +12,17 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+_DRAWN_EVERY = 0.2  # seconds
 
 
 class BatchProgress:
@@ -72,6 +85,46 @@ class BatchProgress:
         if not quiet:
             text = text.encode(errors="backslashreplace").decode()  # names of files may be no UTF-8
             self.console.print(f"{self.finished}/{self.total} {text}", markup=False, highlight=False)
+
+
+class StepProgress:
+    """A bar over the steps of a run, in a terminal alone; what is printed meanwhile appears above it.
+
+    Args:
+        title: at the begin of the bar.
+        total: number of steps, or of seconds.
+        unit: of these, with a space before it; may be empty.
+        columns: further ones, such as the time left.
+        shown: whether there is a bar at all.
+    """
+
+    def __init__(self, title: str, total: float, unit: str, *columns: ProgressColumn, shown: bool = True) -> None:
+        console = Console(soft_wrap=True)
+        count = TextColumn("{task.completed:.0f}/{task.total:.0f}{task.fields[unit]}")
+        self.bars = Progress(
+            *(TextColumn("{task.description}"), BarColumn(20), count, TextColumn("{task.fields[told]}"), *columns),
+            console=console,
+            transient=True,
+            disable=not (shown and console.is_terminal),
+            auto_refresh=False,  # by a thread, whose locks forked workers would inherit
+            redirect_stderr=sys.stderr.isatty(),
+        )
+        self.task = self.bars.add_task(escape(title), total=total, unit=unit, told="")
+        self.drawn = 0.0
+        self.bars.start()
+        atexit.register(self.close)  # a run that is ended otherwise leaves the terminal as it was
+
+    def update(self, done: float, told: str = "") -> None:
+        """Set how many steps are done, and what is told beside the bar."""
+        self.bars.update(self.task, completed=done, told=escape(told))
+        if time.monotonic() - self.drawn > _DRAWN_EVERY:
+            self.bars.refresh()
+            self.drawn = time.monotonic()
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self.bars.stop()
+        atexit.unregister(self.close)
 
 
 @contextmanager

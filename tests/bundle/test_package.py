@@ -61,6 +61,7 @@ def test_contents(packaged, trained):
     code = {p.relative_to(ROOT / "pipeline").as_posix() for p in (ROOT / "pipeline/sparse3dunet").rglob("*.py")}
     expected = {f"configs/{name}{suffix}" for name in configs for suffix in (".yaml", ".json")} | code
     expected |= {"configs/metadata.json", "configs/logging.conf", "sparse3dunet/py.typed", "LICENSE", "SHA256SUMS"}
+    expected |= {"sparse3dunet/report/templates/densify.html.j2"}
     expected |= {"docs/README.md", "docs/data_license.txt"} | {f"models/model.{kind}" for kind in ("pt", "json", "ts")}
     assert found == expected
     assert "sparse3dunet/bundle/package.py" in found

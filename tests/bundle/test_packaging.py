@@ -58,7 +58,7 @@ def test_wheel(tmp_path, source):
         names = set(archive.namelist())
         (metadata,) = (archive.read(n).decode() for n in names if n.endswith("/METADATA"))
     sources = {str(p.relative_to(ROOT / "pipeline")) for p in (ROOT / "pipeline/sparse3dunet").rglob("*.py")}
-    assert "sparse3dunet/py.typed" in names
+    assert {"sparse3dunet/py.typed", "sparse3dunet/report/templates/densify.html.j2"} <= names
     assert {name for name in names if name.endswith(".py")} == sources  # and nothing of a former build
     assert not any(name.startswith(("tests", "benchmarks")) for name in names)
     assert {name.removeprefix(BUNDLE) for name in names if name.startswith(BUNDLE)} == bundle_files()

@@ -133,7 +133,7 @@ def test_without_held_out_slices_the_reason_is_told(report, tmp_path):
 
 
 def test_text_of_users_is_escaped(report, tmp_path):
-    names, evil = ("background", "<b>x</b>", "a & b"), '"><i onclick="x">ünï\'</i>'
+    names, evil = ("background", "<b>x</b>", "a & b"), '"><i onclick="x">ünï\'</i>{{ 7 * 7 }}{% endif %}'
     case = dataclasses.replace(
         report.cases[0],
         name=evil,

@@ -191,7 +191,7 @@ def _write(model: Model, source: Path, folder: Path, version: str, licence: str)
     _put(folder / "models/model.json", _json(model.description))
     torch.save(model.network.state_dict(), folder / "models/model.pt")
     _write_torchscript(folder)
-    for file in [*contents.CODE.rglob("*.py"), contents.CODE / "py.typed"]:
+    for file in [*contents.CODE.rglob("*.py"), *contents.CODE.rglob("*.j2"), contents.CODE / "py.typed"]:
         inside = file.relative_to(contents.CODE)
         copy = folder / "sparse3dunet" / inside
         copy.parent.mkdir(parents=True, exist_ok=True)

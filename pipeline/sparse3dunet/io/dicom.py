@@ -2,56 +2,33 @@
 
 from __future__ import annotations
 
-import mmap
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import SimpleITK as sitk
 
 from sparse3dunet.errors import DataError
+from sparse3dunet.io.dicom_header import (
+    INTERCEPT,
+    ORIENTATION,
+    PIXEL_SPACING,
+    POSITION,
+    SLOPE,
+    DicomFile,
+    decimals,
+    is_dicom_file,
+    name_with_tag,
+    read_header,
+)
 from sparse3dunet.io.grid import ras_affine
-from sparse3dunet.io.itk import itk_affine, itk_array, itk_read, itk_reader, itk_reason, itk_warnings_off
+from sparse3dunet.io.itk import itk_affine, itk_array, itk_read, itk_reader
 from sparse3dunet.io.volumes import AFFINE_TOLERANCE, Volume, check_affine
 
-MODALITY, DESCRIPTION, SERIES_UID = "0008|0060", "0008|103e", "0020|000e"
-POSITION, ORIENTATION, PIXEL_SPACING = "0020|0032", "0020|0037", "0028|0030"
-SLICE_SPACING, INTERCEPT, SLOPE = "0018|0088", "0028|1052", "0028|1053"
-TAG_NAMES = {POSITION: "ImagePositionPatient", ORIENTATION: "ImageOrientationPatient", PIXEL_SPACING: "PixelSpacing"}
 COSINE_TOLERANCE = 1e-3
 """By which directions of slices may differ that belong to one volume: the rounding of decimal strings."""
-
-
-@dataclass(frozen=True)
-class DicomFile:
-    """What one file's header says.
-
-    Attributes:
-        path: of the file.
-        shape: columns, rows, frames, and components of a pixel.
-        tags: values by tag, as ``0020|0032``.
-    """
-
-    path: Path
-    shape: tuple[int, int, int, int]
-    tags: dict[str, str]
-
-    def numbers(self, tag: str, count: int) -> np.ndarray:
-        """The `count` decimal numbers of a tag.
-
-        Raises:
-            DataError: when the file does not have them.
-        """
-        numbers = _decimals(self.tags.get(tag, ""))
-        if len(numbers) != count:
-            found = repr(self.tags[tag]) if tag in self.tags else "missing"
-            raise DataError(
-                f"{self.path}: {TAG_NAMES[tag]} ({tag}) is {found}, expected {count} numbers, without which slices "
-                "have no place in space. Export the series again, or convert it to NIfTI and set its voxel size."
-            )
-        return np.array(numbers)
 
 
 @dataclass(frozen=True)
@@ -62,18 +39,10 @@ class DicomSeries:
     files: tuple[DicomFile, ...]
 
     def __str__(self) -> str:
-        tags = self.files[0].tags
-        slices = sum(file.shape[2] for file in self.files)
-        return f'"{tags.get(DESCRIPTION, "")}" ({tags.get(MODALITY) or "unknown modality"}, {slices} slice(s))'
-
-
-def is_dicom_file(path: Path) -> bool:
-    """Whether a file begins as DICOM does; files of times before the preamble begin with the first group."""
-    if not path.is_file() or path.name == "DICOMDIR" or path.name.startswith("."):
-        return False
-    with path.open("rb") as file:
-        head = file.read(132)
-    return head[128:] == b"DICM" or re.match(rb"[\x02\x08]\0.\0", head, re.DOTALL) is not None
+        first, slices = self.files[0], sum(file.shape[2] for file in self.files)
+        return (
+            f'"{first.text("SeriesDescription")}" ({first.text("Modality") or "unknown modality"}, {slices} slice(s))'
+        )
 
 
 def is_dicom_folder(path: str | Path) -> bool:
@@ -90,7 +59,7 @@ def dicom_series(path: str | Path) -> list[DicomSeries]:
     """
     by_uid: dict[str, list[DicomFile]] = {}
     for file in map(read_header, filter(is_dicom_file, sorted(Path(path).iterdir()))):
-        by_uid.setdefault(file.tags.get(SERIES_UID, ""), []).append(file)
+        by_uid.setdefault(file.text("SeriesInstanceUID"), []).append(file)
     return [DicomSeries(uid, tuple(files)) for uid, files in by_uid.items()]
 
 
@@ -120,11 +89,10 @@ def read_dicom_folder(path: str | Path) -> Volume:
     order, affine = _stack(
         [file.path for file in files],
         np.stack([file.numbers(POSITION, 3) for file in files]),
-        files[0].numbers(ORIENTATION, 6),
-        files[0].numbers(PIXEL_SPACING, 2)[::-1].tolist(),  # DICOM names the distance of rows first
+        *_plane(files[0]),
     )
     check_affine(path, affine)
-    return Volume(str(path), _read_slices([files[i].path for i in order]), affine)
+    return Volume(str(path), _read_slices([files[i] for i in order]), affine)
 
 
 def read_dicom_file(path: str | Path) -> Volume:
@@ -141,56 +109,26 @@ def read_dicom_file(path: str | Path) -> Volume:
             "one folder. Pass the folder that holds them all."
         )
     _check_frames_alike(file)
-    image = itk_read(itk_reader(path, "GDCMImageIO"), path)
+    image = _read_image(file)
     data, affine = itk_array(image), itk_affine(image)
-    positions = _values_in_frames(file.path, POSITION)
+    positions = [position for position in file.by_frame(POSITION) if len(position) == 3]
     if len(positions) == num_frames:  # which GDCM takes for ascending and even
-        orientation = np.reshape(image.GetDirection(), (3, 3))[:, :2].T.ravel()
         names = [Path(f"frame {i + 1}") for i in range(num_frames)]
-        order, affine = _stack(names, np.array(positions), orientation, image.GetSpacing()[:2], f"{path}: ")
+        order, affine = _stack(names, np.array(positions), *_plane(file), f"{path}: ")
         data = data if (np.diff(order) == 1).all() else data[:, :, order]
-    elif not _decimals(file.tags.get(SLICE_SPACING, "")):
+    elif not len(decimals(file.header, "SpacingBetweenSlices")):
         raise DataError(
             f"{path}: holds {num_frames} frames, of which {len(positions)} say where they lie "
-            f"({TAG_NAMES[POSITION]}, {POSITION}); expected a position for each frame. Convert the file to NIfTI, "
-            "and set its voxel size."
+            f"({name_with_tag(POSITION)}); expected a position for each frame. Convert the file to NIfTI, and set its "
+            "voxel size."
         )
     check_affine(path, affine)
     return Volume(str(path), data, affine)
 
 
-def read_header(path: Path) -> DicomFile:
-    """What a DICOM file's header says.
-
-    Raises:
-        DataError: when the file holds no image that can be read.
-    """
-    reader = itk_reader(path, "GDCMImageIO")
-    try:
-        with itk_warnings_off():
-            reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise DataError(
-            f"{path}: a DICOM file without an image that can be read ({itk_reason(error)}); it is truncated, has no "
-            "pixel data, or is no image at all (a report, contours). Copy or export it again, or move it elsewhere."
-        ) from error
-    columns, rows, frames = (*reader.GetSize(), 1)[:3]
-    tags = {key: _clean(reader.GetMetaData(key)) for key in reader.GetMetaDataKeys()}
-    return DicomFile(path, (columns, rows, frames, reader.GetNumberOfComponents()), tags)
-
-
-def _clean(text: str) -> str:
-    """A tag's text as it can be printed: DICOM pads it, and SimpleITK hands on bytes that are no UTF-8."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace").strip(" \0")
-
-
-def _decimals(text: str) -> list[float]:
-    """The numbers of a DICOM decimal string, ``1.3\\0.7``; none where it is malformed."""
-    try:
-        numbers = [float(number) for number in text.split("\\")]
-    except ValueError:
-        return []
-    return numbers if np.isfinite(numbers).all() else []
+def _plane(file: DicomFile) -> tuple[np.ndarray, list[float]]:
+    """The direction cosines (6,) of a slice's first axis and of its second, and its spacing along these, in mm."""
+    return file.numbers(ORIENTATION, 6), file.numbers(PIXEL_SPACING, 2)[::-1].tolist()  # DICOM names rows first
 
 
 def _inside(path: str | Path) -> str:
@@ -295,43 +233,42 @@ def _check_upright(names: Sequence[Path], offsets: np.ndarray, normal: np.ndarra
         )
 
 
-def _read_slices(paths: Sequence[Path]) -> np.ndarray:
+def _read_image(file: DicomFile) -> sitk.Image:
+    """Decode a file's pixels.
+
+    Raises:
+        DataError: when they cannot be decoded, or do not make what the header says.
+    """
+    image = itk_read(itk_reader(file.path, "GDCMImageIO"), file.path)
+    if image.GetSize() != file.shape[:3]:
+        raise DataError(
+            f"{file.path}: its pixels decode to {image.GetSize()} columns, rows and frames, expected {file.shape[:3]} "
+            "by its header. Copy or export it again."
+        )
+    return image
+
+
+def _read_slices(files: Sequence[DicomFile]) -> np.ndarray:
     """Slices of one size in the given order, (X, Y, Z) or (X, Y, Z, C), in a type that holds all of theirs."""
     data: Any = None
-    for i, path in enumerate(paths):
+    for i, file in enumerate(files):
         # One by one: ITK's reader of series would round all to the first one's type, which goes by its slope.
-        pixels = itk_array(itk_read(itk_reader(path, "GDCMImageIO"), path))[:, :, 0]
+        pixels = itk_array(_read_image(file))[:, :, 0]
         if data is None:
-            data = np.empty((*pixels.shape[:2], len(paths), *pixels.shape[2:]), pixels.dtype, order="F")
+            data = np.empty((*pixels.shape[:2], len(files), *pixels.shape[2:]), pixels.dtype, order="F")
         data = data.astype(np.promote_types(data.dtype, pixels.dtype), copy=False)
         data[:, :, i] = pixels
     return data
 
 
 def _check_frames_alike(file: DicomFile) -> None:
-    """Raise DataError where frames differ in what GDCM takes from the first one: orientation and rescaling."""
-    for tag, name in ((ORIENTATION, "orientation"), (SLOPE, "rescale slope"), (INTERCEPT, "rescale intercept")):
-        values = _values_in_frames(file.path, tag)
-        odd = next((v for v in values if not np.allclose(v, values[0], rtol=0, atol=COSINE_TOLERANCE)), None)
+    """Raise DataError where frames differ in what is taken from the first one: orientation, spacing and rescaling."""
+    tolerances = ((ORIENTATION, COSINE_TOLERANCE, 0), (PIXEL_SPACING, 0, 1e-3), (SLOPE, 0, 1e-6), (INTERCEPT, 0, 1e-6))
+    for keyword, atol, rtol in tolerances:
+        first, *others = file.by_frame(keyword)
+        odd = next((v for v in others if len(v) != len(first) or not np.allclose(v, first, rtol, atol)), None)
         if odd is not None:
             raise DataError(
-                f"{file.path}: its frames differ in {name} ({tag}): {values[0]} and {odd}; expected one for all. "
-                "Convert the file to NIfTI, a file for each volume."
+                f"{file.path}: its frames differ in {name_with_tag(keyword)}: {first.tolist()} and {odd.tolist()}; "
+                "expected one for all. Convert the file to NIfTI, a file for each volume."
             )
-
-
-def _values_in_frames(path: Path, tag: str) -> list[list[float]]:
-    """The numbers of each occurrence of a tag before the pixels, which SimpleITK does not give from within sequences.
-
-    Little endian, as all but retired DICOM files are; its type may be explicit or not.
-    """
-    key = b"".join(int(part, 16).to_bytes(2, "little") for part in tag.split("|"))
-    values = []
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        pixels = content.find(b"\xe0\x7f\x10\x00")
-        header = content[: pixels if pixels >= 0 else len(content)]
-    for match in re.finditer(re.escape(key) + rb"(?:DS(..)|(..)\0\0)", header, re.DOTALL):
-        length = int.from_bytes(match[1] or match[2], "little")
-        text = header[match.end() : match.end() + length]
-        values.append(_decimals(text.decode("latin-1").strip(" \0")))
-    return [value for value in values if value]

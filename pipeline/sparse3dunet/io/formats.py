@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from sparse3dunet.errors import DataError
-from sparse3dunet.io.dicom import is_dicom_file, read_dicom_file, read_dicom_folder
+from sparse3dunet.io.dicom import read_dicom_file, read_dicom_folder
+from sparse3dunet.io.dicom_header import is_dicom_file
 from sparse3dunet.io.meta_image import read_meta_image
 from sparse3dunet.io.nrrd import read_nrrd
 from sparse3dunet.io.suffixes import IMAGE_SUFFIXES, META_SUFFIXES, NIFTI_SUFFIXES, NRRD_SUFFIXES, image_suffix

@@ -96,10 +96,10 @@ class Budget:
 
     @property
     def seconds_left(self) -> float:
-        """How long the training is likely to go on, between epochs."""
+        """How long the training is likely to go on."""
         if self.total is not None:
             return max(self.total - self._state.seconds, 0.0)
-        return self._state.seconds / self._state.epoch * (self._state.max_epochs - self._state.epoch)
+        return self.seconds * (1 - self.share) / self.share if self.share else 0.0
 
     @property
     def in_last_epoch(self) -> bool:

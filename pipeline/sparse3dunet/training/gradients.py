@@ -10,7 +10,6 @@ import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from monai.engines import IterationEvents
-from tqdm import tqdm
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.inference.inferers import WITHOUT_BFLOAT16, trains_in_bfloat16_on_a_cpu
@@ -101,7 +100,7 @@ class GradientGuard:
     def finish(self, engine: Engine) -> None:
         state: Any = engine.state
         if state.steps_skipped_in_all and idist.get_rank() == 0:
-            tqdm.write(
+            print(
                 f"{state.steps_skipped_in_all} of {state.iteration} steps were skipped, since their gradients were not "
                 "finite or far too large."
             )

@@ -11,10 +11,11 @@ import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import Timer
-from tqdm import tqdm
+from rich.progress import TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.inference.inferers import WITHOUT_BFLOAT16, trains_in_bfloat16_on_a_cpu
+from sparse3dunet.progress import StepProgress
 from sparse3dunet.training.budget import Budget
 from sparse3dunet.training.engines import METRIC_NAMES, clock, score_text, scores_in_words
 
@@ -24,9 +25,9 @@ COLUMNS = ("epoch", "iteration", "seconds", "learning_rate", "loss", "data_wait"
 class TrainingLog:
     """Handler of the trainer: progress bar, a printed line per epoch, ``training.csv``, and a summary at the end.
 
-    The bar shows the loss and the time left; where the output is no terminal, only the lines are printed. Attach it
-    after the handler that validates, which must do so at the end of epochs. Of a training that goes on, what was
-    written before is kept. Among several processes (DDP) the first one prints and writes.
+    The bar shows the loss, the last Dice and the time left; where the output is no terminal, only the lines are
+    printed. Attach it after the handler that validates, which must do so at the end of epochs. Of a training that goes
+    on, what was written before is kept. Among several processes (DDP) the first one prints and writes.
 
     How long the trainer waits for data is told as a share of the training time (``data_wait`` in ``training.csv``, a
     fraction): the time from asking the loader for a batch to having it, of that to the iteration's end. Validation is
@@ -58,7 +59,7 @@ class TrainingLog:
         self.csv_file = Path(output_dir) / "training.csv"
         self.model_file = Path(model_file)
         self.title, self.brief = title, brief
-        self.shown: dict[str, str] = {}  # of the last validation, beside the bar
+        self.last_dice = ""  # of the last validation, beside the bar
         self.waiting, self.training = Timer(), Timer()
         self.marks: list[tuple[float, float]] = []  # of both, at the run's first batch and each epoch's end
 
@@ -84,14 +85,12 @@ class TrainingLog:
         if self.is_first:
             self._begin_csv(state.epoch)
         in_time = self.budget.total is not None
-        self.bar = tqdm(
-            total=round(self.budget.total or state.max_epochs * state.epoch_length),
-            initial=int(state.seconds) if in_time else state.iteration,
-            desc=self.title,
-            unit="s" if in_time else "it",
-            disable=None if self.is_first else True,
-            dynamic_ncols=True,
-        )
+        total = self.budget.total or state.max_epochs * state.epoch_length
+        self.bar = StepProgress(self.title, total, " s" if in_time else "", shown=self.is_first)
+        if not engine.has_event_handler(self.fail):
+            engine.add_event_handler(
+                Events.EXCEPTION_RAISED, self.fail
+            )  # after all others, which it would keep from it
 
     def batch(self) -> None:
         if not self.marks:
@@ -107,8 +106,8 @@ class TrainingLog:
                 f"{other} and train again; the best model so far, if any, is {self.model_file}."
             )
         state.epoch_losses.append(loss)
-        self.bar.set_postfix({"loss": f"{loss:.3f}", **self.shown}, refresh=False)
-        self.bar.update(1 if self.budget.total is None else int(state.seconds) - self.bar.n)
+        done = state.iteration if self.budget.total is None else state.seconds
+        self.bar.update(done, f"loss {loss:.3f}{self.last_dice}  {clock(self.budget.seconds_left)} left")
 
     def epoch(self, engine: Engine) -> None:
         state: Any = engine.state
@@ -126,10 +125,15 @@ class TrainingLog:
             values += [f"{scores[name]:.4f}" if name in scores else "" for name in METRIC_NAMES]
             csv.writer(file).writerow([state.epoch, state.iteration, *values])
         if "dice_annotated" in scores:
-            self.shown = {"Dice": f"{scores['dice_annotated']:.3f}"}
+            self.last_dice = f"  Dice {scores['dice_annotated']:.3f}"
         wait = "" if self.brief else f"  waiting for data {100 * data_wait:.0f} %"
         left = clock(self.budget.seconds_left)
-        tqdm.write(f"{self._epoch_in_words(state)}  {left} left  loss {loss:.3f}{wait}{scores_in_words(scores)}")
+        print(f"{self._epoch_in_words(state)}  {left} left  loss {loss:.3f}{wait}{scores_in_words(scores)}")
+
+    def fail(self, engine: Engine, error: BaseException) -> None:
+        """Take the bar away before the error is shown."""
+        self.bar.close()
+        raise error
 
     def finish(self, engine: Engine) -> None:
         self.bar.close()
@@ -169,6 +173,27 @@ class TrainingLog:
     def _data_wait(self, since: tuple[float, float]) -> float:
         waiting, training = (after - before for after, before in zip(self._times(), since))
         return waiting / training if training else 0.0
+
+
+class EvaluationProgress:
+    """Handler of an evaluator: a bar over its batches, in a terminal alone."""
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.iteration)
+        engine.add_event_handler(Events.COMPLETED, self.finish)
+
+    def start(self, engine: Engine) -> None:
+        times = (TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("left"))
+        total = engine.state.epoch_length or 0
+        self.bar = StepProgress("evaluating", total, " volumes", *times, shown=idist.get_rank() == 0)
+        self.bar.update(0)
+
+    def iteration(self, engine: Engine) -> None:
+        self.bar.update(engine.state.iteration)
+
+    def finish(self) -> None:
+        self.bar.close()
 
 
 def read_log(path: str | Path) -> list[dict[str, float | None]]:

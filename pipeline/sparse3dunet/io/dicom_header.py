@@ -1,0 +1,154 @@
+"""The header of a DICOM file, and whether its pixels fit it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydicom import Dataset, dcmread
+from pydicom.config import disable_value_validation
+from pydicom.datadict import tag_for_keyword
+from pydicom.pixels.utils import get_expected_length, get_nr_frames
+from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+from sparse3dunet.errors import DataError
+
+POSITION, ORIENTATION, PIXEL_SPACING = "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"
+SLOPE, INTERCEPT = "RescaleSlope", "RescaleIntercept"
+GROUPS = {
+    POSITION: "PlanePositionSequence",
+    ORIENTATION: "PlaneOrientationSequence",
+    PIXEL_SPACING: "PixelMeasuresSequence",
+    SLOPE: "PixelValueTransformationSequence",
+    INTERCEPT: "PixelValueTransformationSequence",
+}
+"""The sequence that holds an element in a multi-frame file, for each frame or for all."""
+BY_FRAME, SHARED = "PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"
+PIXELS = ("Rows", "Columns", "BitsAllocated", "PixelData")
+"""Elements without which there is no image."""
+USUAL = {"SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2"}
+"""What files mean that are older than these elements."""
+KEYWORDS = (
+    *("SeriesInstanceUID", "SeriesDescription", "Modality", "NumberOfFrames", "SpacingBetweenSlices"),
+    *(BY_FRAME, SHARED, *GROUPS, *USUAL, *PIXELS),
+)
+"""Elements that are read."""
+_UNDEFINED = 0xFFFFFFFF  # length of compressed pixel data
+
+
+@dataclass(frozen=True)
+class DicomFile:
+    """A file that holds an image.
+
+    Attributes:
+        path: of the file.
+        shape: columns, rows, frames, and components of a pixel.
+        header: its KEYWORDS, without the pixels.
+    """
+
+    path: Path
+    shape: tuple[int, int, int, int]
+    header: Dataset
+
+    def text(self, keyword: str) -> str:
+        """An element as text; empty where it is missing."""
+        with disable_value_validation():
+            return str(self.header.get(keyword) or "")
+
+    def numbers(self, keyword: str, count: int) -> np.ndarray:
+        """The `count` decimal numbers of an element, in a multi-frame file those of the first frame.
+
+        Raises:
+            DataError: when the file does not have them.
+        """
+        numbers = self.by_frame(keyword)[0]
+        if len(numbers) != count:
+            found = "malformed" if keyword in self.header else "missing"
+            raise DataError(
+                f"{self.path}: {name_with_tag(keyword)} is {numbers.tolist() or found}, expected {count} numbers, "
+                "without which slices have no place in space. Export the series again, or convert it to NIfTI and set "
+                "its voxel size."
+            )
+        return numbers
+
+    def by_frame(self, keyword: str) -> list[np.ndarray]:
+        """The decimal numbers of an element in each frame: its own, or those of all; empty where there are none."""
+        group = GROUPS[keyword]
+        shared = (self.header.get(SHARED) or [Dataset()])[0].get(group) or [self.header]
+        frames = self.header.get(BY_FRAME) or [Dataset()]
+        return [decimals((frame.get(group) or shared)[0], keyword) for frame in frames]
+
+
+def is_dicom_file(path: Path) -> bool:
+    """Whether a file begins as DICOM does; files of times before the preamble begin with the first group."""
+    if not path.is_file() or path.name == "DICOMDIR" or path.name.startswith("."):
+        return False
+    with path.open("rb") as file:
+        head = file.read(132)
+    return head[128:] == b"DICM" or re.match(rb"[\x02\x08]\0.\0", head, re.DOTALL) is not None
+
+
+def read_header(path: Path) -> DicomFile:
+    """Read a file's header, and check that its pixels fit it.
+
+    Raises:
+        DataError: when the file holds no image that can be read.
+    """
+    shape = (0, 0, 0, 0)
+    try:
+        with disable_value_validation():
+            header = dcmread(path, defer_size="4 MB", specific_tags=list(KEYWORDS), force=True)
+            missing = [keyword for keyword in PIXELS if keyword not in header]
+            fault = f"no {', '.join(missing)}" if len(header) else "it ends too early"
+            if not missing:
+                for keyword, value in USUAL.items():
+                    if header.get(keyword) is None:
+                        setattr(header, keyword, value)
+                components = 3 if header.PhotometricInterpretation == "PALETTE COLOR" else header.SamplesPerPixel
+                shape = (header.Columns, header.Rows, int(get_nr_frames(header, warn=False)), components)
+                fault = _pixel_fault(path, header)
+    except Exception as error:  # pydicom raises a dozen kinds here
+        fault = " ".join(f"{type(error).__name__}: {error}".split())
+    if fault:
+        raise DataError(
+            f"{path}: a DICOM file without an image that can be read ({fault}); it is truncated, damaged, or no image "
+            "at all (a report, contours). Copy or export it again, or move it elsewhere."
+        )
+    del header.PixelData
+    return DicomFile(path, shape, header)
+
+
+def _pixel_fault(path: Path, header: Dataset) -> str:
+    """How uncompressed pixels do not fit the header; empty where they do. GDCM would make up what is missing."""
+    pixels: Any = header.get_item("PixelData", keep_deferred=True)
+    if pixels.length == _UNDEFINED:
+        return ""
+    found, expected = pixels.length, get_expected_length(header)
+    if header.file_meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+        found = min(found, path.stat().st_size - pixels.value_tell)
+    if 0 <= found - expected < expected // max(header.Rows, header.Columns, 1):  # less than a row or column too many
+        return ""
+    return (
+        f"{found} bytes of pixels, expected {expected}: {header.Columns} columns x {header.Rows} rows x "
+        f"{get_nr_frames(header, warn=False)} frame(s) x {header.SamplesPerPixel} sample(s) of {header.BitsAllocated} "
+        "bits"
+    )
+
+
+def name_with_tag(keyword: str) -> str:
+    """An element's keyword and tag, for messages."""
+    tag = tag_for_keyword(keyword) or 0
+    return f"{keyword} ({tag >> 16:04x}|{tag & 0xFFFF:04x})"
+
+
+def decimals(elements: Dataset, keyword: str) -> np.ndarray:
+    """The numbers of an element; empty where it is missing or malformed."""
+    try:
+        with disable_value_validation():  # of longer decimals than the standard has
+            numbers = np.array(elements.get(keyword), float, ndmin=1)
+    except (TypeError, ValueError):
+        return np.empty(0)
+    return numbers if np.isfinite(numbers).all() else np.empty(0)
