@@ -146,13 +146,14 @@ def gallery(scan: np.ndarray, label: np.ndarray) -> None:
         "sheared (not in the recipe)": warp_case(case, shear_range=[(0.2, 0.2)] + [(0, 0)] * 5, **rigid),
         "flipped": warp_case(case, flip_prob=[1, 0, 0], **rigid),
     }
-    for number, transform in enumerate(config.get_parsed_content("train#gray_values")):
+    gray_values = config.get_parsed_content("train#gray_values")
+    for number, transform in enumerate(gray_values.values()):
         transform.prob = 1.0
         transform.set_random_state(number + 2)
         name = type(transform).__name__.removeprefix("Rand")
         name += ", inverted" if getattr(transform, "invert_image", False) else ""
         panels[name] = {**case, "image": transform(case["image"].clone())}
-    chain = Compose(config.get_parsed_content("train#gray_values", instantiate=True))
+    chain = Compose(list(gray_values.values()))
     for seed in range(4):
         patch = warp_case(case, seed, **recipe)
         for transform in chain.transforms:

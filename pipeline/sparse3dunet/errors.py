@@ -8,6 +8,7 @@ import sys
 import traceback
 import warnings
 from types import TracebackType
+from typing import Any
 
 TRACEBACK_VARIABLE = "SPARSE3DUNET_TRACEBACK"
 
@@ -53,20 +54,26 @@ def show_readable_errors() -> None:
 
 def config_error(error: BaseException) -> str | None:
     """In one line, what is wrong with which setting of a config, where the error came up in one; None elsewhere."""
-    place, chain = None, [error]
+    from monai.bundle import ConfigItem, ConfigParser
+
+    chain = [error]
     while chain[-1].__cause__ is not None:
         chain.append(chain[-1].__cause__)
-    for link in chain:  # the innermost setting of all
+    item: Any = None
+    parser: Any = None
+    for link in chain:  # the innermost setting of all, and the config that it is in
         for frame, _ in traceback.walk_tb(link.__traceback__):
-            if frame.f_code.co_name == "_resolve_one_item" and "monai" in frame.f_code.co_filename:
-                place = frame.f_locals
-    if place is None or not isinstance(error, Exception):
+            values = list(frame.f_locals.values())
+            item = next((value for value in values if isinstance(value, ConfigItem)), item)
+            parser = next((value for value in values if isinstance(value, ConfigParser)), parser)
+    if item is None or not isinstance(error, Exception):
         return None
     cause = chain[-1]
     frames = traceback.extract_tb(cause.__traceback__)
     reason = " ".join(str(cause).split())
     reason = f"{type(cause).__name__}: {reason}" if reason else type(cause).__name__
-    name, config = str(place["id"]).replace("::", "#"), place.get("item_config")
+    name = item.get_id().replace("::", "#")
+    config = item.get_config() if parser is None else parser.get(item.get_id())  # there as it was written
     told = config.get("_target_") if isinstance(config, dict) else config
     return (
         f"{name} ({_short(told, 120)}): {_short(reason, 400)} (at {os.path.basename(frames[-1].filename)}, line "

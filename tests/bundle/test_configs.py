@@ -25,7 +25,8 @@ ALL = sorted((ROOT / "bundle/configs").glob("*.yaml"))
         "network_def#channels#0",
         "network_def#dropout",  # an argument that the config leaves at its default
         "optimizer#betas",
-        "train#handlers#0#_disabled_",
+        "train#log#_disabled_",
+        "train#handlers#0",
         "train#dataloader#anything",  # of a function that takes any argument
         "train#dataset#data",
         "experiment_name",  # of --tracking
@@ -149,7 +150,7 @@ def test_what_would_run_code_is_no_plain_value(name, value):
 def test_plain_values():
     check_literal("seed", 3)
     check_literal("dataset_dir", "a$b@c")
-    check_literal("train#handlers#0#_disabled_", True)
+    check_literal("train#log#_disabled_", True)
     check_literal("network_def", {"channels": [1, 2]})
 
 
@@ -300,7 +301,7 @@ def test_settings_of_none(trained, tmp_path):
         ("val_interval", ["train", "crossval"], None),
         ("network_def::norm", ["train"], "['instance', {'affine': True}]"),
         ("network_def#act", ["train"], "at its default"),
-        ("train#gray_values#0#prob", ["train"], "0.3"),
+        ("train#gray_values#noise#prob", ["train"], "0.15"),
         ("run_id", ["train"], None),
     ],
 )

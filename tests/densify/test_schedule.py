@@ -5,23 +5,30 @@ import os
 import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 
+from sparse3dunet.bundle.running import config_path
 from sparse3dunet.data.checks import CaseReport, DataReport
 from sparse3dunet.data.datalist import DataSet
 from sparse3dunet.data.slices import find_slices, slices_mask
 from sparse3dunet.densify.schedule import (
     Schedule,
+    batch_size,
     choose_spacing,
     deal_slices,
     hold_out,
+    largest_patch_size,
     number_of_folds,
     slices_showing,
     unlabeled_text,
+    walked_voxels,
 )
 from sparse3dunet.densify.state import differences
 from sparse3dunet.densify.state import read_description as description_of
 from sparse3dunet.errors import DataError
+from sparse3dunet.transforms import HoldOutSlicesd, RandomWalkerLabeld
+from tests.conftest import make_dataset
 
 
 def report_of(shapes, spacings):
@@ -134,6 +141,39 @@ def test_no_voxel_is_learned_from_and_scored():
     assert not ((learned > 0) & (scored > 0)).any()
     assert torch.equal(learned + scored, case["weight"])
     assert find_slices((scored[0] > 0).numpy()) == [[10], [5], []]
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps", "validates"),
+    [
+        ({}, [RandomWalkerLabeld], False),
+        ({"walker_weight": 0}, [], False),
+        ({"held_out": {"case_0": [[12], [], []]}}, [HoldOutSlicesd, RandomWalkerLabeld], True),
+    ],
+)
+def test_what_a_part_learns_from(tmp_path, changes, steps, validates):
+    """In the config: the final training is not validated, and what is disabled is left out."""
+    parser = ConfigParser()
+    parser.read_config([str(config_path(name)) for name in ("train", "densify")])
+    parser.update({"dataset_dir": str(make_dataset(tmp_path / "data")), "output_dir": str(tmp_path), **changes})
+    assert [type(transform) for transform in parser.get_parsed_content("train#hold_out")] == steps
+    transforms = parser.get_parsed_content("train#preprocessing").transforms
+    assert [
+        type(transform) for transform in transforms if type(transform) in (HoldOutSlicesd, RandomWalkerLabeld)
+    ] == steps
+    handlers = [entry.handler for entry in parser.get_parsed_content("train#handlers")]
+    assert [handler is None for handler in handlers] == [False, False, not validates, False, False, False]
+    assert (handlers[3].title, handlers[3].brief) == ("training", True)
+
+
+def test_more_volumes_are_walked_less():
+    assert walked_voxels(1, [{}] * 4) == walked_voxels(4, [{}] * 16) < walked_voxels(1, [{}])
+
+
+@pytest.mark.parametrize("device", ["cpu", torch.device("cpu")])
+def test_small_batches_on_a_cpu(device):
+    assert (batch_size(device), largest_patch_size(device)) == (1, [64, 64, 64])
+    assert batch_size("cuda") > 1
 
 
 def test_slices_that_show_a_class_are_counted():

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import copy
 import difflib
+import functools
 import inspect
 import re
 import reprlib
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pydoc import locate
 from typing import Any
 
-from monai.bundle import ConfigComponent, ConfigParser, ConfigWorkflow, ReferenceResolver
+import fire
+import monai.bundle
+from monai.bundle import ConfigComponent, ConfigParser, ConfigWorkflow, ReferenceResolver, update_kwargs
 from monai.bundle.utils import merge_kv
 from monai.utils import ensure_tuple
 
-from sparse3dunet.bundle.configs import OF_TRACKING, monais_variables
+from sparse3dunet.bundle.configs import OF_TRACKING
 from sparse3dunet.errors import DataError
 
 OF_COMPONENTS = {"_target_", "_disabled_", "_desc_", "_requires_", "_mode_", "_debug_"}
@@ -34,27 +38,52 @@ OF_RUN = {"args_file", "workflow_name", *inspect.signature(ConfigWorkflow).param
 def check_command_line() -> None:
     """For ``initialize``: refuse settings of ``monai.bundle run`` that MONAI takes in silence, and does not follow.
 
-    Does nothing where the config is run by other means.
+    Does nothing where the config is run by other means than ``python -m monai.bundle run``.
 
     Raises:
         DataError: for one that no config knows, with those that are most like it; for one of None (:func:`emptied`);
             for nothing in place of what is run; as :func:`check_length`.
     """
-    caller = monais_variables("create_workflow")
-    arguments, files = caller.get("_args"), caller.get("config_file")
-    if isinstance(arguments, Mapping) and isinstance(files, (str, list, tuple)):
-        files, given = ensure_tuple(files), {k: v for k, v in arguments.items() if k not in OF_RUN}
-        check_settings(files, given)
-        kwargs = caller.get("kwargs", {})
-        nothing = [name for name, value in {**kwargs, **given}.items() if value in (None, "$None", [])]
-        if nothing:
-            _refuse_runs(_of_files(files), nothing)
-        for name, value in emptied(files, kwargs, given).items():
-            raise DataError(
-                f"--{name} None: MONAI leaves settings of None out, and {name} would stay {value}; give "
-                f"--{name} '$None', or begin with: sparse3dunet run."
-            )
-        check_length(files, given, arguments.get("run_id"), none="'$None'")
+    typed = _command_line()
+    arguments = update_kwargs(typed.pop("args_file", None), **typed)  # as MONAI: without None
+    if not typed or not arguments.get("config_file"):
+        return
+    files, given = ensure_tuple(arguments["config_file"]), {k: v for k, v in arguments.items() if k not in OF_RUN}
+    check_settings(files, given)
+    nothing = [
+        name for name, value in {**typed, **given}.items() if value in (None, "$None", []) and name not in OF_RUN
+    ]
+    if nothing:
+        _refuse_runs(_of_files(files), nothing)
+    for name, value in emptied(files, typed, given).items():
+        raise DataError(
+            f"--{name} None: MONAI leaves settings of None out, and {name} would stay {value}; give "
+            f"--{name} '$None', or begin with: sparse3dunet run."
+        )
+    check_length(files, given, arguments.get("run_id"), none="'$None'")
+
+
+def _command_line() -> dict[str, Any]:
+    """The arguments of this process's command line, ``python -m monai.bundle run``, by name; none of any other's.
+
+    By the parser, and the function's own arguments, that MONAI reads it by.
+    """
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is None or spec.name != "monai.bundle.__main__" or sys.argv[1:2] != ["run"]:
+        return {}
+    words = sys.argv[1:]
+    if "--" in words:  # what follows the last one is fire's own
+        words = words[: len(words) - 1 - words[::-1].index("--")]
+
+    found: dict[str, Any] = {}
+
+    @functools.wraps(monai.bundle.run)
+    def run(*arguments: Any, **settings: Any) -> None:
+        named = zip(inspect.signature(monai.bundle.run).parameters, arguments)
+        found.update({name: value for name, value in named if value is not None}, **settings)
+
+    fire.Fire({"run": run}, command=words)
+    return found
 
 
 def check_settings(files: Sequence[str | Path], settings: Mapping[str, Any]) -> None:

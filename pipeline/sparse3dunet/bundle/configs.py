@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import yaml
 from monai.bundle import ConfigWorkflow
 from torch.utils.tensorboard import SummaryWriter
@@ -22,14 +23,15 @@ OF_TRACKING = {"tracking_uri", "experiment_name", "run_name", "save_execute_conf
 def record(output_dir: str | Path, summary_writer: SummaryWriter | None = None) -> None:
     """Within a run: write the config as it is run to ``config.yaml``, with all that the command line set.
 
-    Does nothing where the config is run by other means than MONAI's ``ConfigWorkflow``.
+    Does nothing where the config is run by other means than MONAI's ``ConfigWorkflow``, or in another process than the
+    first.
 
     Args:
         output_dir: where to write; made where it is missing.
         summary_writer: TensorBoard's, which gets it as text, too.
     """
     config = _running()
-    if config is None:
+    if config is None or idist.get_rank() > 0:
         return
     # By way of JSON, since callers from Python may have set any object.
     text = yaml.safe_dump(json.loads(json.dumps(config, default=str)), sort_keys=False, width=120)
@@ -82,11 +84,27 @@ def recipe(of_the_run: Sequence[str]) -> dict[str, Any]:
 
 def _running() -> dict[str, Any] | None:
     """The config of MONAI's ``ConfigWorkflow`` that is running now, without its metadata; None where none is."""
-    workflow = monais_variables("_run_expr").get("self")
-    if not isinstance(workflow, ConfigWorkflow):
+    workflow = running_workflow()
+    if workflow is None:
         return None
     content: Any = _plain_none(workflow.parser.config)
     return {key: value for key, value in content.items() if key != workflow.parser.meta_key}
+
+
+def running_workflow() -> ConfigWorkflow | None:
+    """The innermost ``ConfigWorkflow`` of which a method is running now; None where none is.
+
+    MONAI's expressions do not see by which workflow they are run, hence this look at the objects whose methods are
+    being called.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        code = frame.f_code
+        owner = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+        if isinstance(owner, ConfigWorkflow):
+            return owner
+        frame = frame.f_back
+    return None
 
 
 def _plain_none(content: Any) -> Any:
@@ -96,16 +114,3 @@ def _plain_none(content: Any) -> Any:
     if isinstance(content, list):
         return [_plain_none(value) for value in content]
     return None if isinstance(content, str) and content == "$None" else content
-
-
-def monais_variables(function: str) -> dict[str, Any]:
-    """The local variables of a function of ``monai.bundle`` that is running now; none where it is not.
-
-    MONAI's expressions see neither their parser nor the command line, hence this look at their callers.
-    """
-    frame = inspect.currentframe()
-    while frame is not None:
-        if frame.f_code.co_name == function and frame.f_globals.get("__name__", "").startswith("monai.bundle"):
-            return frame.f_locals
-        frame = frame.f_back
-    return {}

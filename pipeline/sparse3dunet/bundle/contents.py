@@ -14,6 +14,7 @@ import yaml
 from sparse3dunet import __version__
 from sparse3dunet.datasets import mni152
 from sparse3dunet.errors import DataError
+from sparse3dunet.inference.predictor import smallest_type
 from sparse3dunet.models.loading import Model
 from sparse3dunet.networks import UNet3D
 
@@ -76,6 +77,7 @@ def config_values(model: Model) -> dict[str, dict[str, Any]]:
         "standalone.yaml": {
             "num_channels": model.in_channels,
             "class_values": model.class_values,
+            "class_dtype": smallest_type(model.class_values).__name__,
             "spacing": model.spacing,
             "roi_size": model.patch_size,
         },

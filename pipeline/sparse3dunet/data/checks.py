@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 
-from sparse3dunet.data.datalist import Case, DataSet, case_name
+from sparse3dunet.data.datalist import Case, DataSet, case_name, with_cases
 from sparse3dunet.data.label_and_weight import SparseLabel
 from sparse3dunet.data.memory import machine_memory
 from sparse3dunet.data.slices import find_slices, plane_names
@@ -201,6 +201,23 @@ def check_data(data_set: DataSet) -> DataReport:
     report = inspect(data_set)
     _raise_problems(report.all_errors, f"{len(data_set.cases)} cases")
     return report
+
+
+def check_cases(
+    data_set: DataSet, training: Sequence[Case], validation: Sequence[Case] = (), annotated_slices: Any = None
+) -> DataReport:
+    """As :func:`check_data`; of a data set without cases, those that are trained on and validated on are read.
+
+    Args:
+        data_set: that is trained on.
+        training: see :func:`~sparse3dunet.data.datalist.with_cases`, as for the others.
+        validation: likewise.
+        annotated_slices: likewise.
+
+    Raises:
+        DataError: when there is no case at all, or anything is wrong.
+    """
+    return check_data(with_cases(data_set, training, validation, annotated_slices))
 
 
 def inspect_case(case: Case, data_set: DataSet) -> CaseReport:

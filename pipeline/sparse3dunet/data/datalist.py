@@ -152,6 +152,11 @@ def with_cases(
     return replace(data_set, cases=[{**slices, **case} for case in by_image.values()])
 
 
+def without_references(cases: Sequence[Case]) -> list[Case]:
+    """The cases without their dense labels, from which nothing may be learned."""
+    return [{key: case[key] for key in case if key != REFERENCE} for case in cases]
+
+
 def _case(listing: Listing, entry: Any, number: int, folders: Mapping[str, str | None]) -> Case:
     where = f"training case {number} in {listing.source}"
     named = isinstance(entry, Mapping) and all(_paths(entry.get(key)) for key in (IMAGE, LABEL))

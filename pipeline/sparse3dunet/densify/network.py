@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from monai.inferers import Inferer
 
-from sparse3dunet.data.datalist import Case, case_name
+from sparse3dunet.data.datalist import Case, case_name, without_references
 from sparse3dunet.densify.propagated import beside
-from sparse3dunet.keys import IMAGE, REFERENCE
+from sparse3dunet.keys import IMAGE
 from sparse3dunet.models.checkpoints import file_digest
 from sparse3dunet.models.loading import Model, load_model
 from sparse3dunet.propagation.calibration import Calibration, dice
@@ -41,11 +41,11 @@ def network_on_held_out(
     """
     network.eval()
     found = {}
-    for case in cases:
+    for case in without_references(cases):
         name = case_name(case[IMAGE])
         if name not in held or held[name].judged < 0:  # the network may have learned its slices
             continue
-        item = load({key: case[key] for key in case if key != REFERENCE})
+        item = load(case)
         logits = inferer(item[IMAGE][None].to(device), network)[0].float().cpu()
         prob = np.asarray(torch.softmax(torch.as_tensor(logits), 0))
         inside = held[name].part == held[name].judged

@@ -27,7 +27,7 @@ from monai.utils import set_determinism
 
 from sparse3dunet.bundle import configs
 from sparse3dunet.data.checks import DataReport
-from sparse3dunet.data.datalist import DataSet, case_name
+from sparse3dunet.data.datalist import DataSet, case_name, without_references
 from sparse3dunet.data.slices import Slices
 from sparse3dunet.densify import told
 from sparse3dunet.densify.estimate import Estimate, Expected, estimate, show
@@ -50,14 +50,15 @@ STOPPED = 128 + signal.SIGINT
 MODEL = "model/model.pt"
 
 
-def densify(config: Mapping[str, Any], data_set: DataSet, report: DataReport, spacing: Any, **options: Any) -> None:
-    """Run a densification, and write its results to the config's ``output_dir``.
+def densify(data_set: DataSet, report: DataReport, spacing: Any, **options: Any) -> None:
+    """Run a densification within a run of the bundle, and write its results to the config's ``output_dir``.
+
+    The config is that run's: ``train.yaml`` with ``densify.yaml`` over it, and what the command line set.
 
     Ctrl-C while it trains ends the training, and what was learned by then makes the results. A run that is killed goes
     on where it was when it is run again; one that is complete learns further, with the annotation as it is by then.
 
     Args:
-        config: ``train.yaml`` with ``densify.yaml`` over it, and what the command line set.
         data_set: what the config's ``data_set`` is.
         report: of it.
         spacing: in mm, to resample to; None for volumes as they are.
@@ -67,7 +68,7 @@ def densify(config: Mapping[str, Any], data_set: DataSet, report: DataReport, sp
         DataError: when a setting is wrong, or a result would replace a file that is not a former run's.
     """
     try:
-        _Run(config, data_set, report, spacing, Options(**options)).run()
+        _Run(configs.current(), data_set, report, spacing, Options(**options)).run()
     except KeyboardInterrupt:
         print("Stopped; the same command goes on where it was.", flush=True)
         raise SystemExit(STOPPED) from None
@@ -275,8 +276,8 @@ class _Run:
         """Label and weight of each case, as the network sees them."""
         load = Compose(self._parser({}).get_parsed_content("load"))
         items = {}
-        for name, case in zip(self.names, self.data_set.cases):
-            item = load({key: case[key] for key in case if key != "reference"})
+        for name, case in zip(self.names, without_references(self.data_set.cases)):
+            item = load(case)
             items[name] = {key: item[key] for key in (LABEL, WEIGHT)}
         return items
 

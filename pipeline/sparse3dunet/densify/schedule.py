@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from sparse3dunet.data.checks import CaseReport, DataReport
-from sparse3dunet.data.datalist import Case, case_name
+from sparse3dunet.data.datalist import Case, case_name, without_references
 from sparse3dunet.data.slices import Slices, crossed, find_slices, runs
 from sparse3dunet.errors import DataError
 from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, WEIGHT
@@ -93,9 +93,19 @@ def channels(device: Any) -> list[int]:
     return [32, 64, 128, 256] if torch.device(device).type == "cuda" else [16, 32, 64, 128]
 
 
-def walked_voxels(minutes: float, cases: int) -> int:
+def batch_size(device: Any) -> int:
+    """Patches of an iteration: few, for most iterations in a minute."""
+    return 4 if torch.device(device).type == "cuda" else 1
+
+
+def largest_patch_size(device: Any) -> list[int]:
+    """Voxels by axis that a patch has at most: small, so that each sees annotation of its own volume alone."""
+    return [96, 96, 96] if torch.device(device).type == "cuda" else [64, 64, 64]
+
+
+def walked_voxels(minutes: float, cases: Sequence[Case]) -> int:
     """How many voxels of each volume a random walk may go through, so that it takes a quarter of the time at most."""
-    return max(min(MOST_VOXELS, round(WALKED_PER_MINUTE * minutes / max(cases, 1))), 1000)
+    return max(min(MOST_VOXELS, round(WALKED_PER_MINUTE * minutes / max(len(cases), 1))), 1000)
 
 
 def choices(
@@ -243,20 +253,22 @@ def _again(former: Slices, annotated: torch.Tensor) -> Slices:
     return [[i for run in runs(indices) if set(run) & set(before) for i in run] for indices, before in zip(now, former)]
 
 
-def hold_out(held_out: Mapping[str, Slices] | None, part: str) -> list[HoldOutSlicesd]:
+def hold_out(held_out: Mapping[str, Slices] | None, part: str, *then: Any) -> list[Any]:
     """For a config: the transforms that take held-out slices out of the weight, or keep them alone; none for none.
 
     Args:
         held_out: by case, for each axis the slices' indices.
         part: "training" or "validation".
+        then: transforms that follow; None, as which the config has a disabled one, is left out.
     """
-    return [HoldOutSlicesd(WEIGHT, part=part, listed=held_out)] if held_out else []
+    held = [HoldOutSlicesd(WEIGHT, part=part, listed=held_out)] if held_out else []
+    return [*held, *(transform for transform in then if transform is not None)]
 
 
 def cases_of(cases: Sequence[Case], held_out: Mapping[str, Slices] | None) -> list[Case]:
     """The cases that have held-out slices, without dense labels; where none has, the first case alone."""
     chosen = [case for case in cases if case_name(case[IMAGE]) in (held_out or {})]
-    return [{key: case[key] for key in case if key != "reference"} for case in chosen or cases[:1]]
+    return without_references(chosen or cases[:1])
 
 
 def slices_showing(annotated: Iterable[tuple[np.ndarray, np.ndarray]], num_classes: int) -> list[int]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from sparse3dunet.data.datalist import case_name
 from sparse3dunet.data.layouts import IMAGE_SUFFIXES, group_channels, list_volumes, read_json
+from sparse3dunet.datasets.mni152 import ensure_default
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import is_dicom_folder
 from sparse3dunet.io.suffixes import suffix_among
@@ -85,9 +86,12 @@ def find_images(
     return [ImageCase(name, image) for name, image in zip(names, files)]
 
 
-def list_images(source: str | Path, num_channels: int = 1) -> list[dict[str, Any]]:
-    """The images that `source` names, as MONAI's datasets take them: ``[{"image": path or paths}, ...]``."""
-    cases = find_images([source], num_channels)
+def list_images(source: str | Path | None, num_channels: int = 1) -> list[dict[str, Any]]:
+    """The images that `source` names, as MONAI's datasets take them: ``[{"image": path or paths}, ...]``.
+
+    None for None; the built-in ones are prepared where absent.
+    """
+    cases = [] if source is None else find_images([ensure_default(source)], num_channels)
     return [{IMAGE: case.files[0] if len(case.files) == 1 else list(case.files)} for case in cases]
 
 

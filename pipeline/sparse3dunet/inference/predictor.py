@@ -114,7 +114,7 @@ class Predictor:
         min_ml: dict[int, float] | None = None,
     ) -> None:
         self.network, self.inferer, self.device = network, inferer, torch.device(device)
-        self.class_values = np.asarray(class_values, dtype=_smallest_type(class_values))
+        self.class_values = np.asarray(class_values, dtype=smallest_type(class_values))
         self.num_channels, self.spacing, self.normalize = num_channels, spacing, normalize
         self.confidence, self.probabilities = confidence, probabilities
         self.largest, self.min_ml = list(largest), dict(min_ml or {})
@@ -292,7 +292,8 @@ def _count(segmentation: np.ndarray, values: np.ndarray) -> np.ndarray:
     return np.array([np.count_nonzero(segmentation == value) for value in values])
 
 
-def _smallest_type(values: Sequence[int]) -> type[np.integer]:
+def smallest_type(values: Sequence[int]) -> type[np.integer]:
+    """The smallest type of integers that holds all values, of those that every format knows."""
     kinds = (np.uint8, np.int16, np.int32)
     fitting = (k for k in kinds if np.iinfo(k).min <= min(values) and max(values) <= np.iinfo(k).max)
     return next(fitting, np.int64)

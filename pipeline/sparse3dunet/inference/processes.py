@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 
 T = TypeVar("T")
@@ -21,6 +22,13 @@ def rank_and_count() -> tuple[int, int]:
     """
     count = int(os.environ.get("WORLD_SIZE", 1)) if "RANK" in os.environ else 1
     return (int(os.environ["RANK"]), count) if count > 1 else (0, 1)
+
+
+def default_device() -> torch.device:
+    """The GPU of this process, if there is one."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
 
 
 class Processes:

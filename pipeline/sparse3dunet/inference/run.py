@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,15 +9,16 @@ from typing import Any
 
 import torch
 
+from sparse3dunet.datasets.mni152 import ensure_defaults
 from sparse3dunet.errors import DataError
 from sparse3dunet.inference.batch import Outcome, Output, predict_batch
 from sparse3dunet.inference.inputs import find_images
 from sparse3dunet.inference.predictor import Predictor
-from sparse3dunet.inference.processes import rank_and_count
+from sparse3dunet.inference.processes import default_device, rank_and_count
 from sparse3dunet.inference.records import results_in
 from sparse3dunet.inference.slabs import SlabInferer
 from sparse3dunet.io import OUTPUT_SUFFIXES, check_output_dir
-from sparse3dunet.models.loading import Model
+from sparse3dunet.models.loading import Model, load_model
 from sparse3dunet.models.normalization import normalization_names, normalizer
 
 
@@ -99,6 +99,28 @@ def _key(model: Model, predictor: Predictor, normalization: list[str]) -> dict[s
     }
 
 
+def predict_and_report(
+    model_file: str | Path,
+    dataset_dir: str | list[str] | None,
+    output_dir: str | Path,
+    inferer: SlabInferer,
+    **options: Any,
+) -> None:
+    """The bundle's ``run inference``: :func:`predict`, then :func:`report`.
+
+    Args:
+        model_file: see :func:`~sparse3dunet.models.loading.load_model`.
+        dataset_dir: images, or what names them, one or several; the built-in ones are prepared where absent.
+        output_dir: of all results.
+        inferer: runs the network on windows.
+        options: of :func:`predict`.
+
+    Raises:
+        DataError: as both do.
+    """
+    report(predict(load_model(model_file), ensure_defaults(dataset_dir), output_dir, inferer, **options), output_dir)
+
+
 def report(outcome: Outcome, output_dir: str | Path) -> None:
     """Print what became of a batch.
 
@@ -142,13 +164,6 @@ def _check_writable(folder: Path) -> None:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise DataError(f"{folder.absolute()}, to which results should go, cannot be written to ({error}).") from error
-
-
-def default_device() -> torch.device:
-    """The GPU of this process, if there is one."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -17,7 +17,7 @@ UNLIMITED = 10**9
 
 
 class Budget:
-    """A trainer's clock, and its end where that is a number of minutes; attached by a :class:`BudgetHandler`.
+    """A trainer's clock, and its end where that is a number of minutes; the first of the trainer's handlers.
 
     Minutes are counted from the first iteration on, over all parts of a training that was resumed, with validation, and
     with the time that the last one will need as far as that is known. Among several processes (DDP) the longest
@@ -112,14 +112,9 @@ class Budget:
         return self.in_last_epoch or (self.minutes is not None and self._state.spent >= self.minutes)
 
 
-class BudgetHandler:
-    """First of the trainer's handlers: attaches a budget, which others ask as well.
-
-    MONAI Label expects each of a bundle's handlers to be a component, which a reference to the budget is not.
-    """
-
-    def __init__(self, budget: Budget) -> None:
-        self.attach = budget.attach
+def default_patience(minutes: float | None) -> int:
+    """Validations without a better one after which a training ends: 10; where minutes end it, no number of them."""
+    return 10 if minutes is None else UNLIMITED
 
 
 def warmup_cosine(share: float, warmup: float = 0.1) -> float:

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from sparse3dunet.data.datalist import Case
+from sparse3dunet.data.datalist import Case, DataSet, without_references
 from sparse3dunet.data.slices import find_slices, runs
 from sparse3dunet.errors import DataError
 from sparse3dunet.keys import WEIGHT
@@ -23,6 +23,12 @@ from sparse3dunet.metrics.masked import ClassScore, class_scores, mean_score
 FOLD_RUN = "one_fold"
 """The id in crossval.yaml that trains and scores one fold."""
 HELD_OUT_FILE = "held_out.json"
+
+
+def same_cases(data_set: DataSet) -> tuple[list[Case], list[Case]]:
+    """All cases for training and the same for validation, without their dense labels."""
+    cases = without_references(data_set.cases)
+    return cases, list(cases)
 
 
 def check_folds(cases: Sequence[Case], preprocessing: Callable, folds: int) -> None:
@@ -36,6 +42,11 @@ def check_folds(cases: Sequence[Case], preprocessing: Callable, folds: int) -> N
     for case in cases:  # one at a time, and nothing kept: the folds need the memory
         preprocessing(case)
     print(f"{folds} folds over the annotated slices of {len(cases)} volume(s)")
+
+
+def cross_validate(folds: int, output_dir: str | Path, ckpt_dir: str | Path, class_names: Sequence[str]) -> None:
+    """Run all folds (:func:`run_folds`), and show their scores (:func:`show_table`)."""
+    show_table(run_folds(folds, output_dir, ckpt_dir), class_names, output_dir)
 
 
 def run_folds(folds: int, output_dir: str | Path, ckpt_dir: str | Path) -> list[Path]:

@@ -53,6 +53,23 @@ class PrepareSparseBatch(PrepareBatch):
         return image, pack_target(label, weight)
 
 
+class NamedHandler:
+    """An engine's handler that has a name of its own in the config, so that settings of it go by that name.
+
+    MONAI and MONAI Label expect each entry in a list of handlers to be a component, which a mere reference is not.
+
+    Args:
+        handler: with ``attach(engine)``; None, as which the config has a disabled one, for nothing.
+    """
+
+    def __init__(self, handler: Any) -> None:
+        self.handler = handler
+
+    def attach(self, engine: Engine) -> None:
+        if self.handler is not None:
+            self.handler.attach(engine)
+
+
 class ScoreReport:
     """Handler of an evaluator: Dice and IoU by class on annotated voxels and, given dense labels, on all others.
 

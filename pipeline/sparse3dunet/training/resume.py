@@ -221,6 +221,19 @@ class ResumableTraining:
         return self.parts if scaler is None else {**self.parts, "scaler": scaler}
 
 
+def fixed_settings(description: Mapping[str, Any], *, seed: int, batch_size: int, epoch_length: int) -> dict[str, Any]:
+    """What must be the same for a training to go on, beside the config's recipe.
+
+    Args:
+        description: of the model.
+        seed: of the training.
+        batch_size: of each process; that of all together must be the same.
+        epoch_length: in iterations.
+    """
+    batch_size *= idist.get_world_size()
+    return {**description, "seed": seed, "batch_size": batch_size, "epoch_length": epoch_length}
+
+
 def saved_iteration(path: str | Path, resume: bool) -> int | None:
     """The iterations that are done in a state to go on from; None where there is none."""
     if not resume or not Path(path).is_file():

@@ -1,4 +1,4 @@
-"""Settings that depend on the data, or that must fit it: patch size, spacing, weights of cases."""
+"""Settings that depend on the data or the device, or that must fit them: patch size, spacing, weights of cases."""
 
 from __future__ import annotations
 
@@ -80,6 +80,25 @@ def fit_patch_size(
     typical = np.ceil(np.percentile(np.asarray(shapes), 90, axis=0) / factors)
     bound = np.maximum(np.asarray(largest) // factors, 1)
     return [int(n) for n in np.minimum(typical, bound) * factors]
+
+
+def patch_size(
+    report: DataReport, spacing: Sequence[float] | None, largest: Sequence[int], network: torch.nn.Module
+) -> list[int]:
+    """The patch size by axis for a data set and a network.
+
+    Args:
+        report: of the data set.
+        spacing: in mm, to resample to; None for volumes as they are.
+        largest: upper bound by axis, in voxels.
+        network: tells of which sizes the patch must be a multiple; 8 where it does not.
+    """
+    return fit_patch_size(network_shapes(report, spacing), largest, getattr(network, "size_multiple", 8))
+
+
+def default_workers(device: torch.device | str) -> int:
+    """Processes that load data: 4 for a GPU; none on a CPU, where they would only get in its way."""
+    return 0 if torch.device(device).type == "cpu" else 4
 
 
 def check_counts(counts: Mapping[str, Any]) -> None:

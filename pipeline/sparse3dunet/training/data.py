@@ -1,0 +1,41 @@
+"""The data set of a bundle's config, read and completed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sparse3dunet.data import checks, conventions
+from sparse3dunet.data.datalist import DataSet, declared_data_set, read_data_set
+from sparse3dunet.datasets.mni152 import ensure_default
+
+
+def read(
+    dataset_dir: str | None,
+    *,
+    declared: Mapping[str, Any] | None = None,
+    known: Mapping[str, Any] | None = None,
+    class_names: Sequence[str] | None = None,
+    infer_unlabeled: bool = False,
+    **options: Any,
+) -> DataSet:
+    """Read a data set, with what it does not declare taken from its files; the built-in one is prepared where absent.
+
+    Args:
+        dataset_dir: the data set's folder or JSON datalist; None for one without cases, of which `declared` tells the
+            classes, as for MONAI Label, which lists the cases itself.
+        declared: see :func:`~sparse3dunet.data.datalist.declared_data_set`.
+        known: classes for a data set that declares none, see :func:`~sparse3dunet.data.checks.complete`.
+        class_names: instead of the declared ones, background first; with `infer_unlabeled` alone.
+        infer_unlabeled: whether what is unlabeled is told from the label maps where the data set does not say it.
+        options: see :func:`~sparse3dunet.data.datalist.read_data_set`.
+
+    Raises:
+        DataError: when no data are named, or they cannot be read or completed.
+    """
+    if dataset_dir is None:
+        return checks.complete(declared_data_set(declared), known)
+    data_set = read_data_set(ensure_default(dataset_dir), **options)
+    if infer_unlabeled:
+        return conventions.complete(data_set, class_names, known)
+    return checks.complete(data_set, known)

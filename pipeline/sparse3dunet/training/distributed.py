@@ -1,0 +1,56 @@
+"""Several processes (DDP) under torchrun: started, and what one of them prints for all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import ignite.distributed as idist
+import torch
+from torch import nn
+
+from sparse3dunet.data import check_report
+from sparse3dunet.data.checks import DataReport
+from sparse3dunet.data.datalist import Case
+from sparse3dunet.data.splits import share_cases
+from sparse3dunet.datasets.mni152 import ensure_default
+from sparse3dunet.inference.processes import LONGEST_WAIT
+
+
+def start(dataset_dir: str | None) -> None:
+    """Join the group of processes; on each machine, one of them prepares the built-in data where these are absent.
+
+    Args:
+        dataset_dir: the data set's folder or datalist; None for none.
+    """
+    idist.initialize("nccl" if torch.cuda.is_available() else "gloo", timeout=LONGEST_WAIT)
+    if dataset_dir and idist.get_local_rank() == 0:
+        ensure_default(dataset_dir)
+    idist.barrier()
+
+
+def wrap(network: nn.Module) -> nn.Module:
+    """The network with its gradients shared by all processes; on GPUs, the statistics of batch normalisation, too."""
+    return idist.auto_model(network, sync_bn=torch.cuda.is_available())
+
+
+def share(cases: Sequence[Case]) -> list[Case]:
+    """This process's share of the cases, see :func:`~sparse3dunet.data.splits.share_cases`."""
+    return share_cases(cases, idist.get_rank(), idist.get_world_size())
+
+
+def show_data(report: DataReport, class_weights: Sequence[float] | None = None) -> None:
+    """Print a data set's classes and warnings, in the first process alone.
+
+    Args:
+        report: of the data set.
+        class_weights: what a voxel of each class weighs, to be shown with the classes.
+    """
+    if idist.get_rank() == 0:
+        check_report.show(report, cases=False, class_weights=class_weights)
+
+
+def show_results(output_dir: str | Path) -> None:
+    """Print where the scores and pictures of an evaluation are, in the first process alone."""
+    if idist.get_rank() == 0:
+        print("Scores:", f"{output_dir}/scores.csv", " pictures:", f"{output_dir}/pictures")
