@@ -73,7 +73,7 @@ def predict(
     for source in sources:
         check_output_dir(output_dir, source)
     own_normalization = normalization_names(normalize)
-    trained_with = model.description.get("normalize") or []
+    trained_with = list(model.description.normalize)
     if own_normalization != trained_with:
         raise DataError(
             f"{model.path} was trained with another normalisation ({_listed(trained_with)}) than it is to predict with "
