@@ -362,5 +362,5 @@ def test_a_training_of_0_10_0_goes_on(tmp_path):
         Training(tmp_path, settings={**now, "seed": 1}).resumable.run(resume=True)
     before["network"]["upsampling"] = "concatenated"
     Training(tmp_path, settings=before).resumable.run()
-    with pytest.raises(DataError, match=r"network .*'concatenated'.* -> .*--pretrained"):
+    with pytest.raises(DataError, match=r"settings: network .*'concatenated'[^;]* -> [^;]*\. Give.*--pretrained"):
         Training(tmp_path, settings=now).resumable.run(resume=True)

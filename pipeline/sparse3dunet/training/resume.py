@@ -273,9 +273,12 @@ def _settings_today(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     Concatenated upsampling with same padding stays a difference: for the network's weights there is a conversion, but
     not for what the optimizer knows of them.
     """
-    network = settings.get("network") or {}
-    concatenated = network.get("padding") == "same" and network.get("upsampling") == "concatenated"
-    return settings if concatenated or "network" not in settings else migrated(settings)
+    if "network" not in settings:
+        return settings
+    today, network = migrated(settings), settings["network"] or {}
+    if network.get("padding") == "same" and network.get("upsampling") == "concatenated":
+        today["network"] = network
+    return today
 
 
 def _changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
