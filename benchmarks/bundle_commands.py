@@ -97,7 +97,7 @@ def commands(bundle: Path, data: Path, out: Path, model: Model) -> Iterator[Comm
 
 def onnx_options(model: Model) -> list[Any]:
     """An input to trace with, and what of its shape may be another."""
-    same = model.description["network"]["padding"] == "same"
+    same = model.description.network["padding"] == "same"
     axes = {0: "batch", 2: "x", 3: "y", 4: "z"} if same else {0: "batch"}
     names = {"input_names": ["image"], "output_names": ["pred"], "dynamic_axes": {"image": axes, "pred": axes}}
     shape = [2, model.in_channels, *model.patch_size]

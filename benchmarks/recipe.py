@@ -38,7 +38,6 @@ PRESET, DENSE = "(none)", "dense labels"
 LINES = {
     DENSE: "",  # folders of labels are no settings of a line
     "half the channels in first convolutions": "--network_def#halved True",
-    "concatenated upsampling": "--network_def#upsampling concatenated",
     "deformed twice as much": (
         "--train#deform#displacement 4 --train#deform#rotate_range 0.3 --train#deform#scale_range 0.2"
     ),

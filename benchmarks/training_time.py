@@ -7,8 +7,7 @@ Prints the milliseconds that an iteration of the preset cpu spends on patches (d
 the forward and backward pass, the loss and the optimizer, and what reading the data and a validation take. Then the
 same iteration without one measure each, in turns in the same run, as a ratio to the preset: in 32-bit (or, where the
 preset itself is, since the CPU has no bfloat16, in that), in PyTorch's usual memory layout, with PyTorch's own instance
-normalisation, with the paper's concatenated upsampling, with its half of the channels in first convolutions, and
-compiled.
+normalisation, with the paper's half of the channels in first convolutions, and compiled.
 """
 
 from __future__ import annotations
@@ -81,7 +80,6 @@ def variants(config: ConfigParser, compiled: bool) -> dict[str, Step]:
         "32-bit" if FAST else "bfloat16": Step(config, bfloat16=not FAST),
         "PyTorch's usual layout": Step(config, layout=torch.contiguous_format),
         "PyTorch's instance normalisation": Step(config),
-        "concatenated upsampling": Step(config, upsampling="concatenated"),
         "half the channels in first convolutions": Step(config, halved=True),
     }
     with_pytorchs_norm(steps["PyTorch's instance normalisation"].network)

@@ -144,9 +144,9 @@ def test_monai_label_trains(bundle, trained, tmp_path):
     assert all(" Dice 0." in line for line in lines)
     after = load_model(bundle)
     assert after.digest != before.digest
-    assert after.description["network"] == before.description["network"]
-    assert after.description["class_names"] == before.description["class_names"]
-    assert len(after.description["training"] + after.description["validation"]) == 3
+    assert after.description.network == before.description.network
+    assert after.class_names == before.class_names
+    assert len(after.description.training + after.description.validation) == 3
     old, new = (torch.nn.utils.parameters_to_vector(m.network.parameters()).detach() for m in (before, after))
     moved = float((new - old).abs().max())
     assert 0 < moved < 0.05, "6 small steps from the former weights, not from others drawn at random"

@@ -62,9 +62,9 @@ def test_training_leaves_what_it_says(trained):
 
 def test_best_model_rebuilds_and_loads(trained):
     model = existing_model(trained / "models/model.pt")
-    description = read_description(model, TRAIN)
-    assert description["class_names"] == ["background", "shell", "core"]
-    UNet3D(**description["network"]).load_state_dict(torch.load(model, weights_only=True))
+    description = read_description(model)
+    assert description.class_names == ("background", "shell", "core")
+    UNet3D(**description.network).load_state_dict(torch.load(model, weights_only=True))
 
 
 def test_training_is_repeatable_and_learns_nothing_from_references(trained, tmp_path):
@@ -206,7 +206,7 @@ def test_several_channels(tmp_path):
     (dataset / "dataset.json").write_text(json.dumps({**description, "modality": {"0": "a", "1": "b", "2": "c"}}))
     result = run_training(dataset, tmp_path)
     assert result.returncode == 0, result.stderr
-    assert read_description(tmp_path / "models/model.pt", TRAIN)["network"]["in_channels"] == 3
+    assert read_description(tmp_path / "models/model.pt").network["in_channels"] == 3
     places = ("--dataset_dir", dataset / "imagesTr", "--output_dir", tmp_path / "out")
     model = ("--model_file", tmp_path / "models/model.pt")
     result = run_bundle("run", "inference", "--config_file", INFERENCE, *places, *model)
@@ -335,7 +335,7 @@ def test_killed_while_training_the_best_model_is_whole(dataset, tmp_path):
         time.sleep(wait)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-        network = UNet3D(**read_description(model, TRAIN)["network"])
+        network = UNet3D(**read_description(model).network)
         network.load_state_dict(torch.load(existing_model(model), weights_only=True))
 
 

@@ -1,6 +1,8 @@
 """What a densification plans: voxel sizes, minutes, which slices are held out; and what it makes of the scores."""
 
+import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,9 +26,9 @@ from sparse3dunet.densify.schedule import (
     unlabeled_text,
     walked_voxels,
 )
-from sparse3dunet.densify.state import differences
-from sparse3dunet.densify.state import read_description as description_of
+from sparse3dunet.densify.state import differences, former_description
 from sparse3dunet.errors import DataError
+from sparse3dunet.models.description import ModelDescription
 from sparse3dunet.transforms import HoldOutSlicesd, RandomWalkerLabeld
 from tests.conftest import make_dataset
 
@@ -195,12 +197,17 @@ def test_unlabeled_in_words():
 
 
 def test_models_that_do_not_fit_are_left_aside(tmp_path):
-    model = {"network": {"channels": [4]}, "class_values": [0, 1], "class_names": ["a", "b"], "spacing": None}
-    assert differences(model, {**model, "patch_size": [8, 8, 8], "normalize": []}) == []
-    assert differences(model, {**model, "spacing": [1, 1, 1]}) == ["another voxel size"]
-    assert differences(model, {**model, "class_values": [0, 2]}) == ["other classes"]
-    assert description_of(tmp_path / "model.pt") is None
+    model = ModelDescription(
+        class_names=("a", "b"), class_values=(0, 1), patch_size=(8, 8, 8), network={"channels": [4]}, in_channels=1
+    )
+    assert differences(model, replace(model, patch_size=(16, 8, 8), training=("case",))) == []
+    assert differences(model, replace(model, spacing=(1, 1, 1))) == ["another voxel size"]
+    assert differences(model, replace(model, class_values=(0, 2))) == ["other classes"]
+    assert former_description(tmp_path / "model.pt") is None
     (tmp_path / "model.pt").write_bytes(b"x")
     (tmp_path / "model.json").write_text("{")
-    assert description_of(tmp_path / "model.pt") is None
+    assert former_description(tmp_path / "model.pt") is None
+    (tmp_path / "model.json").write_text(json.dumps({"schema_version": 1000, "sparse3dunet_version": "9.0.0"}))
+    with pytest.raises(DataError, match=r"written by sparse3dunet 9\.0\.0"):  # rather than to replace that model
+        former_description(tmp_path / "model.pt")
     assert os.listdir(tmp_path)

@@ -1,9 +1,12 @@
 """What a model learned of the annotation, and whether that changed since."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from sparse3dunet.densify.state import Learned, differences
+from sparse3dunet.models.description import ModelDescription
 
 NUMBERS = np.arange(24).reshape(2, 3, 4) % 3
 ANNOTATED = np.arange(24).reshape(2, 3, 4) < 12
@@ -50,7 +53,10 @@ def test_damaged_files_tell_nothing(tmp_path, keep):
 
 
 def test_networks_that_cannot_be_told_apart_are_not_learned_further():
-    unet, other = {"network": {"channels": [4, 8]}}, {"network": None}
+    unet = ModelDescription(
+        class_names=("a", "b"), class_values=(0, 1), patch_size=(8, 8, 8), network={"channels": [4, 8]}, in_channels=1
+    )
+    other = replace(unet, network=None)
     assert differences(unet, unet) == []
     assert differences(other, unet) == differences(unet, other) == differences(other, other) == ["another network"]
-    assert differences(other, {**other, "spacing": [1, 1, 1]}) == ["another network", "another voxel size"]
+    assert differences(other, replace(other, spacing=(1, 1, 1))) == ["another network", "another voxel size"]

@@ -1,6 +1,5 @@
 """Model files: whole at any moment, the best one kept, and enough beside them to rebuild the network."""
 
-import json
 import math
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from monai.engines import SupervisedEvaluator
 from sparse3dunet.data.datalist import DataSet
 from sparse3dunet.errors import DataError
 from sparse3dunet.models.checkpoints import BestModelSaver, existing_model, is_better, replace_file, save_file
-from sparse3dunet.models.description import describe_model, read_description
+from sparse3dunet.models.description import describe_model, description_for_bundle, read_description
 from sparse3dunet.networks import UNet3D
 from tests.conftest import ROOT, bundle_environment
 
@@ -26,10 +25,13 @@ DATA_SET = DataSet([], list("abcde"), [0, 7, 8, 100, -1], (9,), 1)
 WRITER = """
 import sys, torch
 from sparse3dunet.models.checkpoints import save_file
+from sparse3dunet.models.description import ModelDescription
+classes = {"class_names": ("a", "b"), "class_values": (0, 1)}
+described = ModelDescription(**classes, patch_size=(8, 8, 8), network=None, in_channels=1)
 number = 0
 while True:
     number += 1
-    save_file(sys.argv[1], {"number": torch.full((300, 300, 10), float(number))}, {"number": 0})
+    save_file(sys.argv[1], {"number": torch.full((300, 300, 10), float(number))}, described)
     print(number, flush=True)
 """
 
@@ -48,7 +50,7 @@ def test_killed_while_writing_the_file_is_whole(tmp_path):
         process.wait()
         number = torch.load(path, weights_only=True)["number"]
         assert (number == number[0, 0, 0]).all()
-        assert json.loads(path.with_suffix(".json").read_text()) == {"number": 0}
+        assert read_description(path).class_names == ("a", "b")
     assert len(list(path.parent.iterdir())) <= 4  # model.pt, model.json and at most a draft of each
 
 
@@ -107,28 +109,30 @@ def test_description_rebuilds_the_network(tmp_path):
     network = UNet3D(2, 5, channels=(4, 8), norm=("group", {"num_groups": 2}), padding="same", dropout=0.1)
     description = describe_model(network, DATA_SET, (16, 16, 8), [1.0, 1.0, 2.5])
     save_file(tmp_path / "model.pt", network.state_dict(), description)
-    again = read_description(tmp_path / "model.pt", TRAIN_CONFIG)
-    assert again == {**description, "ignore_index": None, "annotated_slices": None}
-    UNet3D(**again["network"]).load_state_dict(torch.load(existing_model(tmp_path / "model.pt"), weights_only=True))
+    assert read_description(tmp_path / "model.pt") == description
+    again = description_for_bundle(tmp_path / "model.pt", TRAIN_CONFIG)
+    assert again == description
+    UNet3D(**again.network).load_state_dict(torch.load(existing_model(tmp_path / "model.pt"), weights_only=True))
 
 
 def test_another_description_never_lies_beside_a_former_model(tmp_path, monkeypatch):
     """Killed between the two files, there is no model rather than one with the wrong description."""
     path = tmp_path / "model.pt"
-    save_file(path, {"a": torch.ones(1)}, {"network": 1})
-    save_file(path, {"a": torch.zeros(1)}, {"network": 1})
+    former, other = (describe_model(torch.nn.Linear(1, 1), DATA_SET, (size, 8, 8)) for size in (8, 16))
+    save_file(path, {"a": torch.ones(1)}, former)
+    save_file(path, {"a": torch.zeros(1)}, former)
     monkeypatch.setattr(torch, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        save_file(path, {"a": torch.ones(1)}, {"network": 1})
+        save_file(path, {"a": torch.ones(1)}, former)
     assert torch.load(path, weights_only=True)["a"] == 0, "the same description leaves the former model in place"
     with pytest.raises(KeyboardInterrupt):
-        save_file(path, {"a": torch.ones(1)}, {"network": 2})
+        save_file(path, {"a": torch.ones(1)}, other)
     assert not path.exists()
 
 
 def test_before_training_the_configs_network(tmp_path):
-    description = read_description(tmp_path / "model.pt", TRAIN_CONFIG, in_channels=2, num_classes=4)
-    network = UNet3D(**description["network"])
+    description = description_for_bundle(tmp_path / "model.pt", TRAIN_CONFIG, in_channels=2, num_classes=4)
+    network = UNet3D(**description.network)
     assert (network.in_channels, network.head.out_channels) == (2, 4)
 
 
@@ -136,18 +140,18 @@ def test_faults_are_named(tmp_path):
     with pytest.raises(DataError, match="no trained model"):
         existing_model(tmp_path / "model.pt")
     with pytest.raises(DataError, match="no trained model"):
-        read_description(tmp_path / "model.pt", tmp_path / "train.yaml")
+        description_for_bundle(tmp_path / "model.pt", tmp_path / "train.yaml")
     (tmp_path / "model.pt").write_bytes(b"no tensors")
-    with pytest.raises(DataError, match="copy it along"):
-        read_description(tmp_path / "model.pt", TRAIN_CONFIG)
+    with pytest.raises(DataError, match="Copy it along"):
+        description_for_bundle(tmp_path / "model.pt", TRAIN_CONFIG)
     with pytest.raises(DataError, match="not a model file"):
         existing_model(tmp_path / "model.pt")
     (tmp_path / "model.json").write_text("{")
-    with pytest.raises(DataError, match=r"model\.json: not readable"):
-        read_description(tmp_path / "model.pt", TRAIN_CONFIG)
-    (tmp_path / "model.json").write_text(json.dumps(describe_model(torch.nn.Linear(1, 1), DATA_SET, (8, 8, 8))))
-    with pytest.raises(DataError, match="describes no UNet3D"):
-        read_description(tmp_path / "model.pt", TRAIN_CONFIG)
+    with pytest.raises(DataError, match=r"model\.json: describes no model: it is not readable as JSON"):
+        description_for_bundle(tmp_path / "model.pt", TRAIN_CONFIG)
+    (tmp_path / "model.json").write_text(describe_model(torch.nn.Linear(1, 1), DATA_SET, (8, 8, 8)).to_json())
+    with pytest.raises(DataError, match="described as no UNet3D"):
+        description_for_bundle(tmp_path / "model.pt", TRAIN_CONFIG)
 
 
 def test_a_draft_that_cannot_be_written_is_no_rubbish(tmp_path):
@@ -165,5 +169,5 @@ def test_a_draft_that_cannot_be_written_is_no_rubbish(tmp_path):
 def test_channels_of_another_network_are_told():
     """Nothing else says how many images a network takes that is no UNet3D."""
     description = describe_model(torch.nn.Conv3d(2, 5, 1), replace(DATA_SET, num_channels=2), (8, 8, 8))
-    assert description["network"] is None
-    assert description["in_channels"] == 2
+    assert description.network is None
+    assert description.in_channels == 2

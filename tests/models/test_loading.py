@@ -58,8 +58,8 @@ def test_one_model_in_many_places(folder, network, tmp_path):
         assert all(torch.equal(model.network(X), network(X)) for model in models)
     assert len({model.digest for model in models}) == 1
     model = models[0]
-    assert (model.class_names, model.class_values) == (DESCRIPTION["class_names"], [0, 5, 300])
-    assert (model.patch_size, model.spacing, model.in_channels) == ([16, 16, 16], None, 1)
+    assert (model.class_names, model.class_values) == (("background", "shell", "core"), (0, 5, 300))
+    assert (model.patch_size, model.spacing, model.in_channels) == ((16, 16, 16), None, 1)
     assert not model.network.training
 
 
@@ -186,7 +186,8 @@ def spoil(folder, form, **fields):
         (lambda f, n: (f / "model.json").write_bytes(b'{"class_names": ["\xe9"]}'), "describes no model"),
         (lambda f, n: (f / "model.json").write_text("{}"), "class_names"),
         (lambda f, n: spoil(f, n, network={**n.config, "channels": [4, 16]}), "belongs to another model"),
-        (lambda f, n: spoil(f, n, network={**n.config, "in_channels": -1}), "no valid network.*negative dimension"),
+        (lambda f, n: spoil(f, n, network={**n.config, "in_channels": -1}), "no valid in_channels: -1"),
+        (lambda f, n: spoil(f, n, network={**n.config, "out_channels": -1}), "no valid network.*negative dimension"),
         (lambda f, n: spoil(f, n, network={**n.config, "channels": [4, 10**9]}), "no valid network"),
         (lambda f, n: spoil(f, n, network={**n.config, "norm": "none"}), "no valid network"),
         (lambda f, n: spoil(f, n, network=[1]), "no valid network"),
@@ -201,6 +202,20 @@ def spoil(folder, form, **fields):
         (lambda f, n: spoil(f, n, spacing=[1, 0, 1]), r"no valid spacing: \[1, 0, 1\]"),
         (lambda f, n: spoil(f, n, class_values=[0, 0, 1]), "no valid class_values"),
         (lambda f, n: spoil(f, n, class_names="abc"), "no valid class_names"),
+        (lambda f, n: spoil(f, n, class_values=[0, 5]), r"no valid class_values: \[0, 5\] for 3 class_names"),
+        (lambda f, n: spoil(f, n, in_channels=2), "has in_channels 2 for a network of 1"),
+        (lambda f, n: spoil(f, n, unlabeled=255), "no valid unlabeled: 255; expected a list of whole numbers"),
+        (lambda f, n: spoil(f, n, ignore_index=[0.5], unlabeled=[]), r"no valid ignore_index: \[0.5\]"),
+        (lambda f, n: spoil(f, n, annotated_slices="some"), "no valid annotated_slices: 'some'"),
+        (lambda f, n: spoil(f, n, normalize="z-score"), "no valid normalize: 'z-score'; expected a list of names"),
+        (lambda f, n: spoil(f, n, training=None), r"model.json: has no valid training: None.*Copy it again"),
+        (lambda f, n: spoil(f, n, schema_version=1), r"model.json: has no in_channels; expected a whole number"),
+        (lambda f, n: spoil(f, n, schema_version="1"), "no valid schema_version: '1'; expected 1"),
+        (
+            lambda f, n: spoil(f, n, schema_version=2, sparse3dunet_version="9.1.0"),
+            r"model.json: was written by sparse3dunet 9\.1\.0.*schema version 2.*Update sparse3dunet to that version",
+        ),
+        (lambda f, n: spoil(f, n, schema_version=2), "was written by sparse3dunet .version not told."),
     ],
 )
 def test_faults_are_named(folder, network, fault, words):
@@ -246,3 +261,21 @@ def test_damaged_weights_are_not_used(folder, network, tmp_path):
     (tmp_path / "model.ts").write_bytes(flipped(tmp_path / "model.ts"))
     with pytest.raises(DataError, match=r"checksums differ at .*data/"):
         load_model(tmp_path / "model.ts")
+
+
+def test_concatenated_upsampling_is_converted(folder, network):
+    """A model of up to 0.10.0, whose padding was same nevertheless; the arithmetic has tests of its own."""
+    fine, coarse = 4, 8
+    state = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith(("up", "skip"))}
+    state |= {"upsample.0.weight": torch.randn(coarse, coarse, 2, 2, 2), "up.0.0.bias": torch.randn(fine)}
+    state |= {"up.0.0.weight": torch.randn(fine, fine + coarse, 3, 3, 3)}
+    state |= {"up.0.3.weight": torch.randn(fine, fine, 3, 3, 3), "up.0.3.bias": torch.randn(fine)}
+    torch.save(state, folder / "model.pt")
+    spoil(folder, network, network={**network.config, "upsampling": "concatenated"})
+    loaded = load_model(folder).network.state_dict()
+    assert torch.equal(loaded["skip.0.weight"], state["up.0.0.weight"][:, :fine])
+    assert torch.equal(loaded["skip.0.bias"], state["up.0.0.bias"])
+    assert torch.equal(loaded["up.0.2.weight"], state["up.0.3.weight"])
+    torch.save({**state, "up.0.0.weight": state["up.0.0.weight"][:, :coarse]}, folder / "model.pt")
+    with pytest.raises(DataError, match="belongs to another model"):
+        load_model(folder)

@@ -1,12 +1,14 @@
 """Layers that keep the memory layout compute what PyTorch's do."""
 
+import copy
+
 import pytest
 import torch
+from monai.networks.nets import BasicUNet
 from torch import nn
 
 from sparse3dunet.networks import UNet3D
-from sparse3dunet.networks.fast import JoinedConv
-from sparse3dunet.networks.layers import InstanceNorm3d, MaxPool3d
+from sparse3dunet.networks.layers import InstanceNorm3d, MaxPool3d, fast_on_cpu
 
 LAYOUTS = {"channels last": torch.channels_last_3d, "contiguous": torch.contiguous_format}
 
@@ -43,36 +45,76 @@ def test_in_bfloat16_stay_in_it():
     torch.testing.assert_close(normed.float(), nn.InstanceNorm3d(4)(x.float()), rtol=0.02, atol=0.02)
 
 
-@pytest.mark.parametrize("strides", [2, ((2, 2, 1), 2), ((3, 1, 2), (1, 2, 2))])
-def test_joined_upsampling_can_be_what_concatenated_is(strides):
-    """Given the kernels that the two convolutions make together, the same output."""
-    options = {"channels": (4, 8, 8), "strides": strides, "norm": "instance", "padding": "same"}
-    network, joined = UNet3D(2, 3, **options), UNet3D(2, 3, **options, upsampling="joined")
-    state = network.state_dict()
-    own = {name: state[name] for name in joined.state_dict() if name.startswith(("down", "head"))}
-    for number, (upsample, up) in enumerate(zip(network.upsample, network.up)):
-        made = JoinedConv(upsample, up[0])
-        own |= {f"upsample.{number}.weight": made.coarse, f"skip.{number}.weight": made.skip}
-        own |= {
-            f"skip.{number}.bias": made.bias,
-            f"up.{number}.2.weight": up[3].weight,
-            f"up.{number}.2.bias": up[3].bias,
-        }
-    joined.load_state_dict(own)
-    x = torch.randn(2, 2, 12, 8, 8)
+@pytest.mark.parametrize(
+    "norm", ["instance", ("instance", {"affine": True}), "batch", ("group", {"num_groups": 2}), None]
+)
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_fast_on_cpu_equals_the_network(padding, norm):
+    network = UNet3D(2, 3, channels=(4, 8, 8), strides=((2, 2, 1), 2), padding=padding, norm=norm)
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, 0, 0.2)
+    network.train()
+    before = copy.deepcopy(network.state_dict())
+    fast = fast_on_cpu(network)
+    assert network.training
+    assert not fast.training
+    network.eval()
+    x = torch.randn(1, 2, 44, 48, 36)
     with torch.no_grad():
-        torch.testing.assert_close(joined(x), network(x), rtol=1e-4, atol=1e-4)
+        expected = network(x)
+        assert (fast(x) - expected).abs().max() < 1e-5 * max(expected.abs().max(), 1)
+    after = network.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
-@pytest.mark.parametrize("upsampling", ["concatenated", "joined"])
-def test_signals_keep_their_size_without_normalisation(upsampling):
+def test_fast_on_cpu_takes_networks_of_monais():
+    network = BasicUNet(3, 1, 2, features=(4, 4, 8, 8, 8, 4), norm="instance").eval()
+    x = torch.randn(1, 1, 32, 36, 48)[..., :32, :32, :32]
+    with torch.no_grad():
+        torch.testing.assert_close(fast_on_cpu(network)(x), network(x), rtol=0, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_torchscript_stays():
+    scripted = torch.jit.trace(nn.Conv3d(1, 1, 3), torch.rand(1, 1, 4, 4, 4))
+    assert fast_on_cpu(scripted) is scripted
+
+
+def test_the_original_keeps_its_layers():
+    """The copy has others, and memory of its own."""
+    network = nn.Sequential(nn.Conv3d(1, 4, 3), nn.InstanceNorm3d(4, affine=True))
+    fast = fast_on_cpu(network)
+    assert [type(layer) for layer in network] == [nn.Conv3d, nn.InstanceNorm3d]
+    assert [type(layer) for layer in fast] == [nn.Conv3d, InstanceNorm3d]
+    assert {value.data_ptr() for value in network.parameters()}.isdisjoint(v.data_ptr() for v in fast.parameters())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel_size": 3, "stride": 2, "padding": 1},  # of ResNets
+        {"kernel_size": 2, "ceil_mode": True},
+        {"kernel_size": 2, "stride": 1, "dilation": 2},
+        {"kernel_size": (1, 2, 3), "stride": (1, 2, 1)},
+    ],
+    ids=["padding", "ceil_mode", "dilation", "anisotropic"],
+)
+def test_pooling_of_other_networks(options):
+    network = nn.Sequential(nn.Conv3d(1, 2, 3, padding=1), nn.MaxPool3d(**options)).eval()
+    x = torch.randn(1, 1, 9, 9, 9)
+    with torch.no_grad():
+        torch.testing.assert_close(fast_on_cpu(network)(x), network(x), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("padding", "length"), [("same", 32), ("valid", 44)])
+def test_signals_keep_their_size_without_normalisation(padding, length):
     torch.manual_seed(0)
-    network = UNet3D(1, 2, channels=(16, 32, 64), norm=None, padding="same", upsampling=upsampling)
+    network = UNet3D(1, 2, channels=(16, 32, 64), norm=None, padding=padding)
     sizes = []
     for layer in network.modules():
         if isinstance(layer, nn.ReLU):
             layer.register_forward_hook(lambda *args: sizes.append(float(args[2].detach().square().mean().sqrt())))
     with torch.no_grad():
-        network(torch.randn(1, 1, 32, 32, 32))
+        network(torch.randn(1, 1, length, length, length))
     assert len(sizes) == 10
     assert all(0.3 < size < 3 for size in sizes), sizes

@@ -123,7 +123,6 @@ def first_convs(network):
     [
         {"padding": "valid"},
         {"padding": "same"},
-        {"padding": "same", "upsampling": "joined"},
         {"halved": False, "channels": (3, 5)},
     ],
 )
@@ -144,10 +143,9 @@ def test_torchscript_and_config_round_trip(options):
         {"channels": (3, 6)},
         {"channels": (0, 6), "halved": False},
         {"strides": (2, 2)},
-        {"upsampling": "joined"},
         {"halved": "false"},
     ],
 )
 def test_bad_arguments(arguments):
-    with pytest.raises(ValueError, match=r"padding|channels|strides|upsampling|halved"):
+    with pytest.raises(ValueError, match=r"padding|channels|strides|halved"):
         UNet3D(1, 2, **{"channels": (4, 8), **arguments})

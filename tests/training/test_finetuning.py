@@ -79,12 +79,12 @@ def test_faults_are_named(model, tmp_path):
         load_pretrained(whole, path, described(whole))
     save_file(tmp_path / "whole/model.pt", whole.state_dict(), described(whole))
     with pytest.raises(DataError, match=r'other halved False \(here True\).*--network_def#halved "False"'):
-        load_pretrained(UNet3D(1, 3, **FORM), tmp_path / "whole", {})
+        load_pretrained(UNet3D(1, 3, **FORM), tmp_path / "whole", described(whole))
     with pytest.raises(DataError, match="no trained model"):
         load_pretrained(network, tmp_path / "nothing", described(network))
     with pytest.raises(DataError, match="only a UNet3D"):
-        load_pretrained(torch.nn.Linear(1, 1), path, {})
-    load_pretrained(network, None, {})
+        load_pretrained(torch.nn.Linear(1, 1), path, described(network))
+    load_pretrained(network, None, described(network))
 
 
 def test_the_bundle_learns_further(trained, tmp_path):

@@ -34,7 +34,7 @@ def cache(tmp_path, monkeypatch):
 
 def make_network():
     torch.manual_seed(0)
-    return UNet3D(1, 2, channels=(4, 8), norm=("instance", {"affine": True}), padding="same", upsampling="joined")
+    return UNet3D(1, 2, channels=(4, 8), norm=("instance", {"affine": True}), padding="same")
 
 
 def in_float32(network):

@@ -100,12 +100,12 @@ def test_the_study_leaves_the_validation_volumes_alone(study, tmp_path):
 @pytest.mark.parametrize(
     ("preset", "settings", "told"),
     [
-        ("cpu", ("--minutes", 0.05, "--batch_size", 2), {"upsampling": "joined", "halved": False}),
-        ("gpu", ("--minutes", 0.05, "--batch_size", 2), {"upsampling": "joined", "padding": "same"}),
+        ("cpu", ("--minutes", 0.05, "--batch_size", 2), {"padding": "same", "halved": False}),
+        ("gpu", ("--minutes", 0.05, "--batch_size", 2), {"padding": "same", "channels": [4, 8, 8]}),
         (
             "paper",
             ("--patch_size", "[44,44,44]", "--minutes", "None"),
-            {"upsampling": "concatenated", "padding": "valid", "norm": ["batch", {"track_running_stats": False}]},
+            {"padding": "valid", "norm": ["batch", {"track_running_stats": False}]},
         ),
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from sparse3dunet import __version__
 from sparse3dunet.datasets import mni152
 from sparse3dunet.errors import DataError
 from sparse3dunet.inference.predictor import smallest_type
+from sparse3dunet.models.description import form_network
 from sparse3dunet.models.loading import Model
 from sparse3dunet.networks import UNet3D
 
@@ -39,31 +40,31 @@ def bundle_folder() -> Path:
 
 def is_built_in(model: Model) -> bool:
     """Whether a model was trained on the built-in data."""
-    cases = {*model.description["training"], *model.description["validation"]}
-    return cases == BUILT_IN_CASES and tuple(model.class_names) == mni152.CLASS_NAMES
+    cases = {*model.description.training, *model.description.validation}
+    return cases == BUILT_IN_CASES and model.class_names == mni152.CLASS_NAMES
 
 
 def keeps_size(model: Model) -> bool:
     """Whether a network's output is as large as its input, which sliding windows of MONAI's need."""
-    return model.description["network"]["padding"] == "same"
+    return _network(model)["padding"] == "same"
 
 
 def config_values(model: Model) -> dict[str, dict[str, Any]]:
     """What each of the configs says otherwise than the checkout's: by file name, values by top-level id."""
-    told, network = model.description, model.description["network"]
-    own = {key: value for key, value in network.items() if key not in ("in_channels", "out_channels")}
-    unlabeled = told.get("unlabeled") or told["ignore_index"]
-    unlabeled = [max(model.class_values) + 1] if unlabeled is None else unlabeled
+    told = model.description
+    own = {key: value for key, value in _network(model).items() if key not in ("in_channels", "out_channels")}
+    unlabeled = told.unlabeled or told.ignore_index
+    unlabeled = (max(model.class_values) + 1,) if unlabeled is None else unlabeled
     return {
         "train.yaml": {
             "dataset_dir": None,
             "declared": {
                 "class_names": model.class_names,
                 "class_values": model.class_values,
-                "ignore_index": unlabeled if isinstance(unlabeled, list) else [unlabeled],
+                "ignore_index": unlabeled if isinstance(unlabeled, tuple) else (unlabeled,),
                 "num_channels": model.in_channels,
             },
-            "annotated_slices": told["annotated_slices"],
+            "annotated_slices": told.annotated_slices,
             "spacing": model.spacing,
             "patch_size": model.patch_size,
             "network_def": {
@@ -160,16 +161,16 @@ def spatial_shape(model: Model) -> list[Any]:
 
 def page_of(model: Model, base: str, name: str) -> str:
     """docs/README.md, as it is for one model."""
-    network, told = model.description["network"], model.description
+    network, told = _network(model), model.description
     channels = ", ".join(map(str, network["channels"]))
     size = "x".join(map(str, model.patch_size))
     spacing = f", resampled to {'x'.join(f'{s:g}' for s in model.spacing)} mm" if model.spacing else ""
     rows = "".join(f"| {i} | {n} | {v} |\n" for i, (n, v) in enumerate(zip(model.class_names, model.class_values)))
-    cases = len({*told["training"], *told["validation"]})
+    cases = len({*told.training, *told.validation})
     sections = {
         "Data": None
         if is_built_in(model)
-        else f"Trained on {cases} volume(s), of which {len(told['validation'])} to choose the best epoch by. For the\n"
+        else f"Trained on {cases} volume(s), of which {len(told.validation)} to choose the best epoch by. For the\n"
         "licence of the data see `data_license.txt`.",
         "Network": f"`sparse3dunet.networks.UNet3D` with {channels} channels and {network['padding']} padding.\n"
         f"Input: windows of {size} voxels of {model.in_channels} channel(s), in RAS order{spacing}, each channel\n"
@@ -184,12 +185,14 @@ def page_of(model: Model, base: str, name: str) -> str:
     return text
 
 
-def _numbered(names: list[str]) -> dict[str, str]:
+def _numbered(names: Sequence[str]) -> dict[str, str]:
     return {str(number): name for number, name in enumerate(names)}
 
 
-def _form(model: Model) -> UNet3D:
-    import torch
+def _network(model: Model) -> Mapping[str, Any]:
+    """The arguments of a model's UNet3D; no other is packaged."""
+    return model.description.network or {}
 
-    with torch.device("meta"):
-        return UNet3D(**model.description["network"])
+
+def _form(model: Model) -> UNet3D:
+    return form_network(_network(model))

@@ -98,11 +98,11 @@ def _trained(path: str | Path) -> Model:
             f"{path}: TorchScript has no weights to train on from. Name the training's folder, or its model.pt."
         )
     model = load_model(path)
-    if model.description["network"] is None:
+    if model.description.network is None:
         raise DataError(f"{path}: is no UNet3D, for which the bundle's configs are. Name a training's folder.")
-    if model.description.get("normalize"):
+    if model.description.normalize:
         raise DataError(
-            f"{path}: was trained with another normalisation ({' and '.join(model.description['normalize'])}) than the "
+            f"{path}: was trained with another normalisation ({' and '.join(model.description.normalize)}) than the "
             "bundle's configs have. Only models that were trained with the bundle's own can be packaged."
         )
     return model
@@ -188,7 +188,7 @@ def _write(model: Model, source: Path, folder: Path, version: str, licence: str)
     page = (source / "docs/README.md").read_text(encoding="utf-8")
     _put(folder / "docs/README.md", contents.page_of(model, page, folder.name))
     _put(folder / "docs/data_license.txt", licence)
-    _put(folder / "models/model.json", _json(model.description))
+    _put(folder / "models/model.json", model.description.to_json())
     torch.save(model.network.state_dict(), folder / "models/model.pt")
     _write_torchscript(folder)
     for file in [*contents.CODE.rglob("*.py"), *contents.CODE.rglob("*.j2"), contents.CODE / "py.typed"]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from pathlib import Path
 import torch
 
 from sparse3dunet.errors import DataError
-from sparse3dunet.networks import UNet3D
+from sparse3dunet.models.loading import load_model
 
 _LEFT_OUT = (".debug_pkl", "/version", "/byteorder", "/serialization_id")
 """Ends of records: where in which file the code came from, and what the writer writes itself."""
@@ -62,10 +61,7 @@ def _copy_records(source: Path, target: Path, extra_files: Mapping[str, bytes]) 
 
 
 def _script(model_file: Path) -> torch.jit.ScriptModule:
-    description = json.loads(model_file.with_suffix(".json").read_text(encoding="utf-8"))
-    network = UNet3D(**description["network"])
-    network.load_state_dict(torch.load(model_file, map_location="cpu", weights_only=True))
-    return torch.jit.script(network.eval())
+    return torch.jit.script(load_model(model_file).network)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from sparse3dunet.data.datalist import Case, case_name, without_references
 from sparse3dunet.densify.propagated import beside
 from sparse3dunet.keys import IMAGE
 from sparse3dunet.models.checkpoints import file_digest
+from sparse3dunet.models.description import ModelDescription
 from sparse3dunet.models.loading import Model, load_model
 from sparse3dunet.propagation.calibration import Calibration, dice
 from sparse3dunet.propagation.ensemble import Held
@@ -95,13 +96,13 @@ def calibrations(
     return found
 
 
-def trained_model(path: Path, description: Mapping[str, Any], form: Callable[[], torch.nn.Module]) -> Model:
+def trained_model(path: Path, description: ModelDescription, form: Callable[[], torch.nn.Module]) -> Model:
     """The model of a run; a network that is no UNet3D cannot be told from its file, and is formed by the config."""
-    if description["network"]:
+    if description.network is not None:
         return load_model(path)
     network = form().cpu()
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    return Model(network.float().eval(), dict(description), file_digest(path), str(path))
+    return Model(network.float().eval(), description, file_digest(path), str(path))
 
 
 def _file_affine(case: Case) -> np.ndarray:

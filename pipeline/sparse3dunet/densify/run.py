@@ -38,9 +38,10 @@ from sparse3dunet.densify.options import Options
 from sparse3dunet.densify.propagated import Outlook, Propagation
 from sparse3dunet.densify.results import Results, write_results
 from sparse3dunet.densify.schedule import FINAL, Schedule, channels, deal_slices, number_of_folds, slices_showing
-from sparse3dunet.densify.state import Learned, State, StateFile, differences, digest, keep_aside, read_description
+from sparse3dunet.densify.state import Learned, State, StateFile, differences, digest, former_description, keep_aside
 from sparse3dunet.keys import IMAGE, LABEL, WEIGHT
 from sparse3dunet.models.checkpoints import save_file
+from sparse3dunet.models.description import ModelDescription
 from sparse3dunet.models.normalization import normalizer
 from sparse3dunet.progress import run_progress
 from sparse3dunet.propagation.calibration import Calibration
@@ -79,7 +80,7 @@ class _Trained:
     """A part's network, and how it predicts."""
 
     network: torch.nn.Module
-    description: dict[str, Any]
+    description: ModelDescription
     stopped: bool
     load: Compose
     inferer: Any
@@ -98,8 +99,8 @@ class _Run:
         self.before = self.file.read()
         # Of a run anew that was killed, the same command goes on, and still leaves aside what was there before it.
         anew = options.restart or (self.before is not None and self.before.anew and not self.before.complete)
-        self.former = None if anew else read_description(self.output_dir / MODEL)
-        self.spacing = self.former.get("spacing") if self.former and options.own_spacing else spacing
+        self.former = None if anew else former_description(self.output_dir / MODEL)
+        self.spacing = self.former.spacing if self.former and options.own_spacing else spacing
         self.config = {**config, "data_set": data_set, "report": report, "target_spacing": self.spacing}
         self.digest = digest(data_set, config, [self.spacing, channels(options.device)])
         self.notes: list[str] = []
@@ -206,7 +207,7 @@ class _Run:
 
     # ------------------------------------------------------------ where to begin
 
-    def _begin(self, description: Mapping[str, Any]) -> State:
+    def _begin(self, description: ModelDescription) -> State:
         """The state to go on with, or a new one."""
         before = self.before
         same = before is not None and before.digest == self.digest and not before.complete
@@ -232,7 +233,7 @@ class _Run:
                 former_slices = before.held_out[0]
         if state.goes_on:
             self._say(f"Learning further from the former run's model in {self.output_dir}; --restart forgets it.")
-        learned = (self.former or {}).get("training", [])
+        learned = self.former.training if self.former else ()
         state.held_out, state.reason = deal_slices(
             self._items(), number_of_folds(self.options.folds), self.options.seed, former_slices, learned
         )

@@ -14,6 +14,7 @@ from sparse3dunet.data.datalist import Case, case_name, without_references
 from sparse3dunet.data.slices import Slices, crossed, find_slices, runs
 from sparse3dunet.errors import DataError
 from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, WEIGHT
+from sparse3dunet.models.description import ModelDescription
 from sparse3dunet.training.settings import target_spacing
 from sparse3dunet.transforms.holdout import TRAINING, HoldOutSlices, HoldOutSlicesd
 from sparse3dunet.transforms.walker import MOST_VOXELS
@@ -109,7 +110,7 @@ def walked_voxels(minutes: float, cases: Sequence[Case]) -> int:
 
 
 def choices(
-    report: DataReport, description: Mapping[str, Any], device: Any, minutes: float, own_spacing: bool
+    report: DataReport, description: ModelDescription, device: Any, minutes: float, own_spacing: bool
 ) -> list[tuple[str, str, str]]:
     """What was chosen by itself, and what was asked for instead: of each its name, its value, and why.
 
@@ -121,8 +122,8 @@ def choices(
         own_spacing: whether nobody asked for the voxel size.
     """
     kind = "GPU" if torch.device(device).type == "cuda" else "CPU"
-    spacing, described = description["spacing"], description["network"]
-    found = list(described["channels"]) if described else None
+    spacing = description.spacing
+    found = list(description.network["channels"]) if description.network else None
     voxels = f"{sum(case.voxels for case in report.cases) / 1e6:.1f} million voxels"
     fits = f"{voxels}, for {minutes:g} minutes on this {kind}"
     size = "as it is" if spacing is None else " x ".join(f"{s:.3g}" for s in spacing) + " mm"
@@ -130,7 +131,7 @@ def choices(
     patches = "as large as most volumes, at most what learns most in some minutes"
     return [
         ("voxel size", size, fits if own_spacing else "as asked for"),
-        ("patches", "x".join(map(str, description["patch_size"])), patches),
+        ("patches", "x".join(map(str, description.patch_size)), patches),
         ("network", "-".join(map(str, found)) + " channels" if found else "another than UNet3D", network),
     ]
 

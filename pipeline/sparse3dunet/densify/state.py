@@ -18,9 +18,12 @@ import numpy as np
 from sparse3dunet import __version__
 from sparse3dunet.data.datalist import FILE_KEYS, DataSet
 from sparse3dunet.data.slices import Slices
+from sparse3dunet.errors import DataError
 from sparse3dunet.io.volumes import read_volume
 from sparse3dunet.keys import IMAGE
-from sparse3dunet.models.checkpoints import DESCRIPTION_SUFFIX, replace_file
+from sparse3dunet.models.checkpoints import replace_file
+from sparse3dunet.models.description import DESCRIPTION_SUFFIX, ModelDescription, read_description
+from sparse3dunet.models.schema import NewerDescriptionError
 
 NOT_OF_THE_RUN = (
     "minutes",
@@ -167,31 +170,31 @@ def _file(name: str) -> str:
     return f"{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}.npz"
 
 
-def read_description(model_file: str | Path) -> dict[str, Any] | None:
-    """A model's description; None where the model, or its description, is not there or damaged."""
-    path = Path(model_file)
+def former_description(model_file: Path) -> ModelDescription | None:
+    """The description of a former run's model; None where the model, or its description, is not there or damaged.
+
+    Raises:
+        NewerDescriptionError: when a newer version wrote it, whose model must not be replaced.
+    """
     try:
-        content = json.loads(path.with_suffix(DESCRIPTION_SUFFIX).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_description(model_file) if model_file.is_file() else None
+    except NewerDescriptionError:
+        raise
+    except DataError:
         return None
-    return content if path.is_file() and isinstance(content, dict) else None
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def differences(before: ModelDescription, now: ModelDescription) -> list[str]:
     """What keeps a model from being learned further, in words; empty where nothing does."""
-    words: Sequence[tuple[str, str]] = (
-        ("network", "another network"),
-        ("class_values", "other classes"),
-        ("class_names", "other names of classes"),
-        ("spacing", "another voxel size"),
-        ("normalize", "another normalisation"),
-    )
-
-    def differs(key: str) -> bool:
-        # Of a network that is no UNet3D, nothing is known by which it could be told from another one
-        return (before.get(key) or None) != (now.get(key) or None) or (key == "network" and not now.get(key))
-
-    return [told for key, told in words if differs(key)]
+    # Of a network that is no UNet3D, nothing is known by which it could be told from another one
+    differing = {
+        "another network": before.network != now.network or now.network is None,
+        "other classes": before.class_values != now.class_values,
+        "other names of classes": before.class_names != now.class_names,
+        "another voxel size": before.spacing != now.spacing,
+        "another normalisation": before.normalize != now.normalize,
+    }
+    return [words for words, differs in differing.items() if differs]
 
 
 def keep_aside(model_file: str | Path) -> Path:

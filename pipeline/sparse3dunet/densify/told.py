@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from sparse3dunet.data.checks import DataReport
 from sparse3dunet.densify.options import Options
@@ -12,6 +11,7 @@ from sparse3dunet.densify.propagated import Propagation
 from sparse3dunet.densify.schedule import AUTO, annotated_text, choices, unlabeled_text
 from sparse3dunet.densify.state import State
 from sparse3dunet.inference.inputs import ImageCase
+from sparse3dunet.models.description import ModelDescription
 
 Choice = tuple[str, str, str]
 """Its name, its value, and why."""
@@ -23,7 +23,7 @@ def text(choice: Choice) -> str:
     return f"{name}: {value} ({why})"
 
 
-def at_start(report: DataReport, state: State, options: Options, description: Mapping[str, Any]) -> list[Choice]:
+def at_start(report: DataReport, state: State, options: Options, description: ModelDescription) -> list[Choice]:
     """What was found in the files, and what is chosen by it.
 
     Args:

@@ -150,7 +150,7 @@ def _suffix(format: str | None) -> str | None:
 
 def _check_normalization(model: Model, normalize: Sequence[Any] | None) -> None:
     """Raise DataError unless images are normalised as in training."""
-    found, expected = normalization_names(normalize), model.description.get("normalize") or []
+    found, expected = normalization_names(normalize), list(model.description.normalize)
     if found != expected:
         raise DataError(
             f"{model.path} was trained with another normalisation ({_listed(expected)}) than it is to predict with "

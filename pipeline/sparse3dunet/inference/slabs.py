@@ -17,7 +17,7 @@ from torch import nn
 from sparse3dunet.errors import DataError
 from sparse3dunet.inference.inferers import bfloat16_is_fast
 from sparse3dunet.inference.windows import BORDERS, Axis, Windows, cut
-from sparse3dunet.networks.fast import fast_on_cpu
+from sparse3dunet.networks.layers import fast_on_cpu
 
 PIECE = 2**25
 """Logits that are handed out at once."""

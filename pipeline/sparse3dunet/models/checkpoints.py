@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -15,12 +14,10 @@ import torch
 from ignite.engine import Engine, Events
 
 from sparse3dunet.errors import DataError
-
-DESCRIPTION_SUFFIX = ".json"
-NO_MODEL = "{path}: there is no trained model. Train one first (run training), or name one: --model_file FILE."
+from sparse3dunet.models.description import DESCRIPTION_SUFFIX, NO_MODEL, ModelDescription
 
 
-def save_file(path: str | Path, content: Mapping[str, Any], description: Mapping[str, Any] | None = None) -> None:
+def save_file(path: str | Path, content: Mapping[str, Any], description: ModelDescription | None = None) -> None:
     """Write tensors and plain values to a file, which at any moment is the old one or the new one, and whole.
 
     Neither MONAI's ``CheckpointSaver`` nor Ignite's ``DiskSaver`` gives that for a fixed file name: the former writes
@@ -35,7 +32,7 @@ def save_file(path: str | Path, content: Mapping[str, Any], description: Mapping
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if description is not None:
-        _describe(path, json.dumps(description, indent=1) + "\n")
+        _describe(path, description.to_json())
     replace_file(path, lambda draft: torch.save(content, draft))
 
 
@@ -90,7 +87,7 @@ class BestModelSaver:
         self,
         network: torch.nn.Module,
         path: str | Path,
-        description: Mapping[str, Any] | None = None,
+        description: ModelDescription | None = None,
         keep: str = "best",
     ) -> None:
         if keep not in ("best", "last"):

@@ -1,21 +1,102 @@
-"""What is stored beside a model's weights: made, read, completed and checked."""
+"""The description of a model, in the JSON file beside its weights: what a program must know to use them."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from monai.bundle import ConfigParser
 
+from sparse3dunet import __version__
 from sparse3dunet.data.datalist import Case, DataSet, case_name
 from sparse3dunet.errors import DataError
 from sparse3dunet.keys import IMAGE
-from sparse3dunet.models.checkpoints import DESCRIPTION_SUFFIX, NO_MODEL
+from sparse3dunet.models.schema import CURE, DESCRIPTION, SCHEMA_VERSION, check_fields, migrated
 from sparse3dunet.networks import UNet3D
+
+DESCRIPTION_SUFFIX = ".json"
+NO_MODEL = "{path}: there is no trained model. Train one first (run training), or name one: --model_file FILE."
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelDescription:
+    """What a program must know of a trained model to use it.
+
+    Attributes:
+        class_names: by class number 0 ... K-1, background first.
+        class_values: on disk, by class number.
+        patch_size: of training's patches and prediction's windows, in voxels.
+        network: the arguments of :class:`~sparse3dunet.networks.UNet3D`; None for another network.
+        in_channels: channels of the image.
+        spacing: in mm, to which volumes are resampled; None for volumes as they are.
+        unlabeled: the values on disk that meant unlabeled in training.
+        ignore_index: what the user set as such values, if anything; evaluating does the same.
+        annotated_slices: likewise, which slices are annotated.
+        normalize: the normalisation of images in words; empty for the bundle's own, see
+            :func:`~sparse3dunet.models.normalization.normalization_names`.
+        training: names of the cases that were learned from.
+        validation: names of the cases that the best epoch was chosen by.
+        schema_version: of these fields.
+        sparse3dunet_version: the version of sparse3dunet that wrote the file; None where it is not told.
+    """
+
+    class_names: tuple[str, ...]
+    class_values: tuple[int, ...]
+    patch_size: tuple[int, ...]
+    network: Mapping[str, Any] | None
+    in_channels: int
+    spacing: tuple[float, ...] | None = None
+    unlabeled: tuple[int, ...] = ()
+    ignore_index: int | tuple[int, ...] | None = None
+    annotated_slices: Any = None
+    normalize: tuple[str, ...] = ()
+    training: tuple[str, ...] = ()
+    validation: tuple[str, ...] = ()
+    schema_version: int = SCHEMA_VERSION
+    sparse3dunet_version: str | None = field(default=__version__, compare=False)
+
+    def to_json(self) -> str:
+        """The text of the file, as this version of sparse3dunet writes it."""
+        return json.dumps(asdict(replace(self, sparse3dunet_version=__version__)), indent=1) + "\n"
+
+    def settings(self) -> dict[str, Any]:
+        """All of it, as plain values, that stays the same when a training goes on: all but who wrote it."""
+        content = json.loads(self.to_json())
+        del content["sparse3dunet_version"]
+        return content
+
+    @classmethod
+    def from_json(cls, text: str | bytes, where: str) -> ModelDescription:
+        """Read a description, of this schema version or an older one.
+
+        Fields that are not known are ignored, so that anyone can add notes of their own; one without which a model
+        would be used wrongly comes with a new schema version.
+
+        Args:
+            text: of the file.
+            where: names the file in messages.
+
+        Raises:
+            NewerDescriptionError: when a newer version of sparse3dunet wrote it.
+            DataError: when it is no description, or a field is missing or not valid; names the field and its value.
+        """
+        try:
+            content = json.loads(text)
+        except ValueError as error:
+            raise DataError(f"{where}: describes no model: it is not readable as JSON ({error}). {CURE}") from error
+        if not isinstance(content, dict):
+            raise DataError(f"{where}: describes no model: expected a JSON object, found {content!r:.40}. {CURE}")
+        content = migrated(content)
+        required = [entry.name for entry in fields(cls) if entry.default is MISSING]
+        check_fields(content, required, where)
+        known = {entry.name: content[entry.name] for entry in fields(cls) if entry.name in content}
+        description = cls(**{"sparse3dunet_version": None, **_with_tuples(known)})
+        _check_classes(description, where)
+        return description
 
 
 def describe_model(
@@ -24,98 +105,109 @@ def describe_model(
     patch_size: Sequence[int],
     spacing: Sequence[float] | None = None,
     split: Sequence[Sequence[Case]] = ((), ()),
-    options: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """What inference must know of a trained model, as plain values.
+    *,
+    ignore_index: int | Sequence[int] | None = None,
+    annotated_slices: Any = None,
+    normalize: Sequence[str] = (),
+) -> ModelDescription:
+    """Describe a model that is to be trained.
 
-    Returns:
-        ``network``: the arguments of :class:`~sparse3dunet.networks.UNet3D`, None for another network, whose
-        ``in_channels`` are then told apart;
-        ``class_names`` and ``class_values`` (on disk): by class number; ``patch_size``: in voxels; ``spacing``: in mm
-        by axis, None where volumes are not resampled; ``unlabeled``: the values on disk that mean it; `options` as they
-        are (how the annotation was marked: evaluating takes them over); ``training`` and ``validation``: the cases'
-        names.
+    Args:
+        network: a UNet3D or any other.
+        data_set: its classes, channels and unlabeled values are the model's.
+        patch_size: in voxels.
+        spacing: in mm, to which volumes are resampled.
+        split: the cases of training, and of validation.
+        ignore_index: see :class:`ModelDescription`.
+        annotated_slices: likewise.
+        normalize: likewise.
     """
-    description = {
-        "network": network.config if isinstance(network, UNet3D) else None,
-        "class_names": list(data_set.class_names),
-        "class_values": list(data_set.class_values),
+    content = {
+        "class_names": data_set.class_names,
+        "class_values": data_set.class_values,
         "patch_size": [int(n) for n in patch_size],
+        "network": network.config if isinstance(network, UNet3D) else None,
+        "in_channels": network.in_channels if isinstance(network, UNet3D) else max(data_set.num_channels, 1),
         "spacing": spacing,
-        "unlabeled": list(data_set.ignore_index),
-        **({} if isinstance(network, UNet3D) else {"in_channels": max(data_set.num_channels, 1)}),
-        **(options or {}),
+        "unlabeled": data_set.ignore_index,
+        "ignore_index": ignore_index,
+        "annotated_slices": annotated_slices,
+        "normalize": normalize,
         "training": [case_name(case[IMAGE]) for case in split[0]],
         "validation": [case_name(case[IMAGE]) for case in split[1]],
     }
-    return json.loads(json.dumps(description))
+    return ModelDescription(**_with_tuples(json.loads(json.dumps(content))))
 
 
-def read_description(
+def description_text(model_file: Any, cure: str = "") -> tuple[bytes, str]:
+    """The text of the description beside a model's weights, and where it is.
+
+    Args:
+        model_file: the weights: a Path, or one in an archive (``zipfile.Path``).
+        cure: what else can be done where there is none, for the message.
+
+    Raises:
+        DataError: when there is none, or it cannot be read.
+    """
+    names = dict.fromkeys((model_file.name.rsplit(".", 1)[0] + DESCRIPTION_SUFFIX, DESCRIPTION))
+    for name in names:
+        if (model_file.parent / name).is_file():
+            return content_of(model_file.parent / name), str(model_file.parent / name)
+    raise DataError(
+        f"{model_file}: {' or '.join(names)} is missing beside it, which says of what classes and for what images the "
+        f"model is. Copy it along from the training's folder. {cure}".rstrip()
+    )
+
+
+def read_description(model_file: Any) -> ModelDescription:
+    """The description beside a model's weights, see :func:`description_text` and :class:`ModelDescription`."""
+    return ModelDescription.from_json(*description_text(model_file))
+
+
+def description_for_bundle(
     model_file: str | Path, train_config: str | Path, in_channels: int = 1, num_classes: int = 3
-) -> dict[str, Any]:
-    """The description that training wrote beside `model_file`.
+) -> ModelDescription:
+    """The description that the bundle's configs go by: the one beside `model_file`.
 
     Before any training, tools that look at the bundle get the network that `train_config` defines, for an image of
     `in_channels` and `num_classes`.
 
     Raises:
-        DataError: when the description is unreadable, or the model was trained with a network other than UNet3D.
+        DataError: when there is neither, or the model was trained with a network other than UNet3D.
     """
-    path = Path(model_file).with_suffix(DESCRIPTION_SUFFIX)
-    if path.is_file():
-        try:
-            description = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise DataError(f"{path}: not readable as JSON ({error}); train again, or restore the file.") from error
-    elif Path(model_file).is_file():
-        raise DataError(f"{path} is missing, which describes {model_file}; copy it along with the model.")
-    elif Path(train_config).is_file():
-        config = ConfigParser.load_config_file(str(train_config))
-        parser = ConfigParser(
-            {"network_def": {**config["network_def"], "in_channels": in_channels, "out_channels": num_classes}}
-        )
-        description = {
-            "network": parser.get_parsed_content("network_def").config,
-            "class_names": [f"class {i}" for i in range(num_classes)],
-            "patch_size": config["largest_patch_size"],
-        }
-    else:
-        raise DataError(NO_MODEL.format(path=Path(model_file).absolute()))
-    if not description.get("network"):
-        raise DataError(
-            f"{path}: describes no UNet3D. The bundle scores and predicts with UNet3D alone; load yours yourself."
-        )
-    return complete_description(description)
+    path = Path(model_file)
+    if path.is_file() or path.with_suffix(DESCRIPTION_SUFFIX).is_file():
+        description = read_description(path)
+        if description.network is None:
+            raise DataError(
+                f"{path}: is described as no UNet3D. The bundle scores and predicts with UNet3D alone; load yours "
+                "yourself."
+            )
+        return description
+    if not Path(train_config).is_file():
+        raise DataError(NO_MODEL.format(path=path.absolute()))
+    config = ConfigParser.load_config_file(str(train_config))
+    parser = ConfigParser(
+        {"network_def": {**config["network_def"], "in_channels": in_channels, "out_channels": num_classes}}
+    )
+    classes = DataSet([], [f"class {i}" for i in range(num_classes)], list(range(num_classes)), (), in_channels)
+    return describe_model(parser.get_parsed_content("network_def"), classes, config["largest_patch_size"])
 
 
-def complete_description(description: Mapping[str, Any]) -> dict[str, Any]:
-    """A model's description with what older ones lack."""
-    absent: dict[str, Any] = {
-        "training": [],
-        "validation": [],
-        "spacing": None,
-        "ignore_index": None,
-        "annotated_slices": None,
-    }
-    return {**absent, "class_values": list(range(len(description["class_names"]))), **description}
-
-
-def check_model_fits(description: Mapping[str, Any], data_set: DataSet) -> None:
+def check_model_fits(description: ModelDescription, data_set: DataSet) -> None:
     """Raise DataError unless a model has the classes of a data set, and takes images of as many channels."""
-    network, names = description["network"], data_set.class_names
-    found = (network["out_channels"], network["in_channels"])
-    if found != (len(names), data_set.num_channels):
+    ours, names = description.class_names, data_set.class_names
+    if (len(ours), description.in_channels) != (len(names), data_set.num_channels):
         raise DataError(
-            f"the model has {found[0]} classes and takes {found[1]} channel(s), but the data set has "
+            f"the model has {len(ours)} classes and takes {description.in_channels} channel(s), but the data set has "
             f"{len(names)} ({', '.join(names)}) and {data_set.num_channels}. Choose another --ckpt_dir or "
             "--dataset_dir."
         )
-    if list(description["class_values"]) != list(data_set.class_values):
+    if list(description.class_values) != list(data_set.class_values):
         raise DataError(
-            f"the model was trained with the class values {description['class_values']} "
-            f"({', '.join(description['class_names'])}), but the data set has {data_set.class_values} "
-            f"({', '.join(names)}). Choose another --ckpt_dir or --dataset_dir, or give the classes the same values."
+            f"the model was trained with the class values {list(description.class_values)} ({', '.join(ours)}), but "
+            f"the data set has {data_set.class_values} ({', '.join(names)}). Choose another --ckpt_dir or "
+            "--dataset_dir, or give the classes the same values."
         )
 
 
@@ -125,40 +217,37 @@ def form_network(config: Mapping[str, Any]) -> UNet3D:
         return UNet3D(**config)
 
 
-def check_description(description: Mapping[str, Any], where: str) -> None:
-    """Raise DataError where a field is not what prediction needs."""
+def content_of(file: Any) -> bytes:
+    """The bytes of a file, or of one in an archive."""
+    try:
+        return file.read_bytes()
+    except Exception as error:  # zipfile raises many kinds where an archive is damaged or encrypted
+        raise DataError(f"{file}: cannot be read ({error}). Copy it again, without a password.") from error
 
-    def numbers(value: Any, count: int, kind: Any) -> bool:
-        fits = isinstance(value, Sequence) and len(value) == count
-        return fits and all(isinstance(n, kind) and not isinstance(n, bool) and math.isfinite(n) for n in value)
 
-    names, values = description["class_names"], description["class_values"]
-    channels = description.get("in_channels", 1)
-    named = isinstance(names, list) and len(names) > 1 and all(isinstance(name, str) for name in names)
-    named = named and len(set(names)) == len(names)
-    wrong = {
-        "class_names": not named,
-        "class_values": not named or not numbers(values, len(names), int) or len(set(values)) < len(names),
-        "patch_size": not numbers(description.get("patch_size"), 3, int) or min(description["patch_size"]) < 1,
-        "spacing": description["spacing"] is not None
-        and (not numbers(description["spacing"], 3, (int, float)) or not min(description["spacing"]) > 0),
-        "network": not isinstance(description.get("network", ""), (dict, type(None))),
-        "in_channels": not numbers([channels], 1, int) or channels < 1,
+def _with_tuples(content: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON's lists as tuples, but for slices, which have a form of their own."""
+    return {
+        name: tuple(value) if isinstance(value, list) and name != "annotated_slices" else value
+        for name, value in content.items()
     }
-    for field, bad in wrong.items():
-        if bad:
-            raise DataError(
-                f"the description of {where} has no valid {field}: {description.get(field)!r}. Copy the .json again "
-                "from the training's folder."
-            )
-    if description["network"]:
-        try:
-            outputs = form_network(description["network"]).head.out_channels
-        except Exception as error:  # what MONAI and PyTorch raise differs by argument
-            reason = " ".join(str(error).split()).rstrip(".")
-            raise DataError(
-                f"the description of {where} has no valid network, {description['network']}: {reason}. Copy the .json "
-                "again from the training's folder."
-            ) from error
-        if outputs != len(names):
-            raise DataError(f"the description of {where} has {len(names)} class_names for a network of {outputs}.")
+
+
+def _check_classes(description: ModelDescription, where: str) -> None:
+    """Raise DataError unless names, values and the network have as many classes, and as many channels."""
+    count, values, network = len(description.class_names), description.class_values, description.network
+    if len(values) != count:
+        raise DataError(f"{where}: has no valid class_values: {list(values)} for {count} class_names. {CURE}")
+    if network is None:
+        return
+    try:
+        form = form_network(network)
+    except Exception as error:  # what MONAI and PyTorch raise differs by argument
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise DataError(f"{where}: has no valid network, {network}: {reason}. {CURE}") from error
+    if form.head.out_channels != count:
+        raise DataError(f"{where}: has {count} class_names for a network of {form.head.out_channels}. {CURE}")
+    if form.in_channels != description.in_channels:
+        raise DataError(
+            f"{where}: has in_channels {description.in_channels} for a network of {form.in_channels}. {CURE}"
+        )

@@ -15,12 +15,13 @@ import torch
 from torch import nn
 
 from sparse3dunet.errors import DataError
-from sparse3dunet.models.description import check_description, complete_description, form_network
+from sparse3dunet.models.description import ModelDescription, content_of, description_text, form_network
+from sparse3dunet.models.schema import DESCRIPTION
 from sparse3dunet.networks import UNet3D
+from sparse3dunet.networks.concatenated import additive_weights
 
 PLACES = ("model.pt", "models/model.pt", "model.ts", "models/model.ts")
 """Of the weights in a folder or an archive, the first that is there."""
-DESCRIPTION = "model.json"
 _INTO_SCRIPT = f"torch.jit.save(network, file, _extra_files={{'{DESCRIPTION}': text}})."
 _CURE = "Train one (run training), or name one: its file, or the folder of the training."
 
@@ -31,36 +32,35 @@ class Model:
 
     Attributes:
         network: in eval mode, on the CPU, float32; (B, C, X, Y, Z) -> logits.
-        description: see :func:`~sparse3dunet.models.description.describe_model`.
+        description: see :class:`~sparse3dunet.models.description.ModelDescription`.
         digest: of weights and description, in hexadecimal: tells models apart.
         path: that the user named.
     """
 
     network: nn.Module
-    description: dict[str, Any]
+    description: ModelDescription
     digest: str
     path: str
 
     @property
-    def class_names(self) -> list[str]:
-        return self.description["class_names"]
+    def class_names(self) -> tuple[str, ...]:
+        return self.description.class_names
 
     @property
-    def class_values(self) -> list[int]:
-        return self.description["class_values"]
+    def class_values(self) -> tuple[int, ...]:
+        return self.description.class_values
 
     @property
-    def patch_size(self) -> list[int]:
-        return self.description["patch_size"]
+    def patch_size(self) -> tuple[int, ...]:
+        return self.description.patch_size
 
     @property
-    def spacing(self) -> list[float] | None:
-        return self.description["spacing"]
+    def spacing(self) -> tuple[float, ...] | None:
+        return self.description.spacing
 
     @property
     def in_channels(self) -> int:
-        """Of the network; of one that is no UNet3D, the description's own ``in_channels``, by default 1."""
-        return (self.description["network"] or self.description).get("in_channels", 1)
+        return self.description.in_channels
 
 
 class ScriptedNetwork(nn.Module):
@@ -97,19 +97,22 @@ def load_model(path: str | Path) -> Model:
             found, and what to do.
     """
     file, suffix = _weights_file(Path(path).expanduser())
-    content = _content(file)
+    content = content_of(file)
     _check_whole(content, str(file))
+    network: Any
     if suffix == ".ts":
         network, inside = _scripted(content, str(file))
-        description = inside if inside is not None else _beside(file, "Or write it into the file: " + _INTO_SCRIPT)
-        check_description(description, str(file))
-        if description["network"]:
-            network = ScriptedNetwork(network, description["network"])
+        how = "Or write it into the file: " + _INTO_SCRIPT
+        text, where = (inside, f"{file}: {DESCRIPTION} in it") if inside else description_text(file, how)
+        description = ModelDescription.from_json(text, where)
+        if description.network is not None:
+            network = ScriptedNetwork(network, description.network)
     else:
-        description = _beside(file)
-        check_description(description, str(file))
+        text, where = description_text(file)
+        description = ModelDescription.from_json(text, where)
         network = _with_weights(description, _state_dict(content, str(file)), str(file))
-    told = json.dumps(description, sort_keys=True).encode()
+    # Of the description as it is in the file, so that a new version of this package finds the same
+    told = json.dumps(json.loads(text), sort_keys=True).encode()
     digest = hashlib.sha256(hashlib.sha256(content).digest() + told).hexdigest()
     return Model(network.float().eval(), description, digest, str(path))
 
@@ -134,14 +137,6 @@ def _weights_file(path: Path) -> tuple[Any, str]:
     return found[0], "." + found[0].name.rsplit(".", 1)[-1]
 
 
-def _content(file: Any) -> bytes:
-    """The bytes of a file, or of one in an archive."""
-    try:
-        return file.read_bytes()
-    except Exception as error:  # zipfile raises many kinds where an archive is damaged or encrypted
-        raise DataError(f"{file}: cannot be read ({error}). Copy it again, without a password.") from error
-
-
 def _check_whole(content: bytes, where: str) -> None:
     """Raise DataError where the checksums that PyTorch writes tell of damage; it does not look at them itself."""
     if not zipfile.is_zipfile(io.BytesIO(content)):
@@ -158,38 +153,15 @@ def _check_whole(content: bytes, where: str) -> None:
         )
 
 
-def _beside(file: Any, cure: str = "") -> dict[str, Any]:
-    """The description beside the weights; `cure` is what else can be done where there is none."""
-    names = dict.fromkeys((file.name.rsplit(".", 1)[0] + ".json", DESCRIPTION))
-    for name in names:
-        description = file.parent / name
-        if description.is_file():
-            return _parsed(_content(description), str(description))
-    raise DataError(
-        f"{file}: {' or '.join(names)} is missing beside it, which says of what classes and for what images the model "
-        f"is. Copy it along from the training's folder. {cure}".rstrip()
-    )
-
-
-def _parsed(text: str | bytes, where: str) -> dict[str, Any]:
-    try:
-        return complete_description(json.loads(text))
-    except (ValueError, TypeError, KeyError) as error:
-        raise DataError(
-            f"{where}: describes no model ({error!r}); copy it again from the training's folder."
-        ) from error
-
-
-def _scripted(content: bytes, where: str) -> tuple[Any, dict[str, Any] | None]:
-    """The TorchScript module, and the description in its file, if there is one."""
+def _scripted(content: bytes, where: str) -> tuple[Any, bytes | str]:
+    """The TorchScript module, and the text of the description in its file; empty where there is none."""
     extra: dict[str, Any] = {DESCRIPTION: ""}
     try:
         network = torch.jit.load(io.BytesIO(content), map_location="cpu", _extra_files=extra)
     except (RuntimeError, ValueError, OSError) as error:
         reason = str(error).strip().split("\n")[0].split(". ")[0]
         raise DataError(f"{where}: no TorchScript that can be loaded ({reason}). Export it again.") from error
-    text = extra[DESCRIPTION]
-    return network, _parsed(text, f"{where}: {DESCRIPTION} in it") if text else None
+    return network, extra[DESCRIPTION]
 
 
 def _state_dict(content: bytes, where: str) -> dict[str, torch.Tensor]:
@@ -220,13 +192,15 @@ def _is_weight(name: Any, value: Any) -> bool:
     return plain and isinstance(name, str)
 
 
-def _with_weights(description: Mapping[str, Any], state: dict[str, torch.Tensor], where: str) -> nn.Module:
+def _with_weights(description: ModelDescription, state: dict[str, torch.Tensor], where: str) -> nn.Module:
     """The network that is described, with the weights that were found."""
-    if not description["network"]:
+    if description.network is None:
         raise DataError(
             f"{where}: was no UNet3D when it was trained. Export it as TorchScript (model.ts), or load it in your code."
         )
-    expected = {name: tuple(tensor.shape) for name, tensor in form_network(description["network"]).state_dict().items()}
+    form = form_network(description.network)
+    state = dict(additive_weights(state)) if form.additive else state
+    expected = {name: tuple(tensor.shape) for name, tensor in form.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if found != expected:
         off = sorted(name for name in {**found, **expected} if found.get(name) != expected.get(name))
@@ -235,6 +209,6 @@ def _with_weights(description: Mapping[str, Any], state: dict[str, torch.Tensor]
             f"{where}: its weights are not those of the network that its .json describes: {len(off)} differ, "
             f"{', '.join(few)} for example. The .json belongs to another model; copy both from one training."
         )
-    network = UNet3D(**description["network"])
+    network = UNet3D(**description.network)
     network.load_state_dict(state)
     return network

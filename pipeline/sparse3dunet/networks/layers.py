@@ -2,9 +2,29 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+
+def fast_on_cpu(network: nn.Module) -> nn.Module:
+    """A copy of a network, in eval mode, that computes the same, faster on a CPU.
+
+    In the memory layout ``channels_last_3d`` oneDNN need not reorder what it convolves, and :class:`InstanceNorm3d`
+    here, in the place of PyTorch's, keeps that layout. TorchScript is returned as it is.
+    """
+    if isinstance(network, torch.jit.ScriptModule):
+        return network
+    network = copy.deepcopy(network)
+    for parent in list(network.modules()):
+        for name, layer in list(parent.named_children()):
+            if type(layer) is nn.InstanceNorm3d and not layer.track_running_stats:
+                same = InstanceNorm3d(layer.num_features, layer.eps, affine=layer.affine)
+                same.load_state_dict(layer.state_dict())
+                setattr(parent, name, same)
+    return network.eval().to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
 
 class InstanceNorm3d(nn.InstanceNorm3d):

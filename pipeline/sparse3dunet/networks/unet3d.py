@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from monai.networks.layers.utils import get_act_layer, get_norm_layer
 from monai.utils import ensure_tuple_rep
 from torch import nn
 
+from sparse3dunet.networks.concatenated import additive_weights
 from sparse3dunet.networks.layers import InstanceNorm3d, MaxPool3d
 from sparse3dunet.networks.shapes import center_crop
 
 PADDINGS = ("valid", "same")
-UPSAMPLINGS = ("concatenated", "joined")
 
 
 class UNet3D(nn.Module):
@@ -22,7 +23,13 @@ class UNet3D(nn.Module):
 
     Each resolution step is two 3x3x3 convolutions, each followed by normalisation and activation. On the way down the
     first of the two has half the channels of the second, so that channels double *before* each pooling and nothing is
-    a bottleneck; on the way up the (centre-cropped) skip connection is concatenated to the up-convolution's output.
+    a bottleneck. On the way up, with valid padding, the centre-cropped skip connection is concatenated to the
+    up-convolution's output, as in the paper.
+
+    With same padding, upsampling is additive. The up-convolution and the convolution that follows it are linear, and
+    what they do together to the coarse features is one transposed convolution with a kernel longer by two (4x4x4 for a
+    stride of 2). That is learned, and the skip connection has a convolution of its own, whose result is added: all that
+    concatenation can express in less time, since nothing is computed with the coarse channels at the fine resolution.
 
     The paper's figures hold for ``UNet3D(in_channels=3, out_channels=3)``: 132x132x116 voxels in, 44x44x28 out, and
     19,069,955 parameters besides the affine pairs of batch normalisation (page 3 of the paper; 4,672 with them, none
@@ -39,13 +46,8 @@ class UNet3D(nn.Module):
             ``("group", {"num_groups": 8})``; None for none (the paper's variant "without BN").
         act: MONAI's name of an activation, or name and arguments.
         padding: ``"valid"`` as in the paper (every convolution takes two voxels off each axis) or ``"same"`` (output
-            as large as the input).
+            as large as the input); upsampling goes by it.
         dropout: probability with which a channel of the coarsest step is dropped in training.
-        upsampling: ``"concatenated"`` as in the paper, or ``"joined"``, with same padding: the up-convolution and the
-            convolution that follows it are linear, and what they do together to the coarse features is one transposed
-            convolution with a kernel longer by two (4x4x4 for a stride of 2). That is learned, and the skip connection
-            has a convolution of its own, whose result is added: the same and more can be expressed in less time,
-            since nothing is computed with the coarse channels at the fine resolution.
         halved: whether, on the way down, the first convolution of each step has half the channels, as in the paper.
             Where a step has few channels, all of them take hardly more time.
 
@@ -70,16 +72,11 @@ class UNet3D(nn.Module):
         act: str | tuple[str, dict] | Sequence = ("relu", {"inplace": True}),
         padding: str = "valid",
         dropout: float = 0.0,
-        upsampling: str = "concatenated",
         halved: bool = True,
     ) -> None:
         super().__init__()
         if padding not in PADDINGS:
             raise ValueError(f"padding must be one of {PADDINGS}, got {padding!r}.")
-        if upsampling not in UPSAMPLINGS or (upsampling == "joined" and padding != "same"):
-            raise ValueError(
-                f"upsampling must be one of {UPSAMPLINGS}, the latter with same padding; got {upsampling!r}."
-            )
         if not isinstance(halved, bool):
             raise ValueError(f"halved must be True or False, got {halved!r}.")
         divisor = 2 if halved else 1
@@ -106,7 +103,6 @@ class UNet3D(nn.Module):
             "act": act,
             "padding": padding,
             "dropout": dropout,
-            "upsampling": upsampling,
         } | ({} if halved else {"halved": False})  # without it as before there was a choice, for models of that time
         """The arguments that build this network again, as plain values."""
 
@@ -117,12 +113,12 @@ class UNet3D(nn.Module):
             pool = MaxPool3d(stride, stride)
             self.down.append(nn.Sequential(pool, layers.double_conv(fine, middle, coarse)))
         self.drop = nn.Dropout3d(dropout)
-        self.joined = upsampling == "joined"
+        self.additive = padding == "same"
         self.upsample = nn.ModuleList()
-        self.skip = nn.ModuleList()  # of joined upsampling alone
+        self.skip = nn.ModuleList()  # of additive upsampling alone
         self.up = nn.ModuleList()
         for stride, coarse, fine in reversed(list(zip(self.strides, channels[1:], channels))):
-            if self.joined:
+            if self.additive:
                 kernel = (stride[0] + 2, stride[1] + 2, stride[2] + 2)
                 self.upsample.append(nn.ConvTranspose3d(coarse, fine, kernel, stride, padding=1, bias=False))
                 self.skip.append(nn.Conv3d(fine, fine, kernel_size=3, padding=1))
@@ -154,7 +150,7 @@ class UNet3D(nn.Module):
             x = down(x)
             features.append(x)
         x = self.drop(features.pop())
-        if self.joined:
+        if self.additive:
             for upsample, skip, up in zip(self.upsample, self.skip, self.up):
                 x = up(skip(features.pop()) + upsample(x))
         else:
@@ -162,6 +158,11 @@ class UNet3D(nn.Module):
                 x = upsample(x)
                 x = up(torch.cat([center_crop(features.pop(), list(x.shape[2:])), x], dim=1))
         return self.head(x)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As ``torch.nn.Module``'s; takes the weights of concatenated upsampling with same padding, too."""
+        state = additive_weights(state_dict) if self.additive else state_dict
+        return super().load_state_dict(state, strict, assign)
 
     def check_input(self, shape: Sequence[int]) -> None:
         """Raise ValueError, naming the sizes that fit, unless a batch of `shape` (B, C, X, Y, Z) can pass."""

@@ -10,11 +10,12 @@ import ignite.distributed as idist
 from torch import nn
 
 from sparse3dunet.errors import DataError
+from sparse3dunet.models.description import ModelDescription
 from sparse3dunet.models.loading import load_model
 from sparse3dunet.networks import UNet3D
 
 
-def load_pretrained(network: nn.Module, pretrained: str | Path | None, description: Mapping[str, Any]) -> None:
+def load_pretrained(network: nn.Module, pretrained: str | Path | None, description: ModelDescription) -> None:
     """Give a network the weights of a trained model, in place, and print what was taken over and what begins anew.
 
     Of a model with as many classes everything is taken, whatever their names; with another number of classes the head
@@ -24,7 +25,7 @@ def load_pretrained(network: nn.Module, pretrained: str | Path | None, descripti
         network: that is going to be trained.
         pretrained: as for :func:`~sparse3dunet.models.loading.load_model`, a training's folder, say; None for
             nothing.
-        description: of the model to be trained, see :func:`~sparse3dunet.models.description.describe_model`.
+        description: of the model to be trained.
 
     Raises:
         DataError: when there is no such model, or its network is built otherwise.
@@ -58,18 +59,20 @@ def _plain(value: Any) -> Any:
     return list(map(_plain, value)) if isinstance(value, (list, tuple)) else value
 
 
-def _news(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def _news(before: ModelDescription, now: ModelDescription) -> str:
     """What begins anew, and what else is not as it was."""
     news = []
-    classes, names = before["class_names"], now["class_names"]
+    classes, names = before.class_names, now.class_names
     if len(classes) != len(names):
         news.append(f"The head is new: {len(names)} classes ({', '.join(names)}) instead of {len(classes)}.")
     elif classes != names:
         news.append(f"Classes by number: {', '.join(f'{a} -> {b}' for a, b in zip(classes, names))}.")
-    channels = before["network"]["in_channels"], now["network"]["in_channels"]
-    if channels[0] != channels[1]:
-        news.append(f"The first convolution is new: {channels[1]} channel(s) instead of {channels[0]}.")
-    for key, words in (("spacing", "voxel size"), ("normalize", "normalisation")):
-        if (before.get(key) or None) != (now.get(key) or None):
-            news.append(f"It learned with another {words}: {before.get(key)}, now {now.get(key)}.")
+    if before.in_channels != now.in_channels:
+        news.append(f"The first convolution is new: {now.in_channels} channel(s) instead of {before.in_channels}.")
+    for then, today, words in (
+        (before.spacing, now.spacing, "voxel size"),
+        (before.normalize, now.normalize, "normalisation"),
+    ):
+        if then != today:
+            news.append(f"It learned with another {words}: {_plain(then)}, now {_plain(today)}.")
     return " ".join(news)

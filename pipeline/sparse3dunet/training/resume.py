@@ -26,6 +26,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from sparse3dunet.data.sampling import SeededSampler
 from sparse3dunet.errors import DataError
 from sparse3dunet.models.checkpoints import save_file
+from sparse3dunet.models.description import ModelDescription
+from sparse3dunet.models.schema import migrated
 from sparse3dunet.training.budget import Budget
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -174,9 +176,11 @@ class ResumableTraining:
         expected = {*self._all_parts(), "trainer", "best", "random", "settings", "recipe"}
         if not isinstance(state, dict) or set(state) != expected:
             raise DataError(f"{self.path}: no state of such a training: it was written by another version. {_CURE}")
-        changed = _changes(state["settings"], self.settings)
+        changed = _changes(_settings_today(state["settings"]), self.settings)
         if self.recipe and state["recipe"]:
-            changed += _changes(state["recipe"], self.recipe)
+            # Up to 0.10.0 the config said what goes by the padding since; the network is compared above
+            recipe = {name: value for name, value in state["recipe"].items() if name != "network_def#upsampling"}
+            changed += _changes(recipe, self.recipe)
         if changed:
             more = f"; and {len(changed) - 8} more" if len(changed) > 8 else ""
             raise DataError(
@@ -221,7 +225,7 @@ class ResumableTraining:
         return self.parts if scaler is None else {**self.parts, "scaler": scaler}
 
 
-def fixed_settings(description: Mapping[str, Any], *, seed: int, batch_size: int, epoch_length: int) -> dict[str, Any]:
+def fixed_settings(description: ModelDescription, *, seed: int, batch_size: int, epoch_length: int) -> dict[str, Any]:
     """What must be the same for a training to go on, beside the config's recipe.
 
     Args:
@@ -231,7 +235,7 @@ def fixed_settings(description: Mapping[str, Any], *, seed: int, batch_size: int
         epoch_length: in iterations.
     """
     batch_size *= idist.get_world_size()
-    return {**description, "seed": seed, "batch_size": batch_size, "epoch_length": epoch_length}
+    return {**description.settings(), "seed": seed, "batch_size": batch_size, "epoch_length": epoch_length}
 
 
 def saved_iteration(path: str | Path, resume: bool) -> int | None:
@@ -275,6 +279,20 @@ def _progress(part: Any, state: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(part, LambdaLR):
         return state
     return {**part.state_dict(), **{key: state[key] for key in ("last_epoch", "_step_count", "_last_lr")}}
+
+
+def _settings_today(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings of a training as this version tells them; up to 0.10.0 a model's description had another form.
+
+    Concatenated upsampling with same padding stays a difference: for the network's weights there is a conversion, but
+    not for what the optimizer knows of them.
+    """
+    if "network" not in settings:
+        return settings
+    today, network = migrated(settings), settings["network"] or {}
+    if network.get("padding") == "same" and network.get("upsampling") == "concatenated":
+        today["network"] = network
+    return today
 
 
 def _changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

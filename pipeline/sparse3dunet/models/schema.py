@@ -1,0 +1,116 @@
+"""The schema of a model's description: its version, what each field may be, and how older descriptions become such."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from sparse3dunet import __version__
+from sparse3dunet.data.slices import check_specification
+from sparse3dunet.errors import DataError
+
+SCHEMA_VERSION = 1
+"""Rises with every change of the fields that a program must know of to use a model."""
+DESCRIPTION = "model.json"
+CURE = "Copy it again from the training's folder."
+
+
+class NewerDescriptionError(DataError):
+    """The description of a model was written by a newer version of sparse3dunet."""
+
+
+def migrated(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a description, of schema version 1 where they had none, as up to 0.10.0.
+
+    Since then upsampling goes by the padding (weights are converted when they are loaded), and ``in_channels`` are told
+    of any network.
+    """
+    if "schema_version" in content:
+        return dict(content)
+    found = {"schema_version": 1, "in_channels": 1, **content}
+    network, names, ignored = (found.get(name) for name in ("network", "class_names", "ignore_index"))
+    if isinstance(network, Mapping):
+        found["network"] = {name: value for name, value in network.items() if name != "upsampling"}
+        found["in_channels"] = content.get("in_channels", network.get("in_channels", 1))
+    if isinstance(names, list):
+        found.setdefault("class_values", list(range(len(names))))
+    found.setdefault("unlabeled", ignored if isinstance(ignored, list) else [] if ignored is None else [ignored])
+    return found
+
+
+def check_fields(content: Mapping[str, Any], required: Sequence[str], where: str) -> None:
+    """Raise DataError unless all fields are valid, each for itself.
+
+    Args:
+        content: as read from JSON, and migrated.
+        required: fields that must be there.
+        where: names the file in messages.
+    """
+    _check_version(content, where)
+    for name, (fits, expected) in _EXPECTED.items():
+        if name in content and not fits(content[name]):
+            raise DataError(f"{where}: has no valid {name}: {content[name]!r}; expected {expected}. {CURE}")
+        if name not in content and name in required:
+            raise DataError(f"{where}: has no {name}; expected {expected}. {CURE}")
+
+
+def _check_version(content: Mapping[str, Any], where: str) -> None:
+    version, writer = content["schema_version"], content.get("sparse3dunet_version")
+    if not _is_number(version, int) or version < 1:
+        raise DataError(f"{where}: has no valid schema_version: {version!r}; expected {SCHEMA_VERSION}. {CURE}")
+    if version > SCHEMA_VERSION:
+        raise NewerDescriptionError(
+            f"{where}: was written by sparse3dunet {writer or '(version not told)'}, whose descriptions of models "
+            f"(schema version {version}) this one, {__version__}, cannot read. Update sparse3dunet to that version or "
+            "a later one."
+        )
+
+
+def _is_number(value: Any, kind: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _are_numbers(value: Any, kind: Any = int) -> bool:
+    return isinstance(value, list) and all(_is_number(n, kind) for n in value)
+
+
+def _are_different(value: list[Any]) -> bool:
+    return len(set(value)) == len(value)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+def _are_slices(value: Any) -> bool:
+    try:
+        check_specification(value, DESCRIPTION)
+    except DataError:
+        return False
+    return True
+
+
+_NAMES = (_are_texts, "a list of names")
+_EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "class_names": (lambda v: _are_texts(v) and len(v) > 1 and _are_different(v), "two or more different names"),
+    "class_values": (lambda v: _are_numbers(v) and _are_different(v), "a different whole number for each class"),
+    "patch_size": (lambda v: _are_numbers(v) and len(v) == 3 and min(v) > 0, "three whole numbers above 0"),
+    "network": (lambda v: v is None or isinstance(v, dict), "the arguments of UNet3D, or null for another network"),
+    "in_channels": (lambda v: _is_number(v, int) and v > 0, "a whole number above 0"),
+    "spacing": (
+        lambda v: v is None or (_are_numbers(v, (int, float)) and len(v) == 3 and min(v) > 0),
+        "three numbers above 0, in mm, or null",
+    ),
+    "unlabeled": (_are_numbers, "a list of whole numbers"),
+    "ignore_index": (
+        lambda v: v is None or _is_number(v, int) or _are_numbers(v),
+        "a whole number, a list of them, or null",
+    ),
+    "annotated_slices": (lambda v: v is None or _are_slices(v), "a plane, all, slices by plane, or null"),
+    "normalize": _NAMES,
+    "training": _NAMES,
+    "validation": _NAMES,
+    "sparse3dunet_version": (lambda v: v is None or isinstance(v, str), "a version, as 1.0.0"),
+}
+"""By field, whether a value read from JSON is valid, and what is expected."""

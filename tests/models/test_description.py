@@ -1,0 +1,100 @@
+"""What is told of a model: written and read as JSON, by this version, for others, and from former versions."""
+
+import hashlib
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+import sparse3dunet
+from sparse3dunet.data.datalist import DataSet
+from sparse3dunet.errors import DataError
+from sparse3dunet.models.description import ModelDescription, describe_model
+from sparse3dunet.models.loading import load_model
+from sparse3dunet.networks import UNet3D
+
+DATA_SET = DataSet([], list("abc"), [0, 5, 300], (4, 255), 2)
+OLD = {
+    "network": {
+        **{"in_channels": 2, "out_channels": 3, "channels": [4, 8], "strides": [[2, 2, 2]], "norm": "instance"},
+        **{"act": ["relu", {"inplace": True}], "padding": "same", "dropout": 0.0, "upsampling": "joined"},
+    },
+    "class_names": ["a", "b", "c"],
+    "class_values": [0, 5, 300],
+    "patch_size": [16, 16, 8],
+    "spacing": [1.0, 1.0, 2.5],
+    "unlabeled": [4, 255],
+    "ignore_index": [4, 255],
+    "annotated_slices": "axial",
+    "normalize": [],
+    "training": ["x", "y"],
+    "validation": ["z"],
+}
+"""As 0.10.0 wrote it."""
+
+
+def described(**more):
+    network = UNet3D(2, 3, channels=(4, 8), norm="instance", padding="same")
+    cases = [[{"image": f"{name}.nii.gz"} for name in names] for names in ("xy", "z")]
+    options = {"ignore_index": [4, 255], "annotated_slices": "axial", **more}
+    return describe_model(network, DATA_SET, (16, 16, 8), [1.0, 1.0, 2.5], cases, **options)
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"annotated_slices": {"axial": [3, 20]}}, {"ignore_index": 4, "normalize": ["Scale(a=1)"]}]
+)
+def test_comes_back_as_it_was(more):
+    description = described(**more)
+    assert ModelDescription.from_json(description.to_json(), "here") == description
+
+
+def test_is_plain_json_for_others():
+    content = json.loads(described().to_json())
+    assert (content["schema_version"], content["sparse3dunet_version"]) == (1, sparse3dunet.__version__)
+    network = content.pop("network")
+    assert {**network, "upsampling": "joined"} == OLD["network"]
+    assert {name: content[name] for name in OLD if name in content} == {k: v for k, v in OLD.items() if k != "network"}
+
+
+def test_what_0_10_0_wrote_is_the_same():
+    for upsampling in ("joined", "concatenated"):
+        old = {**OLD, "network": {**OLD["network"], "upsampling": upsampling}}
+        found = ModelDescription.from_json(json.dumps(old), "here")
+        assert found == described()
+        assert found.sparse3dunet_version is None
+        assert ModelDescription.from_json(found.to_json(), "here") == found
+
+
+def test_what_the_first_versions_wrote_is_completed():
+    old = {name: OLD[name] for name in ("network", "class_names", "patch_size")}
+    found = ModelDescription.from_json(json.dumps(old), "here")
+    assert (found.class_values, found.in_channels, found.spacing, found.unlabeled) == ((0, 1, 2), 2, None, ())
+    assert (found.training, found.normalize, found.annotated_slices) == ((), (), None)
+    assert ModelDescription.from_json(json.dumps({**old, "ignore_index": 9}), "here").unlabeled == (9,)
+    other = ModelDescription.from_json(json.dumps({**old, "network": None}), "here")
+    assert other.in_channels == 1
+
+
+def test_notes_of_others_are_ignored_but_a_newer_schema_is_not():
+    content = json.loads(described().to_json())
+    assert ModelDescription.from_json(json.dumps({**content, "note": "of the ward"}), "here") == described()
+    newer = json.dumps({**content, "schema_version": 2, "sparse3dunet_version": "1.4.0"})
+    with pytest.raises(DataError, match=r"here: was written by sparse3dunet 1\.4\.0, .* Update sparse3dunet"):
+        ModelDescription.from_json(newer, "here")
+
+
+def test_settings_are_the_same_whichever_version_writes_them():
+    settings = described().settings()
+    assert settings == replace(described(), sparse3dunet_version="0.0.1").settings() == json.loads(json.dumps(settings))
+    assert "sparse3dunet_version" not in settings
+
+
+def test_predictions_with_a_model_of_0_10_0_count_as_made_with_it(tmp_path):
+    """Its digest, which tells them, is what 0.10.0 made of it."""
+    network = UNet3D(2, 3, channels=(4, 8), norm="instance", padding="same")
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    (tmp_path / "model.json").write_text(json.dumps(OLD, indent=1))
+    weights = hashlib.sha256((tmp_path / "model.pt").read_bytes()).digest()
+    expected = hashlib.sha256(weights + json.dumps(OLD, sort_keys=True).encode()).hexdigest()
+    assert load_model(tmp_path).digest == expected
