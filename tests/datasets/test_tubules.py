@@ -1,5 +1,6 @@
 """Synthetic tubules are what they say, and make a data set."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -9,22 +10,25 @@ import numpy as np
 import pytest
 
 from sparse3dunet.data.datalist import read_data_set
-from sparse3dunet.datasets import tubules
 from sparse3dunet.errors import DataError
-from tests.conftest import bundle_environment
+from tests.conftest import ROOT, bundle_environment
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+tubules = importlib.import_module("tubules")
+sys.path.pop(0)
 
 SMALL = (48, 40, 36)
 
 
-def run(module: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", module, *map(str, arguments)]
+def run(*words: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *map(str, words)]
     return subprocess.run(command, env=bundle_environment(), capture_output=True, encoding="utf-8", timeout=120)
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "deep" / "tubules"
-    result = run("sparse3dunet.datasets.tubules", folder, "--slices", 2, "--count", 2, "--seed", 3)
+    result = run(ROOT / "benchmarks/tubules.py", folder, "--slices", 2, "--count", 2, "--seed", 3)
     assert result.returncode == 0, result.stderr
     return folder
 
@@ -83,7 +87,7 @@ def test_too_small(shape):
 
 
 def test_passes_the_check(prepared):
-    result = run("sparse3dunet", "check", prepared, "--json")
+    result = run("-m", "sparse3dunet", "check", prepared, "--json")
     assert result.returncode == 0, result.stdout
     report = json.loads(result.stdout)
     assert report["errors"] == report["warnings"] == []
@@ -119,7 +123,7 @@ def test_seeds_share_no_volume(tmp_path):
 
 def test_replaces_nothing(prepared):
     before = sorted(prepared.rglob("*"))
-    result = run("sparse3dunet.datasets.tubules", prepared)
+    result = run(ROOT / "benchmarks/tubules.py", prepared)
     assert result.returncode == 1
     assert result.stderr.startswith("error: ")
     assert "exists already" in result.stderr

@@ -80,7 +80,7 @@ def test_results(done):
     assert np.array_equal(preview[annotated], sparse[annotated])
     assert set(np.unique(preview)) <= {0, 1, 2}
     assert read_description(out / "model/model.pt").class_values == (0, 1, 2)
-    assert not list(out.rglob("*.part"))
+    assert not list(out.rglob("*.part*"))
     printed = (done / "printed.txt").read_text()
     assert "report.html" in printed
     assert re.search(r"^methods: auto-context, .*network", printed, re.MULTILINE)  # whose Dice is printed, too

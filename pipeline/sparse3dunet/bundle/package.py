@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -16,7 +17,6 @@ from monai.bundle import ConfigParser
 
 from sparse3dunet import __version__
 from sparse3dunet.bundle import contents
-from sparse3dunet.bundle.torchscript import write_script
 from sparse3dunet.datasets import mni152
 from sparse3dunet.errors import DataError
 from sparse3dunet.models.checkpoints import file_digest
@@ -55,7 +55,8 @@ def package(
 ) -> Package:
     """Write a trained model as a bundle, as the folder ``name`` and as ``name-version.zip``.
 
-    The same model gives the same files, byte for byte. They appear once they are complete.
+    The same model gives the same files, byte for byte, but for TorchScript's, whose order is its own.
+    They appear once they are complete.
 
     Args:
         model: a training's folder, or its ``model.pt``.
@@ -190,7 +191,7 @@ def _write(model: Model, source: Path, folder: Path, version: str, licence: str)
     _put(folder / "docs/data_license.txt", licence)
     _put(folder / "models/model.json", model.description.to_json())
     torch.save(model.network.state_dict(), folder / "models/model.pt")
-    _write_torchscript(folder)
+    _write_torchscript(model, folder)
     for file in [*contents.CODE.rglob("*.py"), *contents.CODE.rglob("*.j2"), contents.CODE / "py.typed"]:
         inside = file.relative_to(contents.CODE)
         copy = folder / "sparse3dunet" / inside
@@ -222,12 +223,19 @@ def _write_configs(model: Model, source: Path, folder: Path, version: str) -> li
     return notes
 
 
-def _write_torchscript(folder: Path) -> None:
+def _write_torchscript(model: Model, folder: Path) -> None:
+    """Write ``model.ts`` as ``torch.jit.save`` does, less records for debugging, which name folders of this machine."""
     extra = {"metadata.json": "configs/metadata.json", "model.json": "models/model.json"}
     if (folder / "configs" / STANDALONE).is_file():
         extra["inference.json"] = "configs/standalone.json"
+    script = io.BytesIO()
     told = {name: (folder / file).read_bytes() for name, file in extra.items()}
-    write_script(folder / "models/model.pt", folder / "models/model.ts", told)
+    torch.jit.save(torch.jit.script(model.network), script, _extra_files=told)
+    with zipfile.ZipFile(script) as saved, zipfile.ZipFile(folder / "models/model.ts", "w") as target:
+        for name in saved.namelist():
+            if not name.endswith(".debug_pkl"):
+                # Readers of the files in it expect that the archive is named as the file.
+                target.writestr(zipfile.ZipInfo(f"model/{name.partition('/')[2]}", _EARLIEST), saved.read(name))
     load_model(folder / "models/model.ts")
 
 

@@ -1,1 +1,1 @@
-"""Data that are built in, or made by chance: a brain, and tubules."""
+"""Data that are built in: a brain; and how such are written."""

@@ -114,13 +114,20 @@ def _of_common_type(array: np.ndarray) -> np.ndarray:
 
 
 @contextmanager
-def replacing(path: str | Path, suffix: str) -> Iterator[Path]:
-    """A file to write, of the same `suffix`, which takes the place of `path` when it is complete."""
+def replacing(path: str | Path, suffix: str = "") -> Iterator[Path]:
+    """A file to write, which takes the place of `path` once it is complete: `path` is whole at any moment.
+
+    Args:
+        path: of the file; its folder is made where it is missing.
+        suffix: which the file to write has, too, in small letters, as MetaIO knows them; "" for none that is its own.
+    """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f".part.{target.name[: -len(suffix)]}{suffix}")  # MetaIO knows small letters only
+    draft = target.with_name(f".{target.name[: len(target.name) - len(suffix)]}.part{suffix}")
     try:
         yield draft
+        with draft.open("rb+") as file:
+            os.fsync(file.fileno())
         os.replace(draft, target)
     finally:
         draft.unlink(missing_ok=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from ignite.engine import Engine, Events
 
 from sparse3dunet.errors import DataError
+from sparse3dunet.io.writing import replacing
 from sparse3dunet.models.description import DESCRIPTION_SUFFIX, NO_MODEL, ModelDescription
 
 
@@ -30,7 +30,6 @@ def save_file(path: str | Path, content: Mapping[str, Any], description: ModelDe
             another description is removed first. None for none.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     if description is not None:
         _describe(path, description.to_json())
     replace_file(path, lambda draft: torch.save(content, draft))
@@ -47,15 +46,8 @@ def _describe(model_file: Path, text: str) -> None:
 
 def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
     """Write a file that at any moment is the old one or the new one, and whole; `write` gets the path of a draft."""
-    draft = path.with_name(path.name + ".part")
-    try:
+    with replacing(path) as draft:
         write(draft)
-        with draft.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
 
 
 def file_digest(path: str | Path) -> str:

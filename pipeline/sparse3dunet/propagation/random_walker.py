@@ -65,7 +65,7 @@ class PriorWalker(Propagator):
         self.num_classes = len(self.prior)
 
     def fit_scan(self, scan: Scan) -> PriorWalker:
-        edges = conductances(scan.image, scan.spacing, self.beta / _roughness(scan.image))
+        edges = conductances(scan.image, scan.spacing, self.beta / roughness(scan.image))
         start = torch.where(scan.known, one_hot(scan.label, scan.known, scan.num_classes), self.prior)
         self._prob = solve(edges, scan.known, start, self.iterations, self.gamma, self.prior).clamp_(0, 1)
         return self
@@ -166,7 +166,8 @@ def _dots(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return (a * b).flatten(1).sum(1)
 
 
-def _roughness(image: torch.Tensor) -> float:
+def roughness(image: torch.Tensor) -> float:
+    """The 90th percentile of squared differences of neighbours in (C, X, Y, Z)."""
     squares = [image.diff(dim=axis).square().sum(0).flatten() for axis in (1, 2, 3)]
     found = float(np.mean([np.percentile(part.numpy(), 90) for part in squares if part.numel()]))
     return max(found, 1e-12)

@@ -8,7 +8,7 @@ which caches what comes before the first random transform alone.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform, Randomizable, Transform
 from monai.utils import convert_to_dst_type, convert_to_tensor
+from scipy.ndimage import binary_dilation
 
 from sparse3dunet.data.label_and_weight import source_of
 from sparse3dunet.data.slices import crossed, slices_mask
@@ -240,22 +241,35 @@ def _walk(region: np.ndarray, length: int, random: np.random.RandomState) -> lis
 def _paint(stroke: list[tuple[int, int]], region: np.ndarray, width: int) -> np.ndarray:
     """The pixels (X, Y) of `region` under a round brush of diameter `width` that is led along the stroke."""
     across = np.arange(width) - (width - 1) / 2
-    brush = np.hypot(across[:, None], across) <= width / 2
-    canvas = np.zeros([n + width - 1 for n in region.shape], bool)
-    for x, y in stroke:
-        canvas[x : x + width, y : y + width] |= brush
-    before = (width - 1) // 2
-    return canvas[before : before + region.shape[0], before : before + region.shape[1]] & region
+    drawn = np.zeros(region.shape, bool)
+    drawn[tuple(np.transpose(stroke))] = True
+    return binary_dilation(drawn, np.hypot(across[:, None], across) <= width / 2, origin=width % 2 - 1) & region
 
 
 class _Keepd(Randomizable, MapTransform):
-    """Dictionary twin of a :class:`_Keep`."""
+    """Dictionary twin of an array class: adds the weight, or multiplies the one that is there with it.
 
-    def __init__(self, keys: KeysCollection, keep: _Keep, weight_key: str, allow_missing_keys: bool) -> None:
+    Args:
+        keys: key of the dense label.
+        weight_key: key of the weight.
+        allow_missing_keys: whether to pass on a dictionary without the label as it is.
+        settings: see the array class.
+    """
+
+    kind: Callable[..., _Keep]
+
+    def __init__(
+        self,
+        keys: KeysCollection = LABEL,
+        *,
+        weight_key: str = WEIGHT,
+        allow_missing_keys: bool = False,
+        **settings: Any,
+    ) -> None:
         super().__init__(keys, allow_missing_keys)
         if len(self.keys) != 1:
             raise ValueError(f"{type(self).__name__} takes one key, got {self.keys}.")
-        self.keep = keep
+        self.keep = type(self).kind(**settings)
         self.weight_key = weight_key
 
     def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> _Keepd:
@@ -274,72 +288,21 @@ class _Keepd(Randomizable, MapTransform):
 
 
 class KeepSlicesd(_Keepd):
-    """Dictionary twin of :class:`KeepSlices`: adds the weight, or multiplies the one that is there with it.
+    """Dictionary twin of :class:`KeepSlices`: adds the weight, or multiplies the one that is there with it."""
 
-    Args:
-        keys: key of the dense label.
-        slices: see :class:`KeepSlices`.
-        placement: see :class:`KeepSlices`.
-        weight_key: key of the weight.
-        allow_missing_keys: whether to pass on a dictionary without the label as it is.
-    """
-
-    def __init__(
-        self,
-        keys: KeysCollection = LABEL,
-        *,
-        slices: int | Sequence[int] = 3,
-        placement: str = "equidistant",
-        weight_key: str = WEIGHT,
-        allow_missing_keys: bool = False,
-    ) -> None:
-        super().__init__(keys, KeepSlices(slices, placement), weight_key, allow_missing_keys)
+    kind = KeepSlices
 
 
 class KeepFractiond(_Keepd):
-    """Dictionary twin of :class:`KeepFraction`: adds the weight, or multiplies the one that is there with it.
+    """Dictionary twin of :class:`KeepFraction`: adds the weight, or multiplies the one that is there with it."""
 
-    Args:
-        keys: key of the dense label.
-        fraction: see :class:`KeepFraction`.
-        weight_key: key of the weight.
-        allow_missing_keys: whether to pass on a dictionary without the label as it is.
-    """
-
-    def __init__(
-        self,
-        keys: KeysCollection = LABEL,
-        *,
-        fraction: float,
-        weight_key: str = WEIGHT,
-        allow_missing_keys: bool = False,
-    ) -> None:
-        super().__init__(keys, KeepFraction(fraction), weight_key, allow_missing_keys)
+    kind = KeepFraction
 
 
 class KeepScribblesd(_Keepd):
-    """Dictionary twin of :class:`KeepScribbles`: adds the weight, or multiplies the one that is there with it.
+    """Dictionary twin of :class:`KeepScribbles`: adds the weight, or multiplies the one that is there with it."""
 
-    Args:
-        keys: key of the dense label.
-        count: see :class:`KeepScribbles`.
-        length: see :class:`KeepScribbles`.
-        width: see :class:`KeepScribbles`.
-        weight_key: key of the weight.
-        allow_missing_keys: whether to pass on a dictionary without the label as it is.
-    """
-
-    def __init__(
-        self,
-        keys: KeysCollection = LABEL,
-        *,
-        count: int = 12,
-        length: int = 50,
-        width: int = 1,
-        weight_key: str = WEIGHT,
-        allow_missing_keys: bool = False,
-    ) -> None:
-        super().__init__(keys, KeepScribbles(count, length, width), weight_key, allow_missing_keys)
+    kind = KeepScribbles
 
 
 def _plane(axis: int, index: int) -> tuple[slice | int, ...]:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Hashable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform, Transform
-from monai.utils import convert_to_dst_type, convert_to_tensor
+from monai.utils import convert_to_tensor
 
 from sparse3dunet.keys import IMAGE, LABEL, WEIGHT
+from sparse3dunet.propagation.field import Field
+from sparse3dunet.propagation.random_walker import RandomWalker, roughness
+from sparse3dunet.propagation.scan import Scan, enlarged
 
 MOST_VOXELS = 1_500_000
 """On which a random walk takes seconds; larger volumes are walked through on a coarser grid."""
@@ -23,9 +24,9 @@ class RandomWalkerLabel(Transform):
     """Give unlabeled voxels the class that a random walk from the annotated ones makes nearly certain.
 
     Where very few slices are annotated, large parts of a volume look like nothing on them, and a network takes far
-    background for tissue. A random walker (Grady, Random Walks for Image Segmentation, IEEE TPAMI 28(11), 2006; that of
-    scikit-image) needs no learning: it is sure of what the gray values connect to the annotation. Its labels are taken
-    where its probability is at least `certainty`, at a weight well below that of the annotation, which stays as it is.
+    background for tissue. A random walker (:class:`~sparse3dunet.propagation.RandomWalker`) needs no learning: it is
+    sure of what the gray values connect to the annotation. Its labels are taken where its probability is at least
+    `certainty`, at a weight well below that of the annotation, which stays as it is.
 
     Args:
         num_classes: K.
@@ -39,6 +40,7 @@ class RandomWalkerLabel(Transform):
 
     Raises:
         ValueError: when an argument is out of range.
+        DataError: when the image holds NaN or infinity.
     """
 
     def __init__(
@@ -59,57 +61,25 @@ class RandomWalkerLabel(Transform):
     def __call__(  # type: ignore[override]
         self, image: Any, label: Any, weight: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        gray = convert_to_tensor(image, track_meta=False)
         label, weight = convert_to_tensor(label, track_meta=True), convert_to_tensor(weight, track_meta=True)
-        if self.weight == 0:
+        unlabeled = weight.as_tensor() == 0
+        classes = label.as_tensor()[~unlabeled].unique()
+        # One class alone would be certain of all, and nothing follows from no gray values.
+        if self.weight == 0 or len(classes) < 2 or not unlabeled.any() or gray.min() == gray.max():
             return label, weight
-        scan, classes, annotated = (
-            convert_to_tensor(x, track_meta=False).cpu().numpy() for x in (image, label, weight)
-        )
-        found = self._walk(np.asarray(scan, np.float32), classes[0], annotated[0] > 0)
-        sure = torch.from_numpy(found >= 0)[None] & (torch.from_numpy(annotated) == 0)
-        new_label = torch.where(sure, torch.from_numpy(found)[None].to(label.dtype), torch.from_numpy(classes))
-        new_weight = torch.where(sure, self.weight, torch.from_numpy(annotated))
-        return (
-            convert_to_dst_type(new_label, label, dtype=label.dtype)[0],
-            convert_to_dst_type(new_weight, weight, dtype=weight.dtype)[0],
-        )
+        best, found = self._probabilities(gray, label, weight).to(label.device).max(0, keepdim=True)
+        sure = unlabeled & (best >= self.certainty)
+        return torch.where(sure, found.to(label.dtype), label), torch.where(sure, self.weight, weight)
 
-    def _walk(self, image: np.ndarray, label: np.ndarray, annotated: np.ndarray) -> np.ndarray:
-        """(X, Y, Z) int16: the class where it is certain, else -1."""
-        shape = label.shape
-        step = math.ceil((label.size / self.most_voxels) ** (1 / 3))
-        coarse = np.stack([_block_means(channel, step) for channel in image])
-        seeds = np.zeros(coarse.shape[1:], np.int32)
-        places = np.nonzero(annotated)
-        seeds[tuple(i // step for i in places)] = label[places].astype(np.int32) + 1
-        found = self._certain(coarse, seeds)
-        for axis in range(3):
-            found = found.repeat(step, axis) if step > 1 else found
-        return found[tuple(slice(n) for n in shape)]
-
-    def _certain(self, image: np.ndarray, seeds: np.ndarray) -> np.ndarray:
-        """(X, Y, Z) int16 from an image (C, X, Y, Z) and seeds (0: none, else the class + 1)."""
-        from skimage.segmentation import random_walker
-
-        result = np.full(seeds.shape, -1, np.int16)
-        present = np.unique(seeds[seeds > 0])
-        if len(present) == 1 or not (seeds == 0).any() or np.ptp(image) == 0:
-            return result  # one class alone would be certain of all, and nothing follows from no gray values
-        numbers = np.searchsorted(present, seeds) + 1
-        numbers[seeds == 0] = 0
-        # Of deviation 1, since scikit-image divides by the deviation.
-        scan = np.moveaxis(image, 0, -1).astype(np.float64)
-        scan /= max(float(scan.std()), 1e-6)
-        beta = self.beta / _roughness(scan)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on solvers that are not installed, and what does not quite converge
-            prob = random_walker(
-                scan, numbers, beta=beta, mode="cg_j", tol=1e-3, return_full_prob=True, channel_axis=-1
-            )
-        best = prob.argmax(0)
-        sure = prob.max(0) >= self.certainty
-        result[sure] = (present - 1)[best[sure]]
-        return result
+    def _probabilities(self, image: torch.Tensor, label: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """(K, X, Y, Z)."""
+        whole = Scan.of(image, label, weight, (1, 1, 1), self.num_classes)
+        step = (math.ceil((label.numel() / self.most_voxels) ** (1 / 3)),) * 3
+        scan = Field((slice(None),) * 3, step).coarse(whole)
+        # Whose own beta is relative to the standard deviation.
+        walker = RandomWalker(self.beta * float(scan.image.std()) / roughness(scan.image))
+        return enlarged(torch.from_numpy(walker.fit_scan(scan).predict_proba()), step, whole.shape)
 
 
 class RandomWalkerLabeld(MapTransform):
@@ -117,53 +87,27 @@ class RandomWalkerLabeld(MapTransform):
 
     Args:
         keys: key of the label.
-        num_classes: see :class:`RandomWalkerLabel`.
-        weight: see :class:`RandomWalkerLabel`.
-        certainty: see :class:`RandomWalkerLabel`.
-        beta: see :class:`RandomWalkerLabel`.
-        most_voxels: see :class:`RandomWalkerLabel`.
         image_key: key of the image.
         weight_key: key of the weight.
         allow_missing_keys: whether to pass on a dictionary without the label as it is.
+        settings: see :class:`RandomWalkerLabel`.
     """
 
     def __init__(
         self,
         keys: KeysCollection = LABEL,
         *,
-        num_classes: int,
-        weight: float = 0.1,
-        certainty: float = 0.9,
-        beta: float = 200.0,
-        most_voxels: int = MOST_VOXELS,
         image_key: str = IMAGE,
         weight_key: str = WEIGHT,
         allow_missing_keys: bool = False,
+        **settings: Any,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.image_key, self.weight_key = image_key, weight_key
-        self.walker = RandomWalkerLabel(num_classes, weight, certainty, beta, most_voxels)
+        self.walker = RandomWalkerLabel(**settings)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
             d[key], d[self.weight_key] = self.walker(d[self.image_key], d[key], d[self.weight_key])
         return d
-
-
-def _roughness(scan: np.ndarray) -> float:
-    """The 90th percentile of squared differences of neighbours in (X, Y, Z, C); of those that differ, if few do."""
-    squares = np.concatenate([(np.diff(scan, axis=axis) ** 2).sum(-1).ravel() for axis in range(3)])
-    found = float(np.percentile(squares, 90))
-    return found or float(np.percentile(squares[squares > 0], 90))
-
-
-def _block_means(channel: np.ndarray, step: int) -> np.ndarray:
-    """Means of blocks of step^3 voxels, those at the end being smaller."""
-    if step == 1:
-        return channel
-    total, count = channel, np.ones(channel.shape, np.float32)
-    for axis in range(3):
-        starts = np.arange(0, channel.shape[axis], step)
-        total, count = (np.add.reduceat(part, starts, axis) for part in (total, count))
-    return total / count
