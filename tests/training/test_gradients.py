@@ -1,6 +1,7 @@
 """Convolutions whose bfloat16 gradient is wrong run in float32; no step is taken by a gradient that cannot be right."""
 
 import copy
+import json
 import math
 
 import pytest
@@ -24,9 +25,11 @@ FLAT, WIDE = (1, 4, 8, 8), (1, 8, 8, 8)
 
 
 @pytest.fixture(autouse=True)
-def nothing_known(monkeypatch):
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(bfloat16, "_checked", {})
     monkeypatch.setattr(bfloat16, "_told", set())
+    return tmp_path / "cache/sparse3dunet/bfloat16.json"
 
 
 def make_network():
@@ -61,10 +64,10 @@ def test_first_axes_shorter_than_the_kernel_are_wrong_without_being_run(monkeypa
         (nn.Conv3d(2, 2, 5), (4, 8, 8)),
         (transposed, (2, 4, 4)),
     ):
-        assert not bfloat16.is_safe(module, torch.empty(1, 2, *shape))
+        assert not bfloat16.is_safe(module, torch.empty(1, 2, *shape), {})
     monkeypatch.setattr(bfloat16, "agrees", lambda module, inputs: True)
     for module, shape in ((conv, (8, 2, 2)), (conv, (3, 8, 8)), (nn.Conv3d(2, 2, 1), (1, 8, 8))):
-        assert bfloat16.is_safe(module, torch.empty(1, 2, *shape))
+        assert bfloat16.is_safe(module, torch.empty(1, 2, *shape), {})
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
@@ -143,10 +146,44 @@ def test_in_float32_under_autocast(layout):
         assert torch.equal(layer.weight.grad, theirs.weight.grad)
 
 
-def test_each_convolution_is_tried_once(monkeypatch):
-    assert bfloat16.protect(make_network(), WIDE) == 0
+# ---------------------------------------------------------------- what is kept of it
+
+
+def test_what_was_found_is_kept_from_one_process_to_the_next(cache, monkeypatch):
+    bfloat16.protect(make_network(), WIDE)
+    (known,) = json.loads(cache.read_text()).values()
+    assert known
+    assert all(value is True for value in known.values())
+    assert [file.name for file in cache.parent.iterdir()] == [cache.name]
     monkeypatch.setattr(bfloat16, "agrees", lambda module, inputs: pytest.fail("it was run"))
+    assert bfloat16.protect(make_network(), WIDE) == 0  # in this process
+    monkeypatch.setattr(bfloat16, "_checked", {})
+    assert bfloat16.protect(make_network(), WIDE) == 0  # in another
+    cache.write_text(cache.read_text().replace("true", "false"))
+    monkeypatch.setattr(bfloat16, "_checked", {})
+    assert bfloat16.protect(make_network(), WIDE) == 8
+    monkeypatch.setattr(bfloat16, "agrees", lambda module, inputs: True)
+    monkeypatch.setattr(bfloat16, "_machine", lambda: "another")
+    monkeypatch.setattr(bfloat16, "_checked", {})
     assert bfloat16.protect(make_network(), WIDE) == 0
+    assert len(json.loads(cache.read_text())) == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[1]", b"null", b'{"%s": [1]}', b'{"%s": {"a": 1}}'])
+def test_a_damaged_cache_is_no_error(cache, content):
+    cache.parent.mkdir(parents=True)
+    cache.write_bytes(content.replace(b"%s", bfloat16._machine().encode()))
+    assert bfloat16.protect(make_network(), WIDE) == 0
+    assert bfloat16._machine() in json.loads(cache.read_text())
+
+
+def test_an_unwritable_cache_is_no_error(cache, monkeypatch, tmp_path):
+    cache.parent.parent.write_text("")  # a file where the folder would be
+    assert bfloat16.protect(make_network(), FLAT) == 3
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(bfloat16, "_checked", {})
+    monkeypatch.setattr(bfloat16.Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    assert bfloat16.protect(make_network(), FLAT) == 3
 
 
 # ---------------------------------------------------------------- a training
