@@ -393,9 +393,5 @@ class _Run:
 
     def _parser(self, changes: Mapping[str, Any]) -> ConfigParser:
         """Of the config with some values changed."""
-        return ConfigParser(
-            {
-                **copy.deepcopy({k: v for k, v in self.config.items() if k != "report"}),
-                **{"report": self.report, **changes},
-            }
-        )
+        config = copy.deepcopy({key: value for key, value in self.config.items() if key != "report"})
+        return ConfigParser({**config, "report": self.report, **changes})
