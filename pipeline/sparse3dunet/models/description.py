@@ -159,9 +159,9 @@ def description_text(model_file: Any, cure: str = "") -> tuple[bytes, str]:
     )
 
 
-def read_description(model_file: Any) -> ModelDescription:
+def read_description(model_file: str | Path) -> ModelDescription:
     """The description beside a model's weights, see :func:`description_text` and :class:`ModelDescription`."""
-    return ModelDescription.from_json(*description_text(model_file))
+    return ModelDescription.from_json(*description_text(Path(model_file)))
 
 
 def description_for_bundle(
@@ -177,7 +177,7 @@ def description_for_bundle(
     """
     path = Path(model_file)
     if path.is_file() or path.with_suffix(DESCRIPTION_SUFFIX).is_file():
-        description = read_description(path)
+        description = read_description(model_file)
         if description.network is None:
             raise DataError(
                 f"{path}: is described as no UNet3D. The bundle scores and predicts with UNet3D alone; load yours "
