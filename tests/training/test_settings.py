@@ -8,6 +8,7 @@ from ignite.engine import Engine
 from sparse3dunet.data.checks import check_cases
 from sparse3dunet.data.datalist import case_name, without_references
 from sparse3dunet.errors import DataError
+from sparse3dunet.models.description import describe_model
 from sparse3dunet.networks import UNet3D
 from sparse3dunet.training.budget import Budget, default_patience
 from sparse3dunet.training.crossval import same_cases
@@ -85,12 +86,11 @@ def test_one_process_does_all(capsys, dataset):
     assert share(cases) == cases
     network = UNet3D(1, 2, channels=(4, 8))
     assert wrap(network) is network
-    assert fixed_settings({"a": 1}, seed=2, batch_size=3, epoch_length=4) == {
-        "a": 1,
-        "seed": 2,
-        "batch_size": 3,
-        "epoch_length": 4,
-    }
+    description = describe_model(network, read(str(dataset)), [16, 16, 16])
+    fixed = fixed_settings(description, seed=2, batch_size=3, epoch_length=4)
+    assert (fixed["seed"], fixed["batch_size"], fixed["epoch_length"]) == (2, 3, 4)
+    assert fixed["patch_size"] == [16, 16, 16]
+    assert "sparse3dunet_version" not in fixed
     show_data(check_cases(read(str(dataset)), []), [1.0, 2.5, 1.0])
     show_results("out")
     text = capsys.readouterr().out
