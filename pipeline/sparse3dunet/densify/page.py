@@ -13,7 +13,7 @@ from sparse3dunet.densify.estimate import EXPLANATION, Estimate, interval_text
 from sparse3dunet.densify.suggest import Suggestion
 from sparse3dunet.models.checkpoints import replace_file
 from sparse3dunet.report.figures import CaseView, confidence_bar, course, doubt_panels, surface
-from sparse3dunet.report.html import render
+from sparse3dunet.report.jinja import render
 from sparse3dunet.report.pictures import UNLABELED
 from sparse3dunet.training.engines import score_text
 

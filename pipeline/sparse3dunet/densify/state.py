@@ -23,7 +23,7 @@ from sparse3dunet.io.volumes import read_volume
 from sparse3dunet.keys import IMAGE
 from sparse3dunet.models.checkpoints import replace_file
 from sparse3dunet.models.description import DESCRIPTION_SUFFIX, ModelDescription, read_description
-from sparse3dunet.models.schema import NewerDescriptionError
+from sparse3dunet.models.description_checks import NewerDescriptionError
 
 NOT_OF_THE_RUN = (
     "minutes",

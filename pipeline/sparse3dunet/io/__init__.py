@@ -2,7 +2,7 @@
 
 from sparse3dunet.io.dicom import dicom_series, is_dicom_folder
 from sparse3dunet.io.formats import read_image
-from sparse3dunet.io.reader import VolumeReader
+from sparse3dunet.io.monai_reader import VolumeReader
 from sparse3dunet.io.suffixes import IMAGE_SUFFIXES, OUTPUT_SUFFIXES, natural_suffix
 from sparse3dunet.io.writing import check_output, check_output_dir, write_map, write_segmentation
 

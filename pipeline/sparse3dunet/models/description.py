@@ -15,7 +15,7 @@ from sparse3dunet import __version__
 from sparse3dunet.data.datalist import Case, DataSet, case_name
 from sparse3dunet.errors import DataError
 from sparse3dunet.keys import IMAGE
-from sparse3dunet.models.schema import CURE, DESCRIPTION, SCHEMA_VERSION, check_fields, migrated
+from sparse3dunet.models.description_checks import CURE, DESCRIPTION, SCHEMA_VERSION, check_fields, migrated
 from sparse3dunet.networks import UNet3D
 
 DESCRIPTION_SUFFIX = ".json"

@@ -16,7 +16,7 @@ from torch import nn
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.models.description import ModelDescription, content_of, description_text, form_network
-from sparse3dunet.models.schema import DESCRIPTION
+from sparse3dunet.models.description_checks import DESCRIPTION
 from sparse3dunet.networks import UNet3D
 from sparse3dunet.networks.concatenated import additive_weights
 

@@ -27,7 +27,7 @@ from sparse3dunet.data.sampling import SeededSampler
 from sparse3dunet.errors import DataError
 from sparse3dunet.models.checkpoints import save_file
 from sparse3dunet.models.description import ModelDescription
-from sparse3dunet.models.schema import migrated
+from sparse3dunet.models.description_checks import migrated
 from sparse3dunet.training.budget import Budget
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)

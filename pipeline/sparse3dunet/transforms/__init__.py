@@ -21,7 +21,7 @@ from sparse3dunet.transforms.simulate import (
     KeepSlices,
     KeepSlicesd,
 )
-from sparse3dunet.transforms.spatial.deformation import Deformation
+from sparse3dunet.transforms.spatial.bspline_field import Deformation
 from sparse3dunet.transforms.spatial.elastic import RandBSplineElastic, RandBSplineElasticd
 from sparse3dunet.transforms.spatial.resample import (
     AnnotationToMatchd,

@@ -18,7 +18,7 @@ from monai.utils import convert_to_dst_type, convert_to_numpy, convert_to_tensor
 from sparse3dunet.errors import DataError
 from sparse3dunet.keys import CENTER, IMAGE, LABEL, WEIGHT
 from sparse3dunet.transforms.arguments import number, of_each, one_of, per_axis, ranges, size_in_voxels
-from sparse3dunet.transforms.spatial.deformation import Deformation, control_shape
+from sparse3dunet.transforms.spatial.bspline_field import Deformation, control_shape
 from sparse3dunet.transforms.spatial.warping import BILINEAR, BORDER, MODES, NEAREST, PADDING_MODES, ZEROS, warp
 
 VOXELS, MM = UNITS = ("voxels", "mm")

@@ -11,7 +11,7 @@ from monai.utils import GridSamplePadMode
 from scipy.ndimage import map_coordinates
 from torch.nn.functional import grid_sample, pad
 
-from sparse3dunet.transforms.spatial.deformation import Deformation
+from sparse3dunet.transforms.spatial.bspline_field import Deformation
 
 BILINEAR, NEAREST, BICUBIC = MODES = ("bilinear", "nearest", "bicubic")
 BORDER, ZEROS = PADDING_MODES = (GridSamplePadMode.BORDER.value, GridSamplePadMode.ZEROS.value)
