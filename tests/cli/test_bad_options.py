@@ -7,7 +7,7 @@ from sparse3dunet.transforms import KeepScribbles
 from tests.conftest import make_dataset, make_volume, write_nifti
 from tests.data.test_datalist import change_json
 
-NUMBERS = ("must be a whole number or several", "Write it as 255 or 4,255")
+NUMBERS = ("must be one or several whole numbers", "Write it as 255 or 4,255")
 SPECIFICATION = ('annotated slices are written {"axial": [3, 20]', "Correct it")
 
 CHECK = {  # options, and words for the file or option, what was found and expected, and the cure
@@ -24,7 +24,7 @@ CHECK = {  # options, and words for the file or option, what was found and expec
     ),
     "slices are no JSON": (
         ("--annotated-slices", '{"axial": [3'),
-        *("--annotated-slices", "is no JSON", "expected a word", "Write it as"),
+        *("--annotated-slices", "is not valid JSON", "expected axial", "Write it as"),
     ),
     "unknown plane": (
         ("--annotated-slices", "axail"),
