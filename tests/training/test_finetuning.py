@@ -97,4 +97,4 @@ def test_the_bundle_learns_further(trained, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(states[0].values(), states[1].values(), strict=True))
     assert json.loads((tmp_path / "models/model.json").read_text())["class_names"]
     message = error_of(run_training(trained / "dataset", tmp_path, *options, "--network_def#channels", "[4,8]"))
-    assert "other channels" in message
+    assert "differs in channels" in message
