@@ -108,7 +108,7 @@ SIMULATE = {  # labels, options, and words
         "expected a whole NIfTI file",
         "export it",
     ),
-    "nothing in it": ("blank", SLICES, "blank/a.nii.gz", "no voxel is foreground", "label > 0", "take the case out"),
+    "nothing in it": ("blank", SLICES, "blank/a.nii.gz", "no voxel is foreground", "label > 0", "remove the case"),
     "output is input": (
         "labelsDense",
         (*SLICES, "-o", "labelsDense"),
@@ -129,7 +129,7 @@ SIMULATE = {  # labels, options, and words
     "too many slices": (
         "labelsDense",
         ("--slices", "0,0,50"),
-        *("labelsDense/case_0.nii.gz: axis 2", "slices strictly within", "50 were asked for", "ask for fewer"),
+        *("labelsDense/case_0.nii.gz: axis 2", "slices strictly within", "50 were requested", "request fewer"),
     ),
     "no slices": ("labelsDense", ("--slices", "0"), "slices must be", "above 0", "got 0"),
     "slices are no number": ("labelsDense", ("--slices", "a"), "--slices", "found 'a'", *NUMBERS),
