@@ -130,7 +130,7 @@ def metadata_of(model: Model, base: Mapping[str, Any], name: str, version: str) 
         pred_classes=", ".join(model.class_names),
     )
     if not built_in:
-        metadata["data_source"] = "not told; for its licence see docs/data_license.txt"
+        metadata["data_source"] = "not given; for its licence see docs/data_license.txt"
     data = metadata["network_data_format"]
     shape = spatial_shape(model)
     image, pred = data["inputs"]["image"], data["outputs"]["pred"]
