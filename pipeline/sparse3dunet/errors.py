@@ -14,14 +14,14 @@ TRACEBACK_VARIABLE = "SPARSE3DUNET_TRACEBACK"
 
 
 class DataError(ValueError):
-    """Something is wrong with a file or a setting that the user gave.
+    """Error in a file or a setting that the user gave.
 
-    The message names the file, what was found, what was expected, and the cure.
+    The message names the file, what was found, what was expected, and the remedy.
     """
 
 
 def find_data_error(error: BaseException | None) -> DataError | None:
-    """The first DataError among `error`, its causes and contexts, where the libraries between wrapped one."""
+    """Return the first DataError among `error`, its causes and contexts: libraries may have wrapped it."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         if isinstance(error, DataError):
@@ -32,11 +32,11 @@ def find_data_error(error: BaseException | None) -> DataError | None:
 
 
 def show_readable_errors() -> None:
-    """From now on, end the process on an uncaught error with one message, and exit status 1.
+    """Have an uncaught error end the process with one message and exit status 1.
 
-    A DataError's is its own. Of what goes wrong in a bundle's config, the message names the setting. The full traceback
-    is shown where the environment variable SPARSE3DUNET_TRACEBACK is set, and for an error that is neither. Warnings of
-    MONAI about a DICOM decoder for GPUs are left out: it is not installed, and nothing here needs it.
+    For a DataError, its own message is shown; for an error in a bundle's config, one that names the setting. The full
+    traceback is shown if the environment variable SPARSE3DUNET_TRACEBACK is set, and for any other error. MONAI's
+    warnings about a DICOM decoder for GPUs are hidden: it is not installed, and nothing here needs it.
     """
     logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", "NvImgCodecPydicomReader")
@@ -53,7 +53,7 @@ def show_readable_errors() -> None:
 
 
 def config_error(error: BaseException) -> str | None:
-    """In one line, what is wrong with which setting of a config, where the error came up in one; None elsewhere."""
+    """Describe in one line an error in a config: which setting, and what is wrong; None for an error elsewhere."""
     from monai.bundle import ConfigItem, ConfigParser
 
     chain = [error]
@@ -73,11 +73,11 @@ def config_error(error: BaseException) -> str | None:
     reason = " ".join(str(cause).split())
     reason = f"{type(cause).__name__}: {reason}" if reason else type(cause).__name__
     name = item.get_id().replace("::", "#")
-    config = item.get_config() if parser is None else parser.get(item.get_id())  # there as it was written
-    told = config.get("_target_") if isinstance(config, dict) else config
+    config = item.get_config() if parser is None else parser.get(item.get_id())  # as it was written
+    value = config.get("_target_") if isinstance(config, dict) else config
     return (
-        f"{name} ({_short(told, 120)}): {_short(reason, 400)} (at {os.path.basename(frames[-1].filename)}, line "
-        f"{frames[-1].lineno}). Set {TRACEBACK_VARIABLE}=1 to see the whole trace."
+        f"{name} ({_short(value, 120)}): {_short(reason, 400)} (at {os.path.basename(frames[-1].filename)}, line "
+        f"{frames[-1].lineno}). Set {TRACEBACK_VARIABLE}=1 to see the full traceback."
     )
 
 

@@ -13,10 +13,10 @@ REFERENCE = "reference"
 """(1, X, Y, Z) integer: a dense label, for scoring alone; never trained on."""
 
 CENTER = "center"
-"""(3,) integer: the voxel in the middle of the patch to be taken (of two the latter)."""
+"""(3,) integer: the voxel in the middle of the patch to crop (the latter of two)."""
 
 PRED = "pred"
 """(K, X, Y, Z) logits, or (1, X, Y, Z) the segmentation made from them."""
 
 ANNOTATED_SLICES = "annotated_slices"
-"""Which slices of a label map are annotated, as its datalist says; used up when label and weight are made."""
+"""Annotated slices of a label map, as declared in its datalist; removed when label and weight are made."""

@@ -1,4 +1,4 @@
-"""How far the work is: bars in a terminal; lines alone in a log."""
+"""Progress of the work: bars in a terminal, only lines in a log."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _DRAWN_EVERY = 0.2  # seconds
 
 
 class BatchProgress:
-    """Two bars, over cases and over the windows of one, with the time left; a line for each case that is done.
+    """Two bars, over the cases and the current case's windows, with the time left; a line for each finished case.
 
-    Where the output is no terminal, the lines alone.
+    If the output is no terminal, only the lines are printed.
 
     Args:
         total: number of cases.
-        quiet: whether to show failures alone.
+        quiet: whether to show only failures.
     """
 
     def __init__(self, total: int, quiet: bool = False) -> None:
@@ -64,19 +64,19 @@ class BatchProgress:
         self.bars.update(self.current, completed=done, total=total)
 
     def skip(self) -> None:
-        """A case was done by an earlier run."""
+        """Count a case that was done by an earlier run."""
         self.total -= 1
         self.bars.update(self.cases, total=self.total)
 
     def done(self, record: Mapping[str, Any]) -> None:
-        """A case is done."""
+        """Report a finished case."""
         volumes = ", ".join(f"{name} {ml:.4g} ml" for name, ml in list(record["ml"].items())[1:])
         confidence = record["mean_confidence"]
         sure = "" if confidence is None else f"; mean confidence {confidence:.2f}"
         self._line(f"{record['segmentation']}: {record['seconds']:.1f} s; {volumes}{sure}", self.quiet)
 
     def failed(self, name: str, error: str) -> None:
-        """A case failed."""
+        """Report a failed case."""
         self._line(f"{name}: failed: {error}")
 
     def _line(self, text: str, quiet: bool = False) -> None:
@@ -88,48 +88,48 @@ class BatchProgress:
 
 
 class StepProgress:
-    """A bar over the steps of a run, in a terminal alone; what is printed meanwhile appears above it.
+    """Bar over the steps of a run, in a terminal only; anything printed meanwhile appears above it.
 
     Args:
-        title: at the begin of the bar.
+        title: text in front of the bar.
         total: number of steps, or of seconds.
-        unit: of these, with a space before it; may be empty.
-        columns: further ones, such as the time left.
-        shown: whether there is a bar at all.
+        unit: its unit, with a space before it; may be empty.
+        columns: further columns, such as the time left.
+        shown: whether to show the bar at all.
     """
 
     def __init__(self, title: str, total: float, unit: str, *columns: ProgressColumn, shown: bool = True) -> None:
         console = Console(soft_wrap=True)
         count = TextColumn("{task.completed:.0f}/{task.total:.0f}{task.fields[unit]}")
         self.bars = Progress(
-            *(TextColumn("{task.description}"), BarColumn(20), count, TextColumn("{task.fields[told]}"), *columns),
+            *(TextColumn("{task.description}"), BarColumn(20), count, TextColumn("{task.fields[text]}"), *columns),
             console=console,
             transient=True,
             disable=not (shown and console.is_terminal),
             auto_refresh=False,  # by a thread, whose locks forked workers would inherit
             redirect_stderr=sys.stderr.isatty(),
         )
-        self.task = self.bars.add_task(escape(title), total=total, unit=unit, told="")
+        self.task = self.bars.add_task(escape(title), total=total, unit=unit, text="")
         self.drawn = 0.0
         self.bars.start()
-        atexit.register(self.close)  # a run that is ended otherwise leaves the terminal as it was
+        atexit.register(self.close)  # however the run ends, the terminal is restored
 
-    def update(self, done: float, told: str = "") -> None:
-        """Set how many steps are done, and what is told beside the bar."""
-        self.bars.update(self.task, completed=done, told=escape(told))
+    def update(self, done: float, text: str = "") -> None:
+        """Set how many steps are done, and the text next to the bar."""
+        self.bars.update(self.task, completed=done, text=escape(text))
         if time.monotonic() - self.drawn > _DRAWN_EVERY:
             self.bars.refresh()
             self.drawn = time.monotonic()
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self.bars.stop()
         atexit.unregister(self.close)
 
 
 @contextmanager
 def run_progress(cases: int) -> Iterator[Callable[[float], None]]:
-    """A bar over the work on some volumes, in a terminal alone; gives what takes the share of a volume that is done."""
+    """Show a bar over some volumes, in a terminal only; yields a function that takes the done share of a volume."""
     console = Console()
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:

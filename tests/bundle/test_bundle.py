@@ -296,9 +296,9 @@ def test_settings_that_cannot_work(dataset, tmp_path):
         (("--patch_size", "[16,16,10]"), "patch_size [16, 16, 10]"),
         (("--output_dir", tmp_path / "file"), "is a file"),
         (("--label_dir", 2024), "2024: no such folder"),
-        (("--max_epochs", 2.5), "max_epochs must be a whole number of at least 1, as --max_epochs 10; got 2.5"),
-        (("--val_interval", 0), "val_interval must be a number of epochs, as --val_interval 2, or null; got 0"),
-        (("--minutes", 0), "minutes must be a number above 0, as --minutes 10, or null; got 0"),
+        (("--max_epochs", 2.5), "max_epochs must be a whole number of at least 1, such as --max_epochs 10; got 2.5"),
+        (("--val_interval", 0), "val_interval must be a number of epochs (--val_interval 2), or null; got 0"),
+        (("--minutes", 0), "minutes must be a number above 0, such as --minutes 10, or null; got 0"),
     ]:
         message = error_of(run_training(dataset, tmp_path, *options))
         assert words in message, message

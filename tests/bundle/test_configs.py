@@ -62,7 +62,7 @@ def test_unknown_settings_are_refused(name, words):
 
 def test_text_for_a_number():
     check_settings([TRAIN], {"max_epochs": "$10 * 2", "overlap": 0, "resume": "x"})
-    with pytest.raises(DataError, match=r"--max_epochs many: expected a number, as 10"):
+    with pytest.raises(DataError, match=r"--max_epochs many: expected a number such as 10"):
         check_settings([TRAIN], {"max_epochs": "many"})
 
 
@@ -180,7 +180,7 @@ def test_our_command_line_runs_no_code(tmp_path, arguments):
 @pytest.mark.parametrize("value", [None, True, []])
 def test_a_run_is_no_setting(setting, value):
     """With None for it there would be nothing to run, and no word of it."""
-    with pytest.raises(DataError, match=f"--{setting}: this is what is run, no setting"):
+    with pytest.raises(DataError, match=f"--{setting}: this is a list of what to run, not a setting"):
         check_plain([TRAIN], {setting: value})
 
 
@@ -199,7 +199,7 @@ def nothing_runs(monkeypatch):
 
 
 def test_parts_of_a_run_are_no_settings(nothing_runs):
-    with pytest.raises(DataError, match="--one_fold: this is what is run"):
+    with pytest.raises(DataError, match="--one_fold: this is a list of what to run"):
         running.run_bundle("cross_validating", [], ["--one_fold", "None"])
     with pytest.raises(DataError, match="--training_x: there is no such setting"):
         running.run_bundle("training", [], ["--training_x", "None"])
@@ -208,7 +208,7 @@ def test_parts_of_a_run_are_no_settings(nothing_runs):
 @pytest.mark.parametrize("value", ["None", "$None", "[]"])
 def test_monais_command_line_runs_something(tmp_path, value):
     message = error_of(run_training(tmp_path / "none", tmp_path, "--training", value))
-    assert "--training: this is what is run, no setting; leave it out." in message
+    assert "--training: this is a list of what to run, not a setting; leave it out." in message
 
 
 CPU = TRAIN.with_name("cpu.yaml")
@@ -217,15 +217,15 @@ CPU = TRAIN.with_name("cpu.yaml")
 @pytest.mark.parametrize(
     ("files", "settings", "run", "told"),
     [
-        ([TRAIN, CPU], {"max_epochs": 50}, "training", "--max_epochs 50: cpu.yaml has the training last 10 minutes"),
+        ([TRAIN, CPU], {"max_epochs": 50}, "training", "--max_epochs 50: cpu.yaml sets the training to 10 minutes"),
         ([TRAIN, CPU], {"max_epochs": 50}, None, "--max_epochs 50: cpu.yaml has"),
         (
             [TRAIN, CPU, TRAIN.with_name("paper.yaml")],
             {},
             "training",
-            r"paper.yaml: max_epochs 2800: cpu.yaml .* add --minutes None, for minutes, leave max_epochs out\.",
+            r"paper.yaml: max_epochs 2800: cpu.yaml .* add --minutes None; for minutes, leave out max_epochs\.",
         ),
-        ([TRAIN, TRAIN.with_name("densify.yaml")], {"max_epochs": 2}, "densify", "densify goes by --minutes alone"),
+        ([TRAIN, TRAIN.with_name("densify.yaml")], {"max_epochs": 2}, "densify", "densify has no epochs"),
     ],
 )
 def test_epochs_beside_the_minutes_of_a_config(files, settings, run, told):
@@ -250,12 +250,12 @@ def test_epochs_or_minutes(files, settings, run):
 
 
 def test_command_lines_with_epochs_beside_minutes(nothing_runs, tmp_path):
-    with pytest.raises(DataError, match="add --minutes None,"):
+    with pytest.raises(DataError, match="add --minutes None;"):
         running.run_bundle("training", ["cpu"], ["--max_epochs", "50"])
     places = ("--dataset_dir", tmp_path / "none", "--output_dir", tmp_path, "--ckpt_dir", tmp_path)
     configs = str([str(TRAIN), str(CPU)])
     result = run_bundle("run", "training", "--config_file", configs, "--max_epochs", 50, *places)
-    assert "add --minutes '$None'," in error_of(result)
+    assert "add --minutes '$None';" in error_of(result)
 
 
 def test_what_can_be_set_plainly():
@@ -263,7 +263,7 @@ def test_what_can_be_set_plainly():
         [TRAIN], {"optimizer#betas": [0.9, 0.99], "network_def#dropout": 0.2, "train#dataloader#num_workers": 1}
     )
     check_plain([TRAIN], {"train#intensity": [], "train#deform": None, "loss#lambda_dice": 0})
-    with pytest.raises(DataError, match="--train#dataloader#drop_last: of DataLoader, only what the config gives"):
+    with pytest.raises(DataError, match="--train#dataloader#drop_last: for DataLoader, only arguments in the config"):
         check_plain([TRAIN], {"train#dataloader#drop_last": True})
 
 
@@ -289,7 +289,7 @@ def test_settings_of_none(trained, tmp_path):
     config = yaml.safe_load((tmp_path / "eval/config.yaml").read_text())
     assert [config[name] for name in ("minutes", "val_interval", "spacing")] == [None] * 3
     message = error_of(run_training(trained / "dataset", tmp_path, "--val_interval", "None"))
-    assert "--val_interval None: MONAI leaves settings of None out, and val_interval would stay 2" in message
+    assert "--val_interval None: MONAI ignores settings of None, and val_interval would stay 2" in message
 
 
 @pytest.mark.parametrize(

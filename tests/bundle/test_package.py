@@ -240,27 +240,27 @@ def test_nothing_is_overwritten_or_deleted_unasked(trained, packaged, tmp_path, 
 
     added = tmp_path / NAME / "models/last.pt"
     added.write_text("a training went on here")
-    with pytest.raises(packaging.DataError, match=r"last\.pt was added to the bundle, or changed"):
+    with pytest.raises(packaging.DataError, match=r"last\.pt was added to the bundle or changed"):
         packaging.package(models, tmp_path, overwrite=True)
     added.unlink()
     changed = tmp_path / NAME / "docs/README.md"
     changed.write_text("corrected by hand")
-    with pytest.raises(packaging.DataError, match=r"README\.md was added to the bundle, or changed"):
+    with pytest.raises(packaging.DataError, match=r"README\.md was added to the bundle or changed"):
         packaging.package(models, tmp_path, overwrite=True)
     assert changed.read_text() == "corrected by hand"
 
     other = tmp_path / "other"
     (other / NAME).mkdir(parents=True)
     (other / NAME / "thesis.txt").write_text("precious")
-    with pytest.raises(packaging.DataError, match="is no bundle of this command"):
+    with pytest.raises(packaging.DataError, match="is not a bundle of this command"):
         packaging.package(models, other, overwrite=True)
     (other / NAME / "thesis.txt").rename(other / archive)
     (other / NAME).rmdir()
-    with pytest.raises(packaging.DataError, match="zip is no bundle of this command"):
+    with pytest.raises(packaging.DataError, match="zip is not a bundle of this command"):
         packaging.package(models, other, overwrite=True)
     (other / archive).unlink()
     (other / NAME).symlink_to(packaged)
-    with pytest.raises(packaging.DataError, match="is no bundle of this command"):
+    with pytest.raises(packaging.DataError, match="is not a bundle of this command"):
         packaging.package(models, other, overwrite=True)
     assert (packaged / "SHA256SUMS").is_file()
 
@@ -276,7 +276,7 @@ def test_a_failed_run_leaves_nothing(trained, tmp_path, monkeypatch, quick):
 
 def test_what_tells_of_the_machine_is_refused(trained, tmp_path, quick):
     (tmp_path / "licence").write_text(f"see {tmp_path}/out/terms.txt")
-    with pytest.raises(packaging.DataError, match=r"docs/data_license\.txt would tell of"):
+    with pytest.raises(packaging.DataError, match=r"docs/data_license\.txt would contain"):
         packaging.package(trained / "models", tmp_path / "out", data_license=tmp_path / "licence")
     assert not list((tmp_path / "out").iterdir())
 
@@ -288,7 +288,7 @@ def test_a_place_whose_path_is_in_the_source_is_no_reason(tmp_path):
     packaging._check_neutral(tmp_path, source, [Path("/models/model.pt"), Path("/eval/predictions")])
     with (tmp_path / "configs/train.yaml").open("a") as file:
         file.write("# /models/model.pt\n")
-    with pytest.raises(packaging.DataError, match=r"configs/train\.yaml would tell of /models/model\.pt"):
+    with pytest.raises(packaging.DataError, match=r"configs/train\.yaml would contain /models/model\.pt"):
         packaging._check_neutral(tmp_path, source, [Path("/models/model.pt")])
 
 

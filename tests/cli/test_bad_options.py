@@ -7,7 +7,7 @@ from sparse3dunet.transforms import KeepScribbles
 from tests.conftest import make_dataset, make_volume, write_nifti
 from tests.data.test_datalist import change_json
 
-NUMBERS = ("must be a whole number or several", "Write it as 255 or 4,255")
+NUMBERS = ("must be one or several whole numbers", "Write it as 255 or 4,255")
 SPECIFICATION = ('annotated slices are written {"axial": [3, 20]', "Correct it")
 
 CHECK = {  # options, and words for the file or option, what was found and expected, and the cure
@@ -24,7 +24,7 @@ CHECK = {  # options, and words for the file or option, what was found and expec
     ),
     "slices are no JSON": (
         ("--annotated-slices", '{"axial": [3'),
-        *("--annotated-slices", "is no JSON", "expected a word", "Write it as"),
+        *("--annotated-slices", "is not valid JSON", "expected axial", "Write it as"),
     ),
     "unknown plane": (
         ("--annotated-slices", "axail"),
@@ -108,7 +108,7 @@ SIMULATE = {  # labels, options, and words
         "expected a whole NIfTI file",
         "export it",
     ),
-    "nothing in it": ("blank", SLICES, "blank/a.nii.gz", "no voxel is foreground", "label > 0", "take the case out"),
+    "nothing in it": ("blank", SLICES, "blank/a.nii.gz", "no voxel is foreground", "label > 0", "remove the case"),
     "output is input": (
         "labelsDense",
         (*SLICES, "-o", "labelsDense"),
@@ -129,7 +129,7 @@ SIMULATE = {  # labels, options, and words
     "too many slices": (
         "labelsDense",
         ("--slices", "0,0,50"),
-        *("labelsDense/case_0.nii.gz: axis 2", "slices strictly within", "50 were asked for", "ask for fewer"),
+        *("labelsDense/case_0.nii.gz: axis 2", "slices strictly within", "50 were requested", "request fewer"),
     ),
     "no slices": ("labelsDense", ("--slices", "0"), "slices must be", "above 0", "got 0"),
     "slices are no number": ("labelsDense", ("--slices", "a"), "--slices", "found 'a'", *NUMBERS),

@@ -24,7 +24,7 @@ def test_images_to_predict(dataset):
 def test_no_images_to_predict(tmp_path, dataset):
     with pytest.raises(DataError, match="does not exist"):
         list_images(tmp_path / "nowhere")
-    with pytest.raises(DataError, match="holds no image"):
+    with pytest.raises(DataError, match="contains no image"):
         list_images(tmp_path)
     (tmp_path / "list.json").write_text('["a.nii.gz"]')
     with pytest.raises(DataError, match="entry 0"):
@@ -33,7 +33,7 @@ def test_no_images_to_predict(tmp_path, dataset):
     with pytest.raises(DataError, match="several images are named case_0"):
         list_images(dataset / "imagesTr")
     (tmp_path / "notes.txt").write_text("no image")
-    with pytest.raises(DataError, match="none of them an image"):
+    with pytest.raises(DataError, match="none is an image"):
         find_images([tmp_path / "*.txt"])
 
 
@@ -89,5 +89,5 @@ def test_former_results_are_no_images(tmp_path):
         write_nifti(tmp_path / f"{name}.nii.gz", image)
     made = {str(tmp_path / "a_seg.nii.gz")}
     assert [case.name for case in find_images([tmp_path], leave_out=made)] == ["a"]
-    with pytest.raises(DataError, match="results of former runs"):
+    with pytest.raises(DataError, match="results of earlier runs"):
         find_images([tmp_path / "a_s*.nii.gz"], leave_out=made)

@@ -98,7 +98,7 @@ def test_odd_images(network, data):
         for bad in (np.nan, np.inf, 1e300):
             image = data.astype(np.float64)
             image[3, 4, 5, 1] = bad
-            with pytest.raises(DataError, match=r"case.nii: voxels are NaN or infinite"):
+            with pytest.raises(DataError, match=r"case.nii: some voxels are NaN or infinite"):
                 predictor(network)([Volume("case.nii", image, np.eye(4))], scratch)
         with pytest.raises(DataError, match=r"expected a 3D image with 2 channel"):
             predictor(network)([Volume("x", data[..., 0], np.eye(4))], scratch)
@@ -198,7 +198,7 @@ def test_the_same_normalisation_from_outside(network, data):
 def test_nan_and_infinity_are_told(network, data, options, bad):
     image = data.astype(np.float32)
     image[3, 4, 5, 1] = bad
-    with Scratch() as scratch, pytest.raises(DataError, match=r"case.nii: voxels are NaN or infinite"):
+    with Scratch() as scratch, pytest.raises(DataError, match=r"case.nii: some voxels are NaN or infinite"):
         predictor(network, **options)([Volume("case.nii", image, np.eye(4))], scratch)
 
 

@@ -108,7 +108,7 @@ def test_what_is_done_is_skipped(trained, images, predicted, tmp_path):
     write_nifti(tmp_path / "more/new.nii.gz", make_volume(9)[0])
     before = {p: (p.stat().st_ino, p.stat().st_mtime_ns) for p in out.glob("*.nii.gz")}
     result = predict(model, images, tmp_path / "more", "-o", out, "--confidence")
-    assert "Segmented 1 volume(s), 8 done before" in result.stdout, result.stderr
+    assert "Segmented 1 volume(s), 8 already done" in result.stdout, result.stderr
     assert before == {p: (p.stat().st_ino, p.stat().st_mtime_ns) for p in before}
     assert len(table(out)) == 9
     # Other settings, or another model: done anew.
@@ -145,7 +145,7 @@ def test_a_bad_case_does_not_stop_the_batch(trained, images, tmp_path):
         shutil.copy(images / f"case_{number}.nii.gz", batch)
     result = predict(trained / "models/model.pt", batch, "-o", tmp_path / "out")
     assert result.returncode == 0
-    assert "Segmented 3 volume(s), 1 done before" in result.stdout
+    assert "Segmented 3 volume(s), 1 already done" in result.stdout
     assert {row["status"] for row in table(tmp_path / "out")} == {"done"}
 
 

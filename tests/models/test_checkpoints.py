@@ -142,15 +142,15 @@ def test_faults_are_named(tmp_path):
     with pytest.raises(DataError, match="no trained model"):
         description_for_bundle(tmp_path / "model.pt", tmp_path / "train.yaml")
     (tmp_path / "model.pt").write_bytes(b"no tensors")
-    with pytest.raises(DataError, match="Copy it along"):
+    with pytest.raises(DataError, match="Copy it from"):
         description_for_bundle(tmp_path / "model.pt", TRAIN_CONFIG)
     with pytest.raises(DataError, match="not a model file"):
         existing_model(tmp_path / "model.pt")
     (tmp_path / "model.json").write_text("{")
-    with pytest.raises(DataError, match=r"model\.json: describes no model: it is not readable as JSON"):
+    with pytest.raises(DataError, match=r"model\.json: not a model description: it is not valid JSON"):
         description_for_bundle(tmp_path / "model.pt", TRAIN_CONFIG)
     (tmp_path / "model.json").write_text(describe_model(torch.nn.Linear(1, 1), DATA_SET, (8, 8, 8)).to_json())
-    with pytest.raises(DataError, match="described as no UNet3D"):
+    with pytest.raises(DataError, match="is not a UNet3D, according"):
         description_for_bundle(tmp_path / "model.pt", TRAIN_CONFIG)
 
 

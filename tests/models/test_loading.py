@@ -113,11 +113,11 @@ def test_torchscript_of_another_network(network, tmp_path):
 @pytest.mark.filterwarnings("ignore")
 def test_torchscript_without_description(network, tmp_path):
     torch.jit.save(torch.jit.trace(network, X), tmp_path / "net.ts")
-    with pytest.raises(DataError, match=r"net.json or model.json is missing beside it.*_extra_files=\{'model.json'"):
+    with pytest.raises(DataError, match=r"net.json or model.json is missing next to it.*_extra_files=\{'model.json'"):
         load_model(tmp_path / "net.ts")
     (tmp_path / "net.ts").rename(tmp_path / "net.pt")
     (tmp_path / "net.json").write_text(json.dumps({**DESCRIPTION, "network": network.config}))
-    with pytest.raises(DataError, match=r"name TorchScript \.ts"):
+    with pytest.raises(DataError, match=r"rename TorchScript to \.ts"):
         load_model(tmp_path / "net.pt")
 
 
@@ -172,9 +172,9 @@ def spoil(folder, form, **fields):
     [
         (lambda f, n: shutil.rmtree(f), "there is no trained model"),
         (lambda f, n: [(f / x).unlink() for x in ("model.pt",)], "none of model.pt, models/model.pt"),
-        (lambda f, n: (f / "model.json").unlink(), "model.json is missing beside it"),
-        (lambda f, n: (f / "model.json").write_text("{"), "describes no model"),
-        (lambda f, n: (f / "model.json").write_text("[]"), "describes no model"),
+        (lambda f, n: (f / "model.json").unlink(), "model.json is missing next to it"),
+        (lambda f, n: (f / "model.json").write_text("{"), "not a model description"),
+        (lambda f, n: (f / "model.json").write_text("[]"), "not a model description"),
         (lambda f, n: (f / "model.pt").write_bytes((f / "model.pt").read_bytes()[:500]), "not a model file"),
         (lambda f, n: torch.save([1, 2], f / "model.pt"), "found list"),
         (lambda f, n: save(f, n, drop="head.bias"), r"1 differ, head.bias \(absent, expected \(3,\)\)"),
@@ -183,7 +183,7 @@ def spoil(folder, form, **fields):
         (lambda f, n: save(f, n, **{"head.bias": torch.ones(3).to_sparse()}), "found a dict with 'head.bias'"),
         (lambda f, n: torch.save({1: torch.ones(1)}, f / "model.pt"), "found a dict with 1: Tensor"),
         (lambda f, n: torch.save({}, f / "model.pt"), "found an empty dict"),
-        (lambda f, n: (f / "model.json").write_bytes(b'{"class_names": ["\xe9"]}'), "describes no model"),
+        (lambda f, n: (f / "model.json").write_bytes(b'{"class_names": ["\xe9"]}'), "not a model description"),
         (lambda f, n: (f / "model.json").write_text("{}"), "class_names"),
         (lambda f, n: spoil(f, n, network={**n.config, "channels": [4, 16]}), "belongs to another model"),
         (lambda f, n: spoil(f, n, network={**n.config, "in_channels": -1}), "no valid in_channels: -1"),
@@ -194,7 +194,7 @@ def spoil(folder, form, **fields):
         (lambda f, n: spoil(f, n, in_channels="2"), "no valid in_channels: '2'"),
         (lambda f, n: spoil(f, n, spacing=[1, float("nan"), 1]), "no valid spacing"),
         (lambda f, n: spoil(f, n, spacing=2.0), "no valid spacing: 2.0"),
-        (lambda f, n: spoil(f, n, network=None), "was no UNet3D"),
+        (lambda f, n: spoil(f, n, network=None), "is not a UNet3D"),
         (lambda f, n: spoil(f, n, network={"depth": 7}), "no valid network"),
         (lambda f, n: spoil(f, n, network={**n.config, "out_channels": 4}), "3 class_names for a network of 4"),
         (lambda f, n: spoil(f, n, patch_size=[16, 16]), r"no valid patch_size: \[16, 16\]"),
@@ -215,7 +215,7 @@ def spoil(folder, form, **fields):
             lambda f, n: spoil(f, n, schema_version=2, sparse3dunet_version="9.1.0"),
             r"model.json: was written by sparse3dunet 9\.1\.0.*schema version 2.*Update sparse3dunet to that version",
         ),
-        (lambda f, n: spoil(f, n, schema_version=2), "was written by sparse3dunet .version not told."),
+        (lambda f, n: spoil(f, n, schema_version=2), "was written by sparse3dunet .unknown version."),
     ],
 )
 def test_faults_are_named(folder, network, fault, words):
@@ -226,13 +226,13 @@ def test_faults_are_named(folder, network, fault, words):
 
 def test_bad_archives(tmp_path, folder):
     (tmp_path / "a.zip").write_bytes(b"PK no")
-    with pytest.raises(DataError, match="no archive that can be read"):
+    with pytest.raises(DataError, match="not a readable archive"):
         load_model(tmp_path / "a.zip")
     (folder / "model.pt").unlink()
     with pytest.raises(DataError, match="there is no trained model in it"):
         load_model(zip_of(folder, tmp_path / "b.zip"))
     (tmp_path / "model.ts").write_bytes(b"nothing")
-    with pytest.raises(DataError, match="no TorchScript that can be loaded"):
+    with pytest.raises(DataError, match="not loadable as TorchScript"):
         load_model(tmp_path / "model.ts")
 
 

@@ -142,7 +142,7 @@ def test_minutes_are_those_of_all_parts(tmp_path, clock, capsys):
 
     capsys.readouterr()
     make(tmp_path, clock, minutes=2)[-1].run(resume=True)
-    assert "Training has ended" in (text := capsys.readouterr().out)
+    assert "Training ended after epoch" in (text := capsys.readouterr().out)
     assert "a larger --minutes" in text
     before = clock.now
     make(tmp_path, clock, minutes=3)[-1].run(resume=True)

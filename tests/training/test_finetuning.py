@@ -39,7 +39,7 @@ def test_the_same_classes_take_everything(model, capsys):
     network = UNet3D(1, 3, **FORM, dropout=0.3)
     load_pretrained(network, path, described(network))
     assert equal_names(network, state) == set(state)
-    assert capsys.readouterr().out == f"Learning further from {path}: 15 of 15 tensors taken over.\n".replace(
+    assert capsys.readouterr().out == f"Training further from {path}: 15 of 15 tensors loaded.\n".replace(
         "15 of 15", f"{len(state)} of {len(state)}"
     )
 
@@ -71,18 +71,18 @@ def test_faults_are_named(model, tmp_path):
     path, _ = model
     network = UNet3D(1, 3, channels=(4, 16), norm="instance", padding="same")
     with pytest.raises(
-        DataError, match=r'other channels \[4, 8\] \(here \[4, 16\]\).*--network_def#channels "\[4, 8\]"'
+        DataError, match=r'differs in channels \[4, 8\] \(here \[4, 16\]\).*--network_def#channels "\[4, 8\]"'
     ):
         load_pretrained(network, path, described(network))
     whole = UNet3D(1, 3, **FORM, halved=False)
-    with pytest.raises(DataError, match=r'other halved True \(here False\).*--network_def#halved "True"'):
+    with pytest.raises(DataError, match=r'differs in halved True \(here False\).*--network_def#halved "True"'):
         load_pretrained(whole, path, described(whole))
     save_file(tmp_path / "whole/model.pt", whole.state_dict(), described(whole))
-    with pytest.raises(DataError, match=r'other halved False \(here True\).*--network_def#halved "False"'):
+    with pytest.raises(DataError, match=r'differs in halved False \(here True\).*--network_def#halved "False"'):
         load_pretrained(UNet3D(1, 3, **FORM), tmp_path / "whole", described(whole))
     with pytest.raises(DataError, match="no trained model"):
         load_pretrained(network, tmp_path / "nothing", described(network))
-    with pytest.raises(DataError, match="only a UNet3D"):
+    with pytest.raises(DataError, match="UNet3D can be trained further"):
         load_pretrained(torch.nn.Linear(1, 1), path, described(network))
     load_pretrained(network, None, described(network))
 
@@ -92,9 +92,9 @@ def test_the_bundle_learns_further(trained, tmp_path):
     options = ("--pretrained", trained / "models", "--learning_rate", 0, "--max_epochs", 1)
     result = run_training(trained / "dataset", tmp_path, *options)
     assert result.returncode == 0, result.stderr
-    assert "Learning further from" in result.stdout
+    assert "Training further from" in result.stdout
     states = [torch.load(out / "models/model.pt", weights_only=True) for out in (trained, tmp_path)]
     assert all(torch.equal(a, b) for a, b in zip(states[0].values(), states[1].values(), strict=True))
     assert json.loads((tmp_path / "models/model.json").read_text())["class_names"]
     message = error_of(run_training(trained / "dataset", tmp_path, *options, "--network_def#channels", "[4,8]"))
-    assert "other channels" in message
+    assert "differs in channels" in message

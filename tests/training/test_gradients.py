@@ -28,7 +28,7 @@ FLAT, WIDE = (1, 4, 8, 8), (1, 8, 8, 8)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(bfloat16, "_checked", {})
-    monkeypatch.setattr(bfloat16, "_told", set())
+    monkeypatch.setattr(bfloat16, "_reported", set())
     return tmp_path / "cache/sparse3dunet/bfloat16.json"
 
 

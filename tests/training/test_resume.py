@@ -114,14 +114,14 @@ def test_ended_by_a_signal_and_resumed(tmp_path, capsys, undisturbed, iteration)
         Training(tmp_path).end_at(iteration).resumable.run()
     assert end.value.code == 128 + signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) == former
-    assert "Told to end (SIGTERM); go on with --resume" in capsys.readouterr().out
+    assert "Stopped by SIGTERM; continue with --resume" in capsys.readouterr().out
     assert saved_iteration(tmp_path / "last.pt", True) == iteration
     torch.rand(3), np.random.rand(), random.random()  # another process has drawn other random numbers
     again = Training(tmp_path)
     if iteration < EPOCHS * LENGTH:
         with pytest.raises(SystemExit):
             again.end_at(iteration + 1, signal.SIGINT).resumable.run(resume=True)
-        assert f"Going on after {iteration} iterations" in capsys.readouterr().out
+        assert f"Resuming after {iteration} iterations" in capsys.readouterr().out
     Training(tmp_path).resumable.run(resume=True)
     assert_same(outcome(tmp_path), undisturbed)
 
@@ -147,10 +147,10 @@ def test_a_worse_model_never_replaces_the_best(tmp_path):
 
 def test_nothing_to_go_on_with(tmp_path, capsys):
     Training(tmp_path).resumable.run(resume=True)
-    assert "last.pt is not there yet: training begins" in capsys.readouterr().out
+    assert "last.pt does not exist yet: training starts" in capsys.readouterr().out
     before = (tmp_path / "last.pt").read_bytes()
     Training(tmp_path).resumable.run(resume=True)
-    assert f"Training has ended, after epoch {EPOCHS}" in capsys.readouterr().out
+    assert f"Training ended after epoch {EPOCHS}" in capsys.readouterr().out
     assert (tmp_path / "last.pt").read_bytes() == before
 
 
@@ -173,7 +173,7 @@ def test_stopped_early_is_ended(tmp_path, capsys):
     assert epoch < 50
     Training(tmp_path, epochs=50, patience=1).resumable.run(resume=True)
     text = capsys.readouterr().out
-    assert f"Training has ended, after epoch {epoch}" in text
+    assert f"Training ended after epoch {epoch}" in text
     assert "a larger --patience" in text
     Training(tmp_path, epochs=epoch, patience=99).resumable.run(resume=True)
     assert "a larger --max_epochs" in capsys.readouterr().out
@@ -191,7 +191,7 @@ def test_a_former_training_is_not_taken_for_this_one(tmp_path, capsys):
         anew.resumable.run()
     assert not (tmp_path / "last.pt").exists()
     Training(tmp_path).resumable.run(resume=True)
-    assert "is not there yet: training begins" in capsys.readouterr().out
+    assert "does not exist yet: training starts" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("when", ["iteration", pytest.param("validation", marks=pytest.mark.slow)])
@@ -230,17 +230,17 @@ def test_without_a_signal_handler_in_a_thread_of_its_own(tmp_path):
 
 
 def test_faults_are_named(tmp_path):
-    with pytest.raises(DataError, match=r"resume is 'last\.pt': write --resume alone"):
+    with pytest.raises(DataError, match=r"resume is 'last\.pt'; pass --resume without a value"):
         Training(tmp_path).resumable.run(resume="last.pt")
     Training(tmp_path, settings={"batch_size": 2, "spacing": None}).resumable.run()
-    with pytest.raises(DataError, match=r"began with other settings: batch_size 2 -> 4\. Give those"):
+    with pytest.raises(DataError, match=r"began with other settings: batch_size 2 -> 4\. Pass those"):
         Training(tmp_path, settings={"batch_size": 4, "spacing": None}).resumable.run(resume=True)
     torch.save({"network": {}}, tmp_path / "last.pt")
     with pytest.raises(DataError, match="another version"):
         Training(tmp_path).resumable.run(resume=True)
     assert saved_iteration(tmp_path / "last.pt", True) is None
     (tmp_path / "last.pt").write_bytes(b"no tensors")
-    with pytest.raises(DataError, match="no state of a training"):
+    with pytest.raises(DataError, match="is not the state of a training"):
         Training(tmp_path).resumable.run(resume=True)
 
 
@@ -305,7 +305,7 @@ def test_killed_and_resumed_ends_in_the_same_weights(trained, tmp_path):
         if line.startswith("epoch 3/"):
             process.terminate()
     assert process.wait() in (128 + signal.SIGTERM, 0), text
-    assert "Going on after" in text
+    assert "Resuming after" in text
     assert "Traceback" not in text
     end = run_training(trained / "dataset", out, *options, "--resume")
     assert end.returncode == 0, end.stderr
@@ -332,7 +332,7 @@ def test_another_recipe_is_refused(trained, tmp_path, options, words):
     before = (tmp_path / "models/last.pt").read_bytes()
     result = run_training(trained / "dataset", tmp_path, "--max_epochs", 3, "--resume", *options)
     assert result.returncode == 1
-    assert f"began with other settings: {words}. Give those" in result.stderr
+    assert f"began with other settings: {words}. Pass those" in result.stderr
     assert (tmp_path / "models/last.pt").read_bytes() == before
 
 
@@ -358,9 +358,9 @@ def test_a_training_of_0_10_0_goes_on(tmp_path):
     now = {**before, "network": network, "schema_version": 1, "in_channels": 1, "class_values": [0, 1]}
     Training(tmp_path, settings={**before, "class_values": [0, 1]}).resumable.run()
     Training(tmp_path, settings=now).resumable.run(resume=True)
-    with pytest.raises(DataError, match=r"began with other settings: seed 0 -> 1\. Give"):
+    with pytest.raises(DataError, match=r"began with other settings: seed 0 -> 1\. Pass"):
         Training(tmp_path, settings={**now, "seed": 1}).resumable.run(resume=True)
     before["network"]["upsampling"] = "concatenated"
     Training(tmp_path, settings=before).resumable.run()
-    with pytest.raises(DataError, match=r"settings: network .*'concatenated'[^;]* -> [^;]*\. Give.*--pretrained"):
+    with pytest.raises(DataError, match=r"settings: network .*'concatenated'[^;]* -> [^;]*\. Pass.*--pretrained"):
         Training(tmp_path, settings=now).resumable.run(resume=True)

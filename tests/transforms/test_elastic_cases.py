@@ -111,7 +111,7 @@ def test_a_deformation_is_stored_as_json_and_replayed(tmp_path):
 
 def test_folding_is_warned_of():
     volume = torch.rand(1, 40, 40, 40)
-    with pytest.warns(RuntimeWarning, match=r"folds.*displacement \(\[12.0, 12.0, 12.0\] voxels\) less"):
+    with pytest.warns(RuntimeWarning, match=r"folds.*decrease displacement \(\[12.0, 12.0, 12.0\] voxels\)"):
         RandBSplineElastic(control_spacing=10, displacement=12).set_random_state(0)(volume)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -242,22 +242,22 @@ def test_on_the_gpu_as_on_the_cpu():
     ("arguments", "message"),
     [
         ({"control_spacing": 0}, "control_spacing must be above 0; got 0"),
-        ({"control_spacing": [4, 4]}, "control_spacing must be a number or three"),
-        ({"displacement": -1}, "displacement must be a number or three, none negative; got -1"),
-        ({"displacement": "much"}, "displacement must be a number or three"),
-        ({"displacement": float("nan")}, "displacement must be a number or three"),
+        ({"control_spacing": [4, 4]}, "control_spacing must be one or three numbers"),
+        ({"displacement": -1}, "displacement must be one or three numbers, none negative; got -1"),
+        ({"displacement": "much"}, "displacement must be one or three numbers"),
+        ({"displacement": float("nan")}, "displacement must be one or three numbers"),
         (
             {"rotate_range": [0.1, 0.2]},
             r"rotate_range must be a number a.* or 3 such numbers or pairs.*got \[0.1, 0.2\]",
         ),
         ({"rotate_range": [(0.3, 0.1)] * 3}, "rotate_range must be a number a"),
-        ({"spatial_size": 4.5}, "spatial_size must be whole numbers of voxels, one for all axes or three; got 4.5"),
-        ({"spatial_size": [4, 4]}, "spatial_size must be whole numbers"),
+        ({"spatial_size": 4.5}, "spatial_size must be one or three whole numbers of voxels; got 4.5"),
+        ({"spatial_size": [4, 4]}, "spatial_size must be one or three whole numbers"),
         ({"rotate_range": -0.1}, "rotate_range must be a number a"),
         ({"rotate_range": "wide"}, "rotate_range must be a number a"),
         ({"shear_range": [0.1] * 3}, "shear_range must be a number a.* or 6 such"),
         ({"scale_range": 1}, "scale_range must be above -1"),
-        ({"flip_prob": 2}, "flip_prob must be a number or three, none negative, 1 at most; got 2"),
+        ({"flip_prob": 2}, "flip_prob must be one or three numbers, none negative, at most 1; got 2"),
         ({"prob": 1.5}, "prob must be a number from 0 to 1; got 1.5"),
         ({"units": "cm"}, "units must be one of voxels, mm; got 'cm'"),
         ({"mode": "linear"}, "mode must be one of bilinear, nearest, bicubic; got 'linear'"),
@@ -276,7 +276,7 @@ def test_control_points_closer_than_voxels():
 
 
 def test_wrong_volumes():
-    with pytest.raises(ValueError, match=r"one spatial shape; got shapes \[\(1, 8, 8, 8\), \(1, 8, 8, 9\)\]"):
+    with pytest.raises(ValueError, match=r"same spatial shape; got shapes \[\(1, 8, 8, 8\), \(1, 8, 8, 9\)\]"):
         RandBSplineElasticd(("image", "label"))({"image": torch.rand(1, 8, 8, 8), "label": torch.rand(1, 8, 8, 9)})
     with pytest.raises(ValueError, match=r"volumes are \(C, X, Y, Z\).*got shapes \[\(8, 8, 8\)\]"):
         RandBSplineElastic()(torch.rand(8, 8, 8))
@@ -285,9 +285,9 @@ def test_wrong_volumes():
         RandBSplineElastic()(torch.rand(3, 1, 8, 8, 8), deformation=drawn)
     with pytest.raises(ValueError, match=r"a deformation has the entries size, center, .*; got \{'size': 3\}"):
         RandBSplineElasticd(deformation_key="drawn")({**sparse_case((8, 8, 8)), "drawn": {"size": 3}})
-    with pytest.raises(ValueError, match="do not belong together"):
+    with pytest.raises(ValueError, match="do not fit together"):
         Deformation.from_dict({**drawn.to_dict(), "size": [80, 8, 8]})
-    with pytest.raises(ValueError, match="are numbers"):
+    with pytest.raises(ValueError, match="must be numbers"):
         Deformation.from_dict({**drawn.to_dict(), "center": ["a", 0, 0]})
     with pytest.raises(ValueError, match=r"three whole numbers, for each of 1 volumes; got \(3.5, 3, 3\)"):
         RandBSplineElastic()(torch.rand(1, 8, 8, 8), center=(3.5, 3, 3))

@@ -1,1 +1,1 @@
-"""The bundle's configs as commands, and models packaged as bundles of their own."""
+"""The bundle's configs as commands, and packaging of models as bundles of their own."""

@@ -1,4 +1,4 @@
-"""Settings of a command line are checked against the bundle's configs: which there are, and what they may be."""
+"""Checks of command-line settings against the bundle's configs: their names, and the types of their values."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ from sparse3dunet.bundle.configs import OF_TRACKING
 from sparse3dunet.errors import DataError
 
 OF_COMPONENTS = {"_target_", "_disabled_", "_desc_", "_requires_", "_mode_", "_debug_"}
-"""What MONAI lets any component have."""
+"""Entries that MONAI allows in any component."""
 OF_WORKFLOW = {"imports", "initialize", "run", "finalize"}
-"""That a config may have, or not."""
+"""Optional entries of a config."""
 PLAIN = ("sparse3dunet.", "torch.optim.")
-"""Beginnings of the components whose arguments choose no code, but for components as values."""
+"""Prefixes of components whose arguments select no code, unless their values are components."""
 TRAININGS = ("training", "cross_validating", "run", None)
-"""Runs of which some epochs, or minutes, can be asked."""
+"""Runs for which epochs or minutes can be set."""
 OF_RUN = {"args_file", "workflow_name", *inspect.signature(ConfigWorkflow).parameters}
-"""Of ``monai.bundle run`` itself."""
+"""Arguments of ``monai.bundle run`` itself."""
 
 
 def check_command_line() -> None:
-    """For ``initialize``: refuse settings of ``monai.bundle run`` that MONAI takes in silence, and does not follow.
+    """Refuse settings of ``monai.bundle run`` that MONAI silently ignores; for a config's ``initialize``.
 
-    Does nothing where the config is run by other means than ``python -m monai.bundle run``.
+    Does nothing if the config is not run by ``python -m monai.bundle run``.
 
     Raises:
-        DataError: for one that no config knows, with those that are most like it; for one of None (:func:`emptied`);
-            for nothing in place of what is run; as :func:`check_length`.
+        DataError: for an unknown setting, with the nearest known ones; for one of None (:func:`emptied`); for an empty
+            list of what to run; as :func:`check_length`.
     """
     typed = _command_line()
     arguments = update_kwargs(typed.pop("args_file", None), **typed)  # as MONAI: without None
@@ -57,43 +57,43 @@ def check_command_line() -> None:
         _refuse_runs(_of_files(files), nothing)
     for name, value in emptied(files, typed, given).items():
         raise DataError(
-            f"--{name} None: MONAI leaves settings of None out, and {name} would stay {value}; give "
-            f"--{name} '$None', or begin with: sparse3dunet run."
+            f"--{name} None: MONAI ignores settings of None, and {name} would stay {value}; pass "
+            f"--{name} '$None', or use: sparse3dunet run."
         )
     check_length(files, given, arguments.get("run_id"), none="'$None'")
 
 
 def _command_line() -> dict[str, Any]:
-    """The arguments of this process's command line, ``python -m monai.bundle run``, by name; none of any other's.
+    """Return this process's arguments of ``python -m monai.bundle run`` by name; none for any other command.
 
-    By the parser, and the function's own arguments, that MONAI reads it by.
+    They are parsed as by MONAI, with the same parser and the function's own arguments.
     """
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     if spec is None or spec.name != "monai.bundle.__main__" or sys.argv[1:2] != ["run"]:
         return {}
     words = sys.argv[1:]
-    if "--" in words:  # what follows the last one is fire's own
+    if "--" in words:  # what follows the last one is for fire
         words = words[: len(words) - 1 - words[::-1].index("--")]
 
-    found: dict[str, Any] = {}
+    parsed: dict[str, Any] = {}
 
     @functools.wraps(monai.bundle.run)
     def run(*arguments: Any, **settings: Any) -> None:
         named = zip(inspect.signature(monai.bundle.run).parameters, arguments)
-        found.update({name: value for name, value in named if value is not None}, **settings)
+        parsed.update({name: value for name, value in named if value is not None}, **settings)
 
     fire.Fire({"run": run}, command=words)
-    return found
+    return parsed
 
 
 def check_settings(files: Sequence[str | Path], settings: Mapping[str, Any]) -> None:
-    """Raise DataError where a setting is none of the config files', nor used in them, nor an argument of a component.
+    """Raise DataError unless each setting is in the config files, used in them, or an argument of a component.
 
-    Nor may text stand where the config has a number.
+    A setting must also not be text if the config has a number.
 
     Args:
-        files: of which later ones are laid over earlier ones; what they set is looked at as well.
-        settings: by name, as on the command line without ``--``: ``max_epochs`` or ``train#deform#prob``.
+        files: config files, of which later ones override earlier ones; their settings are checked as well.
+        settings: values by name, as on the command line without ``--``: ``max_epochs`` or ``train#deform#prob``.
     """
     layers = [*((f"{file}: ", entries) for file, entries in _read(files)), ("--", settings)]
     states: list[dict[str, Any]] = [{}]
@@ -105,47 +105,47 @@ def check_settings(files: Sequence[str | Path], settings: Mapping[str, Any]) -> 
             default = _check(name, value, before, after, used, where)
             number = isinstance(default, (int, float)) and not isinstance(default, bool)
             if number and isinstance(value, str) and value.strip()[:1] not in ("$", "@", "%"):
-                raise DataError(f"{where}{name} {value}: expected a number, as {default}.")
+                raise DataError(f"{where}{name} {value}: expected a number such as {default}.")
 
 
 def emptied(
     files: Sequence[str | Path], settings: Mapping[str, Any], given: Mapping[str, Any] | None = None
 ) -> dict[str, str]:
-    """Those settings that are None, and what they are without it: MONAI's command line leaves them so.
+    """Return settings of None, which MONAI's command line ignores, with the values that they would keep.
 
-    Not those that are None without it, too; "at its default" for arguments that nothing gives.
+    Those that would be None anyway are left out; arguments that are not in the configs are "at its default".
 
     Args:
-        files: configs, of which later ones are laid over earlier ones.
-        settings: by name, as on the command line without ``--``; :func:`check_settings` passed them.
-        given: settings that are laid over the files.
+        files: configs, of which later ones override earlier ones.
+        settings: values by name, as on the command line without ``--``, that passed :func:`check_settings`.
+        given: settings that override the files.
     """
     names = [name for name, value in settings.items() if value is None and name not in OF_RUN | OF_TRACKING]
     if not names:
         return {}
     config = _laid_over(_of_files(files), given or {}, "--")
-    found = {}
+    kept = {}
     for name in names:
         node, absent = config, False
         for part in _parts(name):
             absent = absent or part not in _entries(node)
             node = _child(node, part)
         if absent or node is not None:
-            found[name] = "at its default" if absent else reprlib.repr(node)
-    return found
+            kept[name] = "at its default" if absent else reprlib.repr(node)
+    return kept
 
 
 def check_length(files: Sequence[str | Path], settings: Mapping[str, Any], run: str | None, none: str) -> None:
-    """Raise DataError where epochs are asked for, but the minutes of an earlier config would end the training.
+    """Raise DataError if epochs are set, but the minutes of an earlier config would end the training.
 
     Args:
-        files: configs, of which later ones are laid over earlier ones.
-        settings: by name, as on the command line without ``--``; :func:`check_settings` passed them.
-        run: which is run; None: the config's own.
-        none: how None is written on that command line.
+        files: configs, of which later ones override earlier ones.
+        settings: values by name, as on the command line without ``--``, that passed :func:`check_settings`.
+        run: name of the run; None for the config's own.
+        none: spelling of None on that command line.
     """
     if run == "densify" and "max_epochs" in settings:
-        raise DataError("--max_epochs: densify goes by --minutes alone.")
+        raise DataError("--max_epochs: densify has no epochs; set --minutes.")
     if run not in TRAININGS:
         return
     layers = [*((Path(file).name, entries) for file, entries in _read(files)), ("", settings)]
@@ -158,13 +158,13 @@ def check_length(files: Sequence[str | Path], settings: Mapping[str, Any], run: 
             asked += f" {entries['max_epochs']}"
     if asked and isinstance(minutes, (int, float)):
         raise DataError(
-            f"{asked}: {since} has the training last {minutes} minutes instead; for epochs, add --minutes {none}, for "
-            "minutes, leave max_epochs out."
+            f"{asked}: {since} sets the training to {minutes} minutes instead; for epochs, add --minutes {none}; for "
+            "minutes, leave out max_epochs."
         )
 
 
 def _of_files(files: Sequence[str | Path]) -> dict[str, Any]:
-    """Configs laid over each other."""
+    """Merge configs, of which later ones override earlier ones."""
     config: dict[str, Any] = {}
     for file, entries in _read(files):
         config = _laid_over(config, entries, f"{file}: ")
@@ -172,15 +172,15 @@ def _of_files(files: Sequence[str | Path]) -> dict[str, Any]:
 
 
 def _read(files: Sequence[str | Path]) -> list[tuple[str, dict[str, Any]]]:
-    """Configs with what each says."""
+    """Read configs; return path and content of each."""
     return [(str(file), ConfigParser.load_config_file(str(file))) for file in files]
 
 
 def _laid_over(config: Mapping[str, Any], entries: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A copy of a config with entries laid over it, as MONAI does it.
+    """Return a copy of a config overridden by entries, as MONAI does.
 
     Raises:
-        DataError: when the group of an entry is not there.
+        DataError: when the group of an entry does not exist.
     """
     parser = ConfigParser(copy.deepcopy(dict(config)))
     for name, value in copy.deepcopy(dict(entries)).items():
@@ -199,15 +199,15 @@ def _laid_over(config: Mapping[str, Any], entries: Mapping[str, Any], where: str
 
 
 def _check(name: str, value: Any, before: Any, after: Any, used: set[str], where: str) -> Any:
-    """The value that a setting had before, None where it had none.
+    """Return the value that a setting had before, None if it had none.
 
     Args:
-        name: of the setting.
-        value: of it.
-        before: the config without it, and without the others that come with it.
+        name: name of the setting.
+        value: value of the setting.
+        before: the config without it and the settings that come with it.
         after: the config with them.
-        used: every id that some value refers to.
-        where: for the message.
+        used: ids that some value refers to.
+        where: prefix of the message.
 
     Raises:
         DataError: when there is no such setting.
@@ -222,7 +222,7 @@ def _check(name: str, value: Any, before: Any, after: Any, used: set[str], where
         if not (part in known | arguments or open_ended or "::".join(parts) in used or a_run):
             _refuse(parts[:depth], part, known | arguments, where)
         if part not in _entries(before):
-            return None  # an argument that was left at its default, or something new, whatever is in it
+            return None  # an argument that was left at its default, or a new entry with any content
         before, after = _child(before, part), _child(after, part)
     if name.startswith("+") and isinstance(value, Mapping):
         for key, inner in value.items():
@@ -231,13 +231,13 @@ def _check(name: str, value: Any, before: Any, after: Any, used: set[str], where
 
 
 def _refuse_runs(config: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Raise DataError for settings in a list of what is run, as ``training``: no value refers to those."""
+    """Raise DataError for settings that replace a list of what to run, such as ``training``."""
     for name in names:
         top = _parts(name)[0]
         steps = config.get(top)
         listed = isinstance(steps, list) and bool(steps) and all(str(step).startswith("$") for step in steps)
         if listed and not re.search(rf"@{top}\b", str(config)):
-            raise DataError(f"--{name}: this is what is run, no setting; leave it out.")
+            raise DataError(f"--{name}: this is a list of what to run, not a setting; leave it out.")
 
 
 def _parts(name: str) -> list[str]:
@@ -245,7 +245,7 @@ def _parts(name: str) -> list[str]:
 
 
 def _entries(node: Any) -> set[str]:
-    """The names of what a part of a config consists of."""
+    """Return the names of the entries of a part of a config."""
     if isinstance(node, Mapping):
         return set(map(str, node))
     return {str(i) for i in range(len(node))} if isinstance(node, list) else set()
@@ -262,7 +262,7 @@ def _known(node: Any, depth: int) -> set[str]:
 
 
 def _arguments(node: Any) -> tuple[set[str], bool]:
-    """What a component could be given, and whether it takes any argument."""
+    """Return the arguments of a component, and whether it accepts any others."""
     if not isinstance(node, Mapping) or "_target_" not in node:
         return set(), False
     target = node["_target_"]
@@ -278,7 +278,7 @@ def _arguments(node: Any) -> tuple[set[str], bool]:
 
 
 def _used(config: Any) -> set[str]:
-    """Every id that some value of the config refers to, and the groups that it is in."""
+    """Return all ids that values of the config refer to, with the groups that contain them."""
     if isinstance(config, Mapping):
         return set().union(*map(_used, config.values()))
     if isinstance(config, list):
@@ -299,15 +299,14 @@ def _refuse(parents: Sequence[str], name: str, known: set[str], where: str) -> N
 
 
 def check_plain(files: Sequence[str | Path], settings: Mapping[str, Any]) -> None:
-    """Raise DataError unless settings are plain values, which choose no code.
+    """Raise DataError unless settings are plain values, which select no code.
 
-    Expressions, references and components are none; nor is an argument that no config gives, of a component that is
-    not ours or an optimizer's: in MONAI some of those are names of what is to be called. A list of what is run is no
-    setting at all.
+    Expressions, references and components are not plain. Nor are arguments that no config gives, except of this
+    package's components and optimizers: in MONAI some of those name what is called. Lists of what to run are refused.
 
     Args:
         files: the configs.
-        settings: by name.
+        settings: values by name.
     """
     config = ConfigParser.load_config_files([str(file) for file in files])
     for name, value in settings.items():
@@ -318,17 +317,17 @@ def check_plain(files: Sequence[str | Path], settings: Mapping[str, Any]) -> Non
             target = str(node.get("_target_", "")) if isinstance(node, Mapping) else ""
             if part not in _entries(node) and target and not target.startswith(PLAIN):
                 raise DataError(
-                    f"--{name}: of {target}, only what the config gives can be set here. Write it into a config file "
-                    "of your own instead (--overlay FILE)."
+                    f"--{name}: for {target}, only arguments in the config can be set here. Write this one into a "
+                    "config file of your own instead (--overlay FILE)."
                 )
             node = _child(node, part)
 
 
 def check_literal(name: str, value: Any) -> None:
-    """Raise DataError unless a setting is a plain value: no expression, reference or component, which can run code."""
+    """Raise DataError unless a setting is a plain value: expressions, references and components can run code."""
     parts = re.split("#|::", name)
     if any(part.startswith("_") and part != "_disabled_" for part in parts) or parts[0] in OF_WORKFLOW:
-        raise DataError(f"--{name} would choose which code runs; write it into a config file of your own instead.")
+        raise DataError(f"--{name} would select code to run; write it into a config file of your own instead.")
     if isinstance(value, str) and value.strip()[:1] in ("$", "@", "%"):
         raise DataError(f"--{name} {value}: expected a plain value; expressions and references go into a config file.")
     if isinstance(value, Mapping):

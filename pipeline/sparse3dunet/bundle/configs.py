@@ -1,4 +1,4 @@
-"""The config of the bundle's run that is running: as it is, written down, and what it says of how is learned."""
+"""Config of the current run of the bundle: its content, a copy on disk, and its learning settings."""
 
 from __future__ import annotations
 
@@ -17,18 +17,17 @@ from torch.utils.tensorboard import SummaryWriter
 from sparse3dunet.errors import DataError
 
 OF_TRACKING = {"tracking_uri", "experiment_name", "run_name", "save_execute_config", "is_not_rank0", "output_dir"}
-"""What ``--tracking`` adds to any config."""
+"""Entries that ``--tracking`` adds to any config."""
 
 
 def record(output_dir: str | Path, summary_writer: SummaryWriter | None = None) -> None:
-    """Within a run: write the config as it is run to ``config.yaml``, with all that the command line set.
+    """Write the config of the current run to ``config.yaml``, including the settings of the command line.
 
-    Does nothing where the config is run by other means than MONAI's ``ConfigWorkflow``, or in another process than the
-    first.
+    Does nothing if the config is not run by MONAI's ``ConfigWorkflow``, or in another process than the first.
 
     Args:
-        output_dir: where to write; made where it is missing.
-        summary_writer: TensorBoard's, which gets it as text, too.
+        output_dir: folder to write to; made if it is missing.
+        summary_writer: TensorBoard writer that also gets the config as text.
     """
     config = _running()
     if config is None or idist.get_rank() > 0:
@@ -42,29 +41,29 @@ def record(output_dir: str | Path, summary_writer: SummaryWriter | None = None) 
 
 
 def current() -> dict[str, Any]:
-    """Within a run: the config, as it is written and as the command line set it.
+    """Return the config of the current run, unresolved, including the settings of the command line.
 
     Raises:
-        DataError: where the config is run by other means than MONAI's ``ConfigWorkflow``.
+        DataError: when the config is not run by MONAI's ``ConfigWorkflow``.
     """
     config = _running()
     if config is None:
-        raise DataError("this runs from the command line, or by MONAI's ConfigWorkflow, alone.")
+        raise DataError("this runs only from the command line, or by MONAI's ConfigWorkflow.")
     return copy.deepcopy(config)
 
 
 def recipe(of_the_run: Sequence[str]) -> dict[str, Any]:
-    """Within a run: what the config says about how is learned, by id, as it is written: ``{"loss#batch": True, ...}``.
+    """Return the learning settings of the current run's config, unresolved, by id: ``{"loss#batch": True, ...}``.
 
-    Empty where the config is run by other means than MONAI's ``ConfigWorkflow``.
+    Empty if the config is not run by MONAI's ``ConfigWorkflow``.
 
     Args:
-        of_the_run: ids that say rather where, how long, or on what machine; with all that is in them.
+        of_the_run: ids to leave out, with their contents: settings of place, duration and machine.
     """
     config = _running()
     if config is None:
         return {}
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
 
     def collect(node: Any, parts: list[str]) -> None:
         name = "#".join(parts)
@@ -76,14 +75,14 @@ def recipe(of_the_run: Sequence[str]) -> dict[str, Any]:
             if isinstance(value, (Mapping, list)) and value:
                 collect(value, path)
             elif "#".join(path) not in {*of_the_run, *OF_TRACKING}:
-                found["#".join(path)] = value
+                settings["#".join(path)] = value
 
     collect(config, [])
-    return json.loads(json.dumps(found, default=str))
+    return json.loads(json.dumps(settings, default=str))
 
 
 def _running() -> dict[str, Any] | None:
-    """The config of MONAI's ``ConfigWorkflow`` that is running now, without its metadata; None where none is."""
+    """Return the config of the running ``ConfigWorkflow`` of MONAI, without its metadata; None without one."""
     workflow = running_workflow()
     if workflow is None:
         return None
@@ -92,10 +91,9 @@ def _running() -> dict[str, Any] | None:
 
 
 def running_workflow() -> ConfigWorkflow | None:
-    """The innermost ``ConfigWorkflow`` of which a method is running now; None where none is.
+    """Return the innermost ``ConfigWorkflow`` with a running method; None if there is none.
 
-    MONAI's expressions do not see by which workflow they are run, hence this look at the objects whose methods are
-    being called.
+    MONAI's expressions have no access to their workflow, so it is looked up on the call stack.
     """
     frame = inspect.currentframe()
     while frame is not None:
@@ -108,7 +106,7 @@ def running_workflow() -> ConfigWorkflow | None:
 
 
 def _plain_none(content: Any) -> Any:
-    """A config's content with None for "$None", as which our command line hands it over: they are the same."""
+    """Replace "$None" by None in a config's content: the command line passes None in this form."""
     if isinstance(content, Mapping):
         return {key: _plain_none(value) for key, value in content.items()}
     if isinstance(content, list):

@@ -1,4 +1,4 @@
-"""The bundle's files, made those of one model: configs, metadata and its page."""
+"""The bundle's files, adapted to one model: configs, metadata and README."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from sparse3dunet.models.loading import Model
 from sparse3dunet.networks import UNet3D
 
 CODE = Path(__file__).resolve().parents[1]
-"""The folder of the package."""
+"""Folder of the package."""
 FILES = "bundle/files"
-"""Of the package, as it is installed: what a checkout has in `bundle/`."""
+"""Folder in the installed package with what a checkout has in `bundle/`."""
 BUILT_IN_CASES = {mni152.FILE_NAME.removesuffix(".nii.gz")}
 NO_LICENCE = """\
 The licence of the data that this model was trained on was not given when it was packaged. Ask those who trained it
@@ -31,7 +31,7 @@ what they allow.
 
 
 def bundle_folder() -> Path:
-    """The folder with configs, docs and licence: in the installed package, around a packaged one, or the checkout's."""
+    """Find the folder with configs, docs and licence: of the installed package, a packaged bundle, or the checkout."""
     for folder in (CODE / FILES, CODE.parent, CODE.parents[1] / "bundle"):
         if (folder / "configs" / "metadata.json").is_file():
             return folder
@@ -39,21 +39,21 @@ def bundle_folder() -> Path:
 
 
 def is_built_in(model: Model) -> bool:
-    """Whether a model was trained on the built-in data."""
+    """Return whether a model was trained on the built-in data."""
     cases = {*model.description.training, *model.description.validation}
     return cases == BUILT_IN_CASES and model.class_names == mni152.CLASS_NAMES
 
 
 def keeps_size(model: Model) -> bool:
-    """Whether a network's output is as large as its input, which sliding windows of MONAI's need."""
+    """Return whether a network's output is as large as its input, as MONAI's sliding windows need it."""
     return _network(model)["padding"] == "same"
 
 
 def config_values(model: Model) -> dict[str, dict[str, Any]]:
-    """What each of the configs says otherwise than the checkout's: by file name, values by top-level id."""
-    told = model.description
+    """Return the values that differ from the checkout's configs, by file name and top-level id."""
+    description = model.description
     own = {key: value for key, value in _network(model).items() if key not in ("in_channels", "out_channels")}
-    unlabeled = told.unlabeled or told.ignore_index
+    unlabeled = description.unlabeled or description.ignore_index
     unlabeled = (max(model.class_values) + 1,) if unlabeled is None else unlabeled
     return {
         "train.yaml": {
@@ -64,7 +64,7 @@ def config_values(model: Model) -> dict[str, dict[str, Any]]:
                 "ignore_index": unlabeled if isinstance(unlabeled, tuple) else (unlabeled,),
                 "num_channels": model.in_channels,
             },
-            "annotated_slices": told.annotated_slices,
+            "annotated_slices": description.annotated_slices,
             "spacing": model.spacing,
             "patch_size": model.patch_size,
             "network_def": {
@@ -86,7 +86,7 @@ def config_values(model: Model) -> dict[str, dict[str, Any]]:
 
 
 def with_values(text: str, values: Mapping[str, Any]) -> str:
-    """A YAML text with top-level entries replaced, and all else, comments included, as it is.
+    """Replace top-level entries in a YAML text, keeping all else, including comments.
 
     Raises:
         KeyError: when the text has no such entry.
@@ -105,18 +105,18 @@ def with_values(text: str, values: Mapping[str, Any]) -> str:
 
 
 def _yaml(value: Any) -> str:
-    """In one line. JSON would do, but for numbers as 4e-05, which YAML takes for text."""
+    """Format a value in one line of YAML; JSON differs in numbers such as 4e-05, which YAML reads as text."""
     return yaml.safe_dump([value], default_flow_style=True, width=math.inf, allow_unicode=True).strip()[1:-1]
 
 
 def metadata_of(model: Model, base: Mapping[str, Any], name: str, version: str) -> dict[str, Any]:
-    """The bundle's metadata.json, as it is for one model.
+    """Return the content of the bundle's metadata.json for one model.
 
     Args:
-        model: that is packaged.
+        model: the model to package.
         base: the checkout's metadata.
-        name: of the bundle.
-        version: of the bundle; its changelog gets an entry where it has none.
+        name: name of the bundle.
+        version: version of the bundle; an entry for it is added to the changelog if there is none.
     """
     metadata = json.loads(json.dumps(base))
     built_in = is_built_in(model)
@@ -130,7 +130,7 @@ def metadata_of(model: Model, base: Mapping[str, Any], name: str, version: str) 
         pred_classes=", ".join(model.class_names),
     )
     if not built_in:
-        metadata["data_source"] = "not told; for its licence see docs/data_license.txt"
+        metadata["data_source"] = "not given; for its licence see docs/data_license.txt"
     data = metadata["network_data_format"]
     shape = spatial_shape(model)
     image, pred = data["inputs"]["image"], data["outputs"]["pred"]
@@ -147,7 +147,7 @@ def metadata_of(model: Model, base: Mapping[str, Any], name: str, version: str) 
 
 
 def spatial_shape(model: Model) -> list[Any]:
-    """The inputs' sizes, as metadata.json tells them: "16*n", each n from 1 on; without padding, that of training."""
+    """Return the input sizes for metadata.json: "16*n", for each n from 1 on; without padding, the training's size."""
     if not keeps_size(model):
         return list(model.patch_size)
     network = _form(model)
@@ -160,21 +160,21 @@ def spatial_shape(model: Model) -> list[Any]:
 
 
 def page_of(model: Model, base: str, name: str) -> str:
-    """docs/README.md, as it is for one model."""
-    network, told = _network(model), model.description
+    """Return the text of docs/README.md for one model."""
+    network, description = _network(model), model.description
     channels = ", ".join(map(str, network["channels"]))
     size = "x".join(map(str, model.patch_size))
     spacing = f", resampled to {'x'.join(f'{s:g}' for s in model.spacing)} mm" if model.spacing else ""
     rows = "".join(f"| {i} | {n} | {v} |\n" for i, (n, v) in enumerate(zip(model.class_names, model.class_values)))
-    cases = len({*told.training, *told.validation})
+    cases = len({*description.training, *description.validation})
     sections = {
         "Data": None
         if is_built_in(model)
-        else f"Trained on {cases} volume(s), of which {len(told.validation)} to choose the best epoch by. For the\n"
+        else f"Trained on {cases} volume(s), {len(description.validation)} of them to select the best epoch. For the\n"
         "licence of the data see `data_license.txt`.",
         "Network": f"`sparse3dunet.networks.UNet3D` with {channels} channels and {network['padding']} padding.\n"
-        f"Input: windows of {size} voxels of {model.in_channels} channel(s), in RAS order{spacing}, each channel\n"
-        "brought to mean 0 and standard deviation 1 in each volume. Output: logits, by channel:\n\n"
+        f"Input: windows of {size} voxels with {model.in_channels} channel(s), in RAS order{spacing}, each channel\n"
+        "normalised to mean 0 and standard deviation 1 in each volume. Output: logits, by channel:\n\n"
         f"| channel | class | value in segmentations |\n| --- | --- | --- |\n{rows.rstrip()}",
     }
     text = re.sub(r"\A# .*", f"# {name}", base)
@@ -190,7 +190,7 @@ def _numbered(names: Sequence[str]) -> dict[str, str]:
 
 
 def _network(model: Model) -> Mapping[str, Any]:
-    """The arguments of a model's UNet3D; no other is packaged."""
+    """Return the arguments of a model's UNet3D; no other network is packaged."""
     return model.description.network or {}
 
 

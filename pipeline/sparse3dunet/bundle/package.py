@@ -1,4 +1,4 @@
-"""A trained model as a MONAI bundle that needs nothing else: for MONAI's own tools, the model zoo, Label and Deploy."""
+"""Packaging of a trained model as a self-contained bundle for MONAI's tools, the model zoo, Label and Deploy."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from sparse3dunet.models.loading import Model, load_model
 
 DEFAULT_NAME = "sparse3dunet_segmentation"
 SUMS = "SHA256SUMS"
-"""A list of the files and their checksums, as sha256sum writes it; also tells that a folder is a packaged bundle."""
+"""List of the files and their checksums in sha256sum's format; also identifies a folder as a packaged bundle."""
 STANDALONE = "standalone.yaml"
 _EARLIEST = (1980, 1, 1, 0, 0, 0)
 
 
 @dataclass(frozen=True)
 class Package:
-    """What was written.
+    """Files of a packaged bundle.
 
     Attributes:
         folder: the bundle.
-        archive: the same, as a .zip with the folder in it.
-        notes: what it lacks, and why, for people.
+        archive: the same as a .zip that contains the folder.
+        notes: for the user, what the bundle lacks, and why.
     """
 
     folder: Path
@@ -55,19 +55,19 @@ def package(
 ) -> Package:
     """Write a trained model as a bundle, as the folder ``name`` and as ``name-version.zip``.
 
-    The same model gives the same files, byte for byte, but for TorchScript's, whose order is its own.
-    They appear once they are complete.
+    The same model gives the same files, byte for byte, except for TorchScript, whose order varies.
+    They appear only when they are complete.
 
     Args:
         model: a training's folder, or its ``model.pt``.
-        output_dir: where to.
-        name: of the bundle: letters, digits, ``_``, ``-`` and ``.``.
-        version: of the bundle, as 1.0.0.
+        output_dir: folder to write to.
+        name: name of the bundle: letters, digits, ``_``, ``-`` and ``.``.
+        version: version of the bundle, such as 1.0.0.
         data_license: text file with the licence of the data that the model was trained on; known for the built-in data.
-        overwrite: whether to replace a former bundle of that name, unless files in it were changed or added.
+        overwrite: whether to replace an earlier bundle of that name, unless files in it were changed or added.
 
     Raises:
-        DataError: when the model cannot be loaded or packaged, or something else is where the bundle should go.
+        DataError: when the model cannot be loaded or packaged, or the place of the bundle is occupied.
     """
     trained = _trained(model)
     _check_names(name, version)
@@ -96,24 +96,24 @@ def package(
 def _trained(path: str | Path) -> Model:
     if Path(path).suffix.lower() == ".ts":
         raise DataError(
-            f"{path}: TorchScript has no weights to train on from. Name the training's folder, or its model.pt."
+            f"{path}: TorchScript has no weights for further training. Pass the training's folder, or its model.pt."
         )
     model = load_model(path)
     if model.description.network is None:
-        raise DataError(f"{path}: is no UNet3D, for which the bundle's configs are. Name a training's folder.")
+        raise DataError(f"{path}: not a UNet3D, as the bundle's configs require. Pass a training's folder.")
     if model.description.normalize:
         raise DataError(
-            f"{path}: was trained with another normalisation ({' and '.join(model.description.normalize)}) than the "
-            "bundle's configs have. Only models that were trained with the bundle's own can be packaged."
+            f"{path}: was trained with another normalisation ({' and '.join(model.description.normalize)}) than that "
+            "of the bundle's configs. Only models that were trained with the bundle's own can be packaged."
         )
     return model
 
 
 def _check_names(name: str, version: str) -> None:
     if not re.fullmatch(r"[A-Za-z0-9_][\w.-]*", name, re.ASCII):
-        raise DataError(f"--name is {name!r}; expected letters, digits, _, - and ., as in {DEFAULT_NAME}.")
+        raise DataError(f"--name is {name!r}; expected letters, digits, _, - and ., such as {DEFAULT_NAME}.")
     if not re.fullmatch(r"\d+\.\d+\.\d+", version, re.ASCII):
-        raise DataError(f"--version is {version!r}; expected three numbers, as in 1.0.0.")
+        raise DataError(f"--version is {version!r}; expected three numbers such as 1.0.0.")
 
 
 def _data_licence(model: Model, file: str | Path | None) -> str:
@@ -125,11 +125,11 @@ def _data_licence(model: Model, file: str | Path | None) -> str:
         raise DataError(f"{file}: the data's licence cannot be read as text ({error}). Pass a text file.") from error
 
 
-# ---------------------------------------------------------------- where it goes
+# ---------------------------------------------------------------- place of the bundle
 
 
 def _check_free(folder: Path, archive: Path, overwrite: bool) -> None:
-    """Raise DataError unless nothing is there, or, with `overwrite`, bundles of this command as it left them."""
+    """Raise DataError unless nothing is there, or, with `overwrite`, unchanged bundles of this command."""
     for path, check in ((folder, _check_former_folder), (archive, _check_former_archive)):
         if path.is_symlink() or path.exists():
             if not overwrite:
@@ -142,13 +142,13 @@ def _check_free(folder: Path, archive: Path, overwrite: bool) -> None:
 def _check_former_folder(folder: Path) -> None:
     sums = folder / SUMS
     if folder.is_symlink() or not sums.is_file():
-        raise DataError(f"{folder.absolute()} is no bundle of this command, and is left as it is. Pass another --name.")
+        raise DataError(f"{folder.absolute()} is not a bundle of this command and is kept. Pass another --name.")
     listed = dict(line.split("  ", 1)[::-1] for line in sums.read_text(encoding="utf-8").splitlines())
     for path in _files(folder):
         inside = path.relative_to(folder).as_posix()
         if inside != SUMS and not path.suffix == ".pyc" and listed.get(inside) != file_digest(path):
             raise DataError(
-                f"{path.absolute()} was added to the bundle, or changed, and would be lost. Move {folder.absolute()} "
+                f"{path.absolute()} was added to the bundle or changed, and would be lost. Move {folder.absolute()} "
                 "away, or pass another --name or -o."
             )
 
@@ -160,14 +160,12 @@ def _check_former_archive(archive: Path) -> None:
     except (OSError, zipfile.BadZipFile):
         ours = False
     if archive.is_symlink() or not ours:
-        raise DataError(
-            f"{archive.absolute()} is no bundle of this command, and is left as it is. Pass another --name."
-        )
+        raise DataError(f"{archive.absolute()} is not a bundle of this command and is kept. Pass another --name.")
 
 
 @contextmanager
 def _draft(folder: Path) -> Iterator[Path]:
-    """An empty folder that vanishes in the end; what a killed run left there is removed first."""
+    """Make a temporary empty folder; what a killed run left there is removed first."""
     if folder.is_dir() and not folder.is_symlink():
         shutil.rmtree(folder)
     folder.mkdir()
@@ -177,11 +175,11 @@ def _draft(folder: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-# ---------------------------------------------------------------- what is in it
+# ---------------------------------------------------------------- contents of the bundle
 
 
 def _write(model: Model, source: Path, folder: Path, version: str, licence: str) -> list[str]:
-    """Write all files but the checksums; returns the notes."""
+    """Write all files except the checksums; return the notes."""
     for part in ("configs", "models", "docs"):
         (folder / part).mkdir(parents=True)
     notes = _write_configs(model, source, folder / "configs", version)
@@ -208,7 +206,7 @@ def _write_configs(model: Model, source: Path, folder: Path, version: str) -> li
             continue
         text = contents.with_values(file.read_text(encoding="utf-8"), values.get(file.name, {}))
         _put(folder / file.name, text)
-        # monai.bundle.load() and the model zoo read JSON alone
+        # monai.bundle.load() and the model zoo read only JSON
         _put(folder / file.with_suffix(".json").name, _json(ConfigParser.load_config_file(str(folder / file.name))))
     if not (folder / STANDALONE).is_file():
         notes.append(
@@ -224,17 +222,17 @@ def _write_configs(model: Model, source: Path, folder: Path, version: str) -> li
 
 
 def _write_torchscript(model: Model, folder: Path) -> None:
-    """Write ``model.ts`` as ``torch.jit.save`` does, less records for debugging, which name folders of this machine."""
+    """Write ``model.ts`` as ``torch.jit.save``, without debugging records, which name folders of this machine."""
     extra = {"metadata.json": "configs/metadata.json", "model.json": "models/model.json"}
     if (folder / "configs" / STANDALONE).is_file():
         extra["inference.json"] = "configs/standalone.json"
     script = io.BytesIO()
-    told = {name: (folder / file).read_bytes() for name, file in extra.items()}
-    torch.jit.save(torch.jit.script(model.network), script, _extra_files=told)
+    files = {name: (folder / file).read_bytes() for name, file in extra.items()}
+    torch.jit.save(torch.jit.script(model.network), script, _extra_files=files)
     with zipfile.ZipFile(script) as saved, zipfile.ZipFile(folder / "models/model.ts", "w") as target:
         for name in saved.namelist():
             if not name.endswith(".debug_pkl"):
-                # Readers of the files in it expect that the archive is named as the file.
+                # Readers of its extra files expect the archive to have the name of the file.
                 target.writestr(zipfile.ZipInfo(f"model/{name.partition('/')[2]}", _EARLIEST), saved.read(name))
     load_model(folder / "models/model.ts")
 
@@ -252,7 +250,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _check_neutral(folder: Path, source: Path, named: Iterable[Path]) -> None:
-    """Raise DataError where a file tells of folders of this machine, more often than the bundle's source does."""
+    """Raise DataError if a file names folders of this machine more often than the bundle's source does."""
     places = [Path.cwd(), Path.home(), contents.CODE.parent, *named]
     paths = {str(path.expanduser().absolute()) for path in places if len(path.expanduser().absolute().parts) > 2}
     for file in _files(folder):
@@ -261,13 +259,13 @@ def _check_neutral(folder: Path, source: Path, named: Iterable[Path]) -> None:
             continue  # a copy of the code
         origin = source / inside
         if inside.parts[0] == "configs" and not origin.is_file():
-            origin = origin.with_suffix(".yaml")  # that it is a copy of
+            origin = origin.with_suffix(".yaml")  # its original
         content, before = file.read_bytes(), origin.read_bytes() if origin.is_file() else b""
         for path in paths:
             if content.count(path.encode()) > before.count(path.encode()):
                 raise DataError(
-                    f"{inside} would tell of {path}, a folder of this machine. Correct what it is made of (a data "
-                    "licence, or model.json), and package again."
+                    f"{inside} would contain {path}, a folder of this machine. Correct its source (a data licence, or "
+                    "model.json), and package again."
                 )
 
 
@@ -277,7 +275,7 @@ def _write_sums(folder: Path) -> None:
 
 
 def _write_zip(folder: Path, archive: Path) -> None:
-    """Without times, owners or compression, whose result would depend on the library."""
+    """Write an archive without times, owners or compression, whose result would depend on the library."""
     with zipfile.ZipFile(archive, "w") as content:
         for path in _files(folder):
             entry = zipfile.ZipInfo(f"{folder.name}/{path.relative_to(folder).as_posix()}", _EARLIEST)

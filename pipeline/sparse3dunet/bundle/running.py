@@ -1,4 +1,4 @@
-"""The bundle's runs from our own command line: settings are looked at first, and are plain values."""
+"""Runs of the bundle from our own command line, which checks settings first and accepts only plain values."""
 
 from __future__ import annotations
 
@@ -24,41 +24,41 @@ RUNS = {
     "cross_validating": ["train", "crossval"],
     "densify": ["train", "densify"],
 }
-"""The bundle's runs, and the configs of each, in the order in which they are laid over each other."""
+"""The bundle's runs with the configs of each, of which later ones override earlier ones."""
 
 
 def run_bundle(run: str, overlays: Sequence[str], arguments: Sequence[str]) -> None:
-    """Run the bundle as ``python -m monai.bundle run`` does, which is what it calls in the end.
+    """Check the settings and run the bundle by ``python -m monai.bundle run``.
 
     Args:
         run: one of :data:`RUNS`.
-        overlays: further configs, by their file, or the name of one of the bundle's.
+        overlays: further configs, by file or by the name of one of the bundle's.
         arguments: settings as on MONAI's command line: ``--max_epochs 20``, ``--train#deform#prob=0.5``, ``--resume``.
 
     Raises:
-        DataError: when a config or a setting is not there, or a value would run code.
+        DataError: when a config or a setting does not exist, or a value would run code.
     """
     if run not in RUNS:
-        raise DataError(f"there is no run {run!r}; expected {', '.join(RUNS)}.")
+        raise DataError(f"there is no run {run!r}; expected one of {', '.join(RUNS)}.")
     settings = parse_settings(arguments)
     tracking = settings.pop("tracking", None)
     if tracking not in (None, "mlflow"):
-        raise DataError(f"--tracking {tracking}: expected mlflow; a file of settings goes into an --overlay.")
+        raise DataError(f"--tracking {tracking}: expected mlflow; pass a file of settings as --overlay.")
     files = _checked(run, overlays, settings)
-    settings |= dict.fromkeys(checking.emptied(files, settings), "$None")  # None itself would be left out
+    settings |= dict.fromkeys(checking.emptied(files, settings), "$None")  # None itself would be ignored
     settings |= {} if tracking is None else {"tracking": tracking}
-    # What was looked at, not what was typed, which the other command line might read otherwise.
+    # The values that were checked, not the text, which the other command line might parse differently.
     options = [f"--{name}={value!r}" for name, value in settings.items()]
     sys.argv = ["monai.bundle", "run", run, "--config_file", repr([str(file) for file in files]), *options]
     runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
 
 
 def run_quietly(run: str, settings: Mapping[str, Any], overlays: Sequence[str] = ()) -> None:
-    """Run the bundle in this process, without MONAI's list of all arguments, and its line of logging, at the beginning.
+    """Run the bundle in this process, without MONAI's initial list of arguments and line of logging.
 
     Args:
         run: one of :data:`RUNS`.
-        settings: by name; plain values.
+        settings: plain values by name.
         overlays: further configs, as for :func:`run_bundle`.
 
     Raises:
@@ -67,7 +67,7 @@ def run_quietly(run: str, settings: Mapping[str, Any], overlays: Sequence[str] =
     from monai.bundle import ConfigWorkflow
 
     files = _checked(run, overlays, settings)
-    logging.getLogger(ConfigWorkflow.__module__).setLevel(logging.WARNING)  # else it says which file sets the rest
+    logging.getLogger(ConfigWorkflow.__module__).setLevel(logging.WARNING)  # else it logs the name of the logging file
     logging_file = str(bundle_folder() / "configs" / "logging.conf")
     workflow = ConfigWorkflow([str(file) for file in files], run_id=run, logging_file=logging_file, **settings)
     workflow.initialize()
@@ -76,7 +76,7 @@ def run_quietly(run: str, settings: Mapping[str, Any], overlays: Sequence[str] =
 
 
 def _checked(run: str, overlays: Sequence[str], settings: Mapping[str, Any]) -> list[Path]:
-    """The configs of a run, by which the settings were looked at."""
+    """Check settings against the configs of a run; return the configs."""
     files = [config_path(name) for name in [*RUNS[run], *overlays]]
     checking.check_plain(files, settings)
     checking.check_settings(files, settings)
@@ -86,7 +86,7 @@ def _checked(run: str, overlays: Sequence[str], settings: Mapping[str, Any]) -> 
 
 
 def config_path(name: str) -> Path:
-    """The file of a config, or that of the bundle's of this name.
+    """Return the file of a config, given by its path or by the name of one of the bundle's.
 
     Raises:
         DataError: when there is neither.
@@ -102,10 +102,10 @@ def config_path(name: str) -> Path:
 
 
 def parse_settings(arguments: Sequence[str]) -> dict[str, Any]:
-    """The settings in a command line, read as MONAI's (by python-fire).
+    """Parse the settings of a command line as MONAI does (by python-fire).
 
     Raises:
-        DataError: for what is neither ``--name value`` nor ``--name=value`` nor ``--name``, for true.
+        DataError: unless they have the form ``--name value``, ``--name=value``, or ``--name`` for true.
     """
     settings: dict[str, Any] = {}
     rest = list(arguments)
@@ -115,7 +115,7 @@ def parse_settings(arguments: Sequence[str]) -> dict[str, Any]:
         name = name.replace("-", "_")  # as python-fire does
         if not option.startswith("--") or not re.fullmatch(r"[\w#:]+", name):
             raise DataError(
-                f"{option!r}: expected a setting, as --max_epochs 20; enclose values with blanks in quotes."
+                f"{option!r}: expected a setting such as --max_epochs 20; enclose values with blanks in quotes."
             )
         if equals:
             settings[name] = DefaultParseValue(text)

@@ -22,7 +22,7 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
     all_cases: Annotated[bool, typer.Option("--all", help="List each case and error.")] = False,
 ) -> None:
-    """Look at every file of a data set: what is there, and what is wrong. Exit status 1 on errors."""
+    """Check every file of a data set, and list its contents and errors. Exit status 1 on errors."""
     from sparse3dunet.data import check_report, checks
     from sparse3dunet.data.datalist import read_data_set
 

@@ -16,10 +16,10 @@ Spacing = Annotated[
     str, typer.Option(help='Voxel size in mm to compute with: auto, null (as it is), median, or "1,1,1".')
 ]
 Folds = Annotated[
-    str, typer.Option(help="Parts of the slices that are held out in turn, to tell the quality: auto, 0, 1, 3.")
+    str, typer.Option(help="Parts of the slices that are held out in turn to estimate the quality: auto, 0, 1, 3.")
 ]
 KeepAnnotation = Annotated[
-    bool, typer.Option("--keep-annotation/--as-predicted", help="Annotated voxels keep their label.")
+    bool, typer.Option("--keep-annotation/--as-predicted", help="Keep the label of annotated voxels.")
 ]
 
 
@@ -27,34 +27,34 @@ def densify(
     context: typer.Context,
     sources: Sources,
     output_dir: options.OutputDir,
-    minutes: Annotated[float, typer.Option(help="For all of it.")] = 5.0,
+    minutes: Annotated[float, typer.Option(help="Time for the whole run.")] = 5.0,
     ignore_index: options.IgnoreIndex = None,
     annotated_slices: options.AnnotatedSlices = None,
     class_names: Annotated[str | None, typer.Option(help="background,liver,tumor; default: as declared.")] = None,
-    label_dir: Annotated[str | None, typer.Option(help="Folder of several, with their labels.")] = None,
-    weight_dir: Annotated[str | None, typer.Option(help="Folder of several, with their weight images.")] = None,
+    label_dir: Annotated[str | None, typer.Option(help="Folder with the labels of several volumes.")] = None,
+    weight_dir: Annotated[str | None, typer.Option(help="Folder with the weight images of several volumes.")] = None,
     spacing: Spacing = "auto",
     folds: Folds = "auto",
-    suggestions: Annotated[int, typer.Option(help="Slices of each plane to annotate next.", min=0)] = 3,
+    suggestions: Annotated[int, typer.Option(help="Slices per plane to suggest for annotation.", min=0)] = 3,
     keep_annotation: KeepAnnotation = True,
     format: options.Format = None,
     device: options.Device = None,
-    seed: Annotated[int, typer.Option(help="Of what is random.")] = 0,
-    restart: Annotated[bool, typer.Option("--restart", help="Forget what a former run in the folder learned.")] = False,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    restart: Annotated[bool, typer.Option("--restart", help="Start over, without the model of the last run.")] = False,
     anew: Annotated[bool, typer.Option("--anew", hidden=True)] = False,
 ) -> None:
-    """Segment all of a scan of which some slices are annotated; tell how good it is, and what to annotate next.
+    """Segment a whole scan from some annotated slices; estimate the quality, and suggest what to annotate next.
 
-    Run again, it goes on: with what else is annotated by then, it starts from the last model. Ctrl-C ends it early.
-    Any setting of bundle/configs/densify.yaml can follow, as --learning_rate 0.001.
+    Run again, also with more annotation, it starts from the last model. Ctrl-C ends it early. Any setting of
+    bundle/configs/densify.yaml can follow, such as --learning_rate 0.001.
     """
     from sparse3dunet import io
     from sparse3dunet.bundle import running
     from sparse3dunet.densify import inputs
 
     if anew:
-        print("--anew is now called --restart; the old name will go.", file=sys.stderr)
-    # What typer does not know, a setting of the config, ends up behind the sources.
+        print("--anew is now called --restart; the old name will be removed.", file=sys.stderr)
+    # An option that typer does not know, a setting of the config, ends up behind the sources.
     known = next((i for i, text in enumerate(sources) if text.startswith("--")), len(sources))
     extra = running.parse_settings([*sources[known:], *context.args])
     sources = sources[:known]

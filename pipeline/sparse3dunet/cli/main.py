@@ -1,4 +1,4 @@
-"""The command ``sparse3dunet``."""
+"""Entry point of the command ``sparse3dunet``."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _main() -> None:
 
 
 def main() -> None:
-    """Run the command; a DataError ends it with its message alone and exit status 1."""
+    """Run the command; a DataError ends it with only its message and exit status 1."""
     try:
         app()
     except DataError as error:

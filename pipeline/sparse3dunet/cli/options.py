@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 OutputDir = Annotated[Path, typer.Option("--output-dir", "-o", help="Folder for the results.")]
-IgnoreIndex = Annotated[str | None, typer.Option(help="Unlabeled voxels' value or values: 255 or 4,255.")]
+IgnoreIndex = Annotated[str | None, typer.Option(help="Value or values of unlabeled voxels: 255 or 4,255.")]
 AnnotatedSlices = Annotated[
     str | None, typer.Option(help='"axial", "coronal", "sagittal", "all", or JSON as in a datalist.')
 ]

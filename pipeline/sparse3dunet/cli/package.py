@@ -13,14 +13,14 @@ from sparse3dunet.cli import options
 def package(
     model: Annotated[Path, typer.Argument(help="A training's folder, or its model.pt.")],
     output_dir: options.OutputDir,
-    name: Annotated[str, typer.Option(help="Of the bundle.")] = "sparse3dunet_segmentation",
-    version: Annotated[str | None, typer.Option(help="Of the bundle; default: that of sparse3dunet.")] = None,
+    name: Annotated[str, typer.Option(help="Name of the bundle.")] = "sparse3dunet_segmentation",
+    version: Annotated[str | None, typer.Option(help="Version of the bundle; default: sparse3dunet's.")] = None,
     data_license: Annotated[
         Path | None, typer.Option(help="Text file with the licence of the data that the model was trained on.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a former bundle that is unchanged.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an unchanged earlier bundle.")] = False,
 ) -> None:
-    """Write a trained model as a MONAI bundle that needs nothing else: the folder NAME and NAME-VERSION.zip."""
+    """Write a trained model as a self-contained MONAI bundle: the folder NAME and NAME-VERSION.zip."""
     from sparse3dunet import __version__
     from sparse3dunet.bundle import package as packaging
 

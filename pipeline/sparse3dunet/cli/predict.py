@@ -10,19 +10,19 @@ import typer
 from sparse3dunet.cli import arguments, options
 
 TrainedModel = Annotated[
-    Path, typer.Argument(help="model.pt of a training, its folder, model.ts, or a packaged bundle.")
+    Path, typer.Argument(help="A training's model.pt or folder, a model.ts, or a packaged bundle.")
 ]
 Images = Annotated[
     list[str], typer.Argument(help="Images, folders, patterns, DICOM folders, or JSON datalists.", show_default=False)
 ]
 Largest = Annotated[str | None, typer.Option(help='Keep only the largest component of these classes: "all", or names.')]
 MinMl = Annotated[
-    str | None, typer.Option(help="Remove components that are smaller: 0.5, or by class: liver=5,tumor=0.1.")
+    str | None, typer.Option(help="Remove components smaller than so many ml: 0.5, or by class: liver=5,tumor=0.1.")
 ]
 Mirror = Annotated[
     str | None, typer.Option(help="Average over reflections: lr, ap, si (axes; lr,ap for several) or all.")
 ]
-RoiSize = Annotated[str | None, typer.Option(help="Of windows, in voxels: 96 or 96,96,64; default: training's.")]
+RoiSize = Annotated[str | None, typer.Option(help="Window size in voxels: 96 or 96,96,64; default: training's.")]
 
 
 def predict(
@@ -31,19 +31,19 @@ def predict(
     output_dir: options.OutputDir,
     format: options.Format = None,
     confidence: Annotated[bool, typer.Option("--confidence", help="Also write confidence maps, 0 to 255.")] = False,
-    probabilities: Annotated[bool, typer.Option("--probabilities", help="Also write that of each class.")] = False,
+    probabilities: Annotated[bool, typer.Option("--probabilities", help="Also write class probabilities.")] = False,
     largest: Largest = None,
     min_ml: MinMl = None,
     mirror: Mirror = None,
-    overlap: Annotated[float, typer.Option(help="Of windows, a fraction.", min=0, max=0.95)] = 0.5,
+    overlap: Annotated[float, typer.Option(help="Overlap of windows, as a fraction.", min=0, max=0.95)] = 0.5,
     roi_size: RoiSize = None,
     precision: Annotated[str, typer.Option(help="auto (bfloat16 where it is fast), float32 or bfloat16.")] = "auto",
     device: options.Device = None,
     pictures: Annotated[bool, typer.Option("--pictures/--no-pictures", help="Draw each image.")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that were changed.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print failures alone.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only failures.")] = False,
 ) -> None:
-    """Segment images with a trained model, each on its own grid. What is done already is skipped."""
+    """Segment images with a trained model, each on its own grid. Images that are already done are skipped."""
     from sparse3dunet.inference import run
     from sparse3dunet.inference.slabs import SlabInferer
     from sparse3dunet.models.loading import load_model

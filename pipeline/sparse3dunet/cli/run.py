@@ -11,12 +11,12 @@ def run(
     context: typer.Context,
     what: Annotated[str, typer.Argument(help="training, evaluating, inference, cross_validating or densify.")],
     overlay: Annotated[
-        list[str] | None, typer.Option(help="Config laid over the bundle's: a file, or multi_gpu_train, for example.")
+        list[str] | None, typer.Option(help="Config to override the bundle's: a file, or multi_gpu_train, for example.")
     ] = None,
 ) -> None:
-    """Run the bundle, with any of its settings, as --dataset_dir FOLDER --max_epochs 20 (see bundle/configs).
+    """Run the bundle, with any of its settings, such as --dataset_dir FOLDER --max_epochs 20 (see bundle/configs).
 
-    It is python -m monai.bundle run, but for that settings are looked at first, and can be plain values alone.
+    Like python -m monai.bundle run, except that settings are checked first and must be plain values.
     """
     from sparse3dunet.bundle.running import run_bundle
 

@@ -16,14 +16,14 @@ def simulate(
     output_dir: options.OutputDir,
     slices: Annotated[str | None, typer.Option(help="Slices to keep per array axis: 3 or 7,5,21.")] = None,
     placement: Annotated[
-        str, typer.Option(help="Of slices: equidistant, random, or foreground (random among those that cross it).")
+        str, typer.Option(help="Placement: equidistant, random, or foreground (random among slices that cross it).")
     ] = "equidistant",
     fraction: Annotated[float | None, typer.Option(help="Or: random share of the voxels to keep.")] = None,
-    scribbles: Annotated[int | None, typer.Option(help="Or: scribbles to keep, by random walk in slices.")] = None,
-    length: Annotated[int, typer.Option(help="Of a scribble, in voxels.")] = 50,
-    width: Annotated[int, typer.Option(help="Of a scribble, in voxels.")] = 1,
-    seed: Annotated[int, typer.Option(help="Of what is random; a file's draw depends on it and the name alone.")] = 0,
-    ignore_index: Annotated[int | None, typer.Option(help="Value of unlabeled voxels; one past the largest.")] = None,
+    scribbles: Annotated[int | None, typer.Option(help="Or: number of random-walk scribbles to keep.")] = None,
+    length: Annotated[int, typer.Option(help="Length of a scribble, in voxels.")] = 50,
+    width: Annotated[int, typer.Option(help="Width of a scribble, in voxels.")] = 1,
+    seed: Annotated[int, typer.Option(help="Random seed; a file's draw depends on it and the file's name only.")] = 0,
+    ignore_index: Annotated[int | None, typer.Option(help="Value of unlabeled voxels; default: largest + 1.")] = None,
 ) -> None:
     """Make sparse label maps from dense ones, for experiments: how much annotation is needed?"""
     from sparse3dunet import transforms
@@ -34,7 +34,7 @@ def simulate(
         given = [name for name, option in kinds.items() if option is not None]
         raise DataError(
             f"found {' and '.join(given) or 'no option'} for what to keep; expected exactly one of {', '.join(kinds)}. "
-            "Pass one, --slices 3 for example."
+            "Pass one, for example --slices 3."
         )
     keep: Any
     if slices is not None:
@@ -47,5 +47,5 @@ def simulate(
     done = simulation.simulate(labels, output_dir, keep, seed, ignore_index)
     print(
         f"Wrote {len(done.files)} label map(s) to {output_dir}: {sum(done.shares) / len(done.shares):.2%} of the "
-        f"voxels kept, the others are {done.ignore_index} (unlabeled)."
+        f"voxels kept; the others are {done.ignore_index} (unlabeled)."
     )

@@ -1,4 +1,4 @@
-"""Segmenting new volumes: windows, one image, many."""
+"""Segmentation of new volumes: windows, single images, and batches."""
 
 from sparse3dunet.inference.inferers import AutocastInferer
 from sparse3dunet.inference.slabs import SlabInferer

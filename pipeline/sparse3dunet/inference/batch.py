@@ -1,4 +1,4 @@
-"""Many images to their segmentations: read, predicted and written side by side, and shared out over processes."""
+"""Segmentation of many images: read, predicted and written concurrently, and shared by several processes."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from sparse3dunet.progress import BatchProgress
 from sparse3dunet.report.pictures import save_picture
 
 READ_AHEAD = IN_MEMORY // 4
-"""Bytes of an image's files; beside a larger one, no other is read or written."""
+"""Bytes of an image's files; while a larger one is processed, no other is read or written."""
 LARGEST_PICTURE = 400
-"""Voxels along an axis."""
+"""Largest number of voxels along an axis of a picture."""
 
 
 @dataclass(frozen=True)
 class Output:
-    """Where results go, and in which form.
+    """Place and format of the results.
 
     Attributes:
-        folder: of all of them.
-        class_names: by class number.
-        class_values: on disk, by class number.
-        format: one of OUTPUT_SUFFIXES; None: each image's own.
+        folder: folder of all results.
+        class_names: names by class number.
+        class_values: values on disk by class number.
+        format: one of OUTPUT_SUFFIXES; None for each image's own.
         pictures: whether to draw each case.
         overwrite: whether to replace files that this command did not write, or that were changed since.
     """
@@ -58,7 +58,7 @@ class Output:
         return dict(zip(self.class_values, self.class_names))
 
     def names(self, case: ImageCase, confidence: bool = False, probabilities: bool = False) -> dict[str, str]:
-        """The files of a case, by what they hold, relative to the folder."""
+        """Return the files of a case by their content, relative to the folder."""
         suffix = self.format or natural_suffix(case.files[0])
         maps = ".nrrd" if suffix == ".seg.nrrd" else suffix
         segmentation = f"{case.name}{suffix}" if suffix == ".seg.nrrd" else f"{case.name}_seg{suffix}"
@@ -74,7 +74,7 @@ class Output:
 
 @dataclass
 class Outcome:
-    """What became of a batch, over all processes."""
+    """Numbers of cases done and skipped, and the failures, of a batch over all processes."""
 
     done: int = 0
     skipped: int = 0
@@ -86,18 +86,18 @@ def predict_batch(
 ) -> Outcome:
     """Predict images, and write results, records and ``summary.csv``.
 
-    Cases that are done already, by the same `key`, are skipped. One that fails is reported, and the rest goes on. Under
-    torchrun, the cases are shared out over the processes.
+    Cases that are already done with the same `key` are skipped. If one fails, it is reported, and the others continue.
+    Under torchrun, the cases are divided among the processes.
 
     Args:
         cases: the images.
-        predictor: segments one.
-        output: where results go.
-        key: of what the results depend on, as plain values: the model's digest, the settings.
+        predictor: predictor of a single image.
+        output: place and format of the results.
+        key: plain values that the results depend on: the model's digest, the settings.
         quiet: whether to show no progress.
 
     Returns:
-        What became of all of them, in each process.
+        The outcome of all cases, in each process.
     """
     processes = Processes()
     mine = processes.share(processes.agree(sorted(cases, key=lambda case: (-case.size, case.name))))
@@ -109,7 +109,7 @@ def predict_batch(
             _Batch(predictor, output, key, progress, outcome).run(mine)
         except KeyboardInterrupt:
             _summarise(output)
-            print(f"Stopped after {outcome.done} volume(s); the same command goes on where it was.", flush=True)
+            print(f"Stopped after {outcome.done} volume(s); run the same command to continue.", flush=True)
             raise
     outcomes = processes.gather(outcome)
     total = Outcome(
@@ -118,7 +118,7 @@ def predict_batch(
     if processes.is_first:
         remove_empty_drafts(output.folder)
         _summarise(output)
-    processes.gather(None)  # or a process that ends with an error would have the first one stopped before its end
+    processes.gather(None)  # else a process that ends with an error would stop the first one too early
     processes.close()
     return total
 
@@ -145,7 +145,7 @@ class _Job:
 
 
 class _Batch:
-    """Goes through the cases: while one is predicted, the next one is read and the one before written."""
+    """Loop over the cases: while one is predicted, the next one is read and the previous one written."""
 
     def __init__(
         self,
@@ -173,7 +173,7 @@ class _Batch:
                 del volumes, done
 
     def _jobs(self, cases: Sequence[ImageCase]) -> Iterator[_Job]:
-        """The cases that are not done yet."""
+        """Yield the cases that are not done yet."""
         for case in cases:
             names = self.output.names(case, self.predictor.confidence, self.predictor.probabilities)
             try:
@@ -190,7 +190,7 @@ class _Batch:
 
     @staticmethod
     def _reading(jobs: Iterator[_Job], reader: ThreadPoolExecutor) -> Iterator[tuple[_Job, Future]]:
-        """The next one is being read when one is handed out, unless either is large."""
+        """Yield cases while the next one is being read, unless either is large."""
         ahead: deque[tuple[_Job, Future]] = deque()
         for job in jobs:
             if ahead and max(job.case.size, ahead[0][0].case.size) > READ_AHEAD:
@@ -212,7 +212,7 @@ class _Batch:
             prediction = self.predictor(volumes, scratch)
             job.seconds += time.perf_counter() - started
             return volumes, (prediction, scratch)
-        except Exception as error:  # whatever it is, the other cases go on
+        except Exception as error:  # in any case, the other cases continue
             if scratch is not None:
                 scratch.close()
             self._failed(job.case.name, error, job.record)
@@ -251,19 +251,19 @@ class _Batch:
             traceback.print_exception(error)
         text = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
         if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate" in text:
-            text += ". Pass smaller windows (--roi-size), or --device cpu for a GPU that is too small."
+            text += ". Pass smaller windows (--roi-size), or --device cpu if the GPU is too small."
         text = " ".join(text.split())
         self.outcome.failed.append(f"{name}: {text}")
         self.progress.failed(name, text)
         try:
             if record is not None:
                 record.fail(text)
-        except OSError:  # the disk is full or gone: it was said above
+        except OSError:  # the disk is full or gone, as was reported above
             return
 
 
 def _draw(path: Path, name: str, image: Volume, prediction: Prediction, output: Output) -> None:
-    """A picture of the case, of a large one in every other voxel or fewer."""
+    """Draw a picture of the case, subsampled if it is large."""
     step = max(math.ceil(n / LARGEST_PICTURE) for n in image.spatial_shape)
     thin = (slice(None, None, step),) * 3
     data = image.data if image.data.ndim == 3 else image.data[..., 0]

@@ -1,4 +1,4 @@
-"""Inferers: how an engine runs the network."""
+"""Inferers, which run the network for an engine."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from monai.inferers import Inferer, SlidingWindowInferer
 from sparse3dunet.errors import DataError
 
 WITHOUT_BFLOAT16 = "--train#inferer#enabled False"
-"""The option by which a training uses float32 alone."""
+"""Option that makes a training use float32 only."""
 
 
 def bfloat16_is_fast(device: torch.device | str) -> bool:
-    """Whether the device computes bfloat16 in hardware (CPU: AVX512_BF16 or AMX; CUDA: Ampere or newer)."""
+    """Return whether the device computes bfloat16 in hardware (CPU: AVX512_BF16 or AMX; CUDA: Ampere or newer)."""
     kind = torch.device(device).type
     if kind == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if kind == "cpu":
-        # Private in PyTorch, hence asked with care; False merely costs time.
+        # Private in PyTorch, so they may be missing; False merely costs time.
         checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
         return any(check is not None and check() for check in checks)
     return False
 
 
 class AutocastInferer(Inferer):
-    """Runs another inferer with the network in bfloat16, on CPU as on CUDA; returns float32.
+    """Run another inferer with the network in bfloat16, on the CPU or CUDA; return float32.
 
-    MONAI's engines offer ``amp`` for CUDA alone. Bfloat16 has float32's range, so that no gradient scaler is needed.
+    MONAI's engines offer ``amp`` for CUDA only. Bfloat16 has float32's range, so no gradient scaler is needed.
 
     Args:
-        inferer: the inferer that runs the network, ``SimpleInferer`` or ``SlidingWindowInferer`` for example.
-        enabled: whether to use bfloat16; None where the device computes it in hardware.
+        inferer: inferer that runs the network, for example ``SimpleInferer`` or ``SlidingWindowInferer``.
+        enabled: whether to use bfloat16; None to use it if the device computes it in hardware.
 
     Raises:
         DataError: when sliding windows give a result of another size than the volume, as with valid convolutions.
@@ -52,20 +52,20 @@ class AutocastInferer(Inferer):
 
         result = self.inferer(inputs, run, *args, **kwargs)
         if isinstance(self.inferer, SlidingWindowInferer) and result.shape[2:] != inputs.shape[2:]:
-            # MONAI would take the smaller windows for downsampled ones, and place them wrongly.
+            # MONAI would treat the smaller windows as downsampled ones, and place them wrongly.
             raise DataError(
                 f"sliding windows made {tuple(result.shape[2:])} voxels of a volume of {tuple(inputs.shape[2:])}: they "
-                "need a network whose output is as large as its input; SlabInferer takes others, too."
+                "need a network whose output is as large as its input; use SlabInferer for others."
             )
         return result
 
     def uses_bfloat16(self, device: torch.device | str) -> bool:
-        """Whether the network runs in bfloat16 on a device."""
+        """Return whether the network runs in bfloat16 on a device."""
         return bfloat16_is_fast(device) if self.enabled is None else self.enabled
 
 
 def trains_in_bfloat16_on_a_cpu(trainer: Any) -> bool:
-    """Whether one of MONAI's trainers does, by an :class:`AutocastInferer`."""
+    """Return whether one of MONAI's trainers uses bfloat16 on a CPU, by an :class:`AutocastInferer`."""
     inferer = getattr(trainer, "inferer", None)
     if not isinstance(inferer, AutocastInferer):
         return False

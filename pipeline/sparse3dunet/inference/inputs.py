@@ -1,4 +1,4 @@
-"""Which images to predict: files, folders, patterns, datalists, DICOM series."""
+"""Finding the images to predict: files, folders, patterns, datalists, DICOM series."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class ImageCase:
     """An image to predict.
 
     Attributes:
-        name: of the case, unique among those found together; results are named after it. May hold folders.
-        files: of the image, absolute: one, one for each channel, or the folder of a DICOM series.
+        name: name of the case, unique among those found together, after which results are named; may include folders.
+        files: absolute paths of the image's files: one, one for each channel, or the folder of a DICOM series.
     """
 
     name: str
@@ -33,44 +33,44 @@ class ImageCase:
 
     @property
     def size(self) -> int:
-        """Bytes on disk; 0 where they cannot be told."""
+        """Bytes on disk; 0 if unknown."""
         try:
             return sum(os.path.getsize(file) for file in self.all_files())
         except OSError:
             return 0
 
     def all_files(self) -> list[str]:
-        """Its files, those in a folder one by one."""
-        found: list[str] = []
+        """Return its files, including those in a folder."""
+        files: list[str] = []
         for file in self.files:
-            found += sorted(e.path for e in os.scandir(file) if e.is_file()) if os.path.isdir(file) else [file]
-        return found
+            files += sorted(e.path for e in os.scandir(file) if e.is_file()) if os.path.isdir(file) else [file]
+        return files
 
 
 def find_images(
     sources: Sequence[str | Path], num_channels: int = 1, leave_out: Collection[str] = ()
 ) -> list[ImageCase]:
-    """The images that `sources` name.
+    """Find the images that `sources` name.
 
     Args:
-        sources: each an image; a folder of images (its subfolders are not looked into); the folder of a DICOM series,
-            or one that holds such folders; a pattern such as ``"scans/*/t1.nii.gz"``; or a JSON file: a list of paths
-            or of ``{"image": path}``, by itself or under "testing" as in MONAI's datalists, relative to the JSON file.
-        num_channels: of the model. With several, files of a folder or pattern that are numbered as nnU-Net numbers
-            channels (``a_0000.nii.gz``, ``a_0001.nii.gz``) are one image; any other file has all its channels in it.
-        leave_out: absolute paths of files that are no images to predict: the results of former runs.
+        sources: each an image; a folder of images (without its subfolders); the folder of a DICOM series, or one that
+            contains such folders; a pattern such as ``"scans/*/t1.nii.gz"``; or a JSON file: a list of paths or of
+            ``{"image": path}``, by itself or under "testing" as in MONAI's datalists, relative to the JSON file.
+        num_channels: channels of the model. If there are several, files of a folder or pattern with nnU-Net's channel
+            numbers (``a_0000.nii.gz``, ``a_0001.nii.gz``) are one image; any other file contains all its channels.
+        leave_out: absolute paths of files that are not to be predicted: the results of earlier runs.
 
     Returns:
-        The images, each once. Where several would have one name (``1/t1.nii.gz``, ``2/t1.nii.gz``), all are named by
-        their path from the folder that they have in common.
+        The images, each once. If several had the same name (``1/t1.nii.gz``, ``2/t1.nii.gz``), all are named by their
+        path relative to their common folder.
 
     Raises:
-        DataError: when a source does not exist, names a missing file, or holds no image.
+        DataError: when a source does not exist, names a missing file, or contains no image.
     """
     images = dict.fromkeys(image for source in sources for image in _images_of(str(source), num_channels))
     files = [image for image in images if image[0] not in leave_out]
     if not files:
-        raise DataError(f"{', '.join(map(str, sources))}: no image, but results of former runs. Pass the images.")
+        raise DataError(f"{', '.join(map(str, sources))}: only results of earlier runs, no image. Pass the images.")
     names = [_name(image[0]) for image in files]
     if max(Counter(names).values()) > 1:
         root = os.path.commonpath([os.path.dirname(image[0]) for image in files])
@@ -80,16 +80,16 @@ def find_images(
     if twice:
         same = [image[0] for image, name in zip(files, names) if name == twice[0]]
         raise DataError(
-            f"several images are named {twice[0]}, so that their results would overwrite each other: "
+            f"several images are named {twice[0]}, and their results would overwrite each other: "
             f"{' and '.join(same[:2])}. Rename one, or predict them into different folders."
         )
     return [ImageCase(name, image) for name, image in zip(names, files)]
 
 
 def list_images(source: str | Path | None, num_channels: int = 1) -> list[dict[str, Any]]:
-    """The images that `source` names, as MONAI's datasets take them: ``[{"image": path or paths}, ...]``.
+    """List the images that `source` names in the form of MONAI's datasets: ``[{"image": path or paths}, ...]``.
 
-    None for None; the built-in ones are prepared where absent.
+    The list is empty for None; the built-in images are prepared if absent.
     """
     cases = [] if source is None else find_images([ensure_default(source)], num_channels)
     return [{IMAGE: case.files[0] if len(case.files) == 1 else list(case.files)} for case in cases]
@@ -114,7 +114,7 @@ def _images_of(source: str, num_channels: int) -> list[tuple[str, ...]]:
     folders = [folder for folder in found if folder.is_dir() and is_dicom_folder(folder)]
     if not files and not folders:
         raise DataError(
-            f"{source}: {len(found)} file(s) match, none of them an image ({_endings()}), {found[0]} for example."
+            f"{source}: {len(found)} file(s) match, but none is an image ({_endings()}); one is {found[0]}."
         )
     return [*_grouped(files, num_channels), *((str(folder.absolute()),) for folder in folders)]
 
@@ -127,8 +127,8 @@ def _in_folder(folder: Path, num_channels: int) -> list[tuple[str, ...]]:
     series = series or sorted(sub for sub in folder.iterdir() if sub.is_dir() and is_dicom_folder(sub))
     if not series:
         raise DataError(
-            f"{folder.absolute()} holds no image ({_endings()}, or DICOM series). Pass the folder that holds the "
-            "images themselves."
+            f"{folder.absolute()} contains no image ({_endings()}, or DICOM series). Pass the folder that directly "
+            "contains the images."
         )
     return [(str(sub.absolute()),) for sub in series]
 

@@ -1,4 +1,4 @@
-"""One image to its segmentation, on the image's own grid, in memory for a slab of it."""
+"""Segmentation of one image on its own grid, slab by slab to save memory."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from sparse3dunet.transforms.components import clean_components
 from sparse3dunet.transforms.spatial.resample import extent_shape
 
 IN_MEMORY = 2**30
-"""Bytes; larger arrays lie on disk."""
+"""Bytes up to which an array is kept in memory; larger ones are on disk."""
 
 
 @dataclass
 class Prediction:
-    """What a network makes of an image, on the image's grid, its axes in the file's order.
+    """Results for an image, on the image's grid, with axes in the file's order.
 
     Attributes:
         segmentation: (X, Y, Z) the classes' values on disk.
-        confidence: (X, Y, Z) uint8, the probability of the class that was chosen, times 255; None unless asked for.
-        probabilities: (X, Y, Z, K) float32; None unless asked for.
-        voxels: of each class, by its number.
-        mean_confidence: in [0, 1], over the voxels of the foreground, before any clean-up; None where none is left.
+        confidence: (X, Y, Z) uint8, the probability of the chosen class, times 255; None unless requested.
+        probabilities: (X, Y, Z, K) float32; None unless requested.
+        voxels: number of voxels of each class, by class number.
+        mean_confidence: in [0, 1], over the foreground voxels before any clean-up; None if none is left after it.
     """
 
     segmentation: np.ndarray
@@ -46,7 +46,7 @@ class Prediction:
 
 
 class Scratch:
-    """Arrays for results: in memory, or, beyond `in_memory` bytes, in files of `folder` that vanish with it."""
+    """Arrays for results: in memory, or, above `in_memory` bytes, in temporary files in `folder`."""
 
     def __init__(self, folder: str | Path | None = None, in_memory: int = IN_MEMORY) -> None:
         self.folder = tempfile.TemporaryDirectory(dir=folder, prefix="scratch-")
@@ -63,14 +63,14 @@ class Scratch:
         self.folder.cleanup()
 
     def array(self, shape: Sequence[int], dtype: Any) -> np.ndarray:
-        """Zeros, in Fortran's order: that of the files that they are written to."""
+        """Return zeros in Fortran order, as in the files that they are written to."""
         shape = tuple(shape)
         if np.prod(shape, dtype=float) * np.dtype(dtype).itemsize <= self.in_memory:
             return np.zeros(shape, dtype, order="F")
         self.count += 1
         path = Path(self.folder.name) / f"{self.count}.raw"
         with path.open("wb") as file:
-            if hasattr(os, "posix_fallocate"):  # or a full disk would end the process when it is written to
+            if hasattr(os, "posix_fallocate"):  # else writing to a full disk would kill the process
                 os.posix_fallocate(file.fileno(), 0, math.prod(shape) * np.dtype(dtype).itemsize)
             else:
                 file.truncate(math.prod(shape) * np.dtype(dtype).itemsize)
@@ -78,25 +78,25 @@ class Scratch:
 
 
 class Predictor:
-    """Segments images with one network.
+    """Segment images with one network.
 
     Images are turned to RAS, resampled to `spacing` over exactly their field of view, normalised and segmented by
-    `inferer`; of each slab that is complete, the classes are taken at once, and brought back onto the image's grid by
-    nearest neighbours. That is what the bundle's transforms do, but never with the logits of a whole volume.
+    `inferer`. As soon as a slab is complete, its logits are resampled onto the image's grid and the classes taken from
+    them. The result is that of the bundle's transforms, but without the logits of a whole volume in memory.
 
     Args:
-        network: takes (B, C, X, Y, Z), RAS order.
-        inferer: runs it.
-        class_values: on disk, by class number.
-        num_channels: of the images.
-        spacing: in mm, that the network was trained at; None: images as they are.
-        device: of the network.
-        normalize: of the whole image, (C, X, Y, Z) float32, for networks trained with another than the bundle's
-            normalisation; None for that: each channel to mean 0 and standard deviation 1.
-        confidence: whether to make a map of it.
-        probabilities: whether to make these; 4 K bytes a voxel.
-        largest: numbers of the classes of which the largest connected component alone is kept.
-        min_ml: by class number: components that are smaller, in ml, become background.
+        network: network that takes (B, C, X, Y, Z) in RAS order.
+        inferer: inferer that runs it.
+        class_values: values on disk by class number.
+        num_channels: channels of the images.
+        spacing: spacing in mm that the network was trained at; None for images as they are.
+        device: device of the network.
+        normalize: function of the whole image, (C, X, Y, Z) float32, for networks trained with another normalisation
+            than the bundle's; None for the bundle's: each channel to mean 0 and standard deviation 1.
+        confidence: whether to make a confidence map.
+        probabilities: whether to keep all probabilities; 4 K bytes per voxel.
+        largest: numbers of classes of which only the largest connected component is kept.
+        min_ml: by class number, volume in ml below which a component becomes background.
     """
 
     def __init__(
@@ -123,17 +123,17 @@ class Predictor:
         """Segment an image.
 
         Args:
-            volumes: the image, one volume or one for each channel.
-            scratch: where results too large for memory go; they last as long as it does.
+            volumes: the image, as one volume or one for each channel.
+            scratch: place for results too large for memory; they last as long as it does.
 
         Raises:
-            DataError: when the image has other channels than the network, or NaN or infinity in it.
+            DataError: when the image has other channels than the network, or contains NaN or infinity.
         """
         check_channels(volumes, self.num_channels)
         image = volumes[0]
         grid = _Grid.of(image, self.spacing)
         channels = [grid.to_network(array, scratch) for volume in volumes for array in _channels(volume)]
-        prepare: _ZScore | None = _ZScore.of(channels, image.path)  # which looks for NaN, too
+        prepare: _ZScore | None = _ZScore.of(channels, image.path)  # also checks for NaN
         if self.normalize is not None:
             stack = torch.from_numpy(np.stack([np.asarray(c, np.float32) for c in channels]))
             channels, prepare = list(np.asarray(self.normalize(stack), np.float32)), None
@@ -148,12 +148,12 @@ class Predictor:
 
 @dataclass(frozen=True)
 class _Grid:
-    """How an image's voxels lie to those that the network sees."""
+    """Relation between an image's voxels and those that the network sees."""
 
     orientation: np.ndarray
     ras_shape: tuple[int, ...]
     shape: tuple[int, ...]
-    """Of what the network sees."""
+    """Shape that the network sees."""
 
     @classmethod
     def of(cls, image: Volume, spacing: Sequence[float] | None) -> _Grid:
@@ -166,7 +166,7 @@ class _Grid:
         return self.shape != self.ras_shape
 
     def to_ras(self, array: np.ndarray) -> np.ndarray:
-        """A view of an array in the file's order."""
+        """Return a view of an array in the file's order, in RAS order."""
         return nib.apply_orientation(array, self.orientation)
 
     def to_network(self, channel: np.ndarray, scratch: Scratch) -> np.ndarray:
@@ -176,7 +176,7 @@ class _Grid:
 
 @dataclass(frozen=True)
 class _ZScore:
-    """Each channel to mean 0 and standard deviation 1 over the volume; one that is constant, to 0."""
+    """Normalise each channel to mean 0 and standard deviation 1 over the volume; a constant one to 0."""
 
     mean: np.ndarray
     std: np.ndarray
@@ -194,19 +194,19 @@ class _ZScore:
 
 
 def _moments(array: np.ndarray, path: str) -> tuple[float, float]:
-    """Mean and standard deviation, read piece by piece."""
+    """Compute mean and standard deviation piece by piece."""
     slowest = int(np.argmax(np.abs(array.strides)))
     planes = np.moveaxis(array, slowest, 0)
     step = max(2**22 // max(planes[0].size, 1), 1)
     count, mean, squares = 0, 0.0, 0.0
     for start in range(0, len(planes), step):
         part = np.asarray(planes[start : start + step], np.float64)
-        if not (np.abs(part) <= np.finfo(np.float32).max).all():  # false for NaN, too
+        if not (np.abs(part) <= np.finfo(np.float32).max).all():  # also false for NaN
             raise DataError(
-                f"{path}: voxels are NaN or infinite; expected numbers. Replace them, by the background's value for "
-                "example."
+                f"{path}: some voxels are NaN or infinite; expected numbers. Replace them, for example by the "
+                "background's value."
             )
-        # Chan, Golub, LeVeque 1979: of two parts together.
+        # Chan, Golub, LeVeque 1979: moments of two parts combined.
         delta, total = part.mean() - mean, count + part.size
         squares += part.var() * part.size + delta**2 * count * part.size / total
         mean += delta * part.size / total
@@ -215,12 +215,12 @@ def _moments(array: np.ndarray, path: str) -> tuple[float, float]:
 
 
 def _channels(volume: Volume) -> list[np.ndarray]:
-    """(X, Y, Z) each."""
+    """Return each channel (X, Y, Z)."""
     return [volume.data] if volume.data.ndim == 3 else [volume.data[..., i] for i in range(volume.data.shape[3])]
 
 
 class _Result:
-    """Takes slabs of logits, and keeps what is asked for of them."""
+    """Collect the requested results from slabs of logits."""
 
     def __init__(self, predictor: Predictor, image: Volume, grid: _Grid, scratch: Scratch) -> None:
         self.predictor, self.image, self.grid, self.scratch = predictor, image, grid, scratch
@@ -232,12 +232,12 @@ class _Result:
         self.sum_of_confidence, self.foreground = 0.0, 0
 
     def add(self, rows: slice, axis: int, logits: torch.Tensor) -> None:
-        """Add a slab, (K, X, Y, Z): `rows` along the axis of the image, in RAS order."""
+        """Add the slab (K, X, Y, Z) at `rows` along an axis of the image in RAS order."""
         classes, confidence = most_probable(logits)
         if not torch.isfinite(confidence).all():
             raise DataError(
-                f"{self.image.path}: the network gives NaN or infinity. Its weights hold such, or the image is unlike "
-                "those of its training; in bfloat16, try --precision float32."
+                f"{self.image.path}: the network returns NaN or infinity. Its weights may contain such values, or the "
+                "image differs from those of its training; in bfloat16, try --precision float32."
             )
         foreground = classes > 0
         self.foreground += int(foreground.sum())
@@ -255,7 +255,7 @@ class _Result:
         np.moveaxis(self.grid.to_ras(target), axis, 0)[rows] = np.moveaxis(values, axis, 0)
 
     def finish(self) -> Prediction:
-        """The prediction, once all slabs were added."""
+        """Return the prediction, once all slabs were added."""
         if self.predictor.largest or self.predictor.min_ml:
             values = self.predictor.class_values
             self.segmentation = clean_components(
@@ -271,7 +271,7 @@ class _Result:
 
 
 def most_probable(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The most probable class, uint8 or int16, and its probability, float32; of equal ones the first.
+    """Return the most probable class, uint8 or int16, and its probability, float32; the first of equal ones.
 
     Shapes: (K, X, Y, Z) -> (X, Y, Z), (X, Y, Z).
     """
@@ -288,12 +288,12 @@ def most_probable(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _count(segmentation: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Voxels of each class."""
+    """Count the voxels of each class."""
     return np.array([np.count_nonzero(segmentation == value) for value in values])
 
 
 def smallest_type(values: Sequence[int]) -> type[np.integer]:
-    """The smallest type of integers that holds all values, of those that every format knows."""
+    """Return the smallest integer type for all values, among those that every format supports."""
     kinds = (np.uint8, np.int16, np.int32)
     fitting = (k for k in kinds if np.iinfo(k).min <= min(values) and max(values) <= np.iinfo(k).max)
     return next(fitting, np.int64)

@@ -1,4 +1,4 @@
-"""Work shared out over the processes that torchrun starts, on one machine or several."""
+"""Sharing of work among the processes that torchrun starts, on one machine or several."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ import torch.distributed as dist
 
 T = TypeVar("T")
 LONGEST_WAIT = timedelta(days=30)
-"""For the other processes, which may have much more to do."""
+"""Longest wait for the other processes, which may have much more to do."""
 
 
 def rank_and_count() -> tuple[int, int]:
-    """This process's number among those that torchrun started, and how many these are.
+    """Return this process's number among those that torchrun started, and their count.
 
-    A RANK alone, as job schedulers set it, makes no group.
+    RANK without WORLD_SIZE, as job schedulers set it, makes no group.
     """
     count = int(os.environ.get("WORLD_SIZE", 1)) if "RANK" in os.environ else 1
     return (int(os.environ["RANK"]), count) if count > 1 else (0, 1)
 
 
 def default_device() -> torch.device:
-    """The GPU of this process, if there is one."""
+    """Return the GPU of this process, or the CPU if there is none."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
 
 
 class Processes:
-    """This process among those that torchrun started; the only one where it did not.
+    """This process among those that torchrun started; the only one without torchrun.
 
-    Not by Ignite's ``initialize``, which binds each process to a GPU of its own number, and under Slurm wants
+    Ignite's ``initialize`` is not used: it binds each process to the GPU of its own number, and under Slurm needs
     variables that torchrun does not need.
     """
 
@@ -49,15 +49,15 @@ class Processes:
         return self.rank == 0
 
     def agree(self, value: T) -> T:
-        """What the first process has, in each: others may see files come and go."""
+        """Return the first process's value in each: other processes may see other files."""
         return self.gather(value)[0]
 
     def share(self, items: Sequence[T]) -> list[T]:
-        """Those of the items that are this process's: every so many."""
+        """Return every n-th of the items for this process, n being the number of processes."""
         return list(items[self.rank :: self.count])
 
     def gather(self, value: T) -> list[T]:
-        """What each process has, once all are there."""
+        """Return the values of all processes, once all have called this."""
         if self.count == 1:
             return [value]
         values: list[Any] = [None] * self.count
@@ -65,6 +65,6 @@ class Processes:
         return values
 
     def close(self) -> None:
-        """Leave the group, if it was made here."""
+        """Leave the group, if it was started here."""
         if self.started:
             dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""What was done to each case of a batch: on disk, so that a batch can be stopped anywhere and continued."""
+"""Records on disk of each case of a batch, so that a batch can be stopped at any time and continued."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ DONE, FAILED, STARTED = "done", "failed", "started"
 
 
 class CaseRecord:
-    """The results of one case in a folder: made as drafts, then moved into place, each whole or not at all.
+    """Results of one case in a folder: written as drafts, then moved into place, so that none is ever incomplete.
 
-    A case is done where its record says so, by the same key, and all its results are in place. The record is written
-    when all drafts are whole and before they are moved, so that a run which is killed at any moment leaves a case
-    either done, or to be finished by moving drafts alone, or to be done anew.
+    A case is done if its record has status "done" and the same key, and all its results are in place. The record is
+    written when all drafts are complete and before they are moved, so that a run which is killed at any moment leaves
+    a case done, or to be finished by moving drafts, or to be predicted again.
 
     Args:
-        output_dir: of all results.
+        output_dir: folder of all results.
         case: the image.
-        key: of what the results depend on besides: the model and the settings.
+        key: what else the results depend on: the model and the settings.
     """
 
     def __init__(self, output_dir: str | Path, case: ImageCase, key: Mapping[str, Any]) -> None:
@@ -38,19 +38,19 @@ class CaseRecord:
         self.output_dir = Path(output_dir)
         self.path = self.output_dir / RECORDS / f"{case.name}.json"
         if os.path.isabs(case.name) or ".." in Path(case.name).parts:
-            raise DataError(f"{case.name!r} is no name for results: it leads out of the output folder.")
-        # By a number, not by the name, which may be that of another case's folder.
+            raise DataError(f"{case.name!r} cannot name results: it leads out of the output folder.")
+        # A number, since the name may be that of another case's folder.
         self.drafts = self.output_dir / DRAFTS / hashlib.sha256(os.fsencode(case.name)).hexdigest()[:16]
         self.before: dict[str, Any] = {}
         self.settings = json.loads(json.dumps(key))
         self.key = hashlib.sha256(json.dumps([key, _identity(case)], sort_keys=True).encode()).hexdigest()
 
     def is_done(self, names: Sequence[str] = (), unchanged: bool = False) -> bool:
-        """Whether nothing is left to do; finishes what a killed run had all but moved.
+        """Return whether nothing is left to do; first moves complete drafts of a killed run.
 
         Args:
-            names: of the results that are wanted.
-            unchanged: whether results count only as they were written.
+            names: names of the requested results.
+            unchanged: whether results count only if unchanged since they were written.
         """
         record = self.read()
         if record.get("status") != DONE:
@@ -64,10 +64,10 @@ class CaseRecord:
         return all(p.is_file() and (not unchanged or _is_as_written(p, results[name])) for name, p in paths.items())
 
     def start(self, names: Sequence[str], overwrite: bool = False) -> Path:
-        """Make ready for results of these names, relative to the output folder; returns the folder for drafts.
+        """Prepare for results of these names, relative to the output folder; return the folder for drafts.
 
         Raises:
-            DataError: when one of them exists and is not as it was written, unless `overwrite` is set.
+            DataError: when one of them exists and was changed, unless `overwrite` is set.
         """
         self.before = before = self.read().get("results", {})
         if not overwrite:
@@ -79,7 +79,7 @@ class CaseRecord:
         return self.drafts
 
     def check(self, names: Sequence[str]) -> None:
-        """Raise DataError when one of these results exists and is not as it was written, or is another image's."""
+        """Raise DataError when one of these results exists and was changed, or belongs to another image."""
         record = self.read()
         before = record.get("results", {})
         if record.get("status") == DONE:
@@ -91,7 +91,7 @@ class CaseRecord:
             if path.exists() and not _is_as_written(path, before.get(name)):
                 raise DataError(
                     f"{path.absolute()} exists and is not what this command wrote there: it was changed, or is another "
-                    "file. Move it, or write into another folder; of predict, --overwrite replaces it."
+                    "file. Move it, or write into another folder; predict --overwrite replaces it."
                 )
 
     def finish(self, names: Sequence[str], **facts: Any) -> None:
@@ -99,7 +99,7 @@ class CaseRecord:
         for name in names:
             with (self.drafts / name).open("rb+") as file:
                 os.fsync(file.fileno())
-        for name in set(self.before) - set(names):  # of other settings
+        for name in set(self.before) - set(names):  # left by other settings
             path = self.output_dir / name
             if path.is_file() and _is_as_written(path, self.before[name]):
                 path.unlink()
@@ -109,21 +109,21 @@ class CaseRecord:
         self._clear()
 
     def fail(self, error: str, **facts: Any) -> None:
-        """Record what went wrong; former results, and what is known of them, stay."""
+        """Record an error; earlier results and their entries stay."""
         self._clear()
         self._write({"status": FAILED, "results": self.read().get("results", {}), "error": error, **facts})
 
     def read(self) -> dict[str, Any]:
-        """The record; empty where there is none."""
+        """Return the record; empty if there is none."""
         return _read(self.path)
 
     def _check_image(self, record: Mapping[str, Any]) -> None:
-        """Raise DataError where the results that are there are another image's, of the same name."""
+        """Raise DataError if the existing results belong to another image of the same name."""
         other, own = record.get("image") or [self.case.files[0]], self.case.files
         if os.path.exists(other[0]) and not os.path.samefile(other[0], own[0]):
             raise DataError(
                 f"{own[0]}: the results named {self.case.name} are those of {other[0]}. Predict into another folder, "
-                "or both in one command, which keeps them apart; --overwrite replaces them."
+                "or both in one command, which names them differently; --overwrite replaces them."
             )
 
     def _write(self, record: Mapping[str, Any]) -> None:
@@ -134,7 +134,7 @@ class CaseRecord:
         replace_file(self.path, lambda draft: draft.write_text(text, encoding="utf-8"))
 
     def _finish_moves(self, record: Mapping[str, Any]) -> None:
-        """What a run that was killed had recorded as done, but not moved into place."""
+        """Move the drafts that a killed run had recorded as done."""
         for name in record.get("results", {}):
             if (self.drafts / name).is_file():
                 os.replace(self.drafts / name, self._target(name))
@@ -149,7 +149,7 @@ class CaseRecord:
 
 
 def remove_empty_drafts(output_dir: str | Path) -> None:
-    """Remove the folder for drafts, unless a file is in it. Not while others predict into the output folder."""
+    """Remove the folder for drafts if it has no file; not while others predict into the output folder."""
     for folder, _, _ in os.walk(Path(output_dir) / DRAFTS, topdown=False):
         try:
             os.rmdir(folder)
@@ -158,17 +158,17 @@ def remove_empty_drafts(output_dir: str | Path) -> None:
 
 
 def results_in(output_dir: str | Path) -> set[str]:
-    """The absolute paths of all results that are recorded in a folder."""
+    """Return the absolute paths of all results that are recorded in a folder."""
     folder = os.path.abspath(output_dir)
     records = (_read(path) for path in (Path(folder) / RECORDS).rglob("*.json"))
     return {os.path.join(folder, name) for record in records for name in record.get("results", {})}
 
 
 def write_summary(output_dir: str | Path, class_names: Sequence[str]) -> Path:
-    """Write ``summary.csv``: a row for each case that was recorded in the folder, by name.
+    """Write ``summary.csv`` with a row for each case that is recorded in the folder, sorted by name.
 
-    Columns: case, status (done or failed), seconds, the volume of each class but the background in ml, the mean
-    confidence over the foreground, the segmentation's file, the error.
+    Columns: case, status (done or failed), seconds, the volume in ml of each foreground class, the mean confidence over
+    the foreground, the segmentation's file, the error.
     """
     folder = Path(output_dir)
     records = [_read(path) for path in sorted((folder / RECORDS).rglob("*.json"))]
@@ -196,7 +196,7 @@ def write_summary(output_dir: str | Path, class_names: Sequence[str]) -> Path:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A record; empty where there is none, or something else."""
+    """Read a record; empty if there is none or the file is something else."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -205,17 +205,17 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _identity(case: ImageCase) -> list[Any]:
-    """What changes where the image does."""
+    """Return values that change with the image."""
     return [[os.path.basename(file), *_stat(Path(file))] for file in case.all_files()]
 
 
 def _as_written(path: Path) -> list[Any]:
-    """Size, time of the last change, and digest of a result."""
+    """Return size, time of the last change, and digest of a result."""
     return [*_stat(path), file_digest(path)]
 
 
 def _is_as_written(path: Path, written: Any) -> bool:
-    """Whether a result is as it was written; also one that was copied, with another time of the last change."""
+    """Return whether a result is unchanged since it was written; a copy with another time of change counts, too."""
     if not path.is_file() or not isinstance(written, list):
         return False
     size, changed = _stat(path)
@@ -225,6 +225,6 @@ def _is_as_written(path: Path, written: Any) -> bool:
 
 
 def _stat(path: Path) -> list[int]:
-    """Size in bytes, and when it was changed: kept by moving."""
+    """Return size in bytes and time of the last change, both kept by moving."""
     status = path.stat()
     return [status.st_size, status.st_mtime_ns]

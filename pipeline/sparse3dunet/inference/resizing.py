@@ -1,4 +1,4 @@
-"""Resampling of volumes over the same field of view, plane by plane: for volumes of any size."""
+"""Resampling over the same field of view, plane by plane, for volumes of any size."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import torch
 import torch.nn.functional as F
 
 PLANES = 16
-"""That are in memory at once."""
+"""Number of planes in memory at once."""
 
 
 def resize_linear(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Fill `target` (X', Y', Z') with `source` (X, Y, Z), linearly interpolated; beyond, the border is repeated.
+    """Fill `target` (X', Y', Z') with `source` (X, Y, Z), linearly interpolated; the border is repeated outside.
 
-    Voxel i' of the target lies at (i' + 0.5) n / n' - 0.5 of the source: the same as
-    :class:`~sparse3dunet.transforms.ExtentSpacing`, which needs the whole volume, and more, in memory. Either array may
+    Voxel i' of the target is at (i' + 0.5) n / n' - 0.5 of the source, as in
+    :class:`~sparse3dunet.transforms.ExtentSpacing`, which needs more than the whole volume in memory. Either array may
     be on disk. Returns `target`.
     """
     lower, upper, fraction = _between(len(source), len(target))
-    for start in range(0, len(target), PLANES):  # in 64 bits, so that what is constant stays so
+    for start in range(0, len(target), PLANES):  # in 64 bits, so that constants stay constant
         chunk = slice(start, start + PLANES)
         first, last = lower[chunk][0], upper[chunk][-1]
         planes = torch.from_numpy(np.array(source[first : last + 1], dtype=np.float64))[None]
@@ -31,12 +31,12 @@ def resize_linear(source: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 class SlabResizer:
-    """Resamples linearly, as :func:`resize_linear`, what comes slab by slab: the logits of a network.
+    """Resample slabs of a network's logits linearly, as :func:`resize_linear`.
 
     Args:
-        axis: across which the slabs are cut.
-        lengths: (X, Y, Z) of the volume that comes.
-        shape: (X', Y', Z') to make of it.
+        axis: axis across which the slabs are cut.
+        lengths: (X, Y, Z) of the incoming volume.
+        shape: (X', Y', Z') of the result.
     """
 
     def __init__(self, axis: int, lengths: Sequence[int], shape: Sequence[int]) -> None:
@@ -44,13 +44,13 @@ class SlabResizer:
         self.plane = tuple(n for other, n in enumerate(shape) if other != axis)
         self.lower, self.upper, self.fraction = _between(lengths[axis], shape[axis])
         self.done = 0
-        self.kept: torch.Tensor | None = None  # the last row, between which and the next slab some rows lie
+        self.kept: torch.Tensor | None = None  # the last row: some rows lie between it and the next slab
 
     def add(self, rows: slice, values: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Take a slab (K, X, Y, Z), `rows` of the volume, in their order.
+        """Add a slab (K, X, Y, Z) at `rows` of the volume, in ascending order.
 
         Yields:
-            Rows of the result that can be told by now, from the first to the last, and their values.
+            The rows of the result that are known by now, in ascending order, and their values.
         """
         slab = values.movedim(self.axis + 1, 1)
         first = rows.start
@@ -69,7 +69,7 @@ class SlabResizer:
 
 
 def _between(length: int, target_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each voxel of a target over the same extent the two voxels that it lies between, and how near the latter."""
+    """Return for each target voxel the two source voxels that it lies between, and its fraction of the way."""
     position = ((np.arange(target_length) + 0.5) * length / target_length - 0.5).clip(0, length - 1)
     lower = np.floor(position).astype(int)
     return lower, np.minimum(lower + 1, length - 1), position - lower

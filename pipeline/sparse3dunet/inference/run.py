@@ -1,4 +1,4 @@
-"""Predict images with a trained model: what ``sparse3dunet predict`` and the bundle's ``run inference`` do."""
+"""Prediction of images with a trained model, for ``sparse3dunet predict`` and the bundle's ``run inference``."""
 
 from __future__ import annotations
 
@@ -41,30 +41,30 @@ def predict(
 ) -> Outcome:
     """Segment images, each on its own grid, into `output_dir`.
 
-    There, ``NAME_seg.*`` appears for each image, whole or not at all, and ``summary.csv``; on request also
-    ``NAME_confidence.*`` and ``NAME_prob.*``. What was done before with the same model, settings and image is skipped.
-    Under torchrun, the images are shared out over the processes.
+    It then contains ``NAME_seg.*`` for each image, never an incomplete one, and ``summary.csv``; on request also
+    ``NAME_confidence.*`` and ``NAME_prob.*``. Images that were already done with the same model and settings are
+    skipped. Under torchrun, the images are divided among the processes.
 
     Args:
         model: see :func:`~sparse3dunet.models.loading.load_model`.
         sources: see :func:`~sparse3dunet.inference.inputs.find_images`.
-        output_dir: of all results.
-        inferer: runs the network on windows.
-        device: of the network; None for the GPU, if there is one, of this process.
-        normalize: dictionary transforms that do; None for the bundle's own, each channel to mean 0 and deviation 1.
+        output_dir: folder for all results.
+        inferer: inferer that runs the network on windows.
+        device: device of the network; None for this process's GPU, if there is one.
+        normalize: dictionary transforms that normalise; None for the bundle's, each channel to mean 0 and deviation 1.
         format: ".nii.gz", ".nii", ".nrrd", ".mha" or ".seg.nrrd" (3D Slicer's); None for each image's own, and .nii.gz
             for DICOM.
         confidence: whether to write the probability of the chosen class, 0 to 255.
-        probabilities: whether to write those of all classes.
+        probabilities: whether to write the probabilities of all classes.
         pictures: whether to draw each image with its segmentation.
-        largest: True, or names or numbers of classes: of these, only the largest connected component is kept.
-        min_ml: smaller connected components become background; one volume for all classes, or by name.
+        largest: True, or names or numbers of classes of which only the largest connected component is kept.
+        min_ml: volume in ml, for all classes or by name, below which a connected component becomes background.
         overwrite: whether to replace files that were not written by this function, or changed since.
-        quiet: whether to show failures alone.
+        quiet: whether to show only failures.
 
     Raises:
-        DataError: when nothing can start: no image, no class of that name, no place for results. An image that fails is
-            an :class:`~sparse3dunet.inference.batch.Outcome`'s matter.
+        DataError: when prediction cannot start: no image, no class of that name, no place for results. Images that fail
+            are listed in the :class:`~sparse3dunet.inference.batch.Outcome`.
     """
     format = _suffix(format)
     for source in sources:
@@ -73,7 +73,7 @@ def predict(
     cases = find_images(sources, model.in_channels, results_in(output_dir))
     chosen = _class_numbers(largest, model.class_names), _minimum_sizes(min_ml, model.class_names)
     predictor = _predictor(model, inferer, device or default_device(), normalize, confidence, probabilities, *chosen)
-    inferer.windows((1, 1, 1), model.network)  # whether the network takes such windows
+    inferer.windows((1, 1, 1), model.network)  # checks that the network accepts such windows
     _check_writable(Path(output_dir))
     output = Output(Path(output_dir), model.class_names, model.class_values, format, pictures, overwrite)
     key = _key(model, predictor, normalization_names(normalize))
@@ -87,7 +87,7 @@ def _predictor(model: Model, inferer: SlabInferer, device: Any, normalize: Any, 
 
 
 def _key(model: Model, predictor: Predictor, normalization: list[str]) -> dict[str, Any]:
-    """What results depend on besides the image: what was done before with the same is skipped."""
+    """Return what results depend on besides the image; cases done with the same key are skipped."""
     inferer = predictor.inferer
     return {
         "model": model.digest,
@@ -106,14 +106,14 @@ def predict_and_report(
     inferer: SlabInferer,
     **options: Any,
 ) -> None:
-    """The bundle's ``run inference``: :func:`predict`, then :func:`report`.
+    """Run :func:`predict`, then :func:`report`, for the bundle's ``run inference``.
 
     Args:
         model_file: see :func:`~sparse3dunet.models.loading.load_model`.
-        dataset_dir: images, or what names them, one or several; the built-in ones are prepared where absent.
-        output_dir: of all results.
-        inferer: runs the network on windows.
-        options: of :func:`predict`.
+        dataset_dir: one or several sources of images; the built-in ones are prepared if absent.
+        output_dir: folder for all results.
+        inferer: inferer that runs the network on windows.
+        options: further arguments of :func:`predict`.
 
     Raises:
         DataError: as both do.
@@ -122,14 +122,14 @@ def predict_and_report(
 
 
 def report(outcome: Outcome, output_dir: str | Path) -> None:
-    """Print what became of a batch.
+    """Print the outcome of a batch.
 
     Raises:
         DataError: when images failed.
     """
     is_first = rank_and_count()[0] == 0
     if is_first:
-        before = f", {outcome.skipped} done before" if outcome.skipped else ""
+        before = f", {outcome.skipped} already done" if outcome.skipped else ""
         print(f"Segmented {outcome.done} volume(s){before}: {output_dir}", flush=True)
     if outcome.failed and is_first:
         total = outcome.done + outcome.skipped + len(outcome.failed)
@@ -141,7 +141,7 @@ def report(outcome: Outcome, output_dir: str | Path) -> None:
 
 
 def _suffix(format: str | None) -> str | None:
-    """A format's suffix with its dot."""
+    """Return a format's suffix with its dot."""
     suffix = None if format is None else "." + str(format).lstrip(".")
     if suffix not in (None, *OUTPUT_SUFFIXES):
         raise DataError(f"format is {suffix!r}; expected one of {', '.join(OUTPUT_SUFFIXES)}.")
@@ -153,8 +153,8 @@ def _check_normalization(model: Model, normalize: Sequence[Any] | None) -> None:
     found, expected = normalization_names(normalize), list(model.description.normalize)
     if found != expected:
         raise DataError(
-            f"{model.path} was trained with another normalisation ({_listed(expected)}) than it is to predict with "
-            f"({_listed(found)}). Use the bundle's run inference, with `normalize` as in training's config."
+            f"{model.path} was trained with another normalisation ({_listed(expected)}) than the one for prediction "
+            f"({_listed(found)}). Use the bundle's run inference, with `normalize` as in the training's config."
         )
 
 
@@ -163,7 +163,7 @@ def _check_writable(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise DataError(f"{folder.absolute()}, to which results should go, cannot be written to ({error}).") from error
+        raise DataError(f"cannot write results to {folder.absolute()} ({error}). Pass another folder.") from error
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -171,7 +171,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _class_numbers(named: bool | Sequence[str | int], class_names: Sequence[str]) -> list[int]:
-    """Numbers of the foreground classes that are named, by name or number."""
+    """Return the numbers of foreground classes that are given by name or number."""
     if named is True:
         return list(range(1, len(class_names)))
     return sorted({_class_number(name, class_names) for name in named or ()})
@@ -193,7 +193,7 @@ def _class_number(name: str | int, class_names: Sequence[str]) -> int:
         number = int(name)
     if not 0 < number < len(class_names):
         raise DataError(
-            f"{name!r} is no class of the foreground; the model has {', '.join(class_names[1:])} "
+            f"{name!r} is not a foreground class; the model has {', '.join(class_names[1:])} "
             f"(or their numbers, 1 to {len(class_names) - 1})."
         )
     return number

@@ -20,41 +20,41 @@ from sparse3dunet.inference.windows import BORDERS, Axis, Windows, cut
 from sparse3dunet.networks.layers import fast_on_cpu
 
 PIECE = 2**25
-"""Logits that are handed out at once."""
+"""Largest number of logits that are yielded at once."""
 MOST_CONSTANTS = 4
-"""Windows of a constant value whose logits are kept; there is seldom more than the background's."""
+"""Number of constant windows whose logits are kept; there is seldom more than the background's."""
 
 Network = Callable[..., torch.Tensor]
 Place = tuple[int, int, int]
 
 
 class SlabInferer(Inferer):
-    """Sliding windows over volumes of any size, in slabs: memory for one row of windows, not for the volume.
+    """Sliding windows over volumes of any size, in slabs: needs memory for one row of windows, not for the volume.
 
-    Windows lie as in MONAI's ``SlidingWindowInferer`` and are blended by its Gaussian, with the same result. A network
-    with valid convolutions (it says so by its ``output_size``, see :class:`~sparse3dunet.networks.UNet3D`) gets
-    seamless tiles instead, side by side over the volume mirrored at its border, as in the papers on the U-Net: where it
-    normalises by fixed statistics, the result does not depend on the tiles' size.
+    Windows are placed and blended by a Gaussian as in MONAI's ``SlidingWindowInferer``, with the same result. A network
+    with valid convolutions (known by its ``output_size``, see :class:`~sparse3dunet.networks.UNet3D`) gets seamless
+    tiles instead, side by side over the volume mirrored at its border, as in the papers on the U-Net: if it normalises
+    by fixed statistics, the result does not depend on the tiles' size.
 
-    A window in which each channel is constant passes the network once for each value; its likes take over the result,
-    which is the same. On a CPU, windows go one by one, in the memory layout in which oneDNN convolves fastest.
+    Windows in which each channel is constant pass the network only once for each value. On a CPU, windows are processed
+    one by one, in the memory layout in which oneDNN convolves fastest.
 
     Args:
-        roi_size: of a window, (X, Y, Z) voxels of the network's input.
-        overlap: of windows, a fraction, 0 <= overlap < 1; seamless tiles need none.
-        sw_batch_size: windows that a GPU gets at once.
-        border: what lies beyond the volume: "replicate" the outermost voxels, or "mirror" the volume in them; None for
-            what suits the network: to replicate with same padding, as the bundle trains, to mirror with valid.
-        mirror_axes: test-time augmentation: a window's logits are averaged over all its reflections along these of the
-            axes 0, 1, 2. Takes 2, 4 or 8 times as long.
-        bfloat16: whether the network runs in it; None where the device computes it in hardware.
-        on_window: called with the numbers of windows done and of all, after each batch of them.
+        roi_size: size of a window, (X, Y, Z) voxels of the network's input.
+        overlap: overlap of windows, 0 <= overlap < 1; not used for seamless tiles.
+        sw_batch_size: number of windows per batch on a GPU.
+        border: how to extend the volume: "replicate" the outermost voxels, or "mirror" the volume in them; None to
+            replicate with same padding, as the bundle trains, and to mirror with valid convolutions.
+        mirror_axes: axes among 0, 1, 2 for test-time augmentation: a window's logits are averaged over all its
+            reflections along them. Takes 2, 4 or 8 times as long.
+        bfloat16: whether the network runs in bfloat16; None if the device computes it in hardware.
+        on_window: function called after each batch with the number of windows done and of all.
 
-    Shapes: (B, C, X, Y, Z) -> (B, K, X, Y, Z) float32 logits; :meth:`slabs` gives them piece by piece.
+    Shapes: (B, C, X, Y, Z) -> (B, K, X, Y, Z) float32 logits; :meth:`slabs` yields them piece by piece.
 
     Raises:
         ValueError: when an argument is out of range.
-        DataError: when the network cannot take windows of `roi_size`.
+        DataError: when the network cannot process windows of `roi_size`.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class SlabInferer(Inferer):
     ) -> None:
         super().__init__()
         if not 0 <= overlap < 1:
-            raise ValueError(f"overlap must be a fraction, 0 <= overlap < 1, got {overlap}.")
+            raise ValueError(f"overlap must be at least 0 and below 1, got {overlap}.")
         if border not in (None, *BORDERS):
             raise ValueError(f"border must be one of {BORDERS} or None, got {border!r}.")
         if not set(mirror_axes) <= {0, 1, 2}:
@@ -93,11 +93,11 @@ class SlabInferer(Inferer):
         return convert_to_dst_type(result, inputs, dtype=result.dtype)[0] if isinstance(inputs, MetaTensor) else result
 
     def uses_bfloat16(self, device: torch.device | str) -> bool:
-        """Whether the network runs in bfloat16 on a device."""
+        """Return whether the network runs in bfloat16 on a device."""
         return bfloat16_is_fast(device) if self.bfloat16 is None else self.bfloat16
 
     def windows(self, shape: Sequence[int], network: Network) -> Windows:
-        """Where the windows lie in a volume of the spatial shape (X, Y, Z)."""
+        """Return the positions of the windows in a volume of spatial shape (X, Y, Z)."""
         size = _output_size(network, self.roi_size)
         if size == self.roi_size:
             axes = [Axis.overlapping(n, roi, self.overlap) for n, roi in zip(shape, self.roi_size)]
@@ -119,17 +119,17 @@ class SlabInferer(Inferer):
         device: torch.device | str = "cpu",
         prepare: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> Iterator[tuple[slice, torch.Tensor]]:
-        """The logits, slab by slab along the windows' row axis.
+        """Yield the logits, slab by slab along the windows' row axis.
 
         Args:
-            channels: one (X, Y, Z) array each, in memory or on disk.
-            network: takes (B, C, *roi_size).
-            device: of the network.
-            prepare: applied to each window, (C, *roi_size) float32: the normalisation.
+            channels: one (X, Y, Z) array for each channel, in memory or on disk.
+            network: network that takes (B, C, *roi_size).
+            device: device of the network.
+            prepare: normalisation of each window, (C, *roi_size) float32.
 
         Yields:
-            Some voxels along the row axis, from the first to the last, and their logits (K, X, Y, Z) float32, of the
-            volume's size along the other axes.
+            Consecutive slices along the row axis and their logits (K, X, Y, Z) float32, of the volume's size along the
+            other axes.
         """
         windows = self.windows(channels[0].shape, network)
         axis = windows.axes[windows.row_axis]
@@ -155,7 +155,7 @@ class SlabInferer(Inferer):
 
 
 class _Runner:
-    """Runs the network on batches of windows."""
+    """Run the network on batches of windows."""
 
     def __init__(
         self,
@@ -176,7 +176,7 @@ class _Runner:
         self.of_constants: dict[tuple[float, ...], torch.Tensor] = {}
 
     def __call__(self, windows: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The logits (K, X', Y', Z') of windows (C, X, Y, Z)."""
+        """Return the logits (K, X', Y', Z') of windows (C, X, Y, Z)."""
         values = [_constants(window) for window in windows]
         results = [self.of_constants.get(value) if value else None for value in values]
         asked = [i for i, result in enumerate(results) if result is None]
@@ -200,16 +200,16 @@ class _Runner:
                 logits = self.network(flipped).float()
                 if tuple(logits.shape[2:]) != self.output_size:
                     raise DataError(
-                        f"the network makes {tuple(logits.shape[2:])} voxels of a window of {tuple(batch.shape[2:])}, "
-                        f"expected {self.output_size}: sliding windows cannot place them. It needs same padding, or an "
-                        "output_size, as UNet3D has it."
+                        f"the network returns {tuple(logits.shape[2:])} voxels for a window of "
+                        f"{tuple(batch.shape[2:])}, expected {self.output_size}: sliding windows cannot place them. It "
+                        "needs same padding, or an output_size method as UNet3D has."
                     )
                 total = total + (logits.flip(axes) if axes else logits)
         return total / len(self.flips)
 
 
 class _Blend:
-    """The weighted sum of the windows' logits in one row, (K, row, other, other), and of their weights."""
+    """Weighted sum of the windows' logits in one row, (K, row, other, other), and sum of the weights."""
 
     def __init__(self, windows: Windows, device: torch.device) -> None:
         self.axes, self.row_axis = windows.axes, windows.row_axis
@@ -234,7 +234,7 @@ class _Blend:
         self.total[(slice(None), *target)] += logits.movedim(self.row_axis + 1, 1)[(slice(None), *source)] * weight
 
     def take(self, row: int, following: int) -> Iterator[tuple[slice, torch.Tensor]]:
-        """The finished voxels of the row that starts at `row`, of which no later one, from `following`, has a part."""
+        """Yield the finished voxels of the row that starts at `row`: those before the next row at `following`."""
         assert self.total is not None
         first = max(row, 0)
         step = max(PIECE // self.total[:, 0].numel(), 1)
@@ -244,23 +244,23 @@ class _Blend:
             yield done, (self.total[:, local] / self.weight[local]).movedim(1, self.row_axis + 1)
         shift = following - row
         for sums in (self.weight, self.total.movedim(1, 0)):
-            for i in range(len(sums)):  # one by one: what is moved overlaps with where it goes
+            for i in range(len(sums)):  # one by one: source and target overlap
                 sums[i] = sums[i + shift] if i + shift < len(sums) else 0
 
 
 def _output_size(network: Network, roi_size: tuple[int, ...]) -> tuple[int, ...]:
-    """Of a window, by the network's own word."""
-    tell = getattr(network, "output_size", None)
-    if tell is None:
+    """Return the output size of a window by the network's ``output_size``; without it, the window's size."""
+    output_size = getattr(network, "output_size", None)
+    if output_size is None:
         return roi_size
     try:
-        return tuple(tell(roi_size))
+        return tuple(output_size(roi_size))
     except ValueError as error:
         raise DataError(f"windows of {roi_size} voxels do not suit the network: {error} (roi_size).") from error
 
 
 def _constants(window: torch.Tensor) -> tuple[float, ...]:
-    """The value of each channel where all of them are constant, else nothing."""
+    """Return the value of each channel if all of them are constant, else an empty tuple."""
     low, high = window.flatten(1).aminmax(dim=1)
     return tuple(low.tolist()) if torch.equal(low, high) else ()
 

@@ -1,4 +1,4 @@
-"""Where sliding windows lie in a volume, and cutting them out of arrays in memory or on disk."""
+"""Positions of sliding windows in a volume, and cropping them from arrays in memory or on disk."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ BORDERS = ("replicate", "mirror")
 
 @dataclass(frozen=True)
 class Axis:
-    """Windows along one axis of a volume, by what they give of it.
+    """Windows along one axis of a volume.
 
     Attributes:
-        length: of the volume, in voxels.
-        starts: of the windows' outputs, ascending; the first may be negative, the last end beyond the volume.
-        size: of an output.
-        margin: by which an input is longer, on either side.
+        length: length of the volume, in voxels.
+        starts: starts of the windows' outputs, ascending; the first may be negative, the last end beyond the volume.
+        size: size of an output.
+        margin: number of voxels by which an input is longer, on either side.
     """
 
     length: int
@@ -30,10 +30,10 @@ class Axis:
 
     @classmethod
     def overlapping(cls, length: int, size: int, overlap: float) -> Axis:
-        """As MONAI's ``SlidingWindowInferer`` lays windows whose outputs are as large as their inputs.
+        """Place windows whose outputs are as large as their inputs, as MONAI's ``SlidingWindowInferer``.
 
-        They start every int(size (1 - overlap)) voxels; the last is moved back into the volume, and a volume that is
-        shorter than a window lies in its middle.
+        They start every int(size (1 - overlap)) voxels; the last is moved back into the volume, and a volume shorter
+        than a window is in its middle.
         """
         if length <= size:
             return cls(length, (-((size - length) // 2),), size)
@@ -43,10 +43,10 @@ class Axis:
 
     @classmethod
     def seamless(cls, length: int, size: int, margin: int, multiple: int) -> Axis:
-        """For valid convolutions: side by side, as the paper tiles (figure 2 of U-Net, MICCAI 2015).
+        """Place windows side by side for valid convolutions, as the tiles of figure 2 in U-Net (MICCAI 2015).
 
         Outputs start at multiples of the network's downsampling, so that each voxel is pooled with the same neighbours
-        in whatever tile it lies.
+        in any tile.
 
         Raises:
             ValueError: when an output is shorter than `multiple`.
@@ -54,29 +54,29 @@ class Axis:
         step = size // multiple * multiple
         if step == 0:
             raise ValueError(
-                f"a window of {size + 2 * margin} voxels gives {size}, less than the {multiple} by which the network "
-                "downsamples; take a larger window"
+                f"a window of {size + 2 * margin} voxels gives {size}, fewer than the network's downsampling factor "
+                f"{multiple}; use a larger window"
             )
         count = max(math.ceil((length - size) / step) + 1, 1)
         return cls(length, tuple(i * step for i in range(count)), size, margin)
 
     def inside(self, start: int) -> slice:
-        """The voxels of the volume that the output at `start` gives."""
+        """Return the voxels of the volume that the output at `start` covers."""
         return slice(max(start, 0), min(start + self.size, self.length))
 
     def of_output(self, start: int) -> slice:
-        """Where these lie in the output."""
+        """Return the position of these voxels in the output."""
         inside = self.inside(start)
         return slice(inside.start - start, inside.stop - start)
 
     def of_input(self, start: int) -> tuple[int, int]:
-        """Start and stop of the input, which may lie beyond the volume."""
+        """Return start and stop of the input, which may lie beyond the volume."""
         return start - self.margin, start + self.size + self.margin
 
 
 @dataclass(frozen=True)
 class Windows:
-    """All windows of a volume, in rows across one axis, so that a row's voxels are soon complete.
+    """All windows of a volume, in rows across one axis, so that each row's voxels are soon complete.
 
     Attributes:
         axes: the windows along each of the three axes.
@@ -86,9 +86,9 @@ class Windows:
 
     @property
     def row_axis(self) -> int:
-        """The axis along which rows follow each other: the one with most windows, which makes the rows smallest.
+        """Axis along which rows follow each other: the one with most windows, so that rows are smallest.
 
-        Of equal ones the last, along which files are slowest: a row is then in one piece of them.
+        Of equal ones it is the last, the slowest in files, so that a row is contiguous in them.
         """
         return max(range(3), key=lambda i: (self.axes[i].length / self.axes[i].size, i))
 
@@ -101,20 +101,20 @@ class Windows:
         return tuple(axis.size for axis in self.axes)
 
     def rows(self) -> Iterator[tuple[int, list[tuple[int, int, int]]]]:
-        """Each row's start along the row axis, and the starts of its windows' outputs."""
-        choices = [axis.starts for axis in self.axes]
+        """Yield each row's start along the row axis, and the starts of its windows' outputs."""
+        starts = [axis.starts for axis in self.axes]
         for start in self.axes[self.row_axis].starts:
-            choices[self.row_axis] = (start,)
-            yield start, [(x, y, z) for x, y, z in itertools.product(*choices)]
+            starts[self.row_axis] = (start,)
+            yield start, [(x, y, z) for x, y, z in itertools.product(*starts)]
 
 
 def cut(channels: Sequence[np.ndarray], bounds: Sequence[tuple[int, int]], border: str = "replicate") -> np.ndarray:
-    """Cut a box out of a volume, which may be on disk: nothing else of it is read.
+    """Crop a box from a volume, which may be on disk: nothing else of it is read.
 
     Args:
-        channels: one (X, Y, Z) array each.
+        channels: one (X, Y, Z) array for each channel.
         bounds: start and stop along each axis; may lie beyond the volume.
-        border: what lies beyond: "replicate" the outermost voxels, or "mirror" the volume in them.
+        border: how to extend the volume: "replicate" the outermost voxels, or "mirror" the volume in them.
 
     Returns:
         (C, X', Y', Z') float32, contiguous.
@@ -132,7 +132,7 @@ def cut(channels: Sequence[np.ndarray], bounds: Sequence[tuple[int, int]], borde
 
 
 def _indices(start: int, stop: int, length: int, border: str) -> np.ndarray:
-    """The voxels of the volume that stand for start ... stop - 1."""
+    """Return the voxels of the volume for the positions start ... stop - 1."""
     wanted = np.arange(start, stop)
     if border == "replicate":
         return wanted.clip(0, length - 1)

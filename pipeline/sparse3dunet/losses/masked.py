@@ -1,4 +1,4 @@
-"""Cross-entropy and Dice over annotated voxels: what is unlabeled has no say in the loss or in any gradient."""
+"""Cross-entropy and Dice over annotated voxels; unlabeled ones affect neither the loss nor any gradient."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from sparse3dunet.networks.shapes import center_crop
 
 
 class _SumOverProcesses(torch.autograd.Function):
-    """Sums over processes that all go on to the same loss, whose gradients DistributedDataParallel averages.
+    """Sum over processes that then compute the same loss, whose gradients DistributedDataParallel averages.
 
-    The gradient is as many times that of one loss as there are processes, by which the average divides again.
+    The gradient is multiplied by the number of processes, by which the average divides again.
     """
 
     @staticmethod
@@ -32,7 +32,7 @@ class _SumOverProcesses(torch.autograd.Function):
 
 
 class _MaskedLoss(nn.Module):
-    """What both losses share: the class weights, and logits, labels and weights that are safe to compute with."""
+    """Base of both losses, with class weights and checked logits, labels and weights."""
 
     class_weight: torch.Tensor | None
 
@@ -45,9 +45,9 @@ class _MaskedLoss(nn.Module):
         self.register_buffer("class_weight", weights, persistent=False)
 
     def _prepare(self, pred: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Logits (B, K, ...) float32, labels (B, ...) int64 and weights (B, ...), all of the prediction's size.
+        """Return logits (B, K, ...) float32, labels (B, ...) int64 and weights (B, ...), all of the prediction's size.
 
-        Logits of unlabeled voxels become 0 *before* the softmax, so that even an infinite one leaves no NaN behind.
+        Logits of unlabeled voxels become 0 before the softmax, so that not even an infinite one causes NaN.
         """
         if pred.shape[0] != target.shape[0] or any(p > t for p, t in zip(pred.shape[2:], target.shape[2:])):
             raise ValueError(
@@ -68,7 +68,7 @@ class _MaskedLoss(nn.Module):
         return logits, label, weight
 
     def _cross_entropy(self, logits: torch.Tensor, label: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """Mean over the annotated voxels, as PyTorch's weighted mean; a differentiable 0 where there are none."""
+        """Compute PyTorch's weighted mean over the annotated voxels; a differentiable 0 if there are none."""
         if self.class_weight is not None:
             weight = weight * self.class_weight.to(label.device)[label]
         loss = F.cross_entropy(logits, label, reduction="none")
@@ -76,7 +76,7 @@ class _MaskedLoss(nn.Module):
         return self._of_all((loss * weight).sum()) / weights
 
     def _of_all(self, part: torch.Tensor) -> torch.Tensor:
-        """The sum of what each process has, through which gradients flow back; `part` where there is one process."""
+        """Return the differentiable sum over all processes; `part` if there is only one."""
         several = self.distributed and dist.is_initialized() and dist.get_world_size() > 1
         return _SumOverProcesses.apply(part) if several else part
 
@@ -89,19 +89,19 @@ class MaskedCrossEntropyLoss(_MaskedLoss):
     is a differentiable zero.
 
     Args:
-        class_weight: one factor >= 0 per class, multiplied into the voxels' weights.
+        class_weight: one factor >= 0 per class, multiplied with the voxels' weights.
         distributed: with DistributedDataParallel, whether the mean is over the annotated voxels of all processes, as
-            if one had the whole batch. A mean in each would let a voxel count the more the fewer its process has. All
-            processes must call the loss as often.
+            if one had the whole batch. With a mean in each process, a voxel would count more the fewer its process has.
+            All processes must call the loss equally often.
 
     Shapes:
         pred: (B, K, X, Y, Z) logits.
         target: (B, 2, X', Y', Z'), label and weight (:func:`~sparse3dunet.losses.target.pack_target`), or
-            (B, 1, X', Y', Z'), a dense label. Where it is larger than `pred`, as with valid convolutions, its centre
-            counts.
+            (B, 1, X', Y', Z'), a dense label. If it is larger than `pred`, as with valid convolutions, its centre is
+            used.
 
     Raises:
-        ValueError: when the shapes do not fit, or an annotated voxel's label is no class.
+        ValueError: when the shapes do not fit, or an annotated voxel's label is not a class.
     """
 
     def forward(self, pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -111,14 +111,14 @@ class MaskedCrossEntropyLoss(_MaskedLoss):
 class MaskedDiceCELoss(_MaskedLoss):
     """Soft Dice plus cross-entropy over annotated voxels.
 
-    Softmax first, mask after: a mask on the logits would turn every unlabeled voxel into a uniform prediction. With
-    all weights 1 it equals ``monai.losses.DiceCELoss(to_onehot_y=True, softmax=True)`` with the same arguments;
+    The mask is applied after the softmax: on the logits it would turn every unlabeled voxel into a uniform prediction.
+    With all weights 1 it equals ``monai.losses.DiceCELoss(to_onehot_y=True, softmax=True)`` with the same arguments;
     without an annotated voxel it is a differentiable zero. Shapes and errors as in :class:`MaskedCrossEntropyLoss`.
 
     Args:
-        include_background: whether class 0 takes part in the Dice term.
-        batch: whether Dice's sums run over the whole batch; otherwise the mean over the volumes that have an
-            annotated voxel is taken.
+        include_background: whether the Dice term includes class 0.
+        batch: whether to sum over the whole batch in Dice; otherwise it is the mean over the volumes that have an
+            annotated voxel.
         smooth_nr: added to Dice's numerator.
         smooth_dr: added to Dice's denominator.
         class_weight: one factor >= 0 per class, for both terms.

@@ -1,4 +1,4 @@
-"""Label and weight as one tensor, so that a loss or a metric of two arguments sees both."""
+"""Label and weight in one tensor, for losses and metrics of two arguments."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def unpack_target(target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Split a target into label (B, ...) int64, 0 where the weight is 0, and weight (B, ...) float32.
 
     Args:
-        target: (B, 2, ...) from :func:`pack_target`, or (B, 1, ...) a dense label map whose voxels all count.
+        target: (B, 2, ...) from :func:`pack_target`, or (B, 1, ...) a dense label map with weight 1 everywhere.
 
     Raises:
         ValueError: when the target has another number of channels, or a negative or infinite weight.
@@ -33,5 +33,5 @@ def unpack_target(target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     weight = target[:, 1].to(torch.float32) if target.shape[1] == 2 else torch.ones_like(label, dtype=torch.float32)
     if bool((weight < 0).any()) or not bool(torch.isfinite(weight).all()):
         raise ValueError("a target has a weight that is negative, NaN or infinite; weights are finite and >= 0.")
-    # Whatever stands in unlabeled voxels (255, -1, NaN after a warp) must reach no index and no one-hot.
+    # Values of unlabeled voxels (255, -1, NaN after a warp) must not be used as an index or for one-hot.
     return torch.where(weight > 0, label, torch.zeros_like(label)).long(), weight

@@ -14,11 +14,11 @@ KINDS = ("dice", "iou")
 
 
 def overlap_counts(pred: torch.Tensor, target: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """Voxels on which segmentation and label agree and disagree, where annotated.
+    """Count the annotated voxels on which segmentation and label agree and disagree.
 
     Args:
         pred: (B, 1, ...) the segmentation, classes 0 ... K-1; or (B, K, ...) logits, of which the argmax is taken.
-        target: (B, 2, ...) label and weight, or (B, 1, ...) a dense label. Voxels of weight 0 count nowhere; all
+        target: (B, 2, ...) label and weight, or (B, 1, ...) a dense label. Voxels of weight 0 are not counted; all
             others count once.
         num_classes: K.
 
@@ -49,7 +49,7 @@ def overlap_counts(pred: torch.Tensor, target: torch.Tensor, num_classes: int) -
 
 
 def overlap_scores(counts: torch.Tensor, kind: str) -> torch.Tensor:
-    """Dice or IoU (..., K) from (..., K, 3) counts; NaN for a class that no annotated voxel shows."""
+    """Compute Dice or IoU (..., K) from (..., K, 3) counts; NaN for a class that no annotated voxel has."""
     true_positive, false_positive, false_negative = counts.double().unbind(-1)
     if kind == "dice":
         scores = 2 * true_positive / (2 * true_positive + false_positive + false_negative)
@@ -62,23 +62,23 @@ def overlap_scores(counts: torch.Tensor, kind: str) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class ClassScore:
-    """Mean of a class's score over the volumes in which it is annotated; `n` is their number, `mean` None at n = 0."""
+    """Mean of a class's score over the volumes in which it is annotated; `n` is their number, `mean` None if n = 0."""
 
     mean: float | None
     n: int
 
 
 class OverlapMetric(CumulativeIterationMetric):
-    """Dice or IoU by class, mean over the volumes, on annotated voxels alone.
+    """Dice or IoU by class on annotated voxels, averaged over the volumes.
 
-    A class that a volume's annotated voxels do not show is not evaluable there and enters no mean, as in MONAI's
-    ``DiceMetric`` and ``MeanIoU`` with ``ignore_empty=True``, which this equals (it needs neither one-hot volumes nor
-    an ignore value in the label).
+    A class that none of a volume's annotated voxels has is not evaluable there and left out of the mean, as in MONAI's
+    ``DiceMetric`` and ``MeanIoU`` with ``ignore_empty=True``, which this equals (but it needs neither one-hot volumes
+    nor an ignore value in the label).
 
     Args:
         num_classes: K.
         kind: ``"dice"`` or ``"iou"``.
-        include_background: whether class 0 enters the mean over classes (:meth:`aggregate`).
+        include_background: whether the mean over classes (:meth:`aggregate`) includes class 0.
 
     Shapes: called with a segmentation and a target as :func:`overlap_counts`.
     """
@@ -96,17 +96,17 @@ class OverlapMetric(CumulativeIterationMetric):
         return overlap_scores(counts, self.kind).float()
 
     def by_class(self) -> list[ClassScore]:
-        """The score of each class 0 ... K-1, not evaluable where no volume shows it."""
+        """Return the score of each class 0 ... K-1, not evaluable if no volume has it."""
         return class_scores(self.get_buffer())
 
     def aggregate(self) -> torch.Tensor:
-        """The mean over the evaluable classes; NaN only where no class is evaluable."""
+        """Return the mean over the evaluable classes; NaN only if no class is evaluable."""
         mean = mean_score(self.by_class()[0 if self.include_background else 1 :])
         return torch.tensor(torch.nan if mean is None else mean)
 
 
 def class_scores(per_volume: torch.Tensor) -> list[ClassScore]:
-    """Means over the rows of (N, K) scores in which NaN means not evaluable."""
+    """Average (N, K) scores over the rows, where NaN means not evaluable."""
     scores: list[ClassScore] = []
     for column in per_volume.double().unbind(1):
         valid = column[~column.isnan()]
@@ -115,6 +115,6 @@ def class_scores(per_volume: torch.Tensor) -> list[ClassScore]:
 
 
 def mean_score(scores: Sequence[ClassScore]) -> float | None:
-    """The mean over the evaluable classes, None where there is none."""
+    """Return the mean over the evaluable classes, None if there is none."""
     means = [s.mean for s in scores if s.mean is not None]
     return sum(means) / len(means) if means else None

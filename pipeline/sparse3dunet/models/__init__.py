@@ -1,1 +1,1 @@
-"""Trained models: what is known of one, and its files."""
+"""Trained models: their descriptions and files."""

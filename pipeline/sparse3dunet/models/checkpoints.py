@@ -1,4 +1,4 @@
-"""Model files: written whole or not at all, and described so that inference rebuilds the network that was trained."""
+"""Model files that are never incomplete, with a description from which inference rebuilds the network."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from sparse3dunet.models.description import DESCRIPTION_SUFFIX, NO_MODEL, ModelD
 
 
 def save_file(path: str | Path, content: Mapping[str, Any], description: ModelDescription | None = None) -> None:
-    """Write tensors and plain values to a file, which at any moment is the old one or the new one, and whole.
+    """Write tensors and plain values to a file, which is the complete old one or the complete new one at any moment.
 
-    Neither MONAI's ``CheckpointSaver`` nor Ignite's ``DiskSaver`` gives that for a fixed file name: the former writes
+    Neither MONAI's ``CheckpointSaver`` nor Ignite's ``DiskSaver`` ensures that for a fixed file name: the former writes
     in place, and both delete the old file before they write the new one.
 
     Args:
-        path: of the file; its folder is made where it is missing.
-        content: for ``torch.save``.
-        description: written beside the file, as JSON under the same name, before the file itself; a former file with
-            another description is removed first. None for none.
+        path: path of the file; its folder is made if it is missing.
+        content: content for ``torch.save``.
+        description: description to write next to the file, as JSON with the same name, before the file itself; an
+            existing file with another description is removed first. None to write none.
     """
     path = Path(path)
     if description is not None:
@@ -39,37 +39,37 @@ def _describe(model_file: Path, text: str) -> None:
     path = model_file.with_suffix(DESCRIPTION_SUFFIX)
     if path.is_file() and path.read_text(encoding="utf-8") == text:
         return
-    # A former model of another kind: at no moment may it lie beside a description that is not its own.
+    # An earlier model of another kind must at no moment be next to a description that is not its own.
     model_file.unlink(missing_ok=True)
     replace_file(path, lambda draft: draft.write_text(text, encoding="utf-8"))
 
 
 def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file that at any moment is the old one or the new one, and whole; `write` gets the path of a draft."""
+    """Write a file so that it is complete at any moment, the old one or the new one; `write` gets a draft's path."""
     with replacing(path) as draft:
         write(draft)
 
 
 def file_digest(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    found = hashlib.sha256()
+    """Return the SHA-256 digest of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
     with Path(path).open("rb") as file:
         while piece := file.read(1 << 20):
-            found.update(piece)
-    return found.hexdigest()
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 class BestModelSaver:
-    """Handler of MONAI's *evaluator*: keeps the network's flat state_dict of the best validation so far, or the last.
+    """Handler of MONAI's evaluator that saves the network's flat state_dict of the best validation so far, or the last.
 
-    Which one is the best, the evaluator says; give it :func:`is_better` as ``metric_cmp_fn``. Among several processes
+    The evaluator decides which one is the best; give it :func:`is_better` as ``metric_cmp_fn``. With several processes
     (DDP) the first one writes.
 
     Args:
         network: the network that is trained.
-        path: of the file.
+        path: path of the file.
         description: see :func:`save_file`.
-        keep: ``best`` or ``last``; with the latter, validation chooses nothing.
+        keep: ``best`` or ``last``; with the latter, validation selects nothing.
 
     Raises:
         DataError: when `keep` is neither.
@@ -83,7 +83,7 @@ class BestModelSaver:
         keep: str = "best",
     ) -> None:
         if keep not in ("best", "last"):
-            raise DataError(f"keep must be best or last, the model of which validation; got {keep!r}.")
+            raise DataError(f"keep must be best or last, the validation whose model is kept; got {keep!r}.")
         self.keep = keep
         self.network = network
         self.path = Path(path)
@@ -99,20 +99,20 @@ class BestModelSaver:
 
 
 def is_better(metric: float, best: float) -> bool:
-    """Whether a metric is larger than the best so far; NaN (nothing evaluable) is smaller than any."""
+    """Return whether a metric is larger than the best so far; NaN (nothing evaluable) is smaller than any."""
     return finite_score(metric) > finite_score(best)
 
 
 def finite_score(value: float) -> float:
-    """The value, or minus infinity for NaN, so that comparisons of scores are well-defined."""
+    """Return the value, or minus infinity for NaN, so that comparisons of scores are well-defined."""
     return -math.inf if math.isnan(value) else float(value)
 
 
 def existing_model(model_file: str | Path) -> str:
-    """Return the path, having made sure that it is a model file that can be loaded.
+    """Return the path after checking that it is a model file that can be loaded.
 
     Raises:
-        DataError: when the file is missing or no file of tensors.
+        DataError: when the file is missing or not a file of tensors.
     """
     path = Path(model_file)
     if not path.is_file():

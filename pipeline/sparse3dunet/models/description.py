@@ -1,4 +1,4 @@
-"""The description of a model, in the JSON file beside its weights: what a program must know to use them."""
+"""Model description, in the JSON file next to the weights: what a program must know to use them."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from sparse3dunet.models.description_checks import CURE, DESCRIPTION, SCHEMA_VER
 from sparse3dunet.networks import UNet3D
 
 DESCRIPTION_SUFFIX = ".json"
-NO_MODEL = "{path}: there is no trained model. Train one first (run training), or name one: --model_file FILE."
+NO_MODEL = "{path}: there is no trained model. Train one first (run training), or pass one: --model_file FILE."
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelDescription:
-    """What a program must know of a trained model to use it.
+    """Description of a trained model, with all that a program must know to use it.
 
     Attributes:
-        class_names: by class number 0 ... K-1, background first.
-        class_values: on disk, by class number.
-        patch_size: of training's patches and prediction's windows, in voxels.
-        network: the arguments of :class:`~sparse3dunet.networks.UNet3D`; None for another network.
+        class_names: names by class number 0 ... K-1, background first.
+        class_values: values on disk by class number.
+        patch_size: size of training's patches and prediction's windows, in voxels.
+        network: arguments of :class:`~sparse3dunet.networks.UNet3D`; None for another network.
         in_channels: channels of the image.
-        spacing: in mm, to which volumes are resampled; None for volumes as they are.
-        unlabeled: the values on disk that meant unlabeled in training.
-        ignore_index: what the user set as such values, if anything; evaluating does the same.
-        annotated_slices: likewise, which slices are annotated.
-        normalize: the normalisation of images in words; empty for the bundle's own, see
+        spacing: spacing in mm to which volumes are resampled; None for volumes as they are.
+        unlabeled: values on disk that meant unlabeled in training.
+        ignore_index: such values as set by the user, if any; evaluation uses them again.
+        annotated_slices: annotated slices as set by the user, if any; evaluation uses them again.
+        normalize: names of the transforms that normalise images; empty for the bundle's own normalisation, see
             :func:`~sparse3dunet.models.normalization.normalization_names`.
-        training: names of the cases that were learned from.
-        validation: names of the cases that the best epoch was chosen by.
-        schema_version: of these fields.
-        sparse3dunet_version: the version of sparse3dunet that wrote the file; None where it is not told.
+        training: names of the training cases.
+        validation: names of the cases by which the best epoch was selected.
+        schema_version: version of these fields.
+        sparse3dunet_version: version of sparse3dunet that wrote the file; None if unknown.
     """
 
     class_names: tuple[str, ...]
@@ -60,11 +60,11 @@ class ModelDescription:
     sparse3dunet_version: str | None = field(default=__version__, compare=False)
 
     def to_json(self) -> str:
-        """The text of the file, as this version of sparse3dunet writes it."""
+        """Return the text of the file, as this version of sparse3dunet writes it."""
         return json.dumps(asdict(replace(self, sparse3dunet_version=__version__)), indent=1) + "\n"
 
     def settings(self) -> dict[str, Any]:
-        """All of it, as plain values, that stays the same when a training goes on: all but who wrote it."""
+        """Return all fields except sparse3dunet_version as plain values: what stays the same when resuming."""
         content = json.loads(self.to_json())
         del content["sparse3dunet_version"]
         return content
@@ -73,23 +73,23 @@ class ModelDescription:
     def from_json(cls, text: str | bytes, where: str) -> ModelDescription:
         """Read a description, of this schema version or an older one.
 
-        Fields that are not known are ignored, so that anyone can add notes of their own; one without which a model
-        would be used wrongly comes with a new schema version.
+        Unknown fields are ignored, so that users can add their own notes; a field without which a model would be used
+        wrongly comes with a new schema version.
 
         Args:
-            text: of the file.
-            where: names the file in messages.
+            text: text of the file.
+            where: name of the file in messages.
 
         Raises:
             NewerDescriptionError: when a newer version of sparse3dunet wrote it.
-            DataError: when it is no description, or a field is missing or not valid; names the field and its value.
+            DataError: when it is not a description, or a field is missing or not valid; names the field and its value.
         """
         try:
             content = json.loads(text)
         except ValueError as error:
-            raise DataError(f"{where}: describes no model: it is not readable as JSON ({error}). {CURE}") from error
+            raise DataError(f"{where}: not a model description: it is not valid JSON ({error}). {CURE}") from error
         if not isinstance(content, dict):
-            raise DataError(f"{where}: describes no model: expected a JSON object, found {content!r:.40}. {CURE}")
+            raise DataError(f"{where}: not a model description: expected a JSON object, found {content!r:.40}. {CURE}")
         content = migrated(content)
         required = [entry.name for entry in fields(cls) if entry.default is MISSING]
         check_fields(content, required, where)
@@ -113,14 +113,14 @@ def describe_model(
     """Describe a model that is to be trained.
 
     Args:
-        network: a UNet3D or any other.
-        data_set: its classes, channels and unlabeled values are the model's.
-        patch_size: in voxels.
-        spacing: in mm, to which volumes are resampled.
-        split: the cases of training, and of validation.
+        network: a UNet3D or any other network.
+        data_set: data set whose classes, channels and unlabeled values are the model's.
+        patch_size: patch size in voxels.
+        spacing: spacing in mm to which volumes are resampled.
+        split: the cases for training, and for validation.
         ignore_index: see :class:`ModelDescription`.
-        annotated_slices: likewise.
-        normalize: likewise.
+        annotated_slices: see :class:`ModelDescription`.
+        normalize: see :class:`ModelDescription`.
     """
     content = {
         "class_names": data_set.class_names,
@@ -140,11 +140,11 @@ def describe_model(
 
 
 def description_text(model_file: Any, cure: str = "") -> tuple[bytes, str]:
-    """The text of the description beside a model's weights, and where it is.
+    """Return the text of the description next to a model's weights, and its path.
 
     Args:
         model_file: the weights: a Path, or one in an archive (``zipfile.Path``).
-        cure: what else can be done where there is none, for the message.
+        cure: further advice for the message if there is no description.
 
     Raises:
         DataError: when there is none, or it cannot be read.
@@ -154,23 +154,23 @@ def description_text(model_file: Any, cure: str = "") -> tuple[bytes, str]:
         if (model_file.parent / name).is_file():
             return content_of(model_file.parent / name), str(model_file.parent / name)
     raise DataError(
-        f"{model_file}: {' or '.join(names)} is missing beside it, which says of what classes and for what images the "
-        f"model is. Copy it along from the training's folder. {cure}".rstrip()
+        f"{model_file}: {' or '.join(names)} is missing next to it, which describes the model's classes and images. "
+        f"Copy it from the training's folder. {cure}".rstrip()
     )
 
 
 def read_description(model_file: str | Path) -> ModelDescription:
-    """The description beside a model's weights, see :func:`description_text` and :class:`ModelDescription`."""
+    """Read the description next to a model's weights, see :func:`description_text`."""
     return ModelDescription.from_json(*description_text(Path(model_file)))
 
 
 def description_for_bundle(
     model_file: str | Path, train_config: str | Path, in_channels: int = 1, num_classes: int = 3
 ) -> ModelDescription:
-    """The description that the bundle's configs go by: the one beside `model_file`.
+    """Return the description for the bundle's configs: the one next to `model_file`.
 
-    Before any training, tools that look at the bundle get the network that `train_config` defines, for an image of
-    `in_channels` and `num_classes`.
+    Before any training, tools that inspect the bundle get the network that `train_config` defines, for `in_channels`
+    and `num_classes`.
 
     Raises:
         DataError: when there is neither, or the model was trained with a network other than UNet3D.
@@ -180,8 +180,8 @@ def description_for_bundle(
         description = read_description(model_file)
         if description.network is None:
             raise DataError(
-                f"{path}: is described as no UNet3D. The bundle scores and predicts with UNet3D alone; load yours "
-                "yourself."
+                f"{path} is not a UNet3D, according to its description. The bundle scores and predicts only with "
+                "UNet3D; load other networks in your own code."
             )
         return description
     if not Path(train_config).is_file():
@@ -195,7 +195,7 @@ def description_for_bundle(
 
 
 def check_model_fits(description: ModelDescription, data_set: DataSet) -> None:
-    """Raise DataError unless a model has the classes of a data set, and takes images of as many channels."""
+    """Raise DataError unless a model has the classes and number of channels of a data set."""
     ours, names = description.class_names, data_set.class_names
     if (len(ours), description.in_channels) != (len(names), data_set.num_channels):
         raise DataError(
@@ -212,21 +212,21 @@ def check_model_fits(description: ModelDescription, data_set: DataSet) -> None:
 
 
 def form_network(config: Mapping[str, Any]) -> UNet3D:
-    """The network without its weights, which takes neither memory nor time, nor random numbers."""
+    """Build a network without weights, which needs neither memory nor time, nor random numbers."""
     with torch.device("meta"):
         return UNet3D(**config)
 
 
 def content_of(file: Any) -> bytes:
-    """The bytes of a file, or of one in an archive."""
+    """Read the bytes of a file, or of one in an archive."""
     try:
         return file.read_bytes()
-    except Exception as error:  # zipfile raises many kinds where an archive is damaged or encrypted
+    except Exception as error:  # zipfile raises many kinds if an archive is damaged or encrypted
         raise DataError(f"{file}: cannot be read ({error}). Copy it again, without a password.") from error
 
 
 def _with_tuples(content: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON's lists as tuples, but for slices, which have a form of their own."""
+    """Turn JSON's lists into tuples, except for slices, which have a form of their own."""
     return {
         name: tuple(value) if isinstance(value, list) and name != "annotated_slices" else value
         for name, value in content.items()
@@ -234,7 +234,7 @@ def _with_tuples(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_classes(description: ModelDescription, where: str) -> None:
-    """Raise DataError unless names, values and the network have as many classes, and as many channels."""
+    """Raise DataError unless names, values and the network agree in the numbers of classes and channels."""
     count, values, network = len(description.class_names), description.class_values, description.network
     if len(values) != count:
         raise DataError(f"{where}: has no valid class_values: {list(values)} for {count} class_names. {CURE}")

@@ -1,4 +1,4 @@
-"""The schema of a model's description: its version, what each field may be, and how older descriptions become such."""
+"""Schema of model descriptions: its version, the valid values of fields, and migration of older descriptions."""
 
 from __future__ import annotations
 
@@ -11,41 +11,41 @@ from sparse3dunet.data.slices import check_specification
 from sparse3dunet.errors import DataError
 
 SCHEMA_VERSION = 1
-"""Rises with every change of the fields that a program must know of to use a model."""
+"""Version of the schema; it rises with every change of the fields that a program must know to use a model."""
 DESCRIPTION = "model.json"
 CURE = "Copy it again from the training's folder."
 
 
 class NewerDescriptionError(DataError):
-    """The description of a model was written by a newer version of sparse3dunet."""
+    """Error for a model description that was written by a newer version of sparse3dunet."""
 
 
 def migrated(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a description, of schema version 1 where they had none, as up to 0.10.0.
+    """Return the fields of a description; those without a schema version, as up to 0.10.0, in schema version 1.
 
-    Since then upsampling goes by the padding (weights are converted when they are loaded), and ``in_channels`` are told
-    of any network.
+    Since then the padding determines the upsampling (weights are converted when they are loaded), and ``in_channels``
+    is given for any network.
     """
     if "schema_version" in content:
         return dict(content)
-    found = {"schema_version": 1, "in_channels": 1, **content}
-    network, names, ignored = (found.get(name) for name in ("network", "class_names", "ignore_index"))
+    result = {"schema_version": 1, "in_channels": 1, **content}
+    network, names, ignored = (result.get(name) for name in ("network", "class_names", "ignore_index"))
     if isinstance(network, Mapping):
-        found["network"] = {name: value for name, value in network.items() if name != "upsampling"}
-        found["in_channels"] = content.get("in_channels", network.get("in_channels", 1))
+        result["network"] = {name: value for name, value in network.items() if name != "upsampling"}
+        result["in_channels"] = content.get("in_channels", network.get("in_channels", 1))
     if isinstance(names, list):
-        found.setdefault("class_values", list(range(len(names))))
-    found.setdefault("unlabeled", ignored if isinstance(ignored, list) else [] if ignored is None else [ignored])
-    return found
+        result.setdefault("class_values", list(range(len(names))))
+    result.setdefault("unlabeled", ignored if isinstance(ignored, list) else [] if ignored is None else [ignored])
+    return result
 
 
 def check_fields(content: Mapping[str, Any], required: Sequence[str], where: str) -> None:
-    """Raise DataError unless all fields are valid, each for itself.
+    """Raise DataError unless each field is valid.
 
     Args:
-        content: as read from JSON, and migrated.
-        required: fields that must be there.
-        where: names the file in messages.
+        content: fields as read from JSON, and migrated.
+        required: names of fields that must be there.
+        where: name of the file in messages.
     """
     _check_version(content, where)
     for name, (fits, expected) in _EXPECTED.items():
@@ -61,9 +61,9 @@ def _check_version(content: Mapping[str, Any], where: str) -> None:
         raise DataError(f"{where}: has no valid schema_version: {version!r}; expected {SCHEMA_VERSION}. {CURE}")
     if version > SCHEMA_VERSION:
         raise NewerDescriptionError(
-            f"{where}: was written by sparse3dunet {writer or '(version not told)'}, whose descriptions of models "
-            f"(schema version {version}) this one, {__version__}, cannot read. Update sparse3dunet to that version or "
-            "a later one."
+            f"{where}: was written by sparse3dunet {writer or '(unknown version)'}, whose model descriptions (schema "
+            f"version {version}) this one, {__version__}, cannot read. Update sparse3dunet to that version or a later "
+            "one."
         )
 
 
@@ -111,6 +111,6 @@ _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "normalize": _NAMES,
     "training": _NAMES,
     "validation": _NAMES,
-    "sparse3dunet_version": (lambda v: v is None or isinstance(v, str), "a version, as 1.0.0"),
+    "sparse3dunet_version": (lambda v: v is None or isinstance(v, str), "a version such as 1.0.0"),
 }
-"""By field, whether a value read from JSON is valid, and what is expected."""
+"""By field, a check of the value read from JSON, and what is expected."""

@@ -1,4 +1,4 @@
-"""Trained models, from whatever holds them: a training's folder, a file, a packaged bundle."""
+"""Loading of trained models: from a training's folder, a file, or a packaged bundle."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from sparse3dunet.networks import UNet3D
 from sparse3dunet.networks.concatenated import additive_weights
 
 PLACES = ("model.pt", "models/model.pt", "model.ts", "models/model.ts")
-"""Of the weights in a folder or an archive, the first that is there."""
+"""Places of the weights in a folder or an archive; the first that exists is used."""
 _INTO_SCRIPT = f"torch.jit.save(network, file, _extra_files={{'{DESCRIPTION}': text}})."
-_CURE = "Train one (run training), or name one: its file, or the folder of the training."
+_CURE = "Train one (run training), or pass one: its file, or the folder of the training."
 
 
 @dataclass(frozen=True)
 class Model:
-    """A trained network, and what prediction must know of it.
+    """Trained network with its description.
 
     Attributes:
-        network: in eval mode, on the CPU, float32; (B, C, X, Y, Z) -> logits.
+        network: network in eval mode, on the CPU, float32; (B, C, X, Y, Z) -> logits.
         description: see :class:`~sparse3dunet.models.description.ModelDescription`.
-        digest: of weights and description, in hexadecimal: tells models apart.
-        path: that the user named.
+        digest: digest of weights and description, in hexadecimal, by which models differ.
+        path: path given by the user.
     """
 
     network: nn.Module
@@ -64,11 +64,11 @@ class Model:
 
 
 class ScriptedNetwork(nn.Module):
-    """A TorchScript network that tells, as UNet3D does, which windows it takes.
+    """TorchScript network with the methods of UNet3D that give the sizes of windows.
 
     Args:
         scripted: the TorchScript module.
-        config: of the UNet3D that it was made of.
+        config: arguments of the UNet3D that it was made from.
     """
 
     def __init__(self, scripted: torch.jit.ScriptModule, config: Mapping[str, Any]) -> None:
@@ -87,9 +87,9 @@ def load_model(path: str | Path) -> Model:
     No pickle is ever loaded: weights are tensors and plain values, TorchScript is a format of its own.
 
     Args:
-        path: ``model.pt`` (or ``last.pt``) of a training, with ``model.json`` beside it; the training's folder; a
-            TorchScript file ``.ts``, with ``model.json`` in it or beside it; a packaged bundle, as a folder or
-            ``.zip``. A TorchScript network that is no UNet3D has None for ``network`` in its description, and its
+        path: ``model.pt`` (or ``last.pt``) of a training, with ``model.json`` next to it; the training's folder; a
+            TorchScript file ``.ts``, with ``model.json`` in it or next to it; a packaged bundle, as a folder or
+            ``.zip``. The description of a TorchScript network that is not a UNet3D has None for ``network``, and the
             number of channels as ``in_channels``.
 
     Raises:
@@ -111,20 +111,20 @@ def load_model(path: str | Path) -> Model:
         text, where = description_text(file)
         description = ModelDescription.from_json(text, where)
         network = _with_weights(description, _state_dict(content, str(file)), str(file))
-    # Of the description as it is in the file, so that a new version of this package finds the same
-    told = json.dumps(json.loads(text), sort_keys=True).encode()
-    digest = hashlib.sha256(hashlib.sha256(content).digest() + told).hexdigest()
+    # With the description as it is in the file, so that the digest is the same in a new version of this package
+    described = json.dumps(json.loads(text), sort_keys=True).encode()
+    digest = hashlib.sha256(hashlib.sha256(content).digest() + described).hexdigest()
     return Model(network.float().eval(), description, digest, str(path))
 
 
 def _weights_file(path: Path) -> tuple[Any, str]:
-    """The weights (a Path, or one in an archive) and their kind."""
+    """Return the weights (a Path, or one in an archive) and their suffix."""
     if path.suffix.lower() == ".zip" and path.is_file():
         try:
             root: Any = zipfile.Path(path)
             tops = [root, *(entry for entry in root.iterdir() if entry.is_dir())]
-        except Exception as error:  # many kinds, for what is damaged
-            raise DataError(f"{path.absolute()}: no archive that can be read ({error}). Copy it again.") from error
+        except Exception as error:  # many kinds, if it is damaged
+            raise DataError(f"{path.absolute()}: not a readable archive ({error}). Copy it again.") from error
     elif path.is_dir():
         tops = [path]
     elif path.is_file():
@@ -138,9 +138,9 @@ def _weights_file(path: Path) -> tuple[Any, str]:
 
 
 def _check_whole(content: bytes, where: str) -> None:
-    """Raise DataError where the checksums that PyTorch writes tell of damage; it does not look at them itself."""
+    """Raise DataError if the checksums that PyTorch writes, but does not check, show damage."""
     if not zipfile.is_zipfile(io.BytesIO(content)):
-        return  # what else it is, loading tells
+        return  # loading reports what it is
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             damaged = archive.testzip()
@@ -148,39 +148,39 @@ def _check_whole(content: bytes, where: str) -> None:
         damaged = str(error)
     if damaged:
         raise DataError(
-            f"{where}: not a whole model file, its checksums differ at {damaged}. Copy it again, or train again; if it "
+            f"{where}: damaged model file, its checksums differ at {damaged}. Copy it again, or train again; if it "
             "was saved with torch.serialization.set_crc32_options(False), save it again without that."
         )
 
 
 def _scripted(content: bytes, where: str) -> tuple[Any, bytes | str]:
-    """The TorchScript module, and the text of the description in its file; empty where there is none."""
+    """Return the TorchScript module, and the text of the description in its file; empty if there is none."""
     extra: dict[str, Any] = {DESCRIPTION: ""}
     try:
         network = torch.jit.load(io.BytesIO(content), map_location="cpu", _extra_files=extra)
     except (RuntimeError, ValueError, OSError) as error:
         reason = str(error).strip().split("\n")[0].split(". ")[0]
-        raise DataError(f"{where}: no TorchScript that can be loaded ({reason}). Export it again.") from error
+        raise DataError(f"{where}: not loadable as TorchScript ({reason}). Export it again.") from error
     return network, extra[DESCRIPTION]
 
 
 def _state_dict(content: bytes, where: str) -> dict[str, torch.Tensor]:
-    """The tensors by name, of the network alone where there is more."""
+    """Return the network's tensors by name, also from a training's state."""
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # zipfile, pickle and PyTorch raise many kinds here
         raise DataError(
             f"{where}: not a model file ({type(error).__name__}): expected tensors by name, as training writes them. "
-            "Code in a file (a pickled network) is never run. Copy it again, or train again; name TorchScript .ts."
+            "Code in a file (a pickled network) is never run. Copy it again, or train again; rename TorchScript to .ts."
         ) from error
     state = state["network"] if isinstance(state, dict) and isinstance(state.get("network"), dict) else state
     if not isinstance(state, dict) or not state or not all(map(_is_weight, state, state.values())):
-        raise DataError(f"{where}: not a model file: expected real tensors by name, found {_told(state)}. {_CURE}")
+        raise DataError(f"{where}: not a model file: expected real tensors by name, found {_summary(state)}. {_CURE}")
     return state
 
 
-def _told(state: Any) -> str:
-    """What a file holds instead of weights, in a few words."""
+def _summary(state: Any) -> str:
+    """Describe in a few words what a file contains instead of weights."""
     if not isinstance(state, dict):
         return type(state).__name__
     others = [f"{name!r}: {type(value).__name__}" for name, value in state.items() if not _is_weight(name, value)]
@@ -193,10 +193,10 @@ def _is_weight(name: Any, value: Any) -> bool:
 
 
 def _with_weights(description: ModelDescription, state: dict[str, torch.Tensor], where: str) -> nn.Module:
-    """The network that is described, with the weights that were found."""
+    """Build the described network with the given weights."""
     if description.network is None:
         raise DataError(
-            f"{where}: was no UNet3D when it was trained. Export it as TorchScript (model.ts), or load it in your code."
+            f"{where} is not a UNet3D. Export the network as TorchScript (model.ts), or load it in your own code."
         )
     form = form_network(description.network)
     state = dict(additive_weights(state)) if form.additive else state
@@ -206,8 +206,8 @@ def _with_weights(description: ModelDescription, state: dict[str, torch.Tensor],
         off = sorted(name for name in {**found, **expected} if found.get(name) != expected.get(name))
         few = [f"{name} ({found.get(name, 'absent')}, expected {expected.get(name, 'absent')})" for name in off[:3]]
         raise DataError(
-            f"{where}: its weights are not those of the network that its .json describes: {len(off)} differ, "
-            f"{', '.join(few)} for example. The .json belongs to another model; copy both from one training."
+            f"{where}: its weights do not fit the network that its .json describes: {len(off)} differ, for example "
+            f"{', '.join(few)}. The .json belongs to another model; copy both from the same training."
         )
     network = UNet3D(**description.network)
     network.load_state_dict(state)

@@ -1,4 +1,4 @@
-"""The normalisation of images that a model learns with: in words, and as a function for its predictions."""
+"""Normalisation of images that a model was trained with: its names, and a function for predictions."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ NONE = "no normalisation"
 
 
 def normalization_names(transforms: Sequence[Any] | None) -> list[str]:
-    """The transforms that normalise, in words; none for the bundle's own: each channel to mean 0 and deviation 1.
+    """Return names and arguments of normalising transforms; empty for the bundle's own normalisation or None.
 
-    None is the bundle's own, too; without any transform, there is no normalisation.
+    The bundle's own brings each channel to mean 0 and deviation 1. An empty list of transforms means no normalisation.
     """
     if transforms is None:
         return []
@@ -28,7 +28,7 @@ def normalization_names(transforms: Sequence[Any] | None) -> list[str]:
 
 
 def normalizer(transforms: Sequence[Any] | None) -> Callable[[torch.Tensor], torch.Tensor] | None:
-    """What normalises an image (C, X, Y, Z) as dictionary transforms do; None for the bundle's own normalisation."""
+    """Return a function that normalises an image (C, X, Y, Z); None for the bundle's own normalisation."""
     if transforms is None or not normalization_names(transforms):
         return None
     compose = Compose(list(transforms))
@@ -36,11 +36,11 @@ def normalizer(transforms: Sequence[Any] | None) -> Callable[[torch.Tensor], tor
 
 
 def _in_words(transform: Any) -> str:
-    """A transform's name and its arguments, as far as they are plain values, or transforms themselves."""
-    told = []
+    """Return a transform's name and its arguments that are plain values or transforms."""
+    arguments = []
     for name, value in sorted(vars(transform).items()):
         if isinstance(value, (bool, int, float, str, list, tuple, type(None))) and not name.startswith("_"):
-            told.append(f"{name}={value!r}")
+            arguments.append(f"{name}={value!r}")
         elif isinstance(value, Transform):
-            told.append(f"{name}={_in_words(value)}")
-    return f"{type(transform).__name__}({', '.join(told)})"
+            arguments.append(f"{name}={_in_words(value)}")
+    return f"{type(transform).__name__}({', '.join(arguments)})"

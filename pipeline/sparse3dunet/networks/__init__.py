@@ -1,4 +1,4 @@
-"""Networks: the 3D U-Net of Çiçek et al. (2016), exact and in sizes for daily use."""
+"""Networks: the 3D U-Net of Çiçek et al. (2016), exactly as published and in sizes for daily use."""
 
 from sparse3dunet.networks.unet3d import UNet3D
 

@@ -1,4 +1,4 @@
-"""Weights of concatenated upsampling with same padding, as there were up to 0.10.0, turned into additive ones."""
+"""Conversion of weights of concatenated upsampling with same padding, as up to 0.10.0, into additive ones."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ import torch.nn.functional as F
 
 
 def additive_weights(state: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-    """The weights of a UNet3D with additive upsampling that computes exactly what one with concatenated did.
+    """Return weights of a UNet3D with additive upsampling that computes exactly the same as with concatenated.
 
-    A 3x3x3 convolution of the skip connection beside the upsampled features is the sum of two, and the latter after a
-    transposed convolution, both linear, is a transposed convolution with a kernel longer by two.
+    A 3x3x3 convolution of the skip connection concatenated with the upsampled features is the sum of two convolutions.
+    The one of the upsampled features and the transposed convolution before it, both linear, are together a transposed
+    convolution with a kernel longer by two.
 
     Args:
-        state: of a UNet3D with same padding; weights of additive upsampling, and what is no such network's, are
-            returned as they are.
+        state: weights of a UNet3D with same padding; weights of additive upsampling, and those of other networks, are
+            returned unchanged.
     """
     if any(name.startswith("skip.") for name in state):
         return state
-    found = dict(state)
+    result = dict(state)
     for name in [name for name in state if name.startswith("upsample.")]:
         step = name.split(".")[1]
         former = f"up.{step}.0.weight"
@@ -29,12 +30,12 @@ def additive_weights(state: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Te
             continue
         skip, coarse = conv.split([conv.shape[1] - up.shape[1], up.shape[1]], dim=1)  # the order of concatenation
         composed = F.conv3d(up.double(), coarse.double(), padding=2)
-        layers = {key: found.pop(key) for key in state if key.startswith(f"up.{step}.")}
-        found |= {name: composed.to(up.dtype), f"skip.{step}.weight": skip}
+        layers = {key: result.pop(key) for key in state if key.startswith(f"up.{step}.")}
+        result |= {name: composed.to(up.dtype), f"skip.{step}.weight": skip}
         for key, value in layers.items():
             number, rest = key.removeprefix(f"up.{step}.").split(".", 1)
             if number != "0":
-                found[f"up.{step}.{int(number) - 1}.{rest}"] = value
+                result[f"up.{step}.{int(number) - 1}.{rest}"] = value
             elif rest != "weight":
-                found[f"skip.{step}.{rest}"] = value
-    return found
+                result[f"skip.{step}.{rest}"] = value
+    return result

@@ -1,4 +1,4 @@
-"""PyTorch's layers, where these are slow on a CPU: the same results, and the same parameters."""
+"""Replacements for layers of PyTorch that are slow on a CPU, with the same results and parameters."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import nn
 
 
 def fast_on_cpu(network: nn.Module) -> nn.Module:
-    """A copy of a network, in eval mode, that computes the same, faster on a CPU.
+    """Return a copy of a network, in eval mode, that computes the same, but faster on a CPU.
 
-    In the memory layout ``channels_last_3d`` oneDNN need not reorder what it convolves, and :class:`InstanceNorm3d`
-    here, in the place of PyTorch's, keeps that layout. TorchScript is returned as it is.
+    In the memory layout ``channels_last_3d`` oneDNN need not reorder its inputs, and :class:`InstanceNorm3d`, which
+    replaces PyTorch's, keeps that layout. TorchScript is returned as it is.
     """
     if isinstance(network, torch.jit.ScriptModule):
         return network
@@ -53,7 +53,7 @@ class InstanceNorm3d(nn.InstanceNorm3d):
 
 
 class MaxPool3d(nn.MaxPool3d):
-    """``torch.nn.MaxPool3d`` in the type of its input: autocast would make it float32, for nothing."""
+    """``torch.nn.MaxPool3d`` in the type of its input: autocast would use float32 without benefit."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if torch.jit.is_scripting():
@@ -72,7 +72,7 @@ def _is_channels_last(x: torch.Tensor) -> bool:
 
 
 class Float32Conv3d(nn.Conv3d):
-    """``torch.nn.Conv3d`` that computes in float32 where autocast would not."""
+    """``torch.nn.Conv3d`` that computes in float32 even under autocast."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         with torch.autocast(input.device.type, enabled=False):
@@ -80,7 +80,7 @@ class Float32Conv3d(nn.Conv3d):
 
 
 class Float32ConvTranspose3d(nn.ConvTranspose3d):
-    """``torch.nn.ConvTranspose3d`` that computes in float32 where autocast would not."""
+    """``torch.nn.ConvTranspose3d`` that computes in float32 even under autocast."""
 
     def forward(self, input: torch.Tensor, output_size: list[int] | None = None) -> torch.Tensor:
         with torch.autocast(input.device.type, enabled=False):

@@ -21,20 +21,20 @@ PADDINGS = ("valid", "same")
 class UNet3D(nn.Module):
     """3D U-Net that returns logits. The defaults are the paper's network.
 
-    Each resolution step is two 3x3x3 convolutions, each followed by normalisation and activation. On the way down the
-    first of the two has half the channels of the second, so that channels double *before* each pooling and nothing is
-    a bottleneck. On the way up, with valid padding, the centre-cropped skip connection is concatenated to the
+    Each resolution step has two 3x3x3 convolutions, each followed by normalisation and activation. On the way down the
+    first of the two has half the channels of the second, so that channels double before each pooling and there is no
+    bottleneck. On the way up, with valid padding, the centre-cropped skip connection is concatenated to the
     up-convolution's output, as in the paper.
 
-    With same padding, upsampling is additive. The up-convolution and the convolution that follows it are linear, and
-    what they do together to the coarse features is one transposed convolution with a kernel longer by two (4x4x4 for a
-    stride of 2). That is learned, and the skip connection has a convolution of its own, whose result is added: all that
-    concatenation can express in less time, since nothing is computed with the coarse channels at the fine resolution.
+    With same padding, upsampling is additive. The up-convolution and the following convolution are linear, and together
+    they are one transposed convolution of the coarse features with a kernel longer by two (4x4x4 for a stride of 2).
+    This one is learned; the skip connection has a convolution of its own, whose result is added. That expresses the
+    same as concatenation in less time, since nothing is computed with the coarse channels at the fine resolution.
 
     The paper's figures hold for ``UNet3D(in_channels=3, out_channels=3)``: 132x132x116 voxels in, 44x44x28 out, and
-    19,069,955 parameters besides the affine pairs of batch normalisation (page 3 of the paper; 4,672 with them, none
-    with ``norm=("batch", {"affine": False})``). Its batch normalisation uses the current batch's statistics at test
-    time too: ``norm=("batch", {"track_running_stats": False})``.
+    19,069,955 parameters besides the 4,672 affine ones of batch normalisation (page 3 of the paper; there are none with
+    ``norm=("batch", {"affine": False})``). Its batch normalisation uses the current batch's statistics also at test
+    time: ``norm=("batch", {"track_running_stats": False})``.
 
     Args:
         in_channels: channels of the image.
@@ -45,17 +45,17 @@ class UNet3D(nn.Module):
         norm: MONAI's name of a normalisation, or name and arguments: ``"batch"``, ``"instance"``,
             ``("group", {"num_groups": 8})``; None for none (the paper's variant "without BN").
         act: MONAI's name of an activation, or name and arguments.
-        padding: ``"valid"`` as in the paper (every convolution takes two voxels off each axis) or ``"same"`` (output
-            as large as the input); upsampling goes by it.
+        padding: ``"valid"`` as in the paper (every convolution removes two voxels along each axis) or ``"same"``
+            (output as large as the input); it also determines the upsampling.
         dropout: probability with which a channel of the coarsest step is dropped in training.
         halved: whether, on the way down, the first convolution of each step has half the channels, as in the paper.
-            Where a step has few channels, all of them take hardly more time.
+            If a step has few channels, using all of them takes hardly more time.
 
-    Shapes: (B, in_channels, X, Y, Z) -> (B, out_channels, X', Y', Z'), where :meth:`output_size` tells X', Y', Z'.
+    Shapes: (B, in_channels, X, Y, Z) -> (B, out_channels, X', Y', Z') with X', Y', Z' from :meth:`output_size`.
 
     Raises:
-        ValueError: when an argument is out of range, or an input has a size that the network cannot take; the
-            message names the sizes that it can.
+        ValueError: when an argument is out of range, or the network cannot process the size of an input; the message
+            names sizes that it can.
 
     Example:
         >>> UNet3D(in_channels=3, out_channels=3).output_size((132, 132, 116))
@@ -91,9 +91,9 @@ class UNet3D(nn.Module):
         self.padding = padding
         per_axis: list[tuple[int, int, int]] = [ensure_tuple_rep(s, 3) for s in per_step]
         self.strides = per_axis
-        self._margin = 4 if padding == "valid" else 0  # voxels that the two convolutions of a step take off an axis
+        self._margin = 4 if padding == "valid" else 0  # voxels that the two convolutions of a step remove per axis
         self.size_multiple = [math.prod(stride[axis] for stride in per_axis) for axis in range(3)]
-        """What each length of an input must be a multiple of, with same padding."""
+        """Factor of which each input length must be a multiple, with same padding."""
         self.config = {
             "in_channels": in_channels,
             "out_channels": out_channels,
@@ -103,8 +103,8 @@ class UNet3D(nn.Module):
             "act": act,
             "padding": padding,
             "dropout": dropout,
-        } | ({} if halved else {"halved": False})  # without it as before there was a choice, for models of that time
-        """The arguments that build this network again, as plain values."""
+        } | ({} if halved else {"halved": False})  # absent if True, as in older models
+        """Arguments that build this network again, as plain values."""
 
         layers = _Layers(norm, act, padding)
         first = [c // divisor for c in channels]
@@ -115,7 +115,7 @@ class UNet3D(nn.Module):
         self.drop = nn.Dropout3d(dropout)
         self.additive = padding == "same"
         self.upsample = nn.ModuleList()
-        self.skip = nn.ModuleList()  # of additive upsampling alone
+        self.skip = nn.ModuleList()  # only for additive upsampling
         self.up = nn.ModuleList()
         for stride, coarse, fine in reversed(list(zip(self.strides, channels[1:], channels))):
             if self.additive:
@@ -130,11 +130,11 @@ class UNet3D(nn.Module):
         self._initialize()
 
     def _initialize(self) -> None:
-        """Weights by He et al. 2015 (arXiv 1502.01852, equation 10), so that signals keep their size under ReLU."""
+        """Initialise weights by He et al. 2015 (arXiv 1502.01852, equation 10), so that ReLU keeps signals' size."""
         linear = [*self.upsample, *self.skip]  # no ReLU follows, or not before two are added
         for layer in self.modules():
             if isinstance(layer, (nn.Conv3d, nn.ConvTranspose3d)) and layer is not self.head:
-                # How many inputs reach an output; in an up-convolution, of its kernel one in as many as its stride has.
+                # Number of inputs of an output; in an up-convolution the kernel's size divided by the stride.
                 reaching = math.prod(layer.stride) if isinstance(layer, nn.ConvTranspose3d) else 1
                 inputs = layer.in_channels * math.prod(layer.kernel_size) / reaching
                 gain = 1 if layer in linear else 2
@@ -160,41 +160,41 @@ class UNet3D(nn.Module):
         return self.head(x)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As ``torch.nn.Module``'s; takes the weights of concatenated upsampling with same padding, too."""
+        """Load weights as in ``torch.nn.Module``; also converts those of concatenated upsampling with same padding."""
         state = additive_weights(state_dict) if self.additive else state_dict
         return super().load_state_dict(state, strict, assign)
 
     def check_input(self, shape: Sequence[int]) -> None:
-        """Raise ValueError, naming the sizes that fit, unless a batch of `shape` (B, C, X, Y, Z) can pass."""
+        """Raise ValueError, naming sizes that fit, unless a batch of `shape` (B, C, X, Y, Z) can be processed."""
         if len(shape) != 5 or shape[1] != self.in_channels:
             raise ValueError(f"UNet3D expects (batch, {self.in_channels}, X, Y, Z), got {tuple(shape)}.")
         self.output_size(shape[2:])
 
     def output_size(self, input_size: Sequence[int]) -> tuple[int, ...]:
-        """Size of the output for an input of size (X, Y, Z).
+        """Return the size of the output for an input of size (X, Y, Z).
 
         Raises:
-            ValueError: when the network cannot take that size; names the nearest that it can.
+            ValueError: when the network cannot process that size; names the nearest that it can.
         """
         outputs = tuple(self._output_length(n, axis) for axis, n in enumerate(input_size))
         for axis, (n, out) in enumerate(zip(input_size, outputs)):
             if out is None:
                 fitting = self._fitting_lengths(n, axis)
                 raise ValueError(
-                    f"UNet3D (padding={self.padding!r}) cannot take {n} voxels along axis {axis} of an input of "
-                    f"{tuple(input_size)}: nearest sizes that fit are {' and '.join(map(str, fitting))}, then every "
-                    f"{self.size_multiple[axis]}."
+                    f"UNet3D (padding={self.padding!r}) cannot process {n} voxels along axis {axis} of an input of "
+                    f"{tuple(input_size)}: the nearest sizes that fit are {' and '.join(map(str, fitting))}, in steps "
+                    f"of {self.size_multiple[axis]}."
                 )
         coarsest = [self._coarsest_length(n, axis) for axis, n in enumerate(input_size)]
         if "instance" in str(self.config["norm"]).lower() and coarsest == [1, 1, 1]:
             raise ValueError(
-                f"UNet3D cannot normalise an input of {tuple(input_size)} by instance, since one voxel of it is left "
-                f"at the coarsest step: at least one axis must be longer, by a multiple of {self.size_multiple}."
+                f"UNet3D with instance normalisation cannot process an input of {tuple(input_size)}: only one voxel is "
+                f"left in the coarsest step. Make at least one axis longer, by a multiple of {self.size_multiple}."
             )
         return tuple(out for out in outputs if out is not None)
 
     def _coarsest_length(self, n: int, axis: int) -> int | None:
-        """Voxels that the coarsest step leaves of `n` along one axis, or None where `n` does not fit."""
+        """Return the voxels left in the coarsest step for `n` along one axis, or None if `n` does not fit."""
         for stride in self.strides:
             n -= self._margin
             if n <= 0 or n % stride[axis]:
@@ -203,7 +203,7 @@ class UNet3D(nn.Module):
         return n - self._margin
 
     def _output_length(self, n: int, axis: int) -> int | None:
-        """Voxels out for `n` voxels in along one axis, or None where `n` does not fit."""
+        """Return the output voxels for `n` input voxels along one axis, or None if `n` does not fit."""
         length = self._coarsest_length(n, axis)
         if length is None:
             return None
@@ -214,7 +214,7 @@ class UNet3D(nn.Module):
         return length
 
     def _fitting_lengths(self, n: int, axis: int) -> list[int]:
-        """The nearest lengths below (where there is one) and above `n` that fit."""
+        """Return the nearest lengths below (if there is one) and above `n` that fit."""
         below = next((k for k in range(n, 0, -1) if self._output_length(k, axis)), None)
         above = n + 1
         while not self._output_length(above, axis):
@@ -223,7 +223,7 @@ class UNet3D(nn.Module):
 
 
 class _Layers:
-    """Builds the U-Net's steps, all with the same normalisation, activation and padding."""
+    """Build the U-Net's steps, all with the same normalisation, activation and padding."""
 
     def __init__(self, norm, act, padding: str) -> None:
         self.norm, self.act, self.pad = norm, act, 1 if padding == "same" else 0

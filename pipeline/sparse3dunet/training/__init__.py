@@ -1,1 +1,1 @@
-"""Training: engines, time budget, resuming, and what is told meanwhile."""
+"""Training: engines, time budget, resuming and logging."""

@@ -1,4 +1,4 @@
-"""How long a training goes on: for epochs, or for minutes on whatever machine; and what goes by it."""
+"""Length of a training, in epochs or in minutes on any machine, and what depends on it."""
 
 from __future__ import annotations
 
@@ -13,43 +13,42 @@ from monai.engines import Evaluator
 from sparse3dunet.errors import DataError
 
 UNLIMITED = 10**9
-"""The trainer's number of epochs where minutes end the training."""
+"""The trainer's number of epochs if minutes end the training."""
 
 
 class Budget:
-    """A trainer's clock, and its end where that is a number of minutes; the first of the trainer's handlers.
+    """Handler that measures a training's time and, given minutes, ends it; attach it first.
 
-    Minutes are counted from the first iteration on, over all parts of a training that was resumed, with validation, and
-    with the time that the last one will need as far as that is known. Among several processes (DDP) the longest
-    time counts for all.
+    Minutes are counted from the first iteration, over all parts of a resumed training, and include validation, also
+    the time that the last validation is expected to take. With several processes (DDP) the longest time counts for all.
 
-    Keeps ``engine.state.seconds``, of the whole training so far, which a resumed training begins with.
+    Keeps ``engine.state.seconds``, the time of the whole training so far, from which a resumed training continues.
 
     Args:
-        minutes: None for the trainer's ``max_epochs``.
+        minutes: the limit; None to end by the trainer's ``max_epochs``.
 
     Raises:
-        DataError: when `minutes` is no positive number.
+        DataError: when `minutes` is not a positive number.
     """
 
     def __init__(self, minutes: float | None = None) -> None:
         number = isinstance(minutes, (int, float)) and not isinstance(minutes, bool)
         if minutes is not None and not (number and 0 < minutes < math.inf):
-            raise DataError(f"minutes must be a number above 0, as --minutes 10, or null; got {minutes!r}.")
+            raise DataError(f"minutes must be a number above 0, such as --minutes 10, or null; got {minutes!r}.")
         self.minutes = minutes
         self.total = None if minutes is None else 60.0 * minutes
         self.validation = 0.0  # seconds of the last one
         self._state: Any = None
 
     def set(self, minutes: float) -> None:
-        """Other minutes than so far, before the training begins; for a budget in minutes alone."""
+        """Change the minutes, before the training begins; only for a budget in minutes."""
         assert self.minutes is not None
         self.minutes, self.total = minutes, 60.0 * minutes
 
     def attach(self, engine: Engine) -> None:
         self._state = engine.state
         self._state.seconds, self._state.spent = 0.0, 0.0
-        # `spent`: the minutes of the budget that was used up, should there be more after it.
+        # `spent`: the minutes of the budget that was used up; a larger one may follow.
         engine.state_dict_user_keys.extend(["seconds", "spent"])
         if self.total is not None:
             self._state.max_epochs = UNLIMITED
@@ -73,20 +72,20 @@ class Budget:
             engine.terminate_epoch()
 
     def tick(self) -> None:
-        """Bring ``engine.state.seconds`` up to date."""
+        """Update ``engine.state.seconds``."""
         seconds = time.perf_counter() - self._since
-        if self.total is not None and idist.get_world_size() > 1:  # else learning rates would differ among processes
+        if self.total is not None and idist.get_world_size() > 1:  # else processes would differ in learning rate
             seconds = float(idist.all_reduce(seconds, op="MAX"))
         self._state.seconds = seconds
 
     @property
     def seconds(self) -> float:
-        """Of the whole training so far, with its validations."""
+        """Seconds of the whole training so far, with its validations."""
         return 0.0 if self._state is None else self._state.seconds
 
     @property
     def share(self) -> float:
-        """How much of the training is done, from 0 to 1."""
+        """Share of the training that is done, from 0 to 1."""
         if self._state is None:
             return 0.0
         if self.total is not None:
@@ -96,7 +95,7 @@ class Budget:
 
     @property
     def seconds_left(self) -> float:
-        """How long the training is likely to go on."""
+        """Estimated seconds that the training still takes."""
         if self.total is not None:
             return max(self.total - self._state.seconds, 0.0)
         return self.seconds * (1 - self.share) / self.share if self.share else 0.0
@@ -108,18 +107,20 @@ class Budget:
 
     @property
     def is_over(self) -> bool:
-        """Of a training that would be resumed, whether nothing is left to do."""
+        """Whether nothing is left to do for a training that would be resumed."""
         return self.in_last_epoch or (self.minutes is not None and self._state.spent >= self.minutes)
 
 
 def default_patience(minutes: float | None) -> int:
-    """Validations without a better one after which a training ends: 10; where minutes end it, no number of them."""
+    """Return after how many validations without improvement a training ends: 10, or never if minutes end it."""
     return 10 if minutes is None else UNLIMITED
 
 
 def warmup_cosine(share: float, warmup: float = 0.1) -> float:
-    """The learning rate's factor when a `share` of the training is done: up from 0 to 1 by then `warmup` is done, and
-    down to 0 along half a cosine; MONAI's ``WarmupCosineSchedule``, of a share instead of a step.
+    """Return the learning rate's factor when a `share` of the training is done.
+
+    It rises linearly from 0 to 1 over `warmup` and falls to 0 along half a cosine, as in MONAI's
+    ``WarmupCosineSchedule``, but by share instead of step.
     """
     if share < warmup:
         return share / warmup
@@ -127,16 +128,16 @@ def warmup_cosine(share: float, warmup: float = 0.1) -> float:
 
 
 class Validation:
-    """Handler of the trainer: validates after some epochs, and after the last.
+    """Handler of the trainer that validates after some epochs, and after the last.
 
-    Where minutes are the budget, it validates after any epoch at which all validations so far and one more are not over
-    `largest_share` of the time, the first after a fifth of the training.
+    With a budget in minutes, it first validates after a fifth of the training, and then after any epoch at which all
+    validations including the next one take no more than `largest_share` of the time so far.
 
     Args:
-        validator: what validates.
-        budget: the trainer's.
-        interval: in epochs; None: after the last epoch alone.
-        largest_share: of the time, for validation.
+        validator: the evaluator to run.
+        budget: the trainer's budget.
+        interval: number of epochs between validations; None to validate after the last epoch only.
+        largest_share: largest share of the time for validation.
     """
 
     def __init__(
@@ -144,7 +145,7 @@ class Validation:
     ) -> None:
         whole = isinstance(interval, int) and not isinstance(interval, bool)
         if interval is not None and not (whole and interval > 0):
-            raise DataError(f"val_interval must be a number of epochs, as --val_interval 2, or null; got {interval!r}.")
+            raise DataError(f"val_interval must be a number of epochs (--val_interval 2), or null; got {interval!r}.")
         self.validator = validator
         self.budget = budget
         self.interval = interval

@@ -1,4 +1,4 @@
-"""Cross-validation over annotated slices: run the folds one after the other, and put their scores into one table."""
+"""Cross-validation over annotated slices: runs the folds one after the other, and makes one table of their scores."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from sparse3dunet.keys import WEIGHT
 from sparse3dunet.metrics.masked import ClassScore, class_scores, mean_score
 
 FOLD_RUN = "one_fold"
-"""The id in crossval.yaml that trains and scores one fold."""
+"""Id in crossval.yaml that trains and scores one fold."""
 HELD_OUT_FILE = "held_out.json"
 
 
 def same_cases(data_set: DataSet) -> tuple[list[Case], list[Case]]:
-    """All cases for training and the same for validation, without their dense labels."""
+    """Return all cases for training and the same for validation, without their dense labels."""
     cases = without_references(data_set.cases)
     return cases, list(cases)
 
 
 def check_folds(cases: Sequence[Case], preprocessing: Callable, folds: int) -> None:
-    """Raise DataError unless every case's annotated slices can be held out, before the first fold trains.
+    """Raise DataError unless slices of every case can be held out, before the first fold trains.
 
     Args:
-        cases: of the validation.
-        preprocessing: of the validation, which holds slices out, whichever the fold.
-        folds: at least 2.
+        cases: the cases for validation.
+        preprocessing: the transforms for validation, which hold out the slices of a fold.
+        folds: number of folds, at least 2.
     """
-    for case in cases:  # one at a time, and nothing kept: the folds need the memory
+    for case in cases:  # one at a time, keeping nothing: the folds need the memory
         preprocessing(case)
     print(f"{folds} folds over the annotated slices of {len(cases)} volume(s)")
 
@@ -50,9 +50,9 @@ def cross_validate(folds: int, output_dir: str | Path, ckpt_dir: str | Path, cla
 
 
 def run_folds(folds: int, output_dir: str | Path, ckpt_dir: str | Path) -> list[Path]:
-    """Run the command that this process was started with once for each fold, and return the folds' output folders.
+    """Run this process's own command once for each fold, and return the folds' output folders.
 
-    Each fold is a process of its own, so that nothing that one learned reaches the next.
+    Each fold is a separate process, so that nothing learned in one reaches the next.
 
     Args:
         folds: number of folds.
@@ -65,7 +65,7 @@ def run_folds(folds: int, output_dir: str | Path, ckpt_dir: str | Path) -> list[
     arguments = sys.argv[1:]
     if not arguments or arguments[0] != "run" or "--config_file" not in " ".join(arguments):
         raise DataError(
-            "cross-validation runs from the command line alone: python -m monai.bundle run --config_file ..."
+            "cross-validation runs only from the command line: python -m monai.bundle run --config_file ..."
         )
     if any(argument.startswith("--run_id") for argument in arguments):
         raise DataError("write the id without --run_id: python -m monai.bundle run cross_validating --config_file ...")
@@ -77,7 +77,7 @@ def run_folds(folds: int, output_dir: str | Path, ckpt_dir: str | Path) -> list[
         print(f"Fold {fold + 1} of {folds}", flush=True)
         command = [sys.executable, *_warning_options(), "-m", "monai.bundle", "run", FOLD_RUN, *options]
         if subprocess.run([*command, *map(str, places)], check=False).returncode:
-            raise DataError(f"fold {fold + 1} of {folds} failed, see above; its results, if any, are in {output}.")
+            raise DataError(f"fold {fold + 1} of {folds} failed, see above; any results of it are in {output}.")
         outputs.append(output)
     return outputs
 
@@ -87,11 +87,11 @@ def _warning_options() -> list[str]:
 
 
 def write_held_out(dataset: Sequence[dict[str, Any]], output_dir: str | Path, adjacent_together: bool = False) -> None:
-    """Write ``held_out.json``: how many slices a fold's validation holds, and in how many volumes.
+    """Write ``held_out.json``: the number of slices in a fold's validation, and of volumes that have any.
 
     Args:
-        dataset: of the validation: ``weight`` (1, X, Y, Z) is above 0 on the held-out slices alone.
-        output_dir: the fold's.
+        dataset: the validation set; ``weight`` (1, X, Y, Z) is above 0 only on the held-out slices.
+        output_dir: the fold's output folder.
         adjacent_together: whether adjacent slices count as one, see :class:`~sparse3dunet.transforms.HoldOutSlices`.
     """
     found = [find_slices((item[WEIGHT][0] > 0).numpy()) or [] for item in dataset]
@@ -103,9 +103,9 @@ def write_held_out(dataset: Sequence[dict[str, Any]], output_dir: str | Path, ad
 
 
 def show_table(outputs: Sequence[Path], class_names: Sequence[str], output_dir: str | Path) -> None:
-    """Print the IoU of each fold and class with the means, as table 1 of Çiçek et al. 2016, and write it as CSV.
+    """Print a table of the IoU of each fold and class with the means, as in Çiçek et al. 2016, and write it as CSV.
 
-    A fold's IoU of a class is the mean over the volumes whose held-out slices show it.
+    The IoU of a class in a fold is the mean over the volumes whose held-out slices contain it.
 
     Args:
         outputs: the folds' output folders.
@@ -125,7 +125,7 @@ def show_table(outputs: Sequence[Path], class_names: Sequence[str], output_dir: 
     for line in lines:
         table.add_row(*line, end_section=line is lines[-2])
     table.caption = (
-        "(n): volumes whose held-out slices show the class. Scores of the last epoch; nothing was chosen by them."
+        "(n): volumes whose held-out slices show the class. Scores of the last epoch; nothing was selected by them."
     )
     Console().print(table)
     file = Path(output_dir) / "crossval.csv"

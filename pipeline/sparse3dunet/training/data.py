@@ -1,4 +1,4 @@
-"""The data set of a bundle's config, read and completed."""
+"""Reading the data set of a bundle's config."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ def read(
     infer_unlabeled: bool = False,
     **options: Any,
 ) -> DataSet:
-    """Read a data set, with what it does not declare taken from its files; the built-in one is prepared where absent.
+    """Read a data set, and take what it does not declare from its files; the built-in one is prepared if absent.
 
     Args:
-        dataset_dir: the data set's folder or JSON datalist; None for one without cases, of which `declared` tells the
-            classes, as for MONAI Label, which lists the cases itself.
+        dataset_dir: the data set's folder or JSON datalist; None for one without cases, whose classes are in
+            `declared`, as for MONAI Label, which lists the cases itself.
         declared: see :func:`~sparse3dunet.data.datalist.declared_data_set`.
         known: classes for a data set that declares none, see :func:`~sparse3dunet.data.checks.complete`.
-        class_names: instead of the declared ones, background first; with `infer_unlabeled` alone.
-        infer_unlabeled: whether what is unlabeled is told from the label maps where the data set does not say it.
+        class_names: names instead of the declared ones, background first; only with `infer_unlabeled`.
+        infer_unlabeled: whether to infer from the label maps what is unlabeled, if the data set does not declare it.
         options: see :func:`~sparse3dunet.data.datalist.read_data_set`.
 
     Raises:
-        DataError: when no data are named, or they cannot be read or completed.
+        DataError: when no data are given, or they cannot be read or completed.
     """
     if dataset_dir is None:
         return checks.complete(declared_data_set(declared), known)

@@ -1,4 +1,4 @@
-"""Several processes (DDP) under torchrun: started, and what one of them prints for all."""
+"""Several processes (DDP) under torchrun: start, sharing of cases, and output of the first process for all."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sparse3dunet.inference.processes import LONGEST_WAIT
 
 
 def start(dataset_dir: str | None) -> None:
-    """Join the group of processes; on each machine, one of them prepares the built-in data where these are absent.
+    """Join the group of processes; on each machine, one of them prepares the built-in data if absent.
 
     Args:
         dataset_dir: the data set's folder or datalist; None for none.
@@ -30,27 +30,27 @@ def start(dataset_dir: str | None) -> None:
 
 
 def wrap(network: nn.Module) -> nn.Module:
-    """The network with its gradients shared by all processes; on GPUs, the statistics of batch normalisation, too."""
+    """Have all processes share the network's gradients and, on GPUs, its statistics of batch normalisation."""
     return idist.auto_model(network, sync_bn=torch.cuda.is_available())
 
 
 def share(cases: Sequence[Case]) -> list[Case]:
-    """This process's share of the cases, see :func:`~sparse3dunet.data.splits.share_cases`."""
+    """Return this process's share of the cases, see :func:`~sparse3dunet.data.splits.share_cases`."""
     return share_cases(cases, idist.get_rank(), idist.get_world_size())
 
 
 def show_data(report: DataReport, class_weights: Sequence[float] | None = None) -> None:
-    """Print a data set's classes and warnings, in the first process alone.
+    """Print a data set's classes and warnings, in the first process only.
 
     Args:
-        report: of the data set.
-        class_weights: what a voxel of each class weighs, to be shown with the classes.
+        report: report on the data set.
+        class_weights: weight of a voxel of each class, shown with the classes.
     """
     if idist.get_rank() == 0:
         check_report.show(report, cases=False, class_weights=class_weights)
 
 
 def show_results(output_dir: str | Path) -> None:
-    """Print where the scores and pictures of an evaluation are, in the first process alone."""
+    """Print where the scores and pictures of an evaluation are, in the first process only."""
     if idist.get_rank() == 0:
         print("Scores:", f"{output_dir}/scores.csv", " pictures:", f"{output_dir}/pictures")

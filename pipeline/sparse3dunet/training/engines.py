@@ -1,4 +1,4 @@
-"""What MONAI's trainer and evaluator need to learn from sparse labels: batches, scores and pictures."""
+"""Batches, scores and pictures for MONAI's trainer and evaluator with sparse labels."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from sparse3dunet.report.pictures import save_picture
 from sparse3dunet.training.budget import Budget
 
 REGIONS = ("annotated", "unlabeled", "all")
-"""Voxels on which a volume is scored: by its annotation; by its dense label where unlabeled; by it everywhere."""
+"""Voxels to score: annotated ones; by the dense label, unlabeled ones; by the dense label, all."""
 
 _KIND_NAMES = {"dice": "Dice", "iou": "IoU"}
 METRIC_NAMES = tuple(f"{kind}_{region}" for region in REGIONS for kind in ("dice", "iou"))
 
 
 class PrepareSparseBatch(PrepareBatch):
-    """Makes (image, target) of a batch, the target being label and weight in one tensor (B, 2, X, Y, Z)."""
+    """Make (image, target) from a batch; the target is label and weight in one tensor (B, 2, X, Y, Z)."""
 
     def __call__(
         self,
@@ -54,12 +54,12 @@ class PrepareSparseBatch(PrepareBatch):
 
 
 class NamedHandler:
-    """An engine's handler that has a name of its own in the config, so that settings of it go by that name.
+    """Handler that wraps one defined elsewhere in the config, where its settings can be set by name.
 
-    MONAI and MONAI Label expect each entry in a list of handlers to be a component, which a mere reference is not.
+    MONAI and MONAI Label expect each entry in a list of handlers to be a component, not a mere reference.
 
     Args:
-        handler: with ``attach(engine)``; None, as which the config has a disabled one, for nothing.
+        handler: object with ``attach(engine)``; None, as the config has it for a disabled one, for nothing.
     """
 
     def __init__(self, handler: Any) -> None:
@@ -71,19 +71,19 @@ class NamedHandler:
 
 
 class ScoreReport:
-    """Handler of an evaluator: Dice and IoU by class on annotated voxels and, given dense labels, on all others.
+    """Handler of an evaluator that computes Dice and IoU by class on annotated voxels and, given dense labels, others.
 
-    Puts into ``engine.state.metrics``, each where it can be evaluated: ``dice_annotated`` and ``iou_annotated`` (on the
-    annotated voxels), ``dice_unlabeled``, ``iou_unlabeled`` (on those which are not, by the dense label) and
-    ``dice_all``, ``iou_all`` (on all, by the dense label). The mean Dice is over the foreground classes, the mean IoU
-    over all. A class that no volume shows is reported as not evaluable (n = 0) and is in no mean.
+    Puts into ``engine.state.metrics``, if they can be evaluated: ``dice_annotated`` and ``iou_annotated`` (on annotated
+    voxels), ``dice_unlabeled`` and ``iou_unlabeled`` (on unlabeled ones, by the dense label), ``dice_all`` and
+    ``iou_all`` (on all, by the dense label). The mean Dice is over the foreground classes, the mean IoU over all
+    classes. A class that is in no volume is reported as not evaluable (n = 0) and left out of the means.
 
-    Needs ``pred`` argmaxed to (1, X, Y, Z) by the evaluator's postprocessing. Several processes (DDP) may have volumes
-    each, or all the same ones: scores are over those of all, and the first one prints and writes.
+    Needs ``pred`` argmaxed to (1, X, Y, Z) by the evaluator's postprocessing. Several processes (DDP) may have
+    different volumes or the same ones: scores are over all of them, and the first process prints and writes.
 
     Args:
-        class_names: by class number.
-        output_dir: where ``scores.csv`` is written, a row for each volume, region and class; None for none.
+        class_names: names by class number.
+        output_dir: folder for ``scores.csv``, with a row for each volume, region and class; None for no file.
         print_table: whether to print a table at the end.
     """
 
@@ -125,19 +125,19 @@ class ScoreReport:
                     engine.state.metrics[f"{kind}_{region}"] = mean
 
     def _gather(self) -> None:
-        """From here on, have the volumes of all processes, by name."""
+        """Gather the volumes of all processes, by name."""
         parts: list[Any] = [None] * idist.get_world_size()
         counts = {region: [count.cpu() for count in self.counts[region]] for region in REGIONS}
         dist.all_gather_object(parts, (self.names, counts))
         for region in REGIONS:
-            found: dict[str, torch.Tensor] = {}
+            by_name: dict[str, torch.Tensor] = {}
             for names, counts in parts:
-                found |= dict(zip(names[region], counts[region]))
-            self.names[region] = sorted(found)
-            self.counts[region] = [found[name] for name in self.names[region]]
+                by_name |= dict(zip(names[region], counts[region]))
+            self.names[region] = sorted(by_name)
+            self.counts[region] = [by_name[name] for name in self.names[region]]
 
     def scores(self, region: str, kind: str) -> list:
-        """Each class's :class:`~sparse3dunet.metrics.masked.ClassScore`; an empty list where no volume has it."""
+        """Return each class's :class:`~sparse3dunet.metrics.masked.ClassScore`; an empty list without such voxels."""
         if not self.counts[region]:
             return []
         return class_scores(overlap_scores(torch.stack(self.counts[region]), kind))
@@ -178,18 +178,18 @@ class ScoreReport:
 
 
 class PictureWriter:
-    """Handler of an evaluator: a PNG for each volume, as :func:`~sparse3dunet.report.pictures.save_picture` draws it.
+    """Handler of an evaluator that draws a PNG per volume by :func:`~sparse3dunet.report.pictures.save_picture`.
 
     Needs ``pred`` argmaxed; image and prediction are turned to RAS orientation by their affines, and an image that was
     resampled is drawn on the prediction's grid.
 
     Args:
         output_dir: pictures go to its subfolder ``pictures``.
-        class_names: for the legend.
-        limit: only the first so many volumes; None for all.
-        class_values: the values that stand for the classes in ``pred``, by class number; None for 0 ... K-1.
-        budget: of a training, in whose last epoch all volumes are drawn, whatever the limit; not where it stops early.
-        summary_writer: TensorBoard's, which gets the pictures as well; None for none.
+        class_names: names for the legend.
+        limit: number of volumes to draw; None for all.
+        class_values: values of the classes in ``pred``, by class number; None for 0 ... K-1.
+        budget: the training's; in its last epoch all volumes are drawn, whatever the limit, unless it stops early.
+        summary_writer: TensorBoard writer for the pictures; None for none.
     """
 
     def __init__(
@@ -252,19 +252,19 @@ class PictureWriter:
 
 
 def clock(seconds: float) -> str:
-    """Seconds as h:mm:ss."""
+    """Format seconds as h:mm:ss."""
     return str(timedelta(seconds=round(seconds)))
 
 
 def _decollated(engine: Engine) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """The volumes of the current batch, each with the engine's output for it."""
+    """Return the volumes of the current batch, each with the engine's output for it."""
     batch: Any = engine.state.batch
     output: Any = engine.state.output
     return zip(batch, output)
 
 
 def _targets(item: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """By region, the target (1, 2, X, Y, Z) to score a volume against."""
+    """Return by region the target (1, 2, X, Y, Z) to score a volume against."""
     label, weight = item[LABEL][None], item[WEIGHT][None]
     targets = {"annotated": pack_target(label, weight)}
     if REFERENCE in item:
@@ -283,7 +283,7 @@ def _name_of(item: Mapping[str, Any]) -> str:
 
 
 def scores_in_words(metrics: Mapping[str, float]) -> str:
-    """The scores of a validation, as in "  Dice 0.912 annotated, 0.905 all  IoU 0.890 annotated"."""
+    """Format the scores of a validation, as in "  Dice 0.912 annotated, 0.905 all  IoU 0.890 annotated"."""
     words = ""
     for kind in ("dice", "iou"):
         names = [(region, f"{kind}_{region}") for region in REGIONS]
@@ -294,5 +294,5 @@ def scores_in_words(metrics: Mapping[str, float]) -> str:
 
 
 def score_text(score: float | None) -> str:
-    """A score with three decimals."""
+    """Format a score with three decimals."""
     return "not evaluable" if score is None else f"{score:.3f}"

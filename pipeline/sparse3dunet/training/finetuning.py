@@ -1,4 +1,4 @@
-"""Learning further from a trained model, also for other classes or channels."""
+"""Fine-tuning a trained model, also for other classes or channels."""
 
 from __future__ import annotations
 
@@ -16,43 +16,42 @@ from sparse3dunet.networks import UNet3D
 
 
 def load_pretrained(network: nn.Module, pretrained: str | Path | None, description: ModelDescription) -> None:
-    """Give a network the weights of a trained model, in place, and print what was taken over and what begins anew.
+    """Load the weights of a trained model into a network, in place, and print what was loaded and what is new.
 
-    Of a model with as many classes everything is taken, whatever their names; with another number of classes the head
-    begins anew, with another number of channels the first convolution.
+    From a model with the same number of classes everything is loaded, whatever their names; with another number of
+    classes the head stays new, with another number of channels the first convolution.
 
     Args:
-        network: that is going to be trained.
-        pretrained: as for :func:`~sparse3dunet.models.loading.load_model`, a training's folder, say; None for
-            nothing.
-        description: of the model to be trained.
+        network: the network to be trained.
+        pretrained: the model, as for :func:`~sparse3dunet.models.loading.load_model`; None to load nothing.
+        description: description of the model to be trained.
 
     Raises:
-        DataError: when there is no such model, or its network is built otherwise.
+        DataError: when there is no such model, or its network has another form.
     """
     if pretrained is None:
         return
     model = load_model(pretrained)
     if not isinstance(network, UNet3D) or not isinstance(model.network, UNet3D):
-        raise DataError(f"{pretrained}: only a UNet3D learns further, from a model.pt (a .ts is for prediction alone).")
+        raise DataError(f"{pretrained}: only the model.pt of a UNet3D can be trained further (a .ts only predicts).")
     _check_same_form(network.config, model.network.config, str(pretrained))
-    own, found = network.state_dict(), model.network.state_dict()
-    taken = {name: tensor for name, tensor in found.items() if own[name].shape == tensor.shape}
-    network.load_state_dict({**own, **taken})
+    own, others = network.state_dict(), model.network.state_dict()
+    loaded = {name: tensor for name, tensor in others.items() if own[name].shape == tensor.shape}
+    network.load_state_dict({**own, **loaded})
     if idist.get_rank() == 0:
-        count = f"{len(taken)} of {len(own)} tensors taken over."
-        print(f"Learning further from {pretrained}: {count} {_news(model.description, description)}".rstrip())
+        count = f"{len(loaded)} of {len(own)} tensors loaded."
+        print(f"Training further from {pretrained}: {count} {_news(model.description, description)}".rstrip())
 
 
 def _check_same_form(ours: Mapping[str, Any], theirs: Mapping[str, Any], where: str) -> None:
     """Raise DataError unless two networks differ at most in channels, classes and dropout."""
-    ours, theirs = ({"halved": True, **config} for config in (ours, theirs))  # configs name it where it is False
+    ours, theirs = ({"halved": True, **config} for config in (ours, theirs))  # configs name it only if False
     free = {"in_channels", "out_channels", "dropout"}
     differing = [key for key in ours if key not in free and _plain(ours[key]) != _plain(theirs.get(key))]
     if differing:
-        told = ", ".join(f"{key} {theirs.get(key)} (here {ours[key]})" for key in differing)
+        listed = ", ".join(f"{key} {theirs.get(key)} (here {ours[key]})" for key in differing)
         options = " ".join(f'--network_def#{key} "{_plain(theirs.get(key))}"' for key in differing)
-        raise DataError(f"{where}: its network has other {told}. Train one of that form: {options}")
+        raise DataError(f"{where}: its network differs in {listed}. Train one of the same form: {options}")
 
 
 def _plain(value: Any) -> Any:
@@ -60,7 +59,7 @@ def _plain(value: Any) -> Any:
 
 
 def _news(before: ModelDescription, now: ModelDescription) -> str:
-    """What begins anew, and what else is not as it was."""
+    """Describe which layers are new, and what else differs from the model."""
     news = []
     classes, names = before.class_names, now.class_names
     if len(classes) != len(names):
@@ -74,5 +73,5 @@ def _news(before: ModelDescription, now: ModelDescription) -> str:
         (before.normalize, now.normalize, "normalisation"),
     ):
         if then != today:
-            news.append(f"It learned with another {words}: {_plain(then)}, now {_plain(today)}.")
+            news.append(f"It was trained with another {words}: {_plain(then)}, now {_plain(today)}.")
     return " ".join(news)

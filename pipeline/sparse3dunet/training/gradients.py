@@ -1,4 +1,4 @@
-"""A training's gradients: right ones where bfloat16 gives wrong ones, and no step by those that cannot be right."""
+"""Guard against wrong gradients: float32 where bfloat16 is wrong, and no step by an implausible gradient."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from sparse3dunet.keys import IMAGE
 from sparse3dunet.training import bfloat16
 
 REMEMBERED = 100
-"""Steps by which the next one is judged."""
-_ENOUGH = 20  # of them, to know how large a gradient usually is
+"""Number of last steps by which the next one is judged."""
+_ENOUGH = 20  # steps to know how large a gradient usually is
 _MOST_IN_A_ROW, _MOST_REMEMBERED = 10, REMEMBERED // 5  # skipped steps
 
 
 class GradientGuard:
-    """Handler of MONAI's *trainer*: leaves out optimizer steps whose gradient cannot be right.
+    """Handler of MONAI's trainer that skips optimizer steps whose gradient cannot be correct.
 
-    That is one that is not finite, or whose norm is above `factor` times the median of those before (above `largest`
-    while few are known): the weights stay as they are. What is kept of steps is in ``engine.state`` and goes into a
-    resumable training's state: ``gradient_norms`` of the last steps taken, ``steps_skipped`` (of the last ones, 1 where
-    skipped, else 0) and ``steps_skipped_in_all``. With a gradient scaler (float16), it is the scaler who skips.
+    Such a gradient is not finite, or its norm is above `factor` times the median of the steps before (above `largest`
+    while few are known): the weights stay the same. Kept in ``engine.state``, and in a resumable training's state, are
+    ``gradient_norms`` of the last steps taken, ``steps_skipped`` (1 for each skipped one of the last steps, else 0) and
+    ``steps_skipped_in_all``. With a gradient scaler (float16), the scaler skips steps instead.
 
-    Before the first step, where the inferer uses bfloat16 on a CPU, convolutions whose gradient would be wrong are set
-    to float32, see :func:`sparse3dunet.training.bfloat16.protect`.
+    If the inferer uses bfloat16 on a CPU, convolutions whose gradient would be wrong are set to float32 before the
+    first step, see :func:`sparse3dunet.training.bfloat16.protect`.
 
     Args:
-        network: that is trained; not the one that is wrapped for several processes (DDP).
-        factor: how many times the median norm may be exceeded.
-        largest: the norm that is too large by itself, while there is no median.
+        network: the network to be trained, not its wrapper for several processes (DDP).
+        factor: largest ratio of a norm to the median.
+        largest: largest norm while there is no median.
     """
 
     def __init__(self, network: torch.nn.Module, factor: float = 1e6, largest: float = 1e12) -> None:
@@ -58,7 +58,7 @@ class GradientGuard:
             self._forget(engine)
 
     def protect(self, engine: Engine) -> None:
-        """Before the first step of this run, in the shape of its batch."""
+        """Set convolutions to float32 before the first step of this run, for the shape of its batch."""
         if self.is_protected:
             return
         self.is_protected = True
@@ -66,10 +66,10 @@ class GradientGuard:
             batch: Any = engine.state.batch
             number = bfloat16.protect(self.network, batch[IMAGE].shape[1:])
             if idist.get_rank() == 0:
-                bfloat16.tell(number)
+                bfloat16.report(number)
 
     def check(self, engine: Any) -> None:
-        """After the backward pass: forget the gradients, for the optimizer to do nothing, where they are not right.
+        """Clear implausible gradients after the backward pass, so that the optimizer does nothing.
 
         Raises:
             DataError: when 10 steps in a row were skipped, or more than 20 of the last 100.
@@ -80,7 +80,7 @@ class GradientGuard:
         groups = engine.optimizer.param_groups
         gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
         norm = float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
-        skipped = not norm <= self.limit(state.gradient_norms)  # NaN is not below anything
+        skipped = not norm <= self.limit(state.gradient_norms)  # also for NaN
         state.steps_skipped = [*state.steps_skipped, int(skipped)][-REMEMBERED:]
         if not skipped:
             state.gradient_norms = [*state.gradient_norms, norm][-REMEMBERED:]
@@ -92,7 +92,7 @@ class GradientGuard:
             raise DataError(_reason(engine, norm))
 
     def limit(self, norms: Sequence[float]) -> float:
-        """The largest norm that a gradient may have after those of the steps before."""
+        """Return the largest plausible norm of a gradient, given those of the steps before."""
         if len(norms) < _ENOUGH:
             return self.largest
         return max(self.factor * median(norms), 1.0)  # after gradients of 0, others are no outliers
@@ -101,8 +101,8 @@ class GradientGuard:
         state: Any = engine.state
         if state.steps_skipped_in_all and idist.get_rank() == 0:
             print(
-                f"{state.steps_skipped_in_all} of {state.iteration} steps were skipped, since their gradients were not "
-                "finite or far too large."
+                f"{state.steps_skipped_in_all} of {state.iteration} steps were skipped because their gradients were "
+                "not finite or far too large."
             )
 
     @staticmethod
@@ -112,19 +112,19 @@ class GradientGuard:
 
 
 def _reason(engine: Engine, norm: float) -> str:
-    """Why a training ends, and what to do."""
+    """Describe why a training ends, and what to do."""
     state: Any = engine.state
     usual = f" (usually {median(state.gradient_norms):.3g})" if state.gradient_norms else ""
     if trains_in_bfloat16_on_a_cpu(engine):
         cure = (
-            "bfloat16 is in use on a CPU, where PyTorch may compute them wrongly, whatever the learning rate: train "
-            f"again with {WITHOUT_BFLOAT16}."
+            "bfloat16 is used on a CPU, where PyTorch may compute gradients wrongly at any learning rate: train again "
+            f"with {WITHOUT_BFLOAT16}."
         )
     else:
-        cure = "Look for images with extreme gray values; or lower the learning rate (--learning_rate) and train again."
+        cure = "Look for images with extreme intensities, or lower the learning rate (--learning_rate) and train again."
     loss = float(state.output["loss"].detach())
     return (
         f"the gradients are wrong at iteration {state.iteration}: their norm is {norm:.3g}{usual}, while the loss is "
-        f"{loss:.3g}. {sum(state.steps_skipped)} of the last {len(state.steps_skipped)} steps were skipped for that. "
-        f"{cure}"
+        f"{loss:.3g}. {sum(state.steps_skipped)} of the last {len(state.steps_skipped)} steps were skipped for this "
+        f"reason. {cure}"
     )

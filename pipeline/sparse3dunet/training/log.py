@@ -1,4 +1,4 @@
-"""What a training prints and writes while it runs."""
+"""Output of a training while it runs: progress bar, lines, and a CSV file."""
 
 from __future__ import annotations
 
@@ -23,23 +23,24 @@ COLUMNS = ("epoch", "iteration", "seconds", "learning_rate", "loss", "data_wait"
 
 
 class TrainingLog:
-    """Handler of the trainer: progress bar, a printed line per epoch, ``training.csv``, and a summary at the end.
+    """Handler of the trainer for a progress bar, a line per epoch, ``training.csv``, and a summary at the end.
 
-    The bar shows the loss, the last Dice and the time left; where the output is no terminal, only the lines are
-    printed. Attach it after the handler that validates, which must do so at the end of epochs. Of a training that goes
-    on, what was written before is kept. Among several processes (DDP) the first one prints and writes.
+    The bar shows the loss, the last Dice and the time left; if the output is no terminal, only the lines are printed.
+    Attach it after the handler that validates at the end of epochs. For a resumed training, the rows written before are
+    kept. With several processes (DDP) the first one prints and writes.
 
-    How long the trainer waits for data is told as a share of the training time (``data_wait`` in ``training.csv``, a
-    fraction): the time from asking the loader for a batch to having it, of that to the iteration's end. Validation is
-    not in it, nor the wait for a run's first batch, in which workers start. Without workers, all loading is waiting.
+    The time that the trainer waits for data is reported as a share of the training time (``data_wait`` in
+    ``training.csv``, a fraction): from requesting a batch until it is there, relative to the whole iteration. Not
+    included are validation and the wait for a run's first batch, while workers start. Without workers, all loading is
+    waiting.
 
     Args:
-        budget: the trainer's.
-        evaluator: of the validation, with a :class:`~sparse3dunet.training.engines.ScoreReport`.
+        budget: the trainer's budget.
+        evaluator: the evaluator for validation, with a :class:`~sparse3dunet.training.engines.ScoreReport`.
         optimizer: its first group's learning rate is logged.
-        output_dir: where ``training.csv`` is written (a former training's is replaced) and pictures lie.
-        model_file: of the best model, for the summary.
-        title: of the bar.
+        output_dir: folder for ``training.csv`` (an earlier training's is replaced), in which pictures are.
+        model_file: file of the best model, for the summary.
+        title: title of the bar.
         brief: whether to print less: lines begin with the title, and there is no summary.
     """
 
@@ -59,9 +60,9 @@ class TrainingLog:
         self.csv_file = Path(output_dir) / "training.csv"
         self.model_file = Path(model_file)
         self.title, self.brief = title, brief
-        self.last_dice = ""  # of the last validation, beside the bar
+        self.last_dice = ""  # of the last validation, next to the bar
         self.waiting, self.training = Timer(), Timer()
-        self.marks: list[tuple[float, float]] = []  # of both, at the run's first batch and each epoch's end
+        self.marks: list[tuple[float, float]] = []  # both times, at the run's first batch and each epoch's end
 
     def attach(self, engine: Engine) -> None:
         state: Any = engine.state
@@ -88,9 +89,7 @@ class TrainingLog:
         total = self.budget.total or state.max_epochs * state.epoch_length
         self.bar = StepProgress(self.title, total, " s" if in_time else "", shown=self.is_first)
         if not engine.has_event_handler(self.fail):
-            engine.add_event_handler(
-                Events.EXCEPTION_RAISED, self.fail
-            )  # after all others, which it would keep from it
+            engine.add_event_handler(Events.EXCEPTION_RAISED, self.fail)  # last, since it raises
 
     def batch(self) -> None:
         if not self.marks:
@@ -100,7 +99,7 @@ class TrainingLog:
         state: Any = engine.state
         loss = float(state.output[0]["loss"])
         if not math.isfinite(loss):
-            other = f", or leave bfloat16 ({WITHOUT_BFLOAT16})," if trains_in_bfloat16_on_a_cpu(engine) else ""
+            other = f", or do without bfloat16 ({WITHOUT_BFLOAT16})," if trains_in_bfloat16_on_a_cpu(engine) else ""
             raise DataError(
                 f"the loss became {loss} at iteration {state.iteration}. Lower the learning rate (--learning_rate)"
                 f"{other} and train again; the best model so far, if any, is {self.model_file}."
@@ -131,7 +130,7 @@ class TrainingLog:
         print(f"{self._epoch_in_words(state)}  {left} left  loss {loss:.3f}{wait}{scores_in_words(scores)}")
 
     def fail(self, engine: Engine, error: BaseException) -> None:
-        """Take the bar away before the error is shown."""
+        """Remove the bar before the error is shown."""
         self.bar.close()
         raise error
 
@@ -144,7 +143,7 @@ class TrainingLog:
         data_wait = self._data_wait(self.marks[0]) if self.marks else 0
         print(
             f"Trained {engine.state.iteration} iterations in {clock(self.budget.seconds)}, "
-            f"waiting for data {100 * data_wait:.0f} % of it (validation aside). "
+            f"waiting for data {100 * data_wait:.0f} % of it (without validation). "
             f"Best {state.key_metric_name}: {score_text(best)} (epoch {state.best_metric_epoch}). "
             f"Last: {scores_in_words(state.metrics).strip()}.\n"
             f"Model: {self.model_file}  log: {self.csv_file}  pictures: {self.csv_file.parent / 'pictures'}"
@@ -158,7 +157,7 @@ class TrainingLog:
         return f"epoch {state.epoch:>{len(str(state.max_epochs))}}/{state.max_epochs}"
 
     def _begin_csv(self, epochs: int) -> None:
-        """A new file, with the rows of the epochs that are done, if there are any."""
+        """Start the file, keeping the rows of epochs that are done."""
         rows: list[list[str]] = []
         if epochs and self.csv_file.is_file():
             with self.csv_file.open(newline="", encoding="utf-8") as file:
@@ -176,7 +175,7 @@ class TrainingLog:
 
 
 class EvaluationProgress:
-    """Handler of an evaluator: a bar over its batches, in a terminal alone."""
+    """Handler of an evaluator that shows a bar over its batches, in a terminal only."""
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self.start)
@@ -197,9 +196,9 @@ class EvaluationProgress:
 
 
 def read_log(path: str | Path) -> list[dict[str, float | None]]:
-    """Of a ``training.csv``, by row: ``seconds``, ``loss``, and ``dice`` on annotated voxels, None where not validated.
+    """Read a ``training.csv`` by row: ``seconds``, ``loss``, and ``dice`` on annotated voxels, None if not validated.
 
-    Empty where there is no such file.
+    The list is empty if there is no such file.
     """
     if not Path(path).is_file():
         return []

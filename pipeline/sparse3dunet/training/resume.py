@@ -1,4 +1,4 @@
-"""Trainings that go on where they were: all their state in a file, after each epoch and when they are told to end."""
+"""Resuming of trainings: their whole state is written to a file after each epoch and on a signal to end."""
 
 from __future__ import annotations
 
@@ -31,32 +31,32 @@ from sparse3dunet.models.description_checks import migrated
 from sparse3dunet.training.budget import Budget
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-"""That end a training in order: a cluster's preemption, and Ctrl-C."""
-_CURE = "Leave --resume out to train anew, or give another --ckpt_dir."
+"""Signals that end a training in order: a cluster's preemption, and Ctrl-C."""
+_CURE = "Leave out --resume to start again, or pass another --ckpt_dir."
 
 
 class ResumableTraining:
-    """A training whose whole state is kept in a file, from which it goes on exactly as if nothing had happened.
+    """Training whose whole state is kept in a file, from which it continues exactly as if nothing had happened.
 
-    The state is written after each epoch (and its validation), and in the middle of one when the process is told to
-    end by SIGTERM, as clusters do before they take a machine away, or by Ctrl-C. It holds the network, the optimizer,
-    the schedule, `parts`, the trainer's counts and what handlers keep in ``trainer.state`` (by Ignite's
-    ``state_dict_user_keys``), the best validation so far, the gradient scaler, and the global random states. With a
-    :class:`~sparse3dunet.data.sampling.SeededSampler` the patches go on where they were, too: on the CPU, with as many
-    threads, the weights are the same in the end, bit for bit. Among several processes (DDP) the first one writes; all
-    must see the file.
+    The state is written after each epoch (and its validation), and within one when the process gets SIGTERM, which
+    clusters send before they take a machine away, or Ctrl-C. It includes the network, the optimizer, the schedule,
+    `parts`, the trainer's counts and what handlers keep in ``trainer.state`` (by Ignite's ``state_dict_user_keys``),
+    the best validation so far, the gradient scaler, and the global random states. With a
+    :class:`~sparse3dunet.data.sampling.SeededSampler` the patches continue, too: on the CPU, with the same number of
+    threads, the final weights are the same, bit for bit. With several processes (DDP) the first one writes; all must
+    see the file.
 
     Args:
-        trainer: MONAI's.
-        evaluator: of the validation: its best metric is kept.
-        path: of the file.
+        trainer: MONAI's trainer.
+        evaluator: the evaluator for validation, whose best metric is kept.
+        path: path of the file.
         parts: further objects with ``state_dict`` and ``load_state_dict``, by name: ``network``, ``optimizer``,
             ``lr_scheduler`` ...
-        settings: plain values that must be the same for a training to go on, as a JSON object.
-        recipe: likewise, by id in a config; an empty one is not looked at.
-        sampler: of the trainer's loader.
-        budget: the trainer's, where minutes may end it.
-        quiet: whether not to tell how to go on, where that is another's matter.
+        settings: plain values that must be the same when resuming, as a JSON object.
+        recipe: learning settings that must be the same when resuming, by id in a config; an empty one is not compared.
+        sampler: sampler of the trainer's loader.
+        budget: the trainer's budget, if minutes may end it.
+        quiet: whether not to print how to continue.
     """
 
     def __init__(
@@ -80,62 +80,62 @@ class ResumableTraining:
         self.recipe = json.loads(json.dumps(recipe or {}))
         self.sampler = sampler
         self.budget = budget
-        self.signal: int | None = None  # that this process got
-        self.agreed: int | None = None  # to end by, among all processes
+        self.signal: int | None = None  # the one that this process got
+        self.agreed: int | None = None  # the one that ends all processes
 
     def run(self, resume: bool = False) -> None:
         """Run the trainer to its end; with `resume`, from the state in the file, if there is one.
 
         Raises:
-            SystemExit: with 128 and the signal's number, when a signal ended it, after the state was written.
-            DataError: when the file is no state of this training.
+            SystemExit: with 128 plus the signal's number, when a signal ended it, after the state was written.
+            DataError: when the file is not a state of this training.
         """
         if not isinstance(resume, bool):
-            raise DataError(f"resume is {resume!r}: write --resume alone; the file to go on from is {self.path}.")
+            raise DataError(f"resume is {resume!r}; pass --resume without a value. It resumes from {self.path}.")
         state = self._read() if resume else None
         if state is not None:
             self._restore(state)
             if self._has_ended():
-                self._say(f"Training has ended, after epoch {self.trainer.state.epoch}. {self._how_to_get_more()}")
+                self._print(f"Training ended after epoch {self.trainer.state.epoch}. {self._how_to_continue()}")
                 return
             done = f"{self.trainer.state.iteration} iterations, {self.trainer.state.epoch} epochs"
-            self._say(f"Going on after {done} ({self.path}).")
+            self._print(f"Resuming after {done} ({self.path}).")
         elif resume:
-            self._say(f"{self.path} is not there yet: training begins.")
+            self._print(f"{self.path} does not exist yet: training starts from the beginning.")
         elif idist.get_rank() == 0:
-            self.path.unlink(missing_ok=True)  # of a former training, which --resume would take for this one
+            self.path.unlink(missing_ok=True)  # of an earlier training, which --resume would take for this one
         # Attached here, these come after all other handlers, whose work the state includes.
         self.trainer.add_event_handler(Events.ITERATION_COMPLETED, self._iteration)
         self.trainer.add_event_handler(Events.EPOCH_COMPLETED, self._epoch)
         with self._signals():
             self.trainer.run()
         if self.agreed is not None:
-            self._say(f"Told to end ({signal.Signals(self.agreed).name}); go on with --resume ({self.path}).")
+            self._print(f"Stopped by {signal.Signals(self.agreed).name}; continue with --resume ({self.path}).")
             raise SystemExit(128 + self.agreed)
 
     def _iteration(self, engine: Engine) -> None:
         within_epoch = engine.state.iteration % (engine.state.epoch_length or 1) > 0
-        if self._told_to_end() and within_epoch:  # else the epoch ends now, and is validated first
+        if self._must_end() and within_epoch:  # else the epoch ends now, and is validated first
             self._write()
             engine.terminate(skip_completed=True)
 
     def _epoch(self, engine: Engine) -> None:
         self._write()
-        if self._told_to_end():
+        if self._must_end():
             engine.terminate(skip_completed=True)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """Within, signals are noted, for the training to end in order; a second Ctrl-C ends it at once."""
+        """Note signals, so that the training ends in order; a second Ctrl-C ends it at once."""
         former: dict[int, Any] = {}
 
         def note(number: int, frame: FrameType | None) -> None:
             self.signal = self.signal or number
-            # torchrun passes on what it gets, so that the same signal may come twice; it kills in the end by itself.
+            # torchrun passes on what it gets, so that the same signal may come twice; in the end it kills by itself.
             if number == signal.SIGINT and "TORCHELASTIC_RUN_ID" not in os.environ:
                 signal.signal(number, former[number])
 
-        if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
+        if threading.current_thread() is threading.main_thread():  # Python allows it only there
             former |= {number: signal.signal(number, note) for number in SIGNALS}
         try:
             yield
@@ -143,8 +143,8 @@ class ResumableTraining:
             for number, handler in former.items():
                 signal.signal(number, handler)
 
-    def _told_to_end(self) -> bool:
-        """Whether this process, or another of this training, got a signal. All must ask as often."""
+    def _must_end(self) -> bool:
+        """Return whether a process of this training got a signal. All must call it equally often."""
         number = self.signal or 0
         if idist.get_world_size() > 1:
             number = int(idist.all_reduce(number, op="MAX"))
@@ -172,20 +172,20 @@ class ResumableTraining:
         try:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
         except Exception as error:  # zipfile, pickle and PyTorch raise many kinds here
-            raise DataError(f"{self.path}: no state of a training ({type(error).__name__}). {_CURE}") from error
+            raise DataError(f"{self.path} is not the state of a training ({type(error).__name__}). {_CURE}") from error
         expected = {*self._all_parts(), "trainer", "best", "random", "settings", "recipe"}
         if not isinstance(state, dict) or set(state) != expected:
-            raise DataError(f"{self.path}: no state of such a training: it was written by another version. {_CURE}")
+            raise DataError(f"{self.path} was written by another version, or by another kind of training. {_CURE}")
         changed = _changes(_settings_today(state["settings"]), self.settings)
         if self.recipe and state["recipe"]:
-            # Up to 0.10.0 the config said what goes by the padding since; the network is compared above
+            # Up to 0.10.0 the config set what now follows from the padding; the network is compared above
             recipe = {name: value for name, value in state["recipe"].items() if name != "network_def#upsampling"}
             changed += _changes(recipe, self.recipe)
         if changed:
             more = f"; and {len(changed) - 8} more" if len(changed) > 8 else ""
             raise DataError(
-                f"{self.path}: this training began with other settings: {'; '.join(changed[:8])}{more}. Give those to "
-                f"go on; to learn further from its model with yours, train anew with --pretrained. {_CURE}"
+                f"{self.path}: this training began with other settings: {'; '.join(changed[:8])}{more}. Pass those to "
+                f"continue; to train further from its model with yours, use --pretrained. {_CURE}"
             )
         return state
 
@@ -199,7 +199,7 @@ class ResumableTraining:
         if self.sampler is not None:
             self.sampler.set_epoch(trainer.epoch, first_batch)
         self.evaluator.state.best_metric, self.evaluator.state.best_metric_epoch = state["best"]
-        # Making a loader's iterator draws a random number: within an epoch, that was done when the epoch began.
+        # Making a loader's iterator draws a random number; within an epoch, this was done when the epoch began.
         begin = Events.ITERATION_STARTED(once=trainer.iteration + 1) if first_batch else Events.STARTED
         self.trainer.add_event_handler(begin, lambda: _set_random_state(state["random"]))
 
@@ -210,58 +210,58 @@ class ResumableTraining:
     def _stopped_early(self) -> bool:
         return any(isinstance(p, EarlyStopping) and p.counter >= p.patience for p in self.parts.values())
 
-    def _how_to_get_more(self) -> str:
+    def _how_to_continue(self) -> str:
         if self._stopped_early():
-            return "It stopped since validations became no better; go on with a larger --patience."
+            return "It stopped because validations no longer improved; continue with a larger --patience."
         in_minutes = self.budget is not None and self.budget.minutes is not None
-        return f"Go on with a larger --{'minutes' if in_minutes else 'max_epochs'}."
+        return f"Continue with a larger --{'minutes' if in_minutes else 'max_epochs'}."
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         if idist.get_rank() == 0 and not self.quiet:
             print(text, flush=True)
 
     def _all_parts(self) -> dict[str, Any]:
-        scaler = self.trainer.scaler  # with CUDA's automatic mixed precision in float16 alone
+        scaler = self.trainer.scaler  # only with CUDA's automatic mixed precision in float16
         return self.parts if scaler is None else {**self.parts, "scaler": scaler}
 
 
 def fixed_settings(description: ModelDescription, *, seed: int, batch_size: int, epoch_length: int) -> dict[str, Any]:
-    """What must be the same for a training to go on, beside the config's recipe.
+    """Return the settings that must be the same when resuming, in addition to the config's learning settings.
 
     Args:
-        description: of the model.
-        seed: of the training.
-        batch_size: of each process; that of all together must be the same.
-        epoch_length: in iterations.
+        description: description of the model.
+        seed: seed of the training.
+        batch_size: batch size of each process; their sum must be the same.
+        epoch_length: iterations per epoch.
     """
     batch_size *= idist.get_world_size()
     return {**description.settings(), "seed": seed, "batch_size": batch_size, "epoch_length": epoch_length}
 
 
 def saved_iteration(path: str | Path, resume: bool) -> int | None:
-    """The iterations that are done in a state to go on from; None where there is none."""
+    """Return the number of iterations in a state to resume from; None if there is none."""
     if not resume or not Path(path).is_file():
         return None
     try:
         return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["trainer"]["iteration"])
-    except Exception:  # what is wrong with the file is told where training begins
+    except Exception:  # the error is reported when training begins
         return None
 
 
 def next_iteration(path: str | Path, resume: bool) -> int | None:
-    """The first iteration that is not done, for TensorBoard's purge_step."""
+    """Return the first iteration that is not done, for TensorBoard's purge_step."""
     done = saved_iteration(path, resume)
     return None if done is None else done + 1
 
 
 def leave_signals_to_trainer(worker: int = 0) -> None:
-    """For a loader's ``worker_init_fn``: what a terminal or a cluster sends to all processes does not end this one.
+    """Have a loader's worker (``worker_init_fn``) ignore signals that a terminal or a cluster sends to all processes.
 
-    Only the trainer's process does, which goes on to the end of an iteration.
+    Only the trainer's process ends it, which first finishes its iteration.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if not hasattr(signal, "sigwaitinfo"):
-        return  # macOS does not tell who sent a signal
+        return  # macOS does not report who sent a signal
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     parent = multiprocessing.parent_process()  # not the server that Python 3.14 forks workers from
     trainer = os.getppid() if parent is None else parent.pid
@@ -275,17 +275,17 @@ def leave_signals_to_trainer(worker: int = 0) -> None:
 
 
 def _progress(part: Any, state: dict[str, Any]) -> dict[str, Any]:
-    """Of a schedule by formula only how far it is: with more epochs than before, the formula is another one."""
+    """Return a part's state; for a schedule by formula only its position: with more epochs, the formula changes."""
     if not isinstance(part, LambdaLR):
         return state
     return {**part.state_dict(), **{key: state[key] for key in ("last_epoch", "_step_count", "_last_lr")}}
 
 
 def _settings_today(settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The settings of a training as this version tells them; up to 0.10.0 a model's description had another form.
+    """Return a training's settings in this version's form; up to 0.10.0 model descriptions had another one.
 
-    Concatenated upsampling with same padding stays a difference: for the network's weights there is a conversion, but
-    not for what the optimizer knows of them.
+    Concatenated upsampling with same padding stays a difference: the network's weights can be converted, but not the
+    optimizer's state of them.
     """
     if "network" not in settings:
         return settings
@@ -301,13 +301,13 @@ def _changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _place_free(value: Any) -> Any:
-    """A setting without the module of this package in which a component lies: that may have moved."""
+    """Return a setting without the module of a component of this package: it may have moved."""
     pattern = r"^(\$import )?sparse3dunet\.([\w.]+\.)?(\w+)( as \w+)?$"
     return re.sub(pattern, r"\3", value) if isinstance(value, str) else value
 
 
 def _random_state() -> dict[str, Any]:
-    """The global random states, in plain values and tensors."""
+    """Return the global random states as plain values and tensors."""
     name, keys, *rest = np.random.get_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {

@@ -1,4 +1,4 @@
-"""Settings that depend on the data or the device, or that must fit them: patch size, spacing, weights of cases."""
+"""Settings that depend on the data or the device, or must fit them: patch size, spacing, weights of cases."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from sparse3dunet.networks import UNet3D
 
 
 def target_spacing(report: DataReport, spacing: Any) -> list[float] | None:
-    """The voxel size in mm that volumes are resampled to, by axis (left-right, posterior-anterior, inferior-superior).
+    """Return the spacing in mm to resample to, by axis (left-right, posterior-anterior, inferior-superior).
 
     Args:
-        report: of the data set.
-        spacing: None, not to resample; three sizes; or "median", for the median of the cases' spacings.
+        report: report on the data set.
+        spacing: None not to resample; three sizes; or "median" for the median of the cases' spacings.
 
     Raises:
         DataError: when `spacing` is none of these.
@@ -31,12 +31,12 @@ def target_spacing(report: DataReport, spacing: Any) -> list[float] | None:
         return [float(s) for s in np.median([case.spacing for case in report.cases], axis=0)]
     sizes = spacing if isinstance(spacing, (list, tuple)) else []
     if len(sizes) != 3 or not all(isinstance(s, (int, float)) and 0 < s < np.inf for s in sizes):
-        raise DataError(f'spacing must be three sizes in mm, as --spacing "[1,1,1]", or median; found {spacing!r}.')
+        raise DataError(f'spacing must be three sizes in mm (--spacing "[1,1,1]"), or median; found {spacing!r}.')
     return [float(s) for s in sizes]
 
 
 def network_shapes(report: DataReport, spacing: Sequence[float] | None = None) -> list[tuple[int, ...]]:
-    """The volumes' spatial shapes as the network sees them: in RAS order, resampled to `spacing` where there is one."""
+    """Return the volumes' spatial shapes as the network sees them: in RAS order, resampled to `spacing` if given."""
     shapes = []
     for case in report.cases:
         sizes = zip(case.shape, case.spacing, spacing or case.spacing)
@@ -45,19 +45,21 @@ def network_shapes(report: DataReport, spacing: Sequence[float] | None = None) -
 
 
 def case_weights(report: DataReport, cases: Sequence[Case], case_balance: float = 0.0) -> list[float]:
-    """How likely each of `cases` is drawn for a training patch, up to a common factor.
+    """Return how likely each of `cases` is drawn for a training patch, up to a common factor.
 
     Args:
-        report: of a data set that holds the cases.
-        cases: to draw from.
-        case_balance: 0: cases alike, however much of each is annotated; 1: annotated voxels alike, so that a case with
-            twice the annotation is drawn twice as often; in between: annotation to this power.
+        report: report on a data set that includes the cases.
+        cases: cases to draw from.
+        case_balance: 0 to draw all cases equally often, however much of each is annotated; 1 in proportion to the
+            annotated voxels, so that a case with twice as many is drawn twice as often; in between, their power.
 
     Raises:
         DataError: when `case_balance` is not in [0, 1].
     """
     if not isinstance(case_balance, (int, float)) or not 0 <= case_balance <= 1:
-        raise DataError(f"case_balance must be from 0 (cases alike) to 1 (annotated voxels alike), got {case_balance}.")
+        raise DataError(
+            f"case_balance must be from 0 (cases equally often) to 1 (by annotated voxels), got {case_balance}."
+        )
     annotated = {case.name: case.annotated for case in report.cases}
     return [float(annotated[case_name(case[IMAGE])]) ** case_balance for case in cases]
 
@@ -65,12 +67,12 @@ def case_weights(report: DataReport, cases: Sequence[Case], case_balance: float 
 def fit_patch_size(
     shapes: Sequence[Sequence[int]], largest: Sequence[int], multiple_of: Sequence[int] | int = 8
 ) -> list[int]:
-    """The patch size for volumes of the given shapes: `largest`, or less where most volumes are smaller.
+    """Return the patch size for volumes of the given shapes: `largest`, or less if most volumes are smaller.
 
     Args:
         shapes: spatial shapes of the volumes.
         largest: upper bound per axis.
-        multiple_of: what the network needs each length to be a multiple of.
+        multiple_of: factor that each length must be a multiple of, for the network.
 
     Returns:
         Per axis the 90th percentile of the volumes' lengths, rounded up to a multiple, but no more than `largest`,
@@ -85,19 +87,19 @@ def fit_patch_size(
 def patch_size(
     report: DataReport, spacing: Sequence[float] | None, largest: Sequence[int], network: torch.nn.Module
 ) -> list[int]:
-    """The patch size by axis for a data set and a network.
+    """Return the patch size by axis for a data set and a network.
 
     Args:
-        report: of the data set.
-        spacing: in mm, to resample to; None for volumes as they are.
+        report: report on the data set.
+        spacing: spacing in mm to resample to; None for volumes as they are.
         largest: upper bound by axis, in voxels.
-        network: tells of which sizes the patch must be a multiple; 8 where it does not.
+        network: its ``size_multiple`` is what the patch size must be a multiple of; 8 if it has none.
     """
     return fit_patch_size(network_shapes(report, spacing), largest, getattr(network, "size_multiple", 8))
 
 
 def default_workers(device: torch.device | str) -> int:
-    """Processes that load data: 4 for a GPU; none on a CPU, where they would only get in its way."""
+    """Return the number of processes that load data: 4 for a GPU; none on a CPU, where they would compete for it."""
     return 0 if torch.device(device).type == "cpu" else 4
 
 
@@ -105,13 +107,13 @@ def check_counts(counts: Mapping[str, Any]) -> None:
     """Raise DataError, naming the setting, unless each value is a whole number of at least 1."""
     for name, value in counts.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise DataError(f"{name} must be a whole number of at least 1, as --{name} 10; got {value!r}.")
+            raise DataError(f"{name} must be a whole number of at least 1, such as --{name} 10; got {value!r}.")
 
 
 def check_patch_size(network: torch.nn.Module, patch_size: Sequence[int]) -> None:
-    """Raise DataError unless a UNet3D takes patches of this size; with valid convolutions, as sliding windows, too."""
+    """Raise DataError unless a UNet3D accepts patches of this size."""
     if not isinstance(patch_size, (list, tuple)) or len(patch_size) != 3:
-        raise DataError(f'patch_size must be three whole numbers, as --patch_size "[64,64,64]"; found {patch_size!r}.')
+        raise DataError(f'patch_size must be three whole numbers (--patch_size "[64,64,64]"); found {patch_size!r}.')
     if not isinstance(network, UNet3D):
         return
     try:

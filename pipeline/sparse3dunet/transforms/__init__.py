@@ -1,4 +1,4 @@
-"""Transforms for sparsely annotated volumes, each an array class and its dictionary twin."""
+"""Transforms for sparsely annotated volumes, each as an array class and a dictionary version."""
 
 from sparse3dunet.data.label_and_weight import SparseLabel
 from sparse3dunet.transforms.annotation import SparseLabeld

@@ -1,4 +1,4 @@
-"""From an annotation, in any convention that it came in on disk, to label and weight."""
+"""Conversion of an annotation, in any convention on disk, to label and weight."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from sparse3dunet.keys import ANNOTATED_SLICES, LABEL, WEIGHT
 
 
 class SparseLabeld(MapTransform):
-    """Dictionary twin of :class:`SparseLabel`: replaces the label map and adds its weight.
+    """Dictionary version of :class:`SparseLabel`: replaces the label map and adds its weight.
 
-    A case's own ``annotated_slices`` and weight image, where the dictionary has them, are used up.
+    A case's own ``annotated_slices``, if the dictionary has them, are removed, and its weight image is replaced.
 
     Args:
         keys: key of the label map.
         classes: see :class:`SparseLabel`.
         ignore_index: see :class:`SparseLabel`.
         annotated_slices: see :class:`SparseLabel`; for cases without slices of their own.
-        weight_key: key under which the weight is put; where there is a weight image under it, it counts.
+        weight_key: key for the weight; an existing weight image under this key is taken into account.
         slices_key: key of a case's own annotated slices.
-        allow_missing_keys: whether to pass on a dictionary without the label map as it is.
+        allow_missing_keys: whether to return a dictionary without the label map unchanged.
     """
 
     def __init__(

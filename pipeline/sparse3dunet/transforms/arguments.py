@@ -1,4 +1,4 @@
-"""Checks of transforms' arguments, with errors that say what was expected."""
+"""Checks of transforms' arguments, with errors that state what was expected."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sparse3dunet.errors import DataError
 
 
 def one_of(name: str, value: str, choices: Sequence[str]) -> str:
-    """The value, where it is one of the choices."""
+    """Return the value if it is one of the choices."""
     if value not in choices:
         raise DataError(f"{name} must be one of {', '.join(choices)}; got {value!r}.")
     return value
@@ -26,7 +26,7 @@ def of_each(
     own: Mapping[Any, str],
     choices: Sequence[str],
 ) -> list[str]:
-    """The choice for each key: of a list the key's, else the key's own, else the one given, or by default the first."""
+    """Return the choice for each key: from a list; else the key's own, else the given one, by default the first."""
     if given is None or isinstance(given, str):
         rest = choices[0] if given is None else one_of(name, given, choices)
         return [own.get(key, rest) for key in keys]
@@ -38,15 +38,15 @@ def of_each(
 
 
 def size_in_voxels(value: Any) -> Any:
-    """None, or one or three whole numbers."""
+    """Return the value if it is None, or one or three whole numbers."""
     values = list(value) if isinstance(value, (list, tuple, np.ndarray)) else [value] * 3
     if value is not None and (len(values) != 3 or not all(isinstance(n, (int, np.integer)) for n in values)):
-        raise DataError(f"spatial_size must be whole numbers of voxels, one for all axes or three; got {value!r}.")
+        raise DataError(f"spatial_size must be one or three whole numbers of voxels; got {value!r}.")
     return value
 
 
 def number(name: str, value: Any, least: float, most: float = math.inf, whole: bool = False) -> Any:
-    """The value, where it is a finite number between two, or a whole one."""
+    """Return the value if it is a finite number in a range, and a whole one if `whole` is set."""
     kind = numbers.Integral if whole else numbers.Real
     if not isinstance(value, kind) or not least <= float(value) <= most or not math.isfinite(value):
         limits = f"at least {least}" if most == math.inf else f"from {least} to {most}"
@@ -55,21 +55,21 @@ def number(name: str, value: Any, least: float, most: float = math.inf, whole: b
 
 
 def per_axis(name: str, value: Any, most: float = math.inf, positive: bool = False) -> np.ndarray:
-    """(3,) from a number for all axes or one for each, none negative."""
+    """Return (3,) from a number for all axes or one for each, none negative."""
     try:
         values = np.asarray(value, dtype=float)
     except (TypeError, ValueError):
         values = np.array(math.nan)
     if values.shape not in ((), (3,)) or not ((values >= 0) & (values <= most) & np.isfinite(values)).all():
-        limit = "" if most == math.inf else f", {most} at most"
-        raise DataError(f"{name} must be a number or three, none negative{limit}; got {value!r}.")
+        limit = "" if most == math.inf else f", at most {most}"
+        raise DataError(f"{name} must be one or three numbers, none negative{limit}; got {value!r}.")
     if positive and not values.all():
         raise DataError(f"{name} must be above 0; got {value!r}.")
     return np.broadcast_to(values, 3)
 
 
 def ranges(name: str, value: Any, count: int = 3) -> np.ndarray:
-    """(count, 2) from a number a, for (-a, a), or `count` such numbers or pairs (least, largest)."""
+    """Return (count, 2) from a number a, for (-a, a), or `count` such numbers or pairs (least, largest)."""
     entries = list(value) if isinstance(value, (list, tuple, np.ndarray)) else [value] * count
     try:
         pairs = np.array([(-entry, entry) if np.ndim(entry) == 0 else entry for entry in entries], dtype=float)

@@ -20,12 +20,10 @@ from sparse3dunet.keys import PRED
 from sparse3dunet.transforms.arguments import number
 
 NEIGHBOURS = np.ones((3, 3, 3), bool)
-"""Voxels that touch by a face, an edge or a corner are connected."""
-_LISTED = (
-    65535  # scipy lists the boxes of all numbers up to the largest: beyond this one, classes are looked for singly
-)
+"""Connectivity: voxels that share a face, an edge or a corner are connected."""
+_LISTED = 65535  # scipy lists the boxes of all numbers up to the largest: larger classes are searched one by one
 _CHUNK = 2**20  # voxels that are counted at once
-_ROUNDING = 1e-6  # of a volume: components of exactly the smallest volume stay, however that was computed
+_ROUNDING = 1e-6  # relative tolerance, so that components of exactly the smallest volume stay
 
 
 def clean_components(
@@ -37,27 +35,27 @@ def clean_components(
 ) -> np.ndarray:
     """Remove connected components, class by class: all but the largest, or those that are too small.
 
-    Voxels are connected that touch by a face, an edge or a corner (26 neighbours). MONAI's
-    KeepLargestConnectedComponent and RemoveSmallObjects do the like, but need scikit-image or cuCIM, and go through the
-    whole volume for each class; this looks at the class's bounding box alone.
+    Voxels that share a face, an edge or a corner are connected (26 neighbours). MONAI's KeepLargestConnectedComponent
+    and RemoveSmallObjects do something similar, but need scikit-image or cuCIM, and process the whole volume for each
+    class; this processes only the class's bounding box.
 
     Args:
         segmentation: (X, Y, Z) integer; not changed.
-        voxel_ml: a voxel's volume, in ml.
-        largest: classes of which only the largest component is kept; of equal ones the first, in the order of voxels.
-        min_ml: by class, the volume in ml under which a component is removed.
-        background: what is put in the place of what is removed.
+        voxel_ml: volume of a voxel in ml.
+        largest: classes of which only the largest component is kept; of equal ones the first in voxel order.
+        min_ml: by class, the volume in ml below which a component is removed.
+        background: value for removed voxels.
 
     Returns:
         (X, Y, Z), of the same type.
 
     Raises:
-        DataError: when the segmentation is not of three axes, or not of an integer type.
+        DataError: when the segmentation does not have three axes, or an integer type.
     """
     if segmentation.ndim != 3 or segmentation.dtype.kind not in "iub":
         raise DataError(
-            f"components are those of an integer volume (X, Y, Z), got {segmentation.dtype} of {segmentation.shape}; "
-            "argmax the logits first."
+            f"expected an integer volume (X, Y, Z), got {segmentation.dtype} of shape {segmentation.shape}; argmax the "
+            "logits first."
         )
     result, min_ml, largest = segmentation.copy(), dict(min_ml or {}), set(largest)
     for value, box in _boxes(segmentation, {*largest, *min_ml} - {background}).items():
@@ -73,7 +71,7 @@ def clean_components(
 
 
 def _boxes(segmentation: np.ndarray, classes: Iterable[int]) -> dict[int, tuple[slice, ...]]:
-    """The bounding boxes of those classes that are there."""
+    """Find the bounding boxes of those classes that are in a segmentation."""
     listed = sorted(value for value in classes if 0 < value <= _LISTED)
     numbered = segmentation.view(np.uint8) if segmentation.dtype == bool else segmentation
     found = ndimage.find_objects(numbered, listed[-1]) if listed else []
@@ -84,7 +82,7 @@ def _boxes(segmentation: np.ndarray, classes: Iterable[int]) -> dict[int, tuple[
 
 
 def _sizes(labels: np.ndarray, count: int) -> np.ndarray:
-    """(count + 1,) voxels of each component, 0 for what is outside of all."""
+    """Count the voxels of each component, (count + 1,), 0 for the background."""
     sizes = np.zeros(count + 1, np.int64)
     flat = labels.ravel()
     step = max(_CHUNK, 4 * count)
@@ -96,19 +94,19 @@ def _sizes(labels: np.ndarray, count: int) -> np.ndarray:
 
 
 class CleanComponents(Transform):
-    """See :func:`clean_components`, for class numbers.
+    """Remove connected components of class numbers, see :func:`clean_components`.
 
     Args:
         largest: True for all classes but the background, or numbers of some.
-        min_ml: in ml, of all classes but the background, or by number: a mapping, or a list from class 0 on. A voxel's
-            volume is the affine's; without one, it is 1 mm^3.
-        background: its number.
+        min_ml: volume in ml for all classes but the background, or by number: a mapping, or a list from class 0 on. A
+            voxel's volume is taken from the affine; without one, it is 1 mm^3.
+        background: number of the background.
 
     Shapes: (1, X, Y, Z) -> (1, X, Y, Z), type and metadata are kept.
 
     Raises:
-        DataError: when a volume is negative, a class is no number, or a segmentation holds numbers that are not whole,
-            or has several channels.
+        DataError: when a volume is negative, a class is not a number, or a segmentation has numbers that are not whole,
+            or several channels.
 
     Example:
         >>> CleanComponents(largest=True)(np.array([[[[1, 1, 0, 1, 0, 2]]]])).tolist()
@@ -129,7 +127,7 @@ class CleanComponents(Transform):
             min_ml = dict(enumerate(min_ml))
         for ml in min_ml.values() if isinstance(min_ml, Mapping) else [min_ml]:
             number("min_ml", ml, 0)
-        self.min_ml: Any = min_ml  # by class, or of all
+        self.min_ml: Any = min_ml  # by class, or for all
         self.background = background
 
     def __call__(self, segmentation: Any) -> Any:
@@ -147,12 +145,12 @@ class CleanComponents(Transform):
         return convert_to_dst_type(cleaned[None], segmentation)[0]
 
     def _names_classes(self) -> bool:
-        """Whether nothing is for all classes, whichever there are; to look for them takes longer than the rest."""
+        """Return whether all classes are named; else they must be searched, which takes longer than the rest."""
         return self.largest is not True and (isinstance(self.min_ml, Mapping) or not self.min_ml)
 
 
 def _class_numbers(name: str, values: Any) -> list[int]:
-    """The class numbers of a list, checked."""
+    """Return the class numbers of a list after checking them."""
     listed: list[Any] = list(values) if isinstance(values, Iterable) and not isinstance(values, str) else [None]
     if not all(isinstance(value, numbers.Integral) and not isinstance(value, bool) for value in listed):
         raise DataError(f"{name} must be a list of whole class numbers, got {values!r}.")
@@ -160,7 +158,7 @@ def _class_numbers(name: str, values: Any) -> list[int]:
 
 
 def _whole_numbers(segmentation: np.ndarray) -> np.ndarray:
-    """(X, Y, Z) integer, of (1, X, Y, Z) of any type."""
+    """Return (X, Y, Z) integers from (1, X, Y, Z) of any type."""
     if segmentation.ndim != 4 or len(segmentation) != 1:
         raise DataError(
             f"CleanComponents takes class numbers of shape (1, X, Y, Z), got {segmentation.shape}; argmax the logits "
@@ -174,11 +172,11 @@ def _whole_numbers(segmentation: np.ndarray) -> np.ndarray:
 
 
 class CleanComponentsd(MapTransform):
-    """Dictionary twin of :class:`CleanComponents`.
+    """Dictionary version of :class:`CleanComponents`.
 
     Args:
-        keys: of segmentations.
-        allow_missing_keys: whether to pass over keys that are missing.
+        keys: keys of the segmentations.
+        allow_missing_keys: whether keys may be missing.
         kwargs: see :class:`CleanComponents`.
     """
 

@@ -1,4 +1,4 @@
-"""Annotated slices held out of training, to score by: cross-validation within volumes."""
+"""Holding out of annotated slices for scoring: cross-validation within volumes."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ TRAINING, VALIDATION = PARTS = ("training", "validation")
 class HoldOutSlices(Transform):
     """Split a volume's annotated slices into folds and keep one part of the annotation.
 
-    Çiçek et al. 2016, table 1: a third of the annotated slices is left out each time and used for scoring. The slices
-    of all directions are dealt out to the folds in turn, beginning with a fold that depends on `name` and `seed`. A
-    fold's slices are whole: where training slices cross them, the crossing line is held out as well, so that no voxel
-    is both trained on and scored.
+    As in Çiçek et al. 2016, table 1, a third of the annotated slices is left out each time and used for scoring. The
+    slices of all directions are assigned to the folds in turn, beginning with a fold that depends on `name` and `seed`.
+    A fold's slices are complete: where training slices cross them, the crossing line is held out as well, so that no
+    voxel is both trained on and scored.
 
     Args:
-        fold: which fold is held out, 0 ... folds-1.
+        fold: the fold to hold out, 0 ... folds-1.
         folds: number of folds.
-        part: "training": the weight without the held-out slices; "validation": the weight on them alone.
-        seed: of the dealing.
-        adjacent_together: whether adjacent slices go to one fold. They must where volumes were resampled to smaller
+        part: "training" for the weight without the held-out slices; "validation" for the weight on them only.
+        seed: seed of the assignment.
+        adjacent_together: whether adjacent slices go to one fold. This is needed if volumes were resampled to smaller
             voxels before, since one annotated slice has then become several.
-        listed: the slices to hold out by the case's name, for each axis their indices; instead of dealing them out. A
-            case that it lacks keeps all slices for training.
+        listed: slices to hold out instead, by the case's name, as indices for each axis. A case that is not in it keeps
+            all slices for training.
 
     Shapes: weight (1, X, Y, Z) -> weight (1, X, Y, Z); the two parts have no voxel in common and add up to the whole.
 
     Raises:
-        DataError: when the annotation is not made of slices, or of one slice alone.
+        DataError: when the annotation does not consist of slices, or of one slice only.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class HoldOutSlices(Transform):
         return convert_to_dst_type(kept, tensor, dtype=kept.dtype)[0]
 
     def held_out(self, annotated: torch.Tensor, name: str = "") -> Slices:
-        """The slices of this fold, by axis, given the (X, Y, Z) annotated voxels and the case's name."""
+        """Return the slices of this fold by axis, given the (X, Y, Z) annotated voxels and the case's name."""
         if self.listed is not None:
             return self.listed.get(name, [[], [], []])
         dense = bool(annotated.all())
@@ -78,29 +78,29 @@ class HoldOutSlices(Transform):
         if slices is None:
             what = "every voxel is annotated" if dense else "the annotation is not made of slices"
             raise DataError(
-                f"{name or 'a case'}: {what}, so that no annotated slices can be held out. Hold out "
-                "cases instead (val_fraction), or keep some slices of a dense label (sparse3dunet simulate)."
+                f"{name or 'a case'}: {what}, so no annotated slices can be held out. Hold out cases instead "
+                "(val_fraction), or keep some slices of a dense label (sparse3dunet simulate)."
             )
-        dealt = [runs(indices) if self.adjacent_together else [[index] for index in indices] for indices in slices]
-        if sum(map(len, dealt)) < 2:
+        by_axis = [runs(indices) if self.adjacent_together else [[index] for index in indices] for indices in slices]
+        if sum(map(len, by_axis)) < 2:
             raise DataError(
-                f"{name or 'a case'}: only one slice (or run of adjacent ones) is annotated, so that none can be held "
-                "out. Annotate another one, or take the case out of the list."
+                f"{name or 'a case'}: only one slice (or run of adjacent ones) is annotated, so none can be held out. "
+                "Annotate another one, or remove the case from the list."
             )
         turn = zlib.crc32(f"{name}/{self.seed}".encode())
         chosen: Slices = []
-        for units in dealt:
+        for units in by_axis:
             chosen.append(
                 [i for number, unit in enumerate(units, turn) if number % self.folds == self.fold for i in unit]
             )
-            # Passed on by one where an axis ends with the fold it began with: the outermost slices of all directions in
-            # one fold would make it harder than the others.
+            # Advanced by one if an axis ends with the fold it began with: the outermost slices of all directions in one
+            # fold would make it harder than the others.
             turn += len(units) + (bool(units) and len(units) % self.folds == 0)
         return chosen
 
 
 class HoldOutSlicesd(MapTransform):
-    """Dictionary twin of :class:`HoldOutSlices`; the case's name is that of the file that the weight came from.
+    """Dictionary version of :class:`HoldOutSlices`; the case's name is that of the weight's file.
 
     Args:
         keys: key of the weight.
@@ -110,7 +110,7 @@ class HoldOutSlicesd(MapTransform):
         seed: see :class:`HoldOutSlices`.
         adjacent_together: see :class:`HoldOutSlices`.
         listed: see :class:`HoldOutSlices`; by the name of the case's image.
-        allow_missing_keys: whether to pass on a dictionary without the weight as it is.
+        allow_missing_keys: whether to return a dictionary without the weight unchanged.
     """
 
     def __init__(
@@ -135,6 +135,6 @@ class HoldOutSlicesd(MapTransform):
                 d[key] = self.hold_out(d[key], case_name(d[IMAGE].meta["filename_or_obj"]))
                 continue
             file = d[key].meta.get("filename_or_obj", "") if isinstance(d[key], MetaTensor) else ""
-            # The file's own name, not its place, so that a data set that is moved keeps its folds.
+            # The file's name without its folder, so that a data set that is moved keeps its folds.
             d[key] = self.hold_out(d[key], str(file).replace("\\", "/").rsplit("/", 1)[-1])
         return d

@@ -1,8 +1,7 @@
-"""Random gray values for training patches: what MONAI lacks, or does slowly, and any transform channel by channel.
+"""Random intensity transforms that MONAI lacks, or that are slow there, and any transform channel by channel.
 
 For images of zero mean and unit variance. MONAI's own array transforms for gamma (``RandAdjustContrast``), contrast,
-brightness and low resolution go along with these; the bundle's train.yaml has the whole chain.
-None writes into what it gets.
+brightness and low resolution complement these; the bundle's train.yaml has the whole chain. None changes its input.
 """
 
 from __future__ import annotations
@@ -25,17 +24,17 @@ from sparse3dunet.keys import IMAGE
 from sparse3dunet.transforms.arguments import number
 
 TRUNCATE = 3.0
-"""After how many standard deviations the kernel of :class:`RandBlur` ends."""
+"""Half-width of the kernel of :class:`RandBlur`, in standard deviations."""
 
 
 class ChannelWise(Randomizable, Transform):
-    """Applies a random transform to each channel on its own: with draws of its own, also of whether at all.
+    """Apply a random transform to each channel separately, with independent random draws.
 
-    The contrast, the bias field and the noise of a T1-weighted channel say nothing about those of a T2-weighted one.
+    The contrast, bias field and noise of a T1-weighted channel are independent of those of a T2-weighted one.
 
     Args:
-        transform: an array transform from (1, X, Y, Z) to the same shape, such as one of MONAI's, or a ``Compose`` of
-            several. It is given a copy, without metadata.
+        transform: array transform from (1, X, Y, Z) to the same shape, such as one of MONAI's, or a ``Compose`` of
+            several. It gets a copy without metadata.
 
     Shapes: image (C, X, Y, Z) -> (C, X, Y, Z) float32, with the image's metadata.
 
@@ -51,7 +50,7 @@ class ChannelWise(Randomizable, Transform):
     def __init__(self, transform: Callable[[torch.Tensor], Any]) -> None:
         if not callable(transform):
             raise DataError(
-                f"transform must be a transform, or a Compose of several, got {type(transform).__name__} {transform!r}."
+                f"expected a transform, or a Compose of several, got {type(transform).__name__} {transform!r}."
             )
         self.transform = transform
 
@@ -78,12 +77,12 @@ class ChannelWise(Randomizable, Transform):
 
 
 class ChannelWised(Randomizable, MapTransform):
-    """Dictionary twin of :class:`ChannelWise`: every channel of every key has draws of its own.
+    """Dictionary version of :class:`ChannelWise`, with independent random draws for every channel of every key.
 
     Args:
         keys: keys of the images.
         transform: see :class:`ChannelWise`; an array transform, not a dictionary one.
-        allow_missing_keys: whether keys may be absent.
+        allow_missing_keys: whether keys may be missing.
     """
 
     def __init__(
@@ -109,12 +108,12 @@ class ChannelWised(Randomizable, MapTransform):
 
 
 class _RandIntensity(RandomizableTransform):
-    """Draws in ``randomize``, then changes all channels alike; how, is up to the subclass."""
+    """Draw in ``randomize``, then change all channels alike, as implemented by the subclass."""
 
     def __call__(self, img: Any, randomize: bool = True) -> torch.Tensor:
-        """The image (C, X, Y, Z), changed, as float32 with its metadata; with `randomize` False as the last time.
+        """Return the changed image (C, X, Y, Z) as float32 with its metadata; with `randomize` False as last time.
 
-        Where nothing was drawn, a float32 image is passed on itself, as by MONAI's transforms.
+        If nothing is to change, a float32 image is returned itself, as by MONAI's transforms.
         """
         source = convert_to_tensor(img, dtype=torch.float32, track_meta=get_track_meta())
         if randomize:
@@ -131,33 +130,34 @@ class _RandIntensity(RandomizableTransform):
 
     @abstractmethod
     def draw(self) -> None:
-        """Draw and remember what :meth:`change` needs."""
+        """Draw and store what :meth:`change` needs."""
 
     @abstractmethod
     def change(self, img: torch.Tensor) -> torch.Tensor:
-        """A new image from `img` (C, X, Y, Z) float32, which stays as it is."""
+        """Return a new image from `img` (C, X, Y, Z) float32, which is not changed."""
 
 
 class RandGrayValueCurve(_RandIntensity):
-    """Maps the gray values by a smooth, monotone random curve, after Çiçek et al. (3D U-Net, MICCAI 2016).
+    """Map intensities by a smooth, monotone random curve, after Çiçek et al. (3D U-Net, MICCAI 2016).
 
-    In place of MONAI's ``RandHistogramShift``, whose polygon can be flat, so that it erases what it maps, and which
-    takes four times as long. Here the slope has limits: the order of the gray values stays, and what can be told
-    apart still can be. It is a Bézier curve with control points at equal distances, which makes it a polynomial.
+    It replaces MONAI's ``RandHistogramShift``, whose polygon can be flat, so that it erases contrast, and which takes
+    four times as long. Here the slope is limited: the order of the intensities stays, and so do differences. The curve
+    is a Bézier curve with equidistant control points, and therefore a polynomial.
 
     Args:
-        prob: probability that anything is changed.
-        control_points: from the least gray value to the largest. 3 to 10; more make the curve more winding.
-        max_slope: 1 or more. The polygon through the control points rises by slopes of which the steepest is at most so
-            many times the flattest, so that the curve's slope is between 1 / max_slope and max_slope everywhere.
-        retain_stats: give the result the mean and standard deviation of the image, as normalising would; otherwise its
-            least and largest value stay.
+        prob: probability that the image is changed.
+        control_points: number of control points from the least intensity to the largest, 3 to 10; more make the curve
+            more winding.
+        max_slope: largest ratio, 1 or more, of the slopes of the polygon through the control points, so that the
+            curve's slope is between 1 / max_slope and max_slope everywhere.
+        retain_stats: whether to keep the image's mean and standard deviation, as normalising would; otherwise its least
+            and largest value stay.
 
     Attributes:
-        heights: of the control points of the last curve drawn, from 0 to 1.
+        heights: heights of the control points of the last curve drawn, from 0 to 1.
 
     Raises:
-        DataError: when an argument is out of its range.
+        DataError: when an argument is out of range.
     """
 
     def __init__(
@@ -193,25 +193,25 @@ class RandGrayValueCurve(_RandIntensity):
 
 
 class RandShading(_RandIntensity):
-    """Multiplies the signal by a smooth random gain: the bias field of MRI, uneven illumination in microscopy.
+    """Multiply the signal by a smooth random gain, as the bias field of MRI or uneven illumination in microscopy.
 
-    As MONAI's ``RandBiasField``, but for normalised images: there gray values are multiplied about 0, which is
-    the mean by then, so that a voxel of mean brightness would never change, and air become darker where the coil sees
-    more. Here the signal is what a voxel has above the darkest. The gain is the exponential of a polynomial, evaluated
-    one axis after the other, in a quarter of MONAI's time or less.
+    Like MONAI's ``RandBiasField``, but for normalised images: MONAI's multiplies about 0, which is the mean after
+    normalisation, so that a voxel of mean brightness never changes, and air becomes darker where the coil is more
+    sensitive. Here the signal is the difference from the darkest voxel. The gain is the exponential of a polynomial,
+    evaluated one axis after the other, in a quarter of MONAI's time or less.
 
     Args:
-        prob: probability that anything is changed.
-        degree: of the polynomial, at least 1.
-        coefficient: its coefficients, of products of Legendre polynomials on the patch, are drawn from -coefficient to
-            coefficient, but for the constant one: 0. With 0.1 and degree 3 the gain's logarithm has a standard
+        prob: probability that the image is changed.
+        degree: degree of the polynomial, at least 1.
+        coefficient: coefficients of products of Legendre polynomials on the patch are drawn from -coefficient to
+            coefficient, except the constant one, which is 0. With 0.1 and degree 3 the gain's logarithm has a standard
             deviation of about 0.11 in the patch, and 0.25 in its corners.
 
     Attributes:
-        coefficients: the last ones drawn, (degree + 1, degree + 1, degree + 1).
+        coefficients: the last coefficients drawn, (degree + 1, degree + 1, degree + 1).
 
     Raises:
-        DataError: when an argument is out of its range.
+        DataError: when an argument is out of range.
     """
 
     def __init__(self, prob: float = 0.1, degree: int = 3, coefficient: float = 0.1) -> None:
@@ -227,7 +227,7 @@ class RandShading(_RandIntensity):
         self.coefficients[self._drawn] = self.R.uniform(-self.coefficient, self.coefficient, self._drawn.sum())
 
     def gain(self, spatial_shape: Sequence[int]) -> torch.Tensor:
-        """(X, Y, Z) float32: the last one drawn, for an image of this shape."""
+        """Return the last gain drawn, (X, Y, Z) float32, for an image of this shape."""
         x, y, z = (
             torch.from_numpy(np.polynomial.legendre.legvander(np.linspace(-1, 1, n), self.degree)).float()
             for n in spatial_shape
@@ -240,21 +240,21 @@ class RandShading(_RandIntensity):
 
 
 class RandBlur(_RandIntensity):
-    """Smooths by a Gaussian, of a random width along each axis.
+    """Smooth by a Gaussian of random width along each axis.
 
-    As MONAI's ``RandGaussianSmooth``, which pads by 0, that is by gray where the patch ends in bright tissue, and takes
-    five times as long, for large patches more. Here the outermost voxels are repeated, as by
+    Like MONAI's ``RandGaussianSmooth``, which pads by 0, the mean intensity, even next to bright tissue, and takes five
+    times as long, more for large patches. Here the outermost voxels are repeated, as in
     ``scipy.ndimage.gaussian_filter(mode="nearest", truncate=TRUNCATE)``.
 
     Args:
-        prob: probability that anything is changed.
+        prob: probability that the image is changed.
         sigma: (least, largest) standard deviation in voxels, above 0.
 
     Attributes:
-        sigmas: the last ones drawn, of the three axes.
+        sigmas: the last standard deviations drawn, for the three axes.
 
     Raises:
-        DataError: when an argument is out of its range.
+        DataError: when an argument is out of range.
     """
 
     def __init__(self, prob: float = 0.1, sigma: Sequence[float] = (0.5, 1.0)) -> None:
@@ -269,7 +269,7 @@ class RandBlur(_RandIntensity):
         self.sigmas = self.R.uniform(*self.sigma, 3)
 
     def change(self, img: torch.Tensor) -> torch.Tensor:
-        # Few taps: shifting and adding whole volumes is faster than any convolution of PyTorch's or SciPy's.
+        # Few taps: shifting and adding whole volumes is faster than any convolution of PyTorch or SciPy.
         kernels = [_half_gaussian(sigma) for sigma in self.sigmas]
         radii = [len(kernel) - 1 for kernel in kernels]
         result = pad(img, [radius for radius in radii[::-1] for _ in ("before", "after")], mode="replicate")
@@ -283,17 +283,17 @@ class RandBlur(_RandIntensity):
 
 
 class RandNoise(_RandIntensity):
-    """Adds white Gaussian noise.
+    """Add white Gaussian noise.
 
-    As MONAI's ``RandGaussianNoise``, in a fifth of the time: the noise comes from PyTorch, its seed from this
+    Like MONAI's ``RandGaussianNoise``, in a fifth of the time: the noise is drawn by PyTorch, its seed from this
     transform's random state.
 
     Args:
-        prob: probability that anything is changed.
-        std: largest standard deviation; the actual one is drawn between 0 and it.
+        prob: probability that the image is changed.
+        std: largest standard deviation; the actual one is drawn from 0 to this.
 
     Raises:
-        DataError: when an argument is out of its range.
+        DataError: when an argument is out of range.
     """
 
     def __init__(self, prob: float = 0.1, std: float = 0.1) -> None:
@@ -311,6 +311,6 @@ class RandNoise(_RandIntensity):
 
 
 def _half_gaussian(sigma: float) -> list[float]:
-    """The middle of a Gaussian kernel and its taps to one side."""
+    """Return the middle of a Gaussian kernel and its taps to one side."""
     taps = np.exp(-0.5 * (np.arange(int(TRUNCATE * sigma + 0.5) + 1) / sigma) ** 2)
     return (taps / (taps[0] + 2 * taps[1:].sum())).tolist()

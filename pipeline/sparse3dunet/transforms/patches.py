@@ -1,4 +1,4 @@
-"""Where training patches are drawn: around annotated voxels."""
+"""Random positions of training patches, around annotated voxels."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from sparse3dunet.transforms.arguments import number, size_in_voxels
 
 
 class RandPatchCenter(Randomizable, Transform):
-    """Draws where a patch is taken: around an annotated voxel, anywhere in the volume.
+    """Draw the position of a patch around an annotated voxel, anywhere in the volume.
 
-    Unlike with ``monai.transforms.RandWeightedCrop``, which draws only centres whose patch lies inside the volume, and
-    anywhere where none of these is annotated, every annotated voxel is drawn, and every patch shows the voxel that it
-    was drawn for. Near the border the patch is moved inside; along an axis where the volume is smaller than the patch,
-    it lies in the patch's middle.
+    ``monai.transforms.RandWeightedCrop`` draws only centres whose patch is inside the volume, and any of them if none
+    is annotated. Here every annotated voxel can be drawn, and every patch contains the voxel that it was drawn for.
+    Near the border the patch is moved inside; if the volume is smaller than the patch along an axis, the volume is in
+    the patch's middle.
 
     Args:
-        spatial_size: the patch's size in voxels.
-        class_balance: b, 0 ... 1. With 0 every annotated voxel is drawn equally often, with 1 every class that is
-            annotated, and within a class every voxel; between, the mixture of both: class k, with n of N annotated
-            voxels, is drawn with probability (1 - b) n / N + b / K, K being the number of annotated classes.
+        spatial_size: size of the patch in voxels.
+        class_balance: b, 0 ... 1. With 0 every annotated voxel is drawn equally often, with 1 every annotated class,
+            and within a class every voxel; in between, the mixture of both: class k, with n of N annotated voxels, is
+            drawn with probability (1 - b) n / N + b / K, K being the number of annotated classes.
 
     Raises:
         DataError: when no voxel is annotated, or `class_balance` is not in 0 ... 1.
@@ -38,15 +38,15 @@ class RandPatchCenter(Randomizable, Transform):
         self.class_balance = number("class_balance", class_balance, 0, 1)
 
     def __call__(self, indices: Sequence[Any], shape: Sequence[int]) -> np.ndarray:  # type: ignore[override]
-        """The voxel in the patch's middle (of two the latter), as MONAI's ``SpatialCrop`` takes it: (3,) integers.
+        """Return the voxel in the patch's middle (the latter of two) for MONAI's ``SpatialCrop``: (3,) integers.
 
         Args:
-            indices: by class, of the annotated voxels in the flattened volume, as ``ClassesToIndices`` finds them.
-            shape: the volume's, (X, Y, Z).
+            indices: by class, indices of the annotated voxels in the flattened volume, as from ``ClassesToIndices``.
+            shape: shape of the volume, (X, Y, Z).
         """
         counts = np.array([len(voxels) for voxels in indices], dtype=float)
         if not counts.any():
-            raise DataError("no voxel is annotated (weight > 0), so that no patch can be drawn.")
+            raise DataError("no voxel is annotated (weight > 0), so no patch can be drawn.")
         shown = counts > 0
         shares = (1 - self.class_balance) * counts / counts.sum() + self.class_balance * shown / shown.sum()
         voxels = indices[self.R.choice(len(shares), p=shares / shares.sum())]
@@ -56,14 +56,14 @@ class RandPatchCenter(Randomizable, Transform):
 
 
 class UntilAnnotated(Randomizable, Transform):
-    """Applies random transforms anew until the patch has an annotated voxel.
+    """Repeat random transforms until the patch has an annotated voxel.
 
-    A patch is drawn around one, but a rotation can carry it out where it lies in a corner.
+    A patch is drawn around one, but a rotation can move it out of the patch if it is in a corner.
 
     Args:
-        transform: of a data dictionary to one, or to a list of them (several patches, each of which must be annotated).
+        transform: transform of a data dictionary to one, or to a list of them (patches that must all be annotated).
         weight_key: key of the weight.
-        attempts: after which the last patch is passed on, annotated or not; the losses are then zero.
+        attempts: number of attempts after which the last patch is returned, even without annotation; its loss is zero.
     """
 
     def __init__(self, transform: Callable, weight_key: str = WEIGHT, attempts: int = 20) -> None:
@@ -89,16 +89,16 @@ class UntilAnnotated(Randomizable, Transform):
 
 
 class RandPatchCenterd(MapTransform, Randomizable):
-    """Dictionary twin of :class:`RandPatchCenter`.
+    """Dictionary version of :class:`RandPatchCenter`.
 
     Args:
-        keys: of the weight, whose shape the volume has.
+        keys: key of the weight, which has the volume's shape.
         spatial_size: see :class:`RandPatchCenter`.
         class_balance: see :class:`RandPatchCenter`.
-        indices_key: of the annotated voxels by class, as ``monai.transforms.ClassesToIndicesd`` finds them: with
+        indices_key: key of the annotated voxels by class, as from ``monai.transforms.ClassesToIndicesd`` with
             ``keys="label", image_key="weight"``.
-        center_key: key under which the voxel in the patch's middle is put.
-        allow_missing_keys: whether to pass on a dictionary without the weight as it is.
+        center_key: key for the voxel in the patch's middle.
+        allow_missing_keys: whether to return a dictionary without the weight unchanged.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
-"""A sparse annotation made from a dense one, for experiments on how much annotation is needed.
+"""Simulation of sparse annotation from dense labels, for experiments on how much annotation is needed.
 
-Each call draws anew. To train on one fixed annotation, apply these before training and keep the result: in the
-transform of a data set they would, epoch by epoch, disclose the whole dense label; so too in MONAI's ``CacheDataset``,
-which caches what comes before the first random transform alone.
+Each call draws again. To train on one fixed annotation, apply these before training and keep the result: in the
+transform of a data set they would disclose the whole dense label over the epochs; so too in MONAI's ``CacheDataset``,
+which caches only what comes before the first random transform.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ def choose_slices(
     placement: str = "equidistant",
     random: np.random.RandomState | None = None,
 ) -> list[list[int]]:
-    """Per axis the ascending indices of the slices to annotate; none is chosen twice.
+    """Choose slices to annotate; return their ascending indices per axis.
 
     Args:
         foreground: (X, Y, Z), nonzero in the foreground.
-        slices: how many, along each axis or one number per axis; 0 is allowed, but not for all.
-        placement: "equidistant": equally spaced strictly within the extent of the foreground; "random": any slices;
-            "foreground": random ones that cross the foreground.
-        random: where random numbers come from; None for a fresh, unseeded state.
+        slices: number of slices along each axis, or one number per axis; 0 is allowed, but not for all.
+        placement: "equidistant" for equally spaced slices strictly within the extent of the foreground; "random" for
+            any slices; "foreground" for random ones that cross the foreground.
+        random: random state; None for a new, unseeded one.
 
     Raises:
-        DataError: when an axis has fewer such slices than asked for, nothing is foreground although `placement` goes
-            by it, or a setting is not one of the above.
+        DataError: when an axis has fewer such slices than requested, there is no foreground although `placement`
+            depends on it, or a setting is not one of the above.
 
     Example:
         >>> choose_slices(np.ones((9, 5, 7)), [3, 1, 0])
@@ -64,7 +64,7 @@ def _counts_per_axis(slices: int | Sequence[int], axes: int = 3) -> list[int]:
     if len(counts) != axes or not all(_is_whole(n) and n >= 0 for n in counts) or not any(counts):
         raise DataError(
             f"slices must be a whole number above 0, or {axes} of them, one for each axis, of which some may be 0; "
-            f"got {slices!r}. 3 keeps three along each axis, 7,5,21 as many along the first, second and third."
+            f"got {slices!r}. 3 keeps three along each axis; 7,5,21 are for the first, second and third axis."
         )
     return [int(n) for n in counts]
 
@@ -75,7 +75,7 @@ def _check_placement(placement: str) -> None:
 
 
 def _choose_along(axis: int, shown: np.ndarray, count: int, placement: str, random: np.random.RandomState) -> list[int]:
-    """`count` slices of the axis along which `shown` (n,) tells which slices cross the foreground."""
+    """Choose `count` slices of an axis; `shown` (n,) is true for the slices that cross the foreground."""
     occupied = np.flatnonzero(shown)
     if placement == "random":
         candidates, where = np.arange(len(shown)), "there"
@@ -86,7 +86,7 @@ def _choose_along(axis: int, shown: np.ndarray, count: int, placement: str, rand
         where = f"strictly within the foreground (label > 0), which spans slices {occupied[0]} to {occupied[-1]}"
     if count > len(candidates):
         raise DataError(
-            f"axis {axis} has {len(candidates)} slices {where}, but {count} were asked for; ask for fewer"
+            f"axis {axis} has {len(candidates)} slices {where}, but {count} were requested; request fewer"
             + ("." if placement == "random" else ", or choose another placement.")
         )
     if placement == "equidistant":
@@ -95,7 +95,7 @@ def _choose_along(axis: int, shown: np.ndarray, count: int, placement: str, rand
 
 
 class _Keep(Randomizable, Transform):
-    """From a dense label to a weight that keeps part of it; where that lies is up to the subclass."""
+    """Make a weight that keeps part of a dense label; the subclass chooses the part."""
 
     def __call__(self, label: Any) -> torch.Tensor:
         values = convert_to_tensor(label, track_meta=True)
@@ -109,20 +109,20 @@ class _Keep(Randomizable, Transform):
 
     @abstractmethod
     def choose(self, label: np.ndarray) -> np.ndarray:
-        """Where the label (X, Y, Z) is kept: (X, Y, Z), 1 or True there, 0 or False elsewhere."""
+        """Return where the label (X, Y, Z) is kept: (X, Y, Z), 1 or True there, 0 or False elsewhere."""
 
 
 class KeepSlices(_Keep):
     """Keep a dense label in some slices along each axis, as in table 2 of the 3D U-Net paper (Çiçek et al. 2016).
 
     Args:
-        slices: how many, along each axis of the array or one number per axis; 0 is allowed, but not for all.
-        placement: where, see :func:`choose_slices`.
+        slices: number of slices along each axis of the array, or one number per axis; 0 is allowed, but not for all.
+        placement: see :func:`choose_slices`.
 
     Shapes: dense label (1, X, Y, Z) -> weight (1, X, Y, Z) float32, 1 where kept, else 0, with the label's metadata.
 
     Raises:
-        DataError: as :func:`choose_slices`; about the settings when made, about the label when called.
+        DataError: as :func:`choose_slices`; for the settings on construction, for the label when called.
     """
 
     def __init__(self, slices: int | Sequence[int] = 3, placement: str = "equidistant") -> None:
@@ -138,7 +138,7 @@ class KeepFraction(_Keep):
     """Keep a dense label in a random share of all voxels: round(fraction * voxels) of them, at least one.
 
     Args:
-        fraction: above 0, up to 1.
+        fraction: share of the voxels, above 0, at most 1.
 
     Shapes: dense label (1, X, Y, Z) -> weight (1, X, Y, Z) float32, 1 where kept, else 0, with the label's metadata.
 
@@ -162,20 +162,20 @@ class KeepFraction(_Keep):
 class KeepScribbles(_Keep):
     """Keep a dense label along scribbles, as an annotator draws them: each inside one structure, within one slice.
 
-    The classes take turns, the background too. A scribble lies in a random slice, along a random axis, that crosses
-    both the foreground (label > 0) and its class. It starts in a random voxel of the class and goes on to neighbours of
-    the same class (diagonal ones too), mostly straight on, never to the same voxel twice; where it is trapped it
+    The classes take turns, including the background. A scribble is in a random slice, along a random axis, that crosses
+    both the foreground (label > 0) and its class. It starts in a random voxel of the class and continues to neighbours
+    of the same class (also diagonal ones), mostly straight on, never to the same voxel twice; if it is trapped it
     branches off farther back.
 
     Args:
-        count: scribbles in the volume, at least one for each class in it.
-        length: voxels along each scribble; fewer only where the structure has fewer in the slice.
+        count: number of scribbles in the volume, at least one for each class in it.
+        length: voxels along each scribble; fewer only if the structure has fewer in the slice.
         width: diameter of the brush in voxels, within the slice; the stroke is clipped to its class.
 
     Shapes: dense label (1, X, Y, Z) -> weight (1, X, Y, Z) float32, 1 where kept, else 0, with the label's metadata.
 
     Raises:
-        DataError: when nothing is foreground, the volume has more classes than scribbles, or a setting is not a whole
+        DataError: when there is no foreground, the volume has more classes than scribbles, or a setting is not a whole
             number above 0.
     """
 
@@ -211,13 +211,13 @@ class KeepScribbles(_Keep):
 
 
 def scribble(region: np.ndarray, length: int, width: int, random: np.random.RandomState) -> np.ndarray:
-    """The pixels (X, Y) of one scribble, by random walk inside `region` (X, Y), led by a round brush of `width`."""
+    """Draw one scribble in pixels (X, Y): a random walk inside `region` (X, Y) with a round brush of `width`."""
     return _paint(_walk(region, length, random), region, width)
 
 
 def _walk(region: np.ndarray, length: int, random: np.random.RandomState) -> list[tuple[int, int]]:
-    """Up to `length` different pixels of `region` (X, Y), from a random one on, each next to one before it."""
-    free = np.pad(region, 1)  # its rim stops the walk
+    """Walk over up to `length` different pixels of `region` (X, Y), from a random one, each next to an earlier one."""
+    free = np.pad(region, 1)  # the border stops the walk
     starts = np.argwhere(free)
     x, y = (int(i) for i in starts[random.randint(len(starts))])
     free[x, y] = False
@@ -239,7 +239,7 @@ def _walk(region: np.ndarray, length: int, random: np.random.RandomState) -> lis
 
 
 def _paint(stroke: list[tuple[int, int]], region: np.ndarray, width: int) -> np.ndarray:
-    """The pixels (X, Y) of `region` under a round brush of diameter `width` that is led along the stroke."""
+    """Return the pixels (X, Y) of `region` under a round brush of diameter `width` along the stroke."""
     across = np.arange(width) - (width - 1) / 2
     drawn = np.zeros(region.shape, bool)
     drawn[tuple(np.transpose(stroke))] = True
@@ -247,12 +247,12 @@ def _paint(stroke: list[tuple[int, int]], region: np.ndarray, width: int) -> np.
 
 
 class _Keepd(Randomizable, MapTransform):
-    """Dictionary twin of an array class: adds the weight, or multiplies the one that is there with it.
+    """Dictionary version of an array class: adds the weight, or multiplies an existing weight by it.
 
     Args:
         keys: key of the dense label.
         weight_key: key of the weight.
-        allow_missing_keys: whether to pass on a dictionary without the label as it is.
+        allow_missing_keys: whether to return a dictionary without the label unchanged.
         settings: see the array class.
     """
 
@@ -288,19 +288,19 @@ class _Keepd(Randomizable, MapTransform):
 
 
 class KeepSlicesd(_Keepd):
-    """Dictionary twin of :class:`KeepSlices`: adds the weight, or multiplies the one that is there with it."""
+    """Dictionary version of :class:`KeepSlices`: adds the weight, or multiplies an existing weight by it."""
 
     kind = KeepSlices
 
 
 class KeepFractiond(_Keepd):
-    """Dictionary twin of :class:`KeepFraction`: adds the weight, or multiplies the one that is there with it."""
+    """Dictionary version of :class:`KeepFraction`: adds the weight, or multiplies an existing weight by it."""
 
     kind = KeepFraction
 
 
 class KeepScribblesd(_Keepd):
-    """Dictionary twin of :class:`KeepScribbles`: adds the weight, or multiplies the one that is there with it."""
+    """Dictionary version of :class:`KeepScribbles`: adds the weight, or multiplies an existing weight by it."""
 
     kind = KeepScribbles
 
@@ -313,10 +313,10 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
-_NO_FOREGROUND = "no voxel is foreground (label > 0), so that there is nowhere to annotate; take the case out."
+_NO_FOREGROUND = "no voxel is foreground (label > 0), so there is nothing to annotate; remove the case."
 
 _STEPS = ((1, 0), (1, 1), (0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1))
-"""To the eight neighbours of a pixel, by the angle in eighths of a turn."""
+"""Steps to the eight neighbours of a pixel, by the angle in eighths of a turn."""
 
 _STEADINESS = np.exp(6 * np.cos(np.arange(8) * np.pi / 4))
-"""The odds that a scribble turns by so many eighths: 3 of 4 steps go straight on, and few turn sharply."""
+"""Odds that a scribble turns by so many eighths: 3 of 4 steps go straight on, and few turn sharply."""

@@ -1,4 +1,4 @@
-"""Labels that the gray values alone make certain: a random walk from the annotated voxels."""
+"""Labels that the intensities alone make certain, by a random walk from the annotated voxels."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from sparse3dunet.propagation.random_walker import RandomWalker, roughness
 from sparse3dunet.propagation.scan import Scan, enlarged
 
 MOST_VOXELS = 1_500_000
-"""On which a random walk takes seconds; larger volumes are walked through on a coarser grid."""
+"""Number of voxels on which a random walk takes seconds; larger volumes use a coarser grid."""
 
 
 class RandomWalkerLabel(Transform):
     """Give unlabeled voxels the class that a random walk from the annotated ones makes nearly certain.
 
-    Where very few slices are annotated, large parts of a volume look like nothing on them, and a network takes far
+    If very few slices are annotated, large parts of a volume look unlike anything on them, and a network mistakes far
     background for tissue. A random walker (:class:`~sparse3dunet.propagation.RandomWalker`) needs no learning: it is
-    sure of what the gray values connect to the annotation. Its labels are taken where its probability is at least
-    `certainty`, at a weight well below that of the annotation, which stays as it is.
+    certain where the intensities connect voxels to the annotation. Its labels are used where its probability is at
+    least `certainty`, with a weight well below that of the annotation, which stays unchanged.
 
     Args:
         num_classes: K.
-        weight: of a voxel labelled so; annotated voxels mostly have 1. 0 leaves everything as it is.
+        weight: weight of voxels with such a label; annotated voxels mostly have 1. With 0 nothing is changed.
         certainty: least probability, above 0.5.
-        beta: how much a step across an edge costs, relative to the image's own roughness (the 90th percentile of
-            squared differences of neighbours): in a noisy image, each voxel would be an island else.
-        most_voxels: of the grid that is walked on; of a larger volume, blocks of 2x2x2 voxels or more are one.
+        beta: cost of a step across an edge, relative to the image's own roughness (the 90th percentile of squared
+            differences of neighbours): otherwise, each voxel of a noisy image would be an island.
+        most_voxels: largest number of grid points; in a larger volume, blocks of 2x2x2 voxels or more are combined.
 
     Shapes: image (C, X, Y, Z), normalised; label and weight (1, X, Y, Z) -> label, weight (1, X, Y, Z).
 
     Raises:
         ValueError: when an argument is out of range.
-        DataError: when the image holds NaN or infinity.
+        DataError: when the image contains NaN or infinity.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class RandomWalkerLabel(Transform):
         label, weight = convert_to_tensor(label, track_meta=True), convert_to_tensor(weight, track_meta=True)
         unlabeled = weight.as_tensor() == 0
         classes = label.as_tensor()[~unlabeled].unique()
-        # One class alone would be certain of all, and nothing follows from no gray values.
+        # A single class would be certain everywhere, and a constant image contains no information.
         if self.weight == 0 or len(classes) < 2 or not unlabeled.any() or gray.min() == gray.max():
             return label, weight
         best, found = self._probabilities(gray, label, weight).to(label.device).max(0, keepdim=True)
@@ -73,23 +73,23 @@ class RandomWalkerLabel(Transform):
         return torch.where(sure, found.to(label.dtype), label), torch.where(sure, self.weight, weight)
 
     def _probabilities(self, image: torch.Tensor, label: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """(K, X, Y, Z)."""
+        """Return (K, X, Y, Z)."""
         whole = Scan.of(image, label, weight, (1, 1, 1), self.num_classes)
         step = (math.ceil((label.numel() / self.most_voxels) ** (1 / 3)),) * 3
         scan = Field((slice(None),) * 3, step).coarse(whole)
-        # Whose own beta is relative to the standard deviation.
+        # The walker's own beta is relative to the standard deviation.
         walker = RandomWalker(self.beta * float(scan.image.std()) / roughness(scan.image))
         return enlarged(torch.from_numpy(walker.fit_scan(scan).predict_proba()), step, whole.shape)
 
 
 class RandomWalkerLabeld(MapTransform):
-    """Dictionary twin of :class:`RandomWalkerLabel`: replaces label and weight.
+    """Dictionary version of :class:`RandomWalkerLabel`: replaces label and weight.
 
     Args:
         keys: key of the label.
         image_key: key of the image.
         weight_key: key of the weight.
-        allow_missing_keys: whether to pass on a dictionary without the label as it is.
+        allow_missing_keys: whether to return a dictionary without the label unchanged.
         settings: see :class:`RandomWalkerLabel`.
     """
 

@@ -1,4 +1,4 @@
-"""Voxel weights by class, so that the frequent classes do not drown the rare ones in the loss."""
+"""Voxel weights by class, so that frequent classes do not dominate rare ones in the loss."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from sparse3dunet.keys import LABEL, WEIGHT
 
 
 def class_weights(counts: Sequence[float], scheme: str | None = "inverse", cap: float = 10.0) -> list[float]:
-    """The weight of each class from how often it is annotated.
+    """Compute the weight of each class from its number of annotated voxels.
 
     Args:
         counts: annotated voxels of each class in the whole data set, not in a patch.
-        scheme: "inverse": each class weighs as much as any other in total; "inverse_sqrt": the square root of these
-            weights; "none" or None: every voxel weighs 1.
-        cap: no class weighs more than this many times the lightest one.
+        scheme: "inverse" for equal total weights of all classes; "inverse_sqrt" for the square root of these weights;
+            "none" or None for weight 1 everywhere.
+        cap: largest ratio of a weight to the least one.
 
     Returns:
         Per class a weight above 0. Their mean over all annotated voxels is 1, so that the loss keeps its scale. A class
@@ -53,7 +53,7 @@ def class_weights(counts: Sequence[float], scheme: str | None = "inverse", cap: 
 
 
 def _scheme(name: str | None) -> Callable[[float], float]:
-    """From the inverse of a class's share to its weight, up to a factor."""
+    """Return the function from the inverse of a class's share to its weight, up to a factor."""
     if name not in _SCHEMES:
         raise DataError(f"scheme must be one of {', '.join(str(s) for s in _SCHEMES if s)}; got {name!r}.")
     return _SCHEMES[name]
@@ -70,11 +70,11 @@ _SCHEMES: dict[str | None, Callable[[float], float]] = {
 class ClassWeight(Transform):
     """Multiply the weight of each annotated voxel by that of its class.
 
-    So do Çiçek et al. (3D U-Net, MICCAI 2016): in their weighted cross-entropy the frequent background weighs less and
-    the rare inner tubule more, for a balanced influence of both on the loss.
+    As in Çiçek et al. (3D U-Net, MICCAI 2016), whose weighted cross-entropy gives the frequent background less weight
+    and the rare inner tubule more, to balance their influence on the loss.
 
     Args:
-        weights: of class 0 ... K-1, finite and above 0, for example from :func:`class_weights`.
+        weights: weights of class 0 ... K-1, finite and above 0, for example from :func:`class_weights`.
 
     Shapes: weight (1, X, Y, Z), label (1, X, Y, Z) -> weight (1, X, Y, Z) float32, with the weight's metadata.
     Unlabeled voxels stay 0, whatever their label.
@@ -91,8 +91,8 @@ class ClassWeight(Transform):
         self.weights = tuple(float(w) for w in weights)
         if not self.weights or not all(math.isfinite(w) and w > 0 for w in self.weights):
             raise DataError(
-                f"the weights of the classes must be finite and above 0, got {list(self.weights)}; "
-                "a voxel that is not to count has to be unlabeled."
+                f"the weights of the classes must be finite and above 0, got {list(self.weights)}; to exclude voxels, "
+                "leave them unlabeled."
             )
 
     def __call__(self, weight: Any, label: Any) -> torch.Tensor:  # type: ignore[override]
@@ -112,13 +112,13 @@ class ClassWeight(Transform):
 
 
 class ClassWeightd(MapTransform):
-    """Dictionary twin of :class:`ClassWeight`.
+    """Dictionary version of :class:`ClassWeight`.
 
     Args:
         keys: key of the weight.
         label_key: key of the label.
         weights: see :class:`ClassWeight`.
-        allow_missing_keys: whether to pass on a dictionary without the weight as it is.
+        allow_missing_keys: whether to return a dictionary without the weight unchanged.
     """
 
     def __init__(

@@ -1,1 +1,1 @@
-"""Transforms that move voxels, with label and weight."""
+"""Spatial transforms of image, label and weight."""

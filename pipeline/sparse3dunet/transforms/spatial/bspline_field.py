@@ -1,4 +1,4 @@
-"""A drawn deformation, as plain numbers."""
+"""Deformation of a patch, as plain numbers."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import torch
 from scipy.interpolate import make_interp_spline
 
 _NEARLY_FOLDED = 0.3
-"""A Jacobian determinant, relative to the linear part's, below which a map is looked at more closely."""
+"""Jacobian determinant, relative to the linear part's, below which a map is checked more closely."""
 
 
 def _without_autocast(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """Coordinates need all digits, also where a training step computes with half of them."""
+    """Disable autocast for a function: coordinates need full precision also in a training step."""
     for kind in ("cpu", "cuda"):
         function = torch.autocast(kind, enabled=False)(function)
     return function
@@ -25,18 +25,18 @@ def _without_autocast(function: Callable[..., torch.Tensor]) -> Callable[..., to
 
 @dataclass(frozen=True, eq=False)
 class Deformation:
-    """Where each voxel of a patch takes its value from. Plain numbers: to be logged, stored and replayed.
+    """Map from each voxel of a patch to a point of the volume, as plain numbers that can be logged, stored and reused.
 
-    A voxel v of a patch of size m (per axis) shows what lies at ``center + linear @ u + bend(u)`` of the volume, where
-    u = v - (m - 1) / 2 is its place seen from the patch's middle. The bend is the cubic spline (Çiçek et al. 2016: of
-    vectors drawn from a normal distribution) through the displacements at a grid of control points.
+    A voxel v of a patch of size m (per axis) takes the value at ``center + linear @ u + bend(u)`` of the volume, where
+    u = v - (m - 1) / 2 is its position relative to the patch's middle. The bend is the cubic spline through the
+    displacements at a grid of control points, which Çiçek et al. (2016) draw from a normal distribution.
 
     Attributes:
-        size: (3,) of the patch, in voxels.
-        center: (3,) the point of the volume that the patch's middle shows, in voxels.
+        size: (3,) size of the patch in voxels.
+        center: (3,) point of the volume in the patch's middle, in voxels.
         linear: (3, 3) the inverse of rotation, scaling, shear and flips, in voxels.
-        displacements: (3, kx, ky, kz) at the control points, in voxels of the volume.
-        control_spacing: (3,) between control points, in voxels of the patch; they lie symmetrically about its middle.
+        displacements: (3, kx, ky, kz) displacements at the control points, in voxels of the volume.
+        control_spacing: (3,) distance of control points in voxels of the patch; they are symmetric about its middle.
     """
 
     size: np.ndarray
@@ -47,19 +47,19 @@ class Deformation:
 
     @classmethod
     def crop(cls, start: Sequence[int] | np.ndarray, size: Sequence[int] | np.ndarray) -> Deformation:
-        """That which takes the patch of the given size from voxel `start` on, as it is."""
+        """Return the deformation that only crops the patch of the given size from voxel `start` on."""
         patch = np.asarray(size)
         spacing = np.maximum(patch, 1.0)
         none = np.zeros((3, *control_shape(patch, spacing)))
         return cls(patch, np.asarray(start) + (patch - 1) / 2, np.eye(3), none, spacing)
 
     def to_dict(self) -> dict[str, list]:
-        """As lists of numbers, which JSON can hold."""
+        """Return lists of numbers, which JSON can store."""
         return {name: array.tolist() for name, array in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, numbers: Mapping[str, Any]) -> Deformation:
-        """The deformation that ``to_dict`` was called on, to the last bit.
+        """Return the deformation that ``to_dict`` was called on, exactly.
 
         Raises:
             ValueError: when `numbers` are not those of a deformation.
@@ -71,7 +71,7 @@ class Deformation:
             size = np.asarray(numbers["size"]).astype(int)
             center, linear, displacements, spacing = (np.asarray(numbers[name], dtype=float) for name in names[1:])
         except (TypeError, ValueError) as error:
-            raise ValueError(f"the entries of a deformation are numbers; got {str(numbers)[:100]}.") from error
+            raise ValueError(f"the entries of a deformation must be numbers; got {str(numbers)[:100]}.") from error
         shapes = (size.shape, center.shape, spacing.shape, linear.shape, displacements.shape[:1])
         if (
             shapes != ((3,), (3,), (3,), (3, 3), (3,))
@@ -80,13 +80,13 @@ class Deformation:
             or np.less(displacements.shape[1:], control_shape(size, spacing)).any()
         ):
             raise ValueError(
-                "the entries of a deformation do not belong together: size, center and control_spacing are three "
-                "numbers, linear is 3 x 3, and displacements has three for each control point that covers the size."
+                "the entries of a deformation do not fit together: size, center and control_spacing must be three "
+                "numbers, linear 3 x 3, and displacements three numbers for each control point that covers the size."
             )
         return cls(size, center, linear, displacements, spacing)
 
     def voxel_matrix(self) -> np.ndarray:
-        """(4, 4): from voxels of the patch to those of the volume, but for the bend.
+        """Return the matrix (4, 4) from voxels of the patch to those of the volume, without the bend.
 
         The volume's affine times this is the patch's.
         """
@@ -96,24 +96,24 @@ class Deformation:
         return matrix
 
     def crop_start(self) -> np.ndarray | None:
-        """The first voxel of the volume that the patch shows, where it is a crop and nothing more; else None."""
+        """Return the first voxel of the patch in the volume if it is a crop and nothing more; else None."""
         start = self.voxel_matrix()[:3, 3]
         if self.displacements.any() or not np.array_equal(self.linear, np.eye(3)) or (start % 1).any():
             return None
         return start.astype(int)
 
     def points(self) -> torch.Tensor:
-        """(X, Y, Z, 3) float32: what each voxel of the patch shows, in voxels of the volume."""
+        """Return the point (X, Y, Z, 3) of each voxel of the patch, float32, in voxels of the volume."""
         return self.grid_rows().view(*self.size, 3).flip(-1) + torch.from_numpy(self.center).float()
 
     def grid_rows(self, device: torch.device | str = "cpu") -> torch.Tensor:
-        """(X, Y * Z * 3) float32: as ``points``, but from ``center``, and z before y before x as in ``grid_sample``."""
+        """Return ``points`` relative to ``center``, (X, Y * Z * 3) float32, in ``grid_sample``'s order z, y, x."""
         return self._spline(self._targets()[::-1].copy(), device=device)
 
     def folds(self) -> bool:
-        """Whether the map turns inside out somewhere: its Jacobian determinant vanishes or changes sign.
+        """Return whether the map folds somewhere: its Jacobian determinant vanishes or changes sign.
 
-        Looked for at four points from a control point to the next, along each axis, and at eight where it comes near.
+        It is checked at four points between control points along each axis, and at eight if it comes close.
         """
         if not self.displacements.any():
             return False
@@ -121,7 +121,7 @@ class Deformation:
         return least <= 0 or (least < _NEARLY_FOLDED and self._least_determinant(points=8) <= 0)
 
     def _least_determinant(self, points: int) -> float:
-        """Of the map's Jacobians, so many from a control point to the next, relative to the linear part's."""
+        """Return the least Jacobian determinant, relative to the linear part's, at `points` per control point."""
         steps = [max(int(spacing / points), 1) for spacing in self.control_spacing]
         targets = self._targets()
         x, y, z = (self._spline(targets, steps, axis).view(-1, 3) for axis in range(3))
@@ -129,7 +129,7 @@ class Deformation:
         return determinants.min().item()
 
     def _targets(self) -> np.ndarray:
-        """(3, kx, ky, kz): what control points show, from ``center``. A cubic spline keeps the linear part as it is."""
+        """Return where control points go, (3, kx, ky, kz), from ``center``; a cubic spline keeps the linear part."""
         axes = [_knots(*axis) for axis in zip(self.displacements.shape[1:], self.control_spacing)]
         return np.einsum("ij,jxyz->ixyz", self.linear, np.stack(np.meshgrid(*axes, indexing="ij"))) + self.displacements
 
@@ -141,9 +141,9 @@ class Deformation:
         derivative: int | None = None,
         device: torch.device | str = "cpu",
     ) -> torch.Tensor:
-        """(X, Y * Z * 3): the spline through the targets, or its derivative along an axis, at every `steps`-th voxel.
+        """Evaluate the spline through the targets, or its derivative along an axis, at every `steps`-th voxel.
 
-        Axis by axis, the last and by far the largest product already in the order that ``grid_sample`` reads.
+        Axis by axis, with the last and by far largest product in ``grid_sample``'s order. Returns (X, Y * Z * 3).
         """
         x, y, z = (
             _spline_matrix(int(size), count, float(spacing), derivative == axis)[:: steps[axis]].to(device)
@@ -158,9 +158,9 @@ class Deformation:
 
 
 def control_shape(size: Sequence[int] | np.ndarray, spacing: Sequence[float] | np.ndarray) -> tuple[int, int, int]:
-    """How many control points cover a patch of `size` voxels, with one more on each side.
+    """Return the number of control points per axis that cover a patch of `size` voxels, with one more on each side.
 
-    With these the spline's ends, where it is less smooth, lie outside of the patch.
+    With these the spline's ends, where it is less smooth, are outside the patch.
     """
     x, y, z = (max(math.ceil((n - 1) / h - 1e-9) + 3, 4) for n, h in zip(size, spacing))
     return x, y, z
@@ -172,6 +172,6 @@ def _knots(count: int, spacing: float) -> np.ndarray:
 
 @functools.lru_cache(maxsize=512)
 def _spline_matrix(size: int, count: int, spacing: float, derivative: bool) -> torch.Tensor:
-    """(size, count) float64: from values at the control points to the spline, or its slope, at an axis's voxels."""
+    """Return the matrix (size, count) from values at control points to the spline or its slope at an axis's voxels."""
     voxels = np.arange(size) - (size - 1) / 2
     return torch.from_numpy(make_interp_spline(_knots(count, spacing), np.eye(count), k=3)(voxels, nu=int(derivative)))

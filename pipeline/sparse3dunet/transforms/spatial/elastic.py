@@ -25,45 +25,45 @@ VOXELS, MM = UNITS = ("voxels", "mm")
 
 
 class RandBSplineElastic(RandomizableTransform):
-    """Deforms a patch smoothly, by a random grid of control points and cubic B-splines (Çiçek et al. 2016, section 3).
+    """Deform a patch smoothly by a random grid of control points and cubic B-splines (Çiçek et al. 2016, section 3).
 
-    Rotation, scaling, shear, translation, flips and the crop to a patch are part of the same, single resampling: it
-    reads the volume where the patch's voxels come from, so that a patch needs no margin, and nothing that the volume
-    holds is lost. Drawing is apart from applying: ``draw`` returns a :class:`Deformation`, plain numbers, which can be
-    stored, and applied as often as wanted: ``transform(volume, deformation=drawn)``.
+    Rotation, scaling, shear, translation, flips and the crop to a patch are part of the same, single resampling of the
+    volume, so that a patch needs no margin, and no part of the volume is lost. Drawing and applying are separate:
+    ``draw`` returns a :class:`Deformation` of plain numbers, which can be stored, and applied any number of times:
+    ``transform(volume, deformation=drawn)``.
 
-    Rotation and shear are of the body, whose voxels may be longer along one axis than along another: the spacing is
-    taken from the affine (a plain tensor: 1 mm each).
+    Rotation and shear are in mm, also for anisotropic voxels: the spacing is taken from the affine (1 mm for a plain
+    tensor).
 
-    A volume may be a batch (B, C, X, Y, Z), each of which is then deformed on its own. The work is done on the
-    volume's device, CPU or CUDA. Types stay, but for integers that are interpolated: float32.
+    A volume may be a batch (B, C, X, Y, Z), each of which is then deformed separately. The computation is on the
+    volume's device, CPU or CUDA. Types are kept, except for integers that are interpolated: float32.
 
     Args:
-        spatial_size: size of the patch in voxels; None, or -1 for an axis: the volume's.
-        prob: probability that the patch is deformed; otherwise it is cropped alone.
-        control_spacing: distance between control points, of all axes or of each; the paper's is 32 voxels.
+        spatial_size: size of the patch in voxels; None, or -1 for an axis, for the volume's size.
+        prob: probability that the patch is deformed; otherwise it is only cropped.
+        control_spacing: distance between control points, for all axes or each; the paper's is 32 voxels.
         displacement: standard deviation of the normal distribution from which each component of the control points'
-            displacements is drawn, of all axes or of each; the paper's is 4 voxels. 0: none.
-        rotate_range: angles in radians, drawn from the range: a number a for (-a, a) about each axis, or three numbers
-            or pairs (least, largest).
-        scale_range: as `rotate_range`, how much larger: 0.2 makes structures 0.8 to 1.2 times as large.
-        shear_range: as `rotate_range`, shear factors: of x by y, x by z, y by x, y by z, z by x and z by y. A number
-            or six.
-        translate_range: as `rotate_range`, in `units`.
-        flip_prob: probability of a flip along each axis, or along each of three.
-        units: of `control_spacing`, `displacement` and `translate_range`: "voxels", or "mm" by the affine's spacing.
+            displacements is drawn, for all axes or each; the paper's is 4 voxels. 0 for none.
+        rotate_range: range of angles in radians: a number a for (-a, a) about each axis, or three numbers or pairs
+            (least, largest).
+        scale_range: range of relative changes in size, as `rotate_range`: 0.2 scales structures by 0.8 to 1.2.
+        shear_range: range of shear factors, as `rotate_range`: of x by y, x by z, y by x, y by z, z by x and z by y. A
+            number or six.
+        translate_range: range of translations in `units`, as `rotate_range`.
+        flip_prob: probability of a flip along each axis, for all axes or each.
+        units: unit of `control_spacing`, `displacement` and `translate_range`: "voxels", or "mm" by the spacing.
         mode: "bilinear", "nearest" or "bicubic" (slow: SciPy, on the CPU); in three dimensions.
-        padding_mode: what lies outside of the volume: "border" repeats its outermost voxels, or "zeros".
+        padding_mode: how to extend the volume: "border" repeats its outermost voxels, or "zeros".
 
     Attributes:
-        deformation: the last one applied, or a list of them where the volume was a batch; an empty one before.
+        deformation: the last deformation applied, or a list of them for a batch; empty before.
 
     Raises:
-        DataError: when an argument is out of its range, or control points are closer than voxels.
+        DataError: when an argument is out of range, or control points are closer than voxels.
 
     Warns:
-        RuntimeWarning: when a drawn deformation folds, that is where its Jacobian determinant changes sign, so that
-            structures show twice.
+        RuntimeWarning: when a drawn deformation folds: its Jacobian determinant changes sign, so that structures appear
+            twice.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class RandBSplineElastic(RandomizableTransform):
         self.padding_mode = one_of("padding_mode", padding_mode, PADDING_MODES)
         self.deformation: Deformation | list[Deformation] = []
         if self.scale_range.min() <= -1:
-            raise DataError(f"scale_range must be above -1, which is no size at all; got {scale_range}.")
+            raise DataError(f"scale_range must be above -1, since -1 scales to size 0; got {scale_range}.")
         RandomizableTransform.__init__(self, number("prob", prob, 0, 1))
 
     def draw(
@@ -103,12 +103,12 @@ class RandBSplineElastic(RandomizableTransform):
         spacing: Sequence[float] | np.ndarray = (1, 1, 1),
         center: Sequence[int] | np.ndarray | None = None,
     ) -> Deformation:
-        """A random deformation of a patch.
+        """Draw a random deformation of a patch.
 
         Args:
-            shape: the volume's, (X, Y, Z).
+            shape: shape of the volume, (X, Y, Z).
             spacing: its voxel size in mm.
-            center: the voxel in the patch's middle (of two the latter); None: the volume's middle.
+            center: the voxel in the patch's middle (the latter of two); None for the volume's middle.
         """
         size = np.asarray(fall_back_tuple(self.spatial_size, shape))
         middle = np.asarray(shape) // 2 if center is None else np.asarray(center)
@@ -122,7 +122,7 @@ class RandBSplineElastic(RandomizableTransform):
         if control_spacing.min() < 1:
             raise DataError(
                 f"control points {self.control_spacing.tolist()} {self.units} apart are closer than voxels of "
-                f"{voxel.tolist()} mm: raise control_spacing."
+                f"{voxel.tolist()} mm; increase control_spacing."
             )
         linear = self._draw_linear(voxel)
         shift = self._uniform(self.translate_range) / unit
@@ -131,9 +131,9 @@ class RandBSplineElastic(RandomizableTransform):
         drawn = Deformation(crop.size, crop.center - linear @ shift, linear, displacements, control_spacing)
         if drawn.folds():
             warnings.warn(
-                "a drawn deformation folds, so that structures show twice: make displacement "
-                f"({self.displacement.tolist()} {self.units}) less or control_spacing "
-                f"({self.control_spacing.tolist()} {self.units}) more.",
+                "a drawn deformation folds, so that structures appear twice; decrease displacement "
+                f"({self.displacement.tolist()} {self.units}) or increase control_spacing "
+                f"({self.control_spacing.tolist()} {self.units}).",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -145,12 +145,12 @@ class RandBSplineElastic(RandomizableTransform):
         center: Any = None,
         deformation: Deformation | Sequence[Deformation] | None = None,
     ) -> torch.Tensor:
-        """A random patch of (C, X, Y, Z), or of each volume of a batch (B, C, X, Y, Z).
+        """Return a random patch of (C, X, Y, Z), or of each volume of a batch (B, C, X, Y, Z).
 
         Args:
             img: the volume or volumes.
             center: see :meth:`draw`; for a batch (B, 3).
-            deformation: to apply in place of a random one; for a batch one for each volume.
+            deformation: deformation to apply instead of a random one; for a batch one for each volume.
         """
         return self.warp_alike([img], [self.mode], [self.padding_mode], center, deformation)[0]
 
@@ -162,10 +162,10 @@ class RandBSplineElastic(RandomizableTransform):
         center: Any = None,
         deformation: Deformation | Sequence[Deformation] | None = None,
     ) -> list[torch.Tensor]:
-        """Patches of volumes, or of batches of them, that share one grid: see ``__call__``.
+        """Return patches of volumes, or of batches of them, that share one grid: see ``__call__``.
 
         Raises:
-            ValueError: when the volumes' shapes differ, or are none of volumes.
+            ValueError: when the shapes differ, or are not those of volumes.
         """
         tensors = [convert_to_tensor(image, track_meta=get_track_meta()) for image in images]
         _check_alike(tensors)
@@ -187,7 +187,7 @@ class RandBSplineElastic(RandomizableTransform):
         return [_with_affine(*pair, matrices if batched else matrices[0]) for pair in zip(patches, tensors)]
 
     def _draw_linear(self, voxel: np.ndarray) -> np.ndarray:
-        """(3, 3): from where a voxel is, to where it was before the body was flipped, scaled, sheared and rotated."""
+        """Draw the matrix (3, 3) from a voxel to its position before flips, scaling, shear and rotation."""
         body = create_rotate(3, self._uniform(self.rotate_range).tolist())[:3, :3]
         body = body @ create_shear(3, self._uniform(self.shear_range).tolist())[:3, :3]
         body = body @ create_scale(3, (1 + self._uniform(self.scale_range)).tolist())[:3, :3]
@@ -199,7 +199,7 @@ class RandBSplineElastic(RandomizableTransform):
 
 
 class RandBSplineElasticd(MapTransform, Randomizable):
-    """Dictionary twin of :class:`RandBSplineElastic`: one draw and one resampling for all keys.
+    """Dictionary version of :class:`RandBSplineElastic`, with one draw and one resampling for all keys.
 
     Example::
 
@@ -207,19 +207,18 @@ class RandBSplineElasticd(MapTransform, Randomizable):
         patch = augment({"image": image, "label": label, "weight": weight})
 
     Args:
-        keys: of the volumes, which share one grid; the first one's affine gives the spacing.
+        keys: keys of the volumes, which share one grid; the spacing is that of the first.
         spatial_size, prob, control_spacing, displacement, rotate_range, scale_range, shear_range, translate_range,
             flip_prob, units: see :class:`RandBSplineElastic`.
-        mode: of the images, by default "bilinear"; the keys ``label`` and ``weight`` have "nearest". Or a list, of each
-            key.
-        padding_mode: of images and label, by default "border", so that neither an intensity nor a class is made up; the
-            key ``weight`` has "zeros": what comes from outside the volume is unlabeled. Or a list, of each key.
-        center_key: of the voxel in the patch's middle, as :class:`RandPatchCenterd` sets it, which is used up; where it
-            is absent, the volume's middle.
-        deformation_key: under which the drawn deformation is put as plain numbers, see :meth:`Deformation.to_dict` (of
-            a batch, a list of these); where they are there already, they are applied in place of a random draw.
-            None: neither.
-        allow_missing_keys: whether keys may be absent.
+        mode: mode for the images, by default "bilinear"; the keys ``label`` and ``weight`` have "nearest". Or a list
+            with the mode of each key.
+        padding_mode: mode for images and label, by default "border", so that no intensity or class is made up; the key
+            ``weight`` has "zeros": voxels from outside the volume are unlabeled. Or a list with the mode of each key.
+        center_key: key of the voxel in the patch's middle, as set by :class:`RandPatchCenterd`, which is removed; if
+            missing, the volume's middle is used.
+        deformation_key: key for the drawn deformation as plain numbers, see :meth:`Deformation.to_dict` (for a batch, a
+            list of these); if it exists already, this deformation is applied instead of a random one. None for neither.
+        allow_missing_keys: whether keys may be missing.
     """
 
     def __init__(
@@ -283,7 +282,7 @@ class RandBSplineElasticd(MapTransform, Randomizable):
 
 
 def _with_affine(patch: torch.Tensor, volume: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
-    """The patch with the volume's metadata, and the affine of what it shows; plain where the volume is."""
+    """Return the patch with the volume's metadata and its own affine; a plain tensor if the volume is one."""
     if not isinstance(volume, MetaTensor):
         return patch
     result = convert_to_dst_type(patch, volume, dtype=patch.dtype)[0]
@@ -293,14 +292,14 @@ def _with_affine(patch: torch.Tensor, volume: torch.Tensor, matrices: torch.Tens
 
 
 def _spacings(volume: torch.Tensor, count: int) -> list[np.ndarray]:
-    """(3,) in mm of each volume of a batch; 1 where there is no affine."""
+    """Return the spacing (3,) in mm of each volume of a batch; 1 without an affine."""
     if not isinstance(volume, MetaTensor):
         return [np.ones(3)] * count
     return [affine_to_spacing(affine).cpu().numpy() for affine in volume.affine.expand(count, 4, 4)]
 
 
 def _centers(center: Any, count: int) -> Sequence[np.ndarray | None]:
-    """(3,) of each volume of a batch."""
+    """Return the centre (3,) for each volume of a batch."""
     if center is None:
         return [None] * count
     centers = np.asarray(convert_to_numpy(center))
@@ -316,4 +315,4 @@ def _check_alike(tensors: Sequence[torch.Tensor]) -> None:
             f"volumes are (C, X, Y, Z), or (B, C, X, Y, Z) in a batch, and not empty; got shapes {shapes}."
         )
     if len({(len(shape), *shape[-3:], *shape[:-4]) for shape in shapes}) > 1:
-        raise ValueError(f"what is deformed alike must have one spatial shape; got shapes {shapes}.")
+        raise ValueError(f"volumes that are deformed alike must have the same spatial shape; got shapes {shapes}.")

@@ -1,4 +1,4 @@
-"""To another voxel spacing: images over exactly their field of view, sparse annotation without losing any."""
+"""Resampling to another spacing: images over exactly their field of view, sparse annotation without loss."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from sparse3dunet.errors import DataError
 from sparse3dunet.keys import IMAGE, LABEL, WEIGHT
 
 SAME_GRID = 1e-3
-"""In source voxels: grids that nowhere lie further apart are the same."""
+"""Largest distance, in source voxels, of grids that are considered the same."""
 
 ALIGNED = 0.1
-"""In source voxels: how far rotation and shear may carry a voxel of the destination away from its row."""
+"""Largest distance, in source voxels, by which rotation and shear may move a destination voxel from its row."""
 
 
 def extent_shape(shape: Sequence[int], spacing: Any, pixdim: Any) -> tuple[int, ...]:
-    """The shape in which :class:`ExtentSpacing` brings a volume of this shape and spacing to `pixdim`, all in mm."""
+    """Return the shape to which :class:`ExtentSpacing` resamples a volume for spacing `pixdim`, both in mm."""
     wanted = np.round(np.asarray(shape) * np.asarray(spacing) / np.asarray(pixdim))
     return tuple(int(n) for n in np.maximum(wanted, 1))
 
@@ -35,11 +35,11 @@ class ExtentSpacing(InvertibleTransform):
     """Resample an image to a spacing over exactly its field of view, as nnU-Net does.
 
     An axis of n voxels of s mm becomes one of n' = round(n s / pixdim), at least 1, of n s / n' mm: the outer borders
-    stay where they are. No arguments make MONAI's ``Spacing`` (1.6.1) do so: it keeps the spacing and moves a border,
+    stay in place. MONAI's ``Spacing`` (1.6.1) cannot do this: it keeps the spacing and moves a border; its
     ``scale_extent`` can misplace the image by a voxel near the world's origin, ``recompute_affine`` loses the affine.
 
     Args:
-        pixdim: spacing in mm along each axis of the image; 0 or less keeps the axis as it is.
+        pixdim: spacing in mm along each axis of the image; 0 or less keeps that of the axis.
         kwargs: see ``monai.transforms.SpatialResample`` (mode, padding_mode, align_corners, dtype).
 
     Shapes: (C, X, Y, Z) -> (C, X', Y', Z') float32, a MetaTensor with the new affine.
@@ -60,12 +60,12 @@ class ExtentSpacing(InvertibleTransform):
 
 
 class ExtentSpacingd(MapTransform, InvertibleTransform):
-    """Dictionary twin of :class:`ExtentSpacing`, in the place of ``monai.transforms.Spacingd``.
+    """Dictionary version of :class:`ExtentSpacing`, to replace ``monai.transforms.Spacingd``.
 
     Args:
-        keys: keys of the images; a sparse label is for :class:`AnnotationToMatchd`.
+        keys: keys of the images; use :class:`AnnotationToMatchd` for a sparse label.
         pixdim: see :class:`ExtentSpacing`.
-        allow_missing_keys: whether to pass over keys that are missing.
+        allow_missing_keys: whether keys may be missing.
         kwargs: see :class:`ExtentSpacing`.
     """
 
@@ -94,17 +94,18 @@ class ExtentSpacingd(MapTransform, InvertibleTransform):
 
 
 class ResampleAnnotation(Transform):
-    """Bring a sparse label and its weight onto another grid, without losing annotation and without gaps.
+    """Resample a sparse label and its weight to another grid, without losing annotation and without gaps.
 
-    Every output voxel takes label and weight from one annotated voxel, the nearest that claims it; where none does it
-    is unlabeled. What a voxel claims is settled axis by axis:
+    Every output voxel takes label and weight from one annotated voxel, the nearest that claims it; if none does, it is
+    unlabeled. Claims are determined axis by axis:
 
-    - where the output is finer or as fine: the output voxels whose centres lie in it;
-    - where the output is coarser: the output voxel that it is nearest to the centre of, so that an annotated area keeps
-      its size. What is thin would get lost so: a fully annotated plane across the axis, and any run of annotated voxels
-      along the axis that is shorter than an output voxel, also claim the output voxels that hold their centres.
+    - if the output is not coarser, a voxel claims the output voxels whose centres are inside it;
+    - if the output is coarser, a voxel claims the output voxel whose centre it is nearest to, so that an annotated area
+      keeps its size. So as not to lose thin annotation, a fully annotated plane across the axis, and any run of
+      annotated voxels along the axis shorter than an output voxel, also claim the output voxels that contain their
+      centres.
 
-    The grids must differ by scale and shift along each axis alone. Where they are the same, the inputs are returned.
+    The grids may differ only by scale and shift along each axis. If they are the same, the inputs are returned.
 
     Shapes: label, weight (1, X, Y, Z), the 4 x 4 affine and the shape (X', Y', Z') of the destination -> label, weight
     (1, X', Y', Z') MetaTensors with that affine; types and other metadata are kept.
@@ -127,22 +128,22 @@ class ResampleAnnotation(Transform):
         if (scale <= 0).any() or _drift(shear, dst_shape) > ALIGNED:
             raise DataError(
                 f"{source_of(label)}: cannot resample the annotation, as its grid is rotated, flipped or permuted "
-                "against the grid of the image. Bring all keys to one orientation before (Orientationd on image and "
-                "label); if they still differ, the label was not drawn on this image: resample it onto the image first."
+                "relative to the image's. Bring all keys to one orientation first (Orientationd on image and label); "
+                "if they still differ, the label was not drawn on this image: resample it onto the image first."
             )
         rows = [_Row.between(*args) for args in zip(src_shape, dst_shape, scale, shift, affine_to_spacing(src_affine))]
-        found = _resample(label[0].cpu().numpy(), weight[0].cpu().numpy(), rows)
-        return _on_grid(found[0], label, dst_affine), _on_grid(found[1], weight, dst_affine)
+        resampled = _resample(label[0].cpu().numpy(), weight[0].cpu().numpy(), rows)
+        return _on_grid(resampled[0], label, dst_affine), _on_grid(resampled[1], weight, dst_affine)
 
 
 class AnnotationToMatchd(MapTransform):
-    """Dictionary twin of :class:`ResampleAnnotation`: onto the grid of an image that was resampled before.
+    """Dictionary version of :class:`ResampleAnnotation`, to the grid of an image that was resampled before.
 
     Args:
         label_key: key of the label.
         weight_key: key of the weight.
-        key_dst: key of the image whose affine and shape are taken over.
-        allow_missing_keys: whether to pass on a dictionary without label and weight as it is.
+        key_dst: key of the image with the new affine and shape.
+        allow_missing_keys: whether to return a dictionary without label and weight unchanged.
     """
 
     def __init__(
@@ -162,21 +163,21 @@ class AnnotationToMatchd(MapTransform):
 
 
 class _Row(NamedTuple):
-    """How the voxels of two grids lie to each other along one axis."""
+    """Relation of the voxels of two grids along one axis."""
 
     coarser: bool
     size: float
-    """The output voxel's length in source voxels."""
+    """Length of an output voxel in source voxels."""
     source: np.ndarray
-    """(n') the source voxel that each output voxel's centre lies in, -1 outside of the source."""
+    """(n') source voxel that contains each output voxel's centre, -1 outside the source."""
     holder: np.ndarray
-    """(n) the output voxel that holds each source voxel's centre, -1 outside of the output."""
+    """(n) output voxel that contains each source voxel's centre, -1 outside the output."""
     distance: np.ndarray
-    """(n) in mm, from each source voxel's centre to its holder's."""
+    """(n) distance in mm from each source voxel's centre to its holder's."""
 
     @classmethod
     def between(cls, n_src: int, n_dst: int, scale: float, shift: float, spacing: float) -> _Row:
-        # Rounded, so that what is halfway between two voxels falls to the same side all along the axis.
+        # Rounded, so that points halfway between two voxels go to the same side all along the axis.
         centers = np.round(scale * np.arange(n_dst) + shift, 6)
         source = np.floor(centers + 0.5).astype(int)
         source[(source < 0) | (source >= n_src)] = -1
@@ -189,7 +190,7 @@ class _Row(NamedTuple):
 
 
 def _resample(label: np.ndarray, weight: np.ndarray, rows: list[_Row]) -> tuple[np.ndarray, np.ndarray]:
-    """(X, Y, Z) -> (X', Y', Z'); coarser axes first, as they leave less to do for the others."""
+    """Resample (X, Y, Z) to (X', Y', Z'); coarser axes first, which saves time for the others."""
     annotated = weight > 0
     cost = np.where(annotated, np.float32(0), np.float32(np.inf))
     for axis, row in enumerate(rows):
@@ -207,7 +208,7 @@ def _resample(label: np.ndarray, weight: np.ndarray, rows: list[_Row]) -> tuple[
 
 
 def _claiming(annotated: np.ndarray, axis: int, row: _Row) -> np.ndarray:
-    """Which of the annotated voxels claim their holder along a coarser axis."""
+    """Return which annotated voxels claim their holder along a coarser axis."""
     others = tuple(a for a in range(3) if a != axis)
     planes = np.asarray(annotated.all(axis=others))
     planes[row.source[row.source >= 0]] = True
@@ -215,7 +216,7 @@ def _claiming(annotated: np.ndarray, axis: int, row: _Row) -> np.ndarray:
 
 
 def _run_lengths(annotated: np.ndarray, axis: int) -> np.ndarray:
-    """The length of the run of annotated voxels along the axis that each voxel is part of, 0 where not annotated."""
+    """Return for each voxel the length of its run of annotated voxels along the axis, 0 if not annotated."""
     lengths = annotated.astype(np.int32)
     planes, inside = np.moveaxis(lengths, axis, 0), np.moveaxis(annotated, axis, 0)
     for i in range(1, len(planes)):
@@ -228,13 +229,13 @@ def _run_lengths(annotated: np.ndarray, axis: int) -> np.ndarray:
 def _nearest_claim(
     cost: np.ndarray, label: np.ndarray, weight: np.ndarray, axis: int, row: _Row
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Along a coarser axis, the cheapest claim of each output voxel: cost (squared mm, inf for none), label, weight.
+    """Return the cheapest claim of each output voxel along a coarser axis: cost (mm^2, inf for none), label, weight.
 
     Squared distances add up over the axes, so that taking the cheapest axis by axis finds the nearest voxel of all.
     """
     shape = (*cost.shape[:axis], len(row.source), *cost.shape[axis + 1 :])
-    found = np.full(shape, np.inf, cost.dtype), np.zeros(shape, label.dtype), np.zeros(shape, weight.dtype)
-    best, *targets = (np.moveaxis(array, axis, 0) for array in found)
+    claims = np.full(shape, np.inf, cost.dtype), np.zeros(shape, label.dtype), np.zeros(shape, weight.dtype)
+    best, *targets = (np.moveaxis(array, axis, 0) for array in claims)
     costs, *sources = (np.moveaxis(array, axis, 0) for array in (cost, label, weight))
     for i in np.flatnonzero(row.holder >= 0):
         claim = costs[i] + np.float32(row.distance[i] ** 2)
@@ -243,7 +244,7 @@ def _nearest_claim(
         np.copyto(best[holder], claim, where=better)
         for target, values in zip(targets, sources):
             np.copyto(target[holder], values[i], where=better)
-    return found
+    return claims
 
 
 def _affine_of(image: torch.Tensor) -> np.ndarray:
@@ -251,7 +252,7 @@ def _affine_of(image: torch.Tensor) -> np.ndarray:
 
 
 def _drift(matrix: np.ndarray, shape: Sequence[int]) -> float:
-    """How far at most, along an axis, the matrix carries a voxel of a grid of that shape."""
+    """Return the largest distance along an axis by which the matrix moves a voxel of a grid of that shape."""
     return float((np.abs(matrix[:3, :3]) @ np.array(shape) + np.abs(matrix[:3, 3])).max())
 
 

@@ -1,4 +1,4 @@
-"""The application of a deformation: one resampling for all volumes that are deformed alike."""
+"""Application of a deformation, with one resampling for all volumes that are deformed alike."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sparse3dunet.transforms.spatial.bspline_field import Deformation
 BILINEAR, NEAREST, BICUBIC = MODES = ("bilinear", "nearest", "bicubic")
 BORDER, ZEROS = PADDING_MODES = (GridSamplePadMode.BORDER.value, GridSamplePadMode.ZEROS.value)
 
-_CUBIC_REACH = 12  # voxels, after which a cubic spline's coefficients depend on an intensity by less than 1e-6
+_CUBIC_REACH = 12  # voxels beyond which a cubic spline's coefficients depend on an intensity by less than 1e-6
 
 
 def warp(
@@ -25,17 +25,17 @@ def warp(
     modes: Sequence[str],
     padding_modes: Sequence[str],
 ) -> list[torch.Tensor]:
-    """Patches of volumes that share one grid, deformed alike. Only the part of them that is needed is read.
+    """Sample patches of volumes that share one grid, deformed alike. Only the required part of the volumes is read.
 
     Args:
-        volumes: each (C, X, Y, Z), plain tensors of one spatial shape on one device.
-        deformation: of the patch.
+        volumes: plain tensors (C, X, Y, Z) of one spatial shape on one device.
+        deformation: deformation of the patch.
         modes: for each volume "bilinear" (of the eight neighbours), "nearest", or "bicubic" (SciPy, on the CPU).
-        padding_modes: for each volume what lies outside of it: "border", the nearest voxel of it, or "zeros".
+        padding_modes: for each volume the values outside: "border" for its nearest voxel, or "zeros".
 
     Returns:
-        For each volume (C, *deformation.size), of the same type; float32 where integers would be interpolated. What is
-        not interpolated is exact (integers up to 2^53).
+        For each volume (C, *deformation.size), of the same type; float32 if integers are interpolated. Values that are
+        not interpolated are exact (integers up to 2^53).
     """
     start, shape = deformation.crop_start(), volumes[0].shape[1:]
     types = [v.dtype if m == NEAREST or v.is_floating_point() else torch.float32 for v, m in zip(volumes, modes)]
@@ -61,12 +61,12 @@ def warp(
 
 
 def _exact(dtype: torch.dtype) -> torch.dtype:
-    """A type that can be padded and holds all values of another; of 64 bits the integers up to 2^53."""
+    """Return a type that can be padded and represents all values of another; 64-bit integers up to 2^53."""
     return torch.float32 if dtype == torch.float32 or dtype.itemsize < 4 else torch.float64
 
 
 def _reach(rows: torch.Tensor, center: np.ndarray, shape: Sequence[int], margin: int) -> tuple[np.ndarray, np.ndarray]:
-    """The box of voxels (first, behind the last) that the points touch; at most `margin` voxels out of the volume."""
+    """Return the box of voxels (first, behind the last) around the points, at most `margin` outside the volume."""
     # Along the rows first: torch is slow at reducing to the last axis of three.
     extremes = (rows.amin(0).view(-1, 3).amin(0), rows.amax(0).view(-1, 3).amax(0))
     low, high = (extreme.flip(-1).double().cpu().numpy() + center for extreme in extremes)
@@ -78,7 +78,7 @@ def _reach(rows: torch.Tensor, center: np.ndarray, shape: Sequence[int], margin:
 def _box(
     volume: torch.Tensor, first: np.ndarray, behind: np.ndarray, padding_mode: str, dtype: torch.dtype
 ) -> torch.Tensor:
-    """The voxels from `first` to before `behind`, of (C, X, Y, Z), padded where they lie outside of it."""
+    """Crop the voxels from `first` to before `behind` from (C, X, Y, Z), padded outside."""
     shape = np.asarray(volume.shape[1:])
     start, stop = np.clip(first, 0, shape), np.clip(behind, 0, shape)
     box = volume[(slice(None), *(slice(a, b) for a, b in zip(start, stop)))].to(dtype)
@@ -92,7 +92,7 @@ def _box(
 
 
 def _sample_cubic(box: torch.Tensor, rows: torch.Tensor, center: np.ndarray) -> torch.Tensor:
-    """(C, number of points): the box at the points that `rows` hold relative to `center`, by cubic splines."""
+    """Sample the box at the points `rows`, relative to `center`, by cubic splines; returns (C, number of points)."""
     coordinates = rows.view(-1, 3).flip(-1).double().cpu().numpy().T + center[:, None]
     channels = [
         map_coordinates(channel, coordinates, order=3, mode="nearest") for channel in box.detach().cpu().numpy()
@@ -101,9 +101,9 @@ def _sample_cubic(box: torch.Tensor, rows: torch.Tensor, center: np.ndarray) -> 
 
 
 def _sample_nearest(box: torch.Tensor, rows: torch.Tensor, center: np.ndarray) -> torch.Tensor:
-    """As :func:`_sample_cubic`, the nearest voxel, and of two the even: as ``grid_sample``, in half its time."""
+    """Sample like :func:`_sample_cubic`, but the nearest voxel (the even of two), in half of ``grid_sample``'s time."""
     shape = box.shape[1:]
-    # The place in the flattened box: float32 counts up to 2^24.
+    # Index in the flattened box: float32 counts up to 2^24.
     index = torch.zeros((), dtype=torch.float32 if math.prod(shape) < 2**24 else torch.float64, device=rows.device)
     for axis, places in enumerate(reversed(rows.view(-1, 3).unbind(1))):
         voxel = torch.add(places, float(center[axis])).round_().clamp_(0, shape[axis] - 1)
@@ -116,23 +116,23 @@ def _sample_nearest(box: torch.Tensor, rows: torch.Tensor, center: np.ndarray) -
 
 
 def _sample_linear(box: torch.Tensor, rows: torch.Tensor, center: np.ndarray) -> torch.Tensor:
-    """As :func:`_sample_cubic`, between the eight neighbours. Changes `rows`: new memory costs more than the work."""
+    """Sample like :func:`_sample_cubic`, but linearly. Changes `rows`, since new memory would cost more time."""
     # To the coordinates of grid_sample, from -1 to 1 between the outer borders of the outer voxels.
     shape = np.asarray(box.shape[1:])
     grid = torch.addcmul(_along((2 * center + 1) / shape - 1, rows), rows, _along(2 / shape, rows), out=rows)
-    # grid_sample works on several cores only where there are several volumes: so the one is passed as many.
+    # grid_sample uses several cores only for several volumes, so the single one is passed as several.
     threads = torch.get_num_threads() if rows.device.type == "cpu" else 1
     parts = next(n for n in range(threads, 0, -1) if grid.numel() // 3 % n == 0)
     sampled = grid_sample(
         box.expand(parts, *box.shape),
         grid.view(parts, 1, 1, -1, 3),
         mode=BILINEAR,
-        padding_mode=BORDER,  # the box has what lies outside already
+        padding_mode=BORDER,  # the box is already padded
         align_corners=False,
     )
     return sampled.transpose(0, 1).reshape(len(box), -1)
 
 
 def _along(numbers: np.ndarray, rows: torch.Tensor) -> torch.Tensor:
-    """Numbers by axis, in the order of a row's: torch is slow at broadcasting to a last axis of three."""
+    """Repeat numbers by axis in the order of a row: torch is slow at broadcasting to a last axis of three."""
     return torch.from_numpy(numbers[::-1].copy()).to(rows).repeat(rows.shape[1] // 3)
