@@ -27,7 +27,6 @@ from sparse3dunet.data.sampling import SeededSampler
 from sparse3dunet.errors import DataError
 from sparse3dunet.models.checkpoints import save_file
 from sparse3dunet.models.description import ModelDescription
-from sparse3dunet.models.description_checks import migrated
 from sparse3dunet.training.budget import Budget
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -176,11 +175,15 @@ class ResumableTraining:
         expected = {*self._all_parts(), "trainer", "best", "random", "settings", "recipe"}
         if not isinstance(state, dict) or set(state) != expected:
             raise DataError(f"{self.path} was written by another version, or by another kind of training. {_CURE}")
-        changed = _changes(_settings_today(state["settings"]), self.settings)
+        schemas = [settings.get("schema_version") for settings in (state["settings"], self.settings)]
+        if schemas[0] != schemas[1]:
+            raise DataError(
+                f"{self.path}: this training began with another version of sparse3dunet, whose settings cannot be "
+                f"compared. Finish it with that version, or train further from its model: --pretrained. {_CURE}"
+            )
+        changed = _changes(state["settings"], self.settings)
         if self.recipe and state["recipe"]:
-            # Up to 0.10.0 the config set what now follows from the padding; the network is compared above
-            recipe = {name: value for name, value in state["recipe"].items() if name != "network_def#upsampling"}
-            changed += _changes(recipe, self.recipe)
+            changed += _changes(state["recipe"], self.recipe)
         if changed:
             more = f"; and {len(changed) - 8} more" if len(changed) > 8 else ""
             raise DataError(
@@ -279,20 +282,6 @@ def _progress(part: Any, state: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(part, LambdaLR):
         return state
     return {**part.state_dict(), **{key: state[key] for key in ("last_epoch", "_step_count", "_last_lr")}}
-
-
-def _settings_today(settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a training's settings in this version's form; up to 0.10.0 model descriptions had another one.
-
-    Concatenated upsampling with same padding stays a difference: the network's weights can be converted, but not the
-    optimizer's state of them.
-    """
-    if "network" not in settings:
-        return settings
-    today, network = migrated(settings), settings["network"] or {}
-    if network.get("padding") == "same" and network.get("upsampling") == "concatenated":
-        today["network"] = network
-    return today
 
 
 def _changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
