@@ -1,4 +1,4 @@
-"""Time deforming a patch: ours against bare resampling and against other libraries, in one run.
+"""Measure the time to deform a patch: ours against bare resampling and other libraries, in one run.
 
     python benchmarks/augmentation.py [--repeats 15] [--sizes 64x64x64 132x132x116] [--threads 2]
 
@@ -58,7 +58,7 @@ MOST_OVER_BARE, LEAST_FASTER = 1.25, 7
 
 
 def noise(channels: int, size: Sequence[int], spacing: int) -> torch.Tensor:
-    """(channels, *size): normal random numbers about `spacing` voxels apart, interpolated between."""
+    """Return (channels, *size): normal random numbers about `spacing` voxels apart, interpolated between."""
     coarse = torch.randn(1, channels, *(n // spacing + 2 for n in size))
     return interpolate(coarse, size=tuple(size), mode="trilinear")[0]
 
@@ -77,7 +77,7 @@ def make_grid(size: Sequence[int]) -> torch.Tensor:
 
 
 def bare(patch: Patch, sampling: dict[str, list[str]], grid: torch.Tensor, most_parts: int = 1) -> Call:
-    """What no deformation can do without."""
+    """Bare resampling, which every deformation needs."""
     parts = next(n for n in range(most_parts, 0, -1) if grid.shape[1] % n == 0)
     grids = grid.view(parts, -1, *grid.shape[2:])
     volumes = [patch[key].float().expand(parts, *patch[key].shape) for key in sampling["keys"]]
@@ -121,7 +121,7 @@ def torchio(patch: Patch) -> dict[str, Call]:
 
 
 def batchgeneratorsv2(patch: Patch) -> dict[str, Call]:
-    """That of nnU-Net, which leaves out the bend by default."""
+    """nnU-Net's transform, which has no bend by default."""
     from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 
     bend = {"p_elastic_deform": 1, "elastic_deform_scale": 0.2, "elastic_deform_magnitude": 10}
@@ -149,7 +149,7 @@ def elasticdeform(patch: Patch) -> dict[str, Call]:
 
 
 def intensity(patch: Patch) -> Call:
-    """What the bundle does to intensities when it trains."""
+    """Intensity transforms of the bundle's training."""
     parser = ConfigParser()
     parser.read_config(Path(__file__).parents[1] / "bundle" / "configs" / "train.yaml")
     transform = Compose(parser.get_parsed_content("train#intensity")).set_random_state(0)
@@ -157,18 +157,18 @@ def intensity(patch: Patch) -> Call:
 
 
 def imports(library: str) -> bool:
-    """Whether it does; prints why not."""
+    """Return whether a library can be imported; print why not."""
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # NumPy writes a page about what was compiled with another one
             importlib.import_module(library)
         return True
     except ImportError as error:
-        print(f"{library} is left out, for it does not import: {error}")
+        print(f"{library} is skipped, as it cannot be imported: {error}")
         return False
 
 
 def take_turns(calls: dict[str, Call], repeats: int) -> dict[str, np.ndarray]:
-    """Seconds of each call, after one turn to warm up."""
+    """Return the seconds of each call, after one round to warm up."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats + 1):
         for name in random.sample(list(calls), len(calls)):
@@ -179,7 +179,7 @@ def take_turns(calls: dict[str, Call], repeats: int) -> dict[str, np.ndarray]:
 
 
 def ratio(times: dict[str, np.ndarray], name: str, reference: str) -> float:
-    """Of the medians."""
+    """Return the ratio of the medians."""
     return float(np.median(times[name]) / np.median(times[reference]))
 
 
@@ -195,7 +195,7 @@ def show(title: str, times: dict[str, np.ndarray]) -> None:
 
 
 def machine() -> str:
-    """What this runs on."""
+    """Return a description of the machine."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     model = next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
@@ -233,9 +233,9 @@ def measure(size: Sequence[int], libraries: Sequence[Library], repeats: int) -> 
 def main() -> None:
     """Measure, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=15, help="turns (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch and SimpleITK")
-    parser.add_argument("--sizes", nargs="+", default=["64x64x64", "132x132x116"], help="of patches, in voxels")
+    parser.add_argument("--repeats", type=int, default=15, help="rounds (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch and SimpleITK")
+    parser.add_argument("--sizes", nargs="+", default=["64x64x64", "132x132x116"], help="sizes of patches, in voxels")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""Package a trained model, and run every command of monai.bundle on the package: which work, and how long do they take?
+"""Package a trained model, run every command of monai.bundle on the package, and report success and run time.
 
     python benchmarks/bundle_commands.py MODEL [--seconds 600]
 
@@ -38,7 +38,7 @@ Command = tuple[str, list[Any]]
 
 
 def make_data(folder: Path, model: Model) -> Path:
-    """Three cases of noise, as large as the model's patches, with each class in a box."""
+    """Write three cases of noise, as large as the model's patches, with each class in a box."""
     channels, names, values = model.in_channels, model.class_names, model.class_values
     unlabeled = max(values) + 1
     entries = []
@@ -96,7 +96,7 @@ def commands(bundle: Path, data: Path, out: Path, model: Model) -> Iterator[Comm
 
 
 def onnx_options(model: Model) -> list[Any]:
-    """An input to trace with, and what of its shape may be another."""
+    """Return an input for tracing, and the axes of its shape that may vary."""
     same = model.description.network["padding"] == "same"
     axes = {0: "batch", 2: "x", 3: "y", 4: "z"} if same else {0: "batch"}
     names = {"input_names": ["image"], "output_names": ["pred"], "dynamic_axes": {"image": axes, "pred": axes}}
@@ -105,7 +105,7 @@ def onnx_options(model: Model) -> list[Any]:
 
 
 def run(arguments: list[Any], bundle: Path, seconds: float) -> tuple[bool, float, str]:
-    """Whether it ended well, its seconds, and the end of its output."""
+    """Run a command; return whether it succeeded, its seconds, and the end of its output."""
     installed = str(Path(monai.__file__).parents[1])
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     paths = os.pathsep.join([str(bundle), installed])
@@ -129,7 +129,7 @@ def main() -> None:
     """Package, run, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
-    parser.add_argument("--seconds", type=float, default=600, help="until a command counts as failed")
+    parser.add_argument("--seconds", type=float, default=600, help="seconds after which a command counts as failed")
     arguments = parser.parse_args()
     console, failed = Console(), False
     table = Table(

@@ -1,16 +1,16 @@
-"""Densify scans of several kinds, beside what a user has for free; all in the same run, from the same annotation.
+"""Compare densify with freely available methods on scans of several kinds, in one run, from the same annotation.
 
     python benchmarks/densify.py                                        # all: hours
     python benchmarks/densify.py --tasks tube ct3mm-axial5 --minutes 2 --seeds 0
-    python benchmarks/densify.py --table                                # of what was measured: runs nothing
-    python benchmarks/densify.py --write-demo FOLDER                    # the built-in scan, three slices an axis
-    python benchmarks/densify.py --demo FOLDER/out                      # score what densify made of it, and peers
+    python benchmarks/densify.py --table                                # print the measurements: runs nothing
+    python benchmarks/densify.py --write-demo FOLDER                    # the built-in scan, three slices per axis
+    python benchmarks/densify.py --demo FOLDER/out                      # score densify's result of it, and peers
 
 Ours is the command `sparse3dunet densify scan annotation -o OUT --minutes M --seed S --ignore-index 255`. Scores are
-mean Dice of the foreground classes on unannotated voxels, by the dense label. The error ratio is (1 - Dice) over
-(1 - Dice of the best peer): below 1 is better. Seconds are by the wall clock; a peer's leave out its imports, ours do
-not. Each result is written to --out when it is there, and not measured again by the next run. Memory is the command's
-alone, read while it runs (Linux). What else uses the machine slows either side: let nothing run beside.
+mean Dice of the foreground classes on unlabeled voxels, by the dense label. The error ratio is (1 - Dice) over
+(1 - Dice of the best peer): below 1 is better. Seconds are wall-clock time; a peer's exclude its imports, ours include
+them. Each result is written to --out at once, and not measured again by the next run. Memory is that of the command,
+read while it runs (Linux). Let nothing else run on the machine, which would slow down either side.
 """
 
 from __future__ import annotations
@@ -37,26 +37,26 @@ from sparse3dunet.datasets.mni152 import CLASS_NAMES
 
 PREVIEW, RESULT = "scan_preview.nii.gz", "scan_seg.nii.gz"
 EVERY = 0.1
-"""Seconds from one look at the command to the next."""
+"""Seconds between two checks of the command."""
 Entry = dict[str, Any]
 
 
 class Store:
-    """The results file: what was measured, by scan and seed."""
+    """Results file: measurements by scan and seed."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
         self.entries: list[Entry] = json.loads(file.read_text(encoding="utf-8"))["runs"] if file.is_file() else []
 
     def write(self) -> None:
-        """Replace the file at once, so that a kill leaves the former or the new one."""
+        """Replace the file atomically, so that a kill leaves the former or the new one."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
         draft = self.file.with_suffix(".draft")
         draft.write_text(json.dumps({"runs": self.entries}, indent=1) + "\n", encoding="utf-8")
         os.replace(draft, self.file)
 
     def entry(self, scan: Scan, seed: int, again: bool) -> Entry:
-        """That of a scan and a seed; an empty one where there is none, or it is to be forgotten."""
+        """Return the entry of a scan and a seed; an empty one if there is none, or it shall be measured again."""
         for found in self.entries:
             if (found["task"], found["seed"]) == (scan.name, seed):
                 if not again:
@@ -74,7 +74,7 @@ def read(file: Path) -> np.ndarray:
 
 
 def peak_of(process: subprocess.Popen) -> int:
-    """Most memory in bytes that a running process has had; 0 where that can't be told.
+    """Return the peak memory in bytes of a running process; 0 if unknown.
 
     Its own resource usage would not do: that begins with the memory of the process that starts it, which is this one.
     """
@@ -86,7 +86,7 @@ def peak_of(process: subprocess.Popen) -> int:
 
 
 def watch(command: list[str], preview: Path, log: Path) -> tuple[float, float | None, int]:
-    """Run a command; returns its seconds, those until the preview was there, and its peak memory."""
+    """Run a command; return its seconds, those until the preview was written, and its peak memory."""
     seen, peak, started = None, 0, time.perf_counter()
     with log.open("w", encoding="utf-8") as out, subprocess.Popen(command, stdout=out, stderr=out) as process:
         try:
@@ -125,19 +125,19 @@ def densify(scan: Scan, minutes: float, seed: int, folder: Path) -> Entry:
 
 
 def say(name: str, dice: float | None, seconds: float | None, *others: str) -> None:
-    """A line of a scan's results."""
+    """Print a line of a scan's results."""
     scores = "none" if dice is None or seconds is None else f"{dice:.4f}  {seconds:7.1f} s"
     print(f"  {name:<24}{scores}", *others, sep="  ", flush=True)
 
 
 def measure_peers(scan: Scan, entry: Entry, store: Store) -> None:
-    """Those that the entry lacks; those that are not installed are left out."""
+    """Measure the peers that the entry lacks; those that are not installed are skipped."""
     for name, peer in PEERS.items():
         if name not in entry["peers"]:
             try:
                 segmentation, seconds = peer(scan, entry["seed"])
             except ImportError as error:
-                print(f"  {name} is left out: {error}", flush=True)
+                print(f"  {name} is skipped: {error}", flush=True)
                 continue
             entry["peers"][name] = {"dice": scan.mean_dice(segmentation), "seconds": seconds}
             store.write()
@@ -145,7 +145,7 @@ def measure_peers(scan: Scan, entry: Entry, store: Store) -> None:
 
 
 def measure(scan: Scan, minutes: list[float], seed: int, store: Store, again: bool) -> None:
-    """Peers and ours on a scan; what is in the store is only printed."""
+    """Measure peers and ours on a scan; stored results are only printed."""
     entry = store.entry(scan, seed, again)
     print(f"{scan.describe()}, seed {seed}", flush=True)
     measure_peers(scan, entry, store)
@@ -164,14 +164,14 @@ def measure(scan: Scan, minutes: list[float], seed: int, store: Store, again: bo
 
 
 def write_demo(folder: Path) -> None:
-    """The built-in scan, and its annotation on three slices an axis."""
+    """Write the built-in scan, and its annotation on three slices per axis."""
     scan = demo()
     scan.write(folder)
     print(f"{folder / SCAN}, {folder / ANNOTATION}: {scan.annotated.mean():.1%} of the voxels are annotated")
 
 
 def show_demo(out: Path) -> None:
-    """Score what was made of the built-in scan, and two peers, in a table."""
+    """Print a table of the scores of densify's result for the built-in scan, and of two peers."""
     scan = demo()
     peers = [(name, PEERS[name](scan, 0)[0]) for name in ("random walker (2000)", "forest")]
     ours = [(name, out / file) for name, file in (("densify, preview", PREVIEW), ("densify, result", RESULT))]
@@ -185,24 +185,24 @@ def show_demo(out: Path) -> None:
         made.add_row(name, *(f"{dice[c]:.3f}" for c in (1, 2)), f"{mean:.3f}", f"{(1 - mean) / least:.2f}")
     show(made)
     if not ours:
-        print(f"{out} has no {PREVIEW} and no {RESULT}: make them with `sparse3dunet densify`.")
+        print(f"{out} has no {PREVIEW} and no {RESULT}: create them with `sparse3dunet densify`.")
 
 
 def parse() -> argparse.Namespace:
-    """The command's arguments."""
+    """Parse the command's arguments."""
     here = Path(__file__).resolve().parent
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, default=here.parents[1] / "shared", help="folder of the other data")
     told = f"beginnings of the scans' names, of {', '.join(KINDS)}: as ct3mm-axial5 or hippocampus_001 (default: all)"
     parser.add_argument("--tasks", nargs="+", default=[], metavar="NAME", help=told)
-    parser.add_argument("--minutes", type=float, nargs="+", default=[2, 5], help="of each run")
+    parser.add_argument("--minutes", type=float, nargs="+", default=[2, 5], help="duration of each run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--out", type=Path, default=here / "results/densify.json", help="file of the results")
-    parser.add_argument("--again", action="store_true", help="forget what --out has of these scans and seeds")
+    parser.add_argument("--again", action="store_true", help="ignore the results of these scans and seeds in --out")
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--table", action="store_true", help="print --out as Markdown; run nothing")
     only.add_argument("--write-demo", type=Path, metavar="FOLDER", help="write the built-in scan, run nothing")
-    only.add_argument("--demo", type=Path, metavar="OUT", help="score what densify made of the built-in scan")
+    only.add_argument("--demo", type=Path, metavar="OUT", help="score densify's result for the built-in scan")
     arguments = parser.parse_args()
     for name in arguments.tasks:
         if not name.startswith(tuple(KINDS)):
@@ -211,7 +211,7 @@ def parse() -> argparse.Namespace:
 
 
 def compare(arguments: argparse.Namespace, store: Store) -> None:
-    """Measure all that is asked for and not in the store, and sum it up."""
+    """Measure all requested results that are not stored, and print a summary."""
     print(machine(), flush=True)
     measured = set()
     for scan in load_all(arguments.shared.resolve(), arguments.tasks):
@@ -223,7 +223,7 @@ def compare(arguments: argparse.Namespace, store: Store) -> None:
 
 
 def main() -> None:
-    """Do what the arguments ask for."""
+    """Run the benchmark as set by the arguments."""
     arguments = parse()
     if arguments.write_demo:
         write_demo(arguments.write_demo)

@@ -1,4 +1,4 @@
-"""Tables and numbers of what benchmarks/densify.py measured, from its results file's entries alone."""
+"""Tables and summaries of the measurements of benchmarks/densify.py, from the entries of its results file."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from scans import kind_of
 
 Entry = Mapping[str, Any]
 FEWEST = 1e-9
-"""Added to the best peer's error, so that one without error makes no division by zero."""
+"""Added to the best peer's error, to avoid a division by zero."""
 TOLERANCE = 0.03
-"""Of the estimate of Dice."""
+"""Tolerance of the Dice estimate."""
 
 
 def best_peer(entry: Entry) -> float:
@@ -21,17 +21,17 @@ def best_peer(entry: Entry) -> float:
 
 
 def error_ratio(entry: Entry, dice: float | None) -> float | None:
-    """Our error over that of the best peer on the same scan; None where we have no score."""
+    """Return our error over that of the best peer on the same scan; None if we have no score."""
     return None if dice is None else (1 - dice) / (1 - best_peer(entry) + FEWEST)
 
 
 def estimate_error(run: Entry) -> float | None:
-    """Estimated minus true Dice; None where there is no estimate."""
+    """Return estimated minus true Dice; None if there is no estimate."""
     return None if run["estimate"] is None else run["estimate"] - run["dice"]
 
 
 def interval_holds(run: Entry) -> bool | None:
-    """Whether the true Dice is in the interval; None where there is none."""
+    """Return whether the true Dice is in the interval; None if there is none."""
     return None if run["low"] is None else bool(run["low"] <= run["dice"] <= run["high"])
 
 
@@ -49,17 +49,17 @@ def memory_text(run: Entry) -> str:
 
 
 def runs_of(entries: Iterable[Entry], minutes: str) -> list[tuple[Entry, Entry]]:
-    """Entries that have a run of so many minutes, each with the run."""
+    """Return the entries with a run of this many minutes, each with the run."""
     return [(entry, entry["ours"][minutes]) for entry in entries if minutes in entry["ours"]]
 
 
 def all_minutes(entries: Iterable[Entry]) -> list[str]:
-    """Those of any run, ascending."""
+    """Return the minutes of all runs in ascending order."""
     return sorted({minutes for entry in entries for minutes in entry["ours"]}, key=float)
 
 
 def previews(entries: Iterable[Entry]) -> list[tuple[Entry, Entry]]:
-    """Entries, each with its shortest run, if that has a preview."""
+    """Return the entries whose shortest run has a preview, each with that run."""
     pairs = [(entry, entry["ours"][min(entry["ours"], key=float)]) for entry in entries if entry["ours"]]
     return [(entry, run) for entry, run in pairs if run["preview_dice"] is not None]
 
@@ -76,14 +76,17 @@ def ratios_text(pairs: Sequence[tuple[Entry, Entry]], kind: str) -> str:
 
 
 def estimates_text(runs: Sequence[Entry]) -> str:
-    """How often intervals hold, how wide they are, and how often estimates are near."""
+    """Return how often intervals contain the truth, how wide they are, and how often estimates are close."""
     held = [holds for run in runs if (holds := interval_holds(run)) is not None]
     widths = [run["high"] - run["low"] for run in runs if run["low"] is not None]
     errors = [error for run in runs if (error := estimate_error(run)) is not None]
     near = sum(abs(error) <= TOLERANCE for error in errors)
     texts = []
     if held:
-        texts += [f"interval holds in {share(sum(held), len(held))}", f"median width {np.median(widths):.3f}"]
+        texts += [
+            f"interval contains the truth in {share(sum(held), len(held))}",
+            f"median width {np.median(widths):.3f}",
+        ]
     if errors:
         texts += [f"estimate within {TOLERANCE} in {share(near, len(errors))}"]
     if missing := len(runs) - len(errors):
@@ -92,12 +95,12 @@ def estimates_text(runs: Sequence[Entry]) -> str:
 
 
 def share(count: int, of: int) -> str:
-    """As numbers and as a percentage."""
+    """Return a share as numbers and as a percentage."""
     return f"{count} of {of} ({count / of:.0%})"
 
 
 def largest_loss(entries: Iterable[Entry], minutes: Sequence[str]) -> str:
-    """By how much more minutes made a score worse, at most; empty where no entry has runs of different minutes."""
+    """Return the largest loss of Dice with more minutes; empty if no entry has runs of different minutes."""
     losses = [
         (entry["ours"][few]["dice"] - entry["ours"][more]["dice"], few, more, entry)
         for entry in entries
@@ -115,11 +118,11 @@ def largest_loss(entries: Iterable[Entry], minutes: Sequence[str]) -> str:
 
 
 def summary(entries: Sequence[Entry], minutes: Sequence[str]) -> str:
-    """The numbers that tell how good it is, in lines.
+    """Return a summary of the scores, in lines.
 
     Args:
-        entries: of the results file.
-        minutes: the runs to look at, ascending.
+        entries: entries of the results file.
+        minutes: minutes of the runs to include, ascending.
     """
     entries = [e for e in entries if e["peers"]]
     chosen = [{**e, "ours": {m: e["ours"][m] for m in minutes if m in e["ours"]}} for e in entries]
@@ -133,7 +136,7 @@ def summary(entries: Sequence[Entry], minutes: Sequence[str]) -> str:
 
 
 def by_kind(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
-    """Those of scans of a kind that are annotated alike, together, in the order they were measured."""
+    """Group the entries by kind of scan and annotation, in the order of measurement."""
     groups: dict[str, list[Entry]] = {}
     for entry in entries:
         groups.setdefault(kind_of(entry["task"]), []).append(entry)
@@ -141,19 +144,19 @@ def by_kind(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
 
 
 def mean_text(values: Iterable[float | None], form: str) -> str:
-    """Mean of those that are there."""
+    """Return the mean of the available values as text."""
     found = [value for value in values if value is not None]
     return format(np.mean(found), form) if found else ""
 
 
 def rows_in_markdown(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table."""
+    """Return a table in Markdown."""
     lines = [headings, ["---"] * len(headings), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def dice_row(group: Sequence[Entry], peers: Sequence[str], minutes: Sequence[str]) -> list[str]:
-    """Mean Dice of each peer and of ours, the latter with their error ratios, and how true the last estimates are."""
+    """Return mean Dice of each peer and of ours, the latter with error ratios, and the error of the last estimates."""
 
     def cell(pairs: Sequence[tuple[Entry, Entry]], kind: str) -> str:
         ratio = mean_text((error_ratio(entry, run[kind]) for entry, run in pairs), ".2f")

@@ -1,4 +1,4 @@
-"""Dice after some minutes of training, from sparse and from dense labels, on volumes that chose nothing.
+"""Dice after some minutes of training, from sparse and dense labels, on volumes not used for any choice.
 
     python benchmarks/hippocampus.py --minutes 3 10 --seeds 3
     python benchmarks/hippocampus.py --minutes 3 --seeds 1 --nnunet /path/to/environment/bin/python
@@ -29,7 +29,7 @@ LABELS = {"sparse": "labelsTr_sparse", "dense": "labelsTr"}
 GOALS = {3.0: 0.84, 10.0: 0.88}
 """Mean Dice from sparse labels, by minutes."""
 LEAST_RATIO = 0.99
-"""Of sparse to dense labels."""
+"""Ratio of Dice from sparse to Dice from dense labels."""
 
 
 @dataclass
@@ -110,8 +110,8 @@ def main() -> None:
     add_seeds(parser)
     parser.add_argument("--annotation", nargs="+", choices=sorted(LABELS), default=["sparse", "dense"])
     parser.add_argument("--nnunet", type=Path, help="the Python of an environment with nnunetv2")
-    parser.add_argument("--out", type=Path, help="folder for what the trainings leave; by default it is removed")
-    parser.add_argument("--settings", default="--overlay cpu", help="of our training, in one text")
+    parser.add_argument("--out", type=Path, help="folder for the files of the trainings; by default it is removed")
+    parser.add_argument("--settings", default="--overlay cpu", help="settings of our training, in one string")
     arguments = parser.parse_args()
     check_data(arguments.data, {"labelsTr", *(LABELS[name] for name in arguments.annotation)})
     settings = settings_in(arguments.settings)

@@ -24,7 +24,7 @@ import numpy as np
 
 
 def make_volumes(folder: Path, count: int) -> None:
-    """Noise around a blob, each of its own shape."""
+    """Write volumes of noise around a blob, each of a different shape."""
     folder.mkdir(parents=True)
     for number in range(count):
         rng = np.random.default_rng(number)
@@ -40,7 +40,7 @@ def command(model: Path, images: Path, out: Path) -> list[str]:
 
 
 def finished(out: Path) -> dict[str, tuple[int, int]]:
-    """Each result of the cases that are done: its inode and time of change."""
+    """Return inode and modification time of each result of finished cases."""
     found = {}
     for record in (out / "records").glob("*.json"):
         content = json.loads(record.read_text())
@@ -52,7 +52,7 @@ def finished(out: Path) -> dict[str, tuple[int, int]]:
 
 
 def run_killed(arguments: list[str], out: Path, delay: float) -> bool:
-    """Run the command, kill it `delay` seconds after it began with the cases; whether that was in time."""
+    """Run the command, kill it `delay` seconds after the first case; return whether it was running."""
     before = len(list((out / "records").glob("*.json"))), time.time()
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None:
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--cases", type=int, default=30)
-    parser.add_argument("--longest", type=float, default=1.8, help="seconds until a kill, at most")
+    parser.add_argument("--longest", type=float, default=1.8, help="maximum seconds until a kill")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
@@ -102,7 +102,7 @@ def main() -> None:
 
 
 def compare(expected: Path, found: Path) -> list[str]:
-    """How the files of two folders differ; the records and the summary tell seconds, and are not compared."""
+    """Return how the files of two folders differ, except records and summary, which contain run times."""
     names = [{str(p.relative_to(root)) for p in root.rglob("*") if p.is_file()} for root in (expected, found)]
     problems = [f"only in one run: {name}" for name in sorted(names[0] ^ names[1])]
     for name in sorted(names[0] & names[1]):

@@ -22,7 +22,7 @@ NUMBER, NAME = 4, "Dataset004_Hippocampus"
 
 
 def prepare(data: Path, labels: Path, out: Path, split: dict[str, list[str]]) -> None:
-    """The data set in nnU-Net's layout, planned and preprocessed."""
+    """Write the data set in nnU-Net's layout, plan and preprocess it."""
     raw = out / "raw" / NAME
     for folder in ("imagesTr", "labelsTr", "imagesTs"):
         (raw / folder).mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ def prepare(data: Path, labels: Path, out: Path, split: dict[str, list[str]]) ->
 
 
 def train(minutes: float, seed: int):
-    """The trainer after its minutes, with the number of iterations."""
+    """Train for the given minutes; return the trainer and the number of iterations."""
     import numpy as np
     import torch
     from nnunetv2.run.run_training import get_trainer_from_args
@@ -107,7 +107,7 @@ def score(trainer, data: Path, out: Path, names: list[str]) -> float:
 
 
 def main() -> None:
-    """Prepare, train, score; result.json tells."""
+    """Prepare, train, score, and write result.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("labels", type=Path)

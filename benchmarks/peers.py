@@ -1,4 +1,4 @@
-"""What a user has for free to make a dense segmentation of annotated slices; each from the same annotation."""
+"""Freely available methods that make a dense segmentation from annotated slices."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sklearn.ensemble import ExtraTreesClassifier
 TREES, MOST, MOST_BACKGROUND = 100, 8000, 20000
 """Of the forest: trees, and voxels that it learns from, a class and of the background."""
 AT_ONCE = 300_000
-"""Voxels that the forest labels."""
+"""Voxels that the forest labels at a time."""
 
 
 Peer = Callable[[Scan, int], tuple[np.ndarray, float]]
@@ -30,7 +30,7 @@ needs is not installed."""
 
 
 def timed(segment: Callable[[Scan, int], np.ndarray], module: str = "numpy") -> Peer:
-    """A peer that runs in this process; the module that it needs is imported before its time is taken."""
+    """Return a peer that runs in this process; the module that it needs is imported before the time is measured."""
 
     def run(scan: Scan, seed: int) -> tuple[np.ndarray, float]:
         importlib.import_module(module)
@@ -72,7 +72,7 @@ def fill_between(scan: Scan, seed: int) -> tuple[np.ndarray, float]:
 
 
 def grow_forest(scan: Scan, seed: int) -> np.ndarray:
-    """Extremely randomized trees on filter responses, as pixel classifiers have them."""
+    """Extremely randomized trees on filter responses, as in pixel classifiers."""
     random = np.random.default_rng(seed)
     responses = multiscale_basic_features(scan.gray, sigma_min=1, sigma_max=8)
     responses = responses.reshape(-1, responses.shape[-1])
@@ -88,7 +88,7 @@ def grow_forest(scan: Scan, seed: int) -> np.ndarray:
 
 
 def smart_interpolation(scan: Scan, seed: int) -> np.ndarray:
-    """Biomedisa's random walks: of a stack along its first axis, else along all; needs a GPU or OpenCL."""
+    """Biomedisa's random walks: along the first axis of a stack, otherwise along all; needs a GPU or OpenCL."""
     from biomedisa.interpolation import smart_interpolation as interpolate
 
     across = [axis for axis, indices in enumerate(scan.slices) if indices]

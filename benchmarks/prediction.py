@@ -1,4 +1,4 @@
-"""Time segmenting a whole volume on the CPU: ours against MONAI's sliding windows, in one run.
+"""Measure the time to segment a whole volume on the CPU: ours against MONAI's sliding windows, in one run.
 
     python benchmarks/prediction.py [--model MODEL_DIR] [--data FOLDER] [--overlap 0.5] [--roi 96]
     python benchmarks/prediction.py --large 1024
@@ -76,7 +76,7 @@ SPACING = 16  # voxels between the large volume's independent values
 
 @dataclass(frozen=True)
 class Result:
-    """What a contender took: its windows, seconds, cores on average, and MiB resident."""
+    """Measurement of a contender: windows, seconds, mean number of cores, and resident MiB."""
 
     windows: int
     network: float
@@ -86,11 +86,11 @@ class Result:
     peak: float
 
 
-# ---------------------------------------------------------------- in a process of its own
+# ---------------------------------------------------------------- in a separate process
 
 
 def peak_mib() -> float:
-    """The largest resident set of this process so far."""
+    """Return the peak resident set of this process."""
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
     kib = next((float(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0.0)
@@ -143,7 +143,7 @@ def theirs(arguments: argparse.Namespace, bfloat16: bool) -> Work:
 
 
 class TimedSlabs(SlabInferer):
-    """Knows the seconds that its slabs took, and how many windows there were."""
+    """Inferer that counts the seconds of its slabs, and the windows."""
 
     seconds, count = 0.0, 0
 
@@ -160,7 +160,7 @@ class TimedSlabs(SlabInferer):
 
 
 def ours(arguments: argparse.Namespace, overlap: float, bfloat16: bool | None = None) -> Work:
-    """This package, as its command `predict` puts it together."""
+    """This package, as in its command `predict`."""
     model = load_model(arguments.model)
     inferer = TimedSlabs([arguments.roi] * 3, overlap, bfloat16=bfloat16)
     names = dict(zip(model.class_values, model.class_names))
@@ -169,12 +169,12 @@ def ours(arguments: argparse.Namespace, overlap: float, bfloat16: bool | None = 
 
 
 def large(arguments: argparse.Namespace) -> Work:
-    """This package on a volume that need not fit into memory, with results on disk."""
+    """This package on a volume that may not fit into memory, with results on disk."""
     torch.manual_seed(0)
     network = UNet3D(1, LARGE_CLASSES, channels=(4, 8), norm="batch", padding="same")
     for name, parameter in network.named_parameters():
         if name.endswith("bias"):
-            parameter.data.zero_()  # or they alone would choose the class
+            parameter.data.zero_()  # otherwise they alone would determine the class
     inferer = TimedSlabs([LARGE_ROI] * 3, LARGE_OVERLAP, on_window=show_progress)
     predictor = Predictor(network, inferer, range(LARGE_CLASSES))
     names = {value: f"class {value}" for value in range(LARGE_CLASSES)}
@@ -193,7 +193,7 @@ def segment(
 
 
 def show_progress(done: int, total: int) -> None:
-    """A line for each tenth."""
+    """Print progress at each tenth."""
     if done * 10 // total > (done - 1) * 10 // total:
         print(f"{done} of {total} windows, {peak_mib() / 1024:.2f} GiB at most so far", file=sys.stderr, flush=True)
 
@@ -206,7 +206,7 @@ CONTENDERS: dict[str, Callable[[argparse.Namespace], Work]] = {
     f"{OURS}, overlap 0.25": lambda arguments: ours(arguments, 0.25),
 }
 
-# ---------------------------------------------------------------- in the process that starts them
+# ---------------------------------------------------------------- in the main process
 
 
 def run(name: str, arguments: argparse.Namespace, image: Path, output: Path) -> Result:
@@ -220,7 +220,7 @@ def run(name: str, arguments: argparse.Namespace, image: Path, output: Path) -> 
 
 
 def train(data: Path, work_dir: Path) -> Path:
-    """A network trained on `data`, from an earlier run or from now; its folder."""
+    """Return the folder of a network trained on `data`, in an earlier run or now."""
     folder = work_dir / "model"
     if not (folder / "model.pt").is_file():  # written at the only validation, after the last epoch
         print(f"Training a network, once, about 7 minutes on two cores: {folder}", flush=True)
@@ -233,7 +233,7 @@ def train(data: Path, work_dir: Path) -> Path:
 
 
 def dice(segmentation: np.ndarray, reference: np.ndarray, num_classes: int) -> list[float]:
-    """Of the foreground classes: mean, then by class."""
+    """Return Dice of the foreground classes: mean, then by class."""
     volumes = [torch.from_numpy(array.astype(np.int64))[None, None] for array in (segmentation, reference)]
     scores = overlap_scores(overlap_counts(volumes[0], volumes[1], num_classes), "dice")[0, 1:].tolist()
     return [float(np.nanmean(scores)), *scores]
@@ -254,7 +254,7 @@ def compare(arguments: argparse.Namespace) -> None:
     segmentations = {}
     contenders = [name for name in CONTENDERS if name != THEIRS_BF16 or bfloat16_is_fast("cpu")]
     if THEIRS_BF16 not in contenders:
-        print(f"{THEIRS_BF16} is left out: this CPU would take many times as long.", flush=True)
+        print(f"{THEIRS_BF16} is skipped: it would take many times as long on this CPU.", flush=True)
     with tempfile.TemporaryDirectory(dir=arguments.work_dir, prefix="segmentations-") as folder:
         output = Path(folder) / "segmentation.nii.gz"
         for name in contenders * arguments.repeats:
@@ -285,7 +285,7 @@ def compare(arguments: argparse.Namespace) -> None:
     say("peak memory not above it", second.peak <= first.peak, f"{second.peak:.0f} and {first.peak:.0f} MiB")
     disturbed = [name for name, result in results.items() if result.cores < 0.85 * torch.get_num_threads()]
     if disturbed:
-        print(f"got too few cores, so that their times are too long: {'; '.join(disturbed)}")
+        print(f"too few cores available, so these times are too long: {'; '.join(disturbed)}")
 
 
 def say(goal: str, met: bool, found: str) -> None:
@@ -336,11 +336,11 @@ def predict_large(arguments: argparse.Namespace) -> None:
 def main() -> None:
     """Measure, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="folder of a trained model; made where none is given")
-    parser.add_argument("--data", type=Path, help="folder of the built-in data at 1 mm; made where none is given")
-    parser.add_argument("--overlap", type=float, default=0.5, help="of windows (default: %(default)s)")
+    parser.add_argument("--model", type=Path, help="folder of a trained model; trained if not given")
+    parser.add_argument("--data", type=Path, help="folder of the built-in data at 1 mm; created if not given")
+    parser.add_argument("--overlap", type=float, default=0.5, help="overlap of windows (default: %(default)s)")
     parser.add_argument("--roi", type=int, default=96, help="length of a window (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=1, help="turns; of each contender the fastest counts")
+    parser.add_argument("--repeats", type=int, default=1, help="rounds; the fastest of each contender counts")
     parser.add_argument("--work-dir", type=Path, default=ROOT / "bundle/eval/benchmark", help="(default: %(default)s)")
     parser.add_argument("--large", type=int, metavar="N", help="predict a volume of N x N x N voxels instead")
     for hidden, kind in (("--run", str), ("--image", Path), ("--output", Path)):

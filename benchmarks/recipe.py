@@ -48,7 +48,7 @@ LINES = {
     "weight decay 0.3": "--optimizer#weight_decay 0.3",
     "batches of 2": "--batch_size 2",
 }
-"""What is otherwise, and the settings for it."""
+"""Changed settings by line of the table."""
 SCORED = 40
 """Volumes of the 160."""
 
@@ -84,7 +84,7 @@ def main() -> None:
     """Train, score, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_data(parser)
-    parser.add_argument("--minutes", type=float, default=10.0, help="of each training")
+    parser.add_argument("--minutes", type=float, default=10.0, help="duration of each training")
     add_seeds(parser)
     parser.add_argument("--lines", nargs="*", choices=LINES, default=list(LINES), metavar="LINE", help=", ".join(LINES))
     told = 'further lines, each in one text: --also="--batch_size 1"'

@@ -31,7 +31,7 @@ SETTINGS = (
 
 
 def command(out: Path, epochs: int, workers: int, *more: str) -> list[str]:
-    """The training, as a user runs it."""
+    """Return the command of the training, as a user runs it."""
     run = (sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", "training")
     places = ("--config_file", "bundle/configs/train.yaml", "--output_dir", out / "eval", "--ckpt_dir", out / "models")
     settings = (*SETTINGS, "--max_epochs", epochs, "--patience", epochs, "--num_workers", workers)
@@ -55,13 +55,13 @@ def interrupt(arguments: list[str], delay: float, number: int) -> int | None:
 
 
 def iterations(out: Path) -> int:
-    """How far a training has come."""
+    """Return the number of iterations of a training so far."""
     file = out / "models/last.pt"
     return int(torch.load(file, weights_only=True)["trainer"]["iteration"]) if file.exists() else 0
 
 
 def outcome(out: Path) -> dict[str, Any]:
-    """What a training leaves behind, but for seconds."""
+    """Return the files of a training, without run times."""
     last = torch.load(out / "models/last.pt", weights_only=True)
     last["trainer"].pop("seconds")
     with (out / "eval/training.csv").open(encoding="utf-8") as file:
@@ -72,7 +72,7 @@ def outcome(out: Path) -> dict[str, Any]:
 
 
 def differences(a: Any, b: Any, name: str = "") -> list[str]:
-    """The names of what is not the same, bit for bit, however nested."""
+    """Return the names of nested values that are not identical bit for bit."""
     if isinstance(a, dict) and isinstance(b, dict) and set(a) == set(b):
         return [found for key in a for found in differences(a[key], b[key], f"{name}/{key}")]
     if isinstance(a, (list, tuple)) and len(a) == len(b):
@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--epochs", type=int, default=24)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--longest", type=float, default=4.0, help="seconds until a kill, at most")
+    parser.add_argument("--longest", type=float, default=4.0, help="maximum seconds until a kill")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)

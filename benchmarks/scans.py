@@ -1,4 +1,4 @@
-"""Scans of several kinds with a dense label, of which some slices are taken for annotated; what densify is tried on."""
+"""Scans of several kinds with dense labels, of which some slices count as annotated, to benchmark densify."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from sparse3dunet.transforms.simulate import choose_slices
 UNLABELED = 255
 SCAN, ANNOTATION = "scan.nii.gz", "annotation.nii.gz"
 Loaded = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""The gray values, the dense label, and the affine."""
+"""Intensities, dense label and affine."""
 
 
 class AbsentError(Exception):
-    """The data, or a package that reads them, are not there; the message says which."""
+    """Error for missing data, or a missing package that reads them."""
 
 
 @dataclass(frozen=True)
 class Scan:
-    """A scan with its dense label, annotated on some slices.
+    """Scan with a dense label, annotated on some slices.
 
     Attributes:
         name: of the data and of the way that it is annotated.
@@ -57,7 +57,7 @@ class Scan:
 
     @cached_property
     def gray(self) -> np.ndarray:
-        """The gray values between their 0.5 and 99.5 percentiles, as 0 ... 1."""
+        """Intensities scaled from their 0.5 and 99.5 percentiles to 0 ... 1."""
         low, high = np.percentile(self.image, [0.5, 99.5])
         return np.clip((self.image.astype(np.float32) - low) / (high - low), 0, 1).astype(np.float32)
 
@@ -67,7 +67,7 @@ class Scan:
         return nib.affines.voxel_sizes(self.affine)
 
     def write(self, folder: Path) -> tuple[Path, Path]:
-        """Write the scan and its annotation as NIfTI; returns the files."""
+        """Write the scan and its annotation as NIfTI, and return the files."""
         folder.mkdir(parents=True, exist_ok=True)
         files = folder / SCAN, folder / ANNOTATION
         for file, volume in zip(files, (self.image, self.annotation)):
@@ -75,7 +75,7 @@ class Scan:
         return files
 
     def dice(self, segmentation: np.ndarray) -> dict[int, float]:
-        """By foreground class that the unannotated voxels show, on these."""
+        """Return the Dice on unlabeled voxels of each foreground class that they show."""
         found, true = segmentation[~self.annotated], self.dense[~self.annotated]
         return {
             int(c): float(2 * ((found == c) & (true == c)).sum() / ((found == c).sum() + (true == c).sum()))
@@ -87,13 +87,13 @@ class Scan:
         return float(np.mean(list(self.dice(segmentation).values())))
 
     def describe(self) -> str:
-        """Its name, size and how much of it is annotated."""
+        """Return its name, size and annotated share."""
         return f"{self.name} ({'x'.join(map(str, self.dense.shape))}, {self.annotated.mean():.1%} annotated)"
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Scans that are loaded and annotated alike.
+    """Scans that are loaded and annotated in the same way.
 
     Attributes:
         cases: from the shared folder, what to load by name; raises :class:`AbsentError` where nothing is there.
@@ -114,12 +114,12 @@ class Kind:
         yield Scan(f"{case}-3ax{self.count}", *loaded, choose_slices(dense > 0, self.count, "equidistant"))
 
     def names(self, case: str) -> tuple[str, str]:
-        """Of what :meth:`annotate` makes."""
+        """Names of the scans that :meth:`annotate` makes."""
         return f"{case}-{self.plane}{self.step}", f"{case}-3ax{self.count}"
 
 
 def stack(dense: np.ndarray, affine: np.ndarray, plane: str, step: int) -> Slices:
-    """Every `step`-th slice in a plane, so placed that the first one with foreground is among them."""
+    """Return every `step`-th slice in a plane, including the first one with foreground."""
     axis = plane_names(affine).index(plane)
     first = int(np.flatnonzero(crossed(dense > 0, axis))[0])
     return [list(range(first % step, dense.shape[a], step)) if a == axis else [] for a in range(3)]
@@ -189,13 +189,13 @@ KINDS = {
 
 
 def kind_of(name: str) -> str:
-    """The kind of a scan, and how it is annotated, by its name: ``hippocampus, coronal5``."""
+    """Return the kind of a scan and its annotation by its name: ``hippocampus, coronal5``."""
     case, annotation = name.rsplit("-", 1)
     return f"{case.split('_')[0]}, {annotation}"
 
 
 def load_all(shared: Path, wanted: Sequence[str]) -> Iterator[Scan]:
-    """The scans whose names begin with one of those that are wanted; says which kinds are not there.
+    """Return the scans whose names begin with one of those requested; print which kinds are missing.
 
     Args:
         shared: the folder of data that are no part of the repository.
@@ -208,7 +208,7 @@ def load_all(shared: Path, wanted: Sequence[str]) -> Iterator[Scan]:
         try:
             cases = kind.cases(shared)
         except AbsentError as error:
-            print(f"{name} is left out: {error}", flush=True)
+            print(f"{name} is skipped: {error}", flush=True)
             continue
         for case, load in cases.items():
             if any(scan.startswith(begins) for scan in kind.names(case)):
@@ -216,6 +216,6 @@ def load_all(shared: Path, wanted: Sequence[str]) -> Iterator[Scan]:
 
 
 def demo() -> Scan:
-    """The built-in volume with three slices an axis."""
+    """Return the built-in volume with three slices per axis."""
     loaded = brain()
     return Scan("mni152-3ax3", *loaded, choose_slices(loaded[1] > 0, 3, "equidistant"))

@@ -34,7 +34,7 @@ BUILT_IN, HIPPOCAMPUS = "built-in volume", "hippocampus"
 
 
 def sparse_labels(dense: Path, count: str, folder: Path) -> Path:
-    """A folder with the label maps on `count` slices an axis; the dense ones for "all"."""
+    """Return a folder with label maps of `count` slices per axis; the dense ones for "all"."""
     if count == "all":
         return dense
     target = folder / f"labels_{count}"
@@ -44,7 +44,7 @@ def sparse_labels(dense: Path, count: str, folder: Path) -> Path:
 
 
 def annotated_share(labels: Path, dense: Path) -> float:
-    """The share of the voxels that is annotated, over all volumes."""
+    """Return the share of annotated voxels over all volumes."""
     unlabeled = 1 + max(int(np.asarray(nib.load(file).dataobj).max()) for file in sorted(dense.glob("*.nii.gz")))
     volumes = [np.asarray(nib.load(file).dataobj) for file in sorted(labels.glob("*.nii.gz"))]
     return sum(int((volume != unlabeled).sum()) for volume in volumes) / sum(volume.size for volume in volumes)
@@ -67,7 +67,7 @@ def show_scores(scores: Mapping[tuple[str, str], list[float]], shares: Mapping[t
 
 
 def draw(scores: Mapping[tuple[str, str], list[float]], file: Path) -> None:
-    """The means as lines, each seed as a dot."""
+    """Draw the means as lines, and each seed as a dot."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -88,11 +88,11 @@ def draw(scores: Mapping[tuple[str, str], list[float]], file: Path) -> None:
 def main() -> None:
     """Train, score, print, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=20, help="of each training, 25 iterations each")
+    parser.add_argument("--epochs", type=int, default=20, help="epochs of each training, of 25 iterations")
     add_seeds(parser)
     parser.add_argument("--slices", nargs="+", choices=COUNTS, default=list(COUNTS))
     parser.add_argument("--out", type=Path, default=Path("slices"), help="folder for the picture")
-    parser.add_argument("--settings", default="--overlay cpu", help="of the training, in one text")
+    parser.add_argument("--settings", default="--overlay cpu", help="settings of the training, in one string")
     add_data(parser)
     add_jobs(parser, "trainings")
     arguments = parser.parse_args()
@@ -102,7 +102,7 @@ def main() -> None:
         data = arguments.data.resolve()
         sets[HIPPOCAMPUS] = (data, "labelsTr", ["--split_file", data / "split.json"])
     else:
-        print(f"{arguments.data}: no hippocampus data; the built-in volume alone.")
+        print(f"{arguments.data}: no hippocampus data; using only the built-in volume.")
     settings = [*settings_in(arguments.settings), "--max_epochs", arguments.epochs]
     scores: dict[tuple[str, str], list[float]] = {}
     shares: dict[tuple[str, str], float] = {}
@@ -115,7 +115,7 @@ def main() -> None:
             shares[name, count] = annotated_share(labels, data / dense)
             places = ["--dataset_dir", data, "--label_dir", labels, "--reference_dir", dense, *split]
             found = train(places, settings, None, seed, Path(temporary))
-        print(f"{name}, {count} slices an axis, seed {seed}: {found}", flush=True)
+        print(f"{name}, {count} slices per axis, seed {seed}: {found}", flush=True)
         return found.iou
 
     jobs = [(name, count, seed) for name in sets for count in arguments.slices for seed in range(arguments.seeds)]

@@ -1,4 +1,4 @@
-"""Where a training's time goes on this machine, and what each of the recipe's measures saves.
+"""Measure the parts of a training's time on this machine, and the time saved by each measure of the recipe.
 
     python benchmarks/training_time.py
     python benchmarks/training_time.py --data ../shared/hippocampus --labels labelsTr_sparse
@@ -36,7 +36,7 @@ FAST = bfloat16_is_fast("cpu")
 
 
 class Step:
-    """One way to make an iteration: a network of its own, which is trained on one batch again and again."""
+    """Variant of an iteration, with its own network, which is trained repeatedly on one batch."""
 
     def __init__(self, config: ConfigParser, bfloat16: bool = FAST, **network: object) -> None:
         layout = network.pop("layout", torch.channels_last_3d)
@@ -61,12 +61,12 @@ class Step:
         self.seconds.append([after - before for before, after in pairwise(times)])
 
     def milliseconds(self) -> list[float]:
-        """Of each part: the median, without the first two iterations."""
+        """Return the median of each part, without the first two iterations."""
         return [1000 * statistics.median(part) for part in zip(*self.seconds[2:])]
 
 
 def with_pytorchs_norm(network: nn.Module) -> None:
-    """Put PyTorch's instance normalisation where ours is."""
+    """Replace our instance normalisation by PyTorch's."""
     for parent in list(network.modules()):
         for name, layer in list(parent.named_children()):
             if isinstance(layer, nn.InstanceNorm3d):
@@ -90,7 +90,7 @@ def variants(config: ConfigParser, compiled: bool) -> dict[str, Step]:
 
 
 def timed(call: Callable[[], object]) -> tuple[float, object]:
-    """Seconds, and what came of it."""
+    """Return the seconds of a call, and its result."""
     start = time.perf_counter()
     found = call()
     return time.perf_counter() - start, found

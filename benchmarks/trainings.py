@@ -1,4 +1,4 @@
-"""One training of the bundle, and its scores; what the benchmarks of training share."""
+"""Shared parts of the training benchmarks: one training of the bundle, and its scores."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from sparse3dunet.errors import DataError
 
 OF_DATA = {"dataset_dir", "label_dir", "reference_dir", "split_file", "val_fraction"}
 OWN = OF_DATA | {"minutes", "max_epochs", "seed", "keep", "val_interval", "ckpt_dir", "output_dir"}
-"""Settings that a training gets from its benchmark."""
+"""Settings of a training that its benchmark sets."""
 
 
 @dataclass
 class Scores:
-    """Of a training: mean Dice of the foreground classes and mean IoU of all, over volumes, by the dense labels."""
+    """Scores of a training: mean Dice of the foreground classes and mean IoU of all, by the dense labels."""
 
     dice: float
     iou: float
@@ -48,7 +48,7 @@ def side_by_side(function: Callable[[Any], Any], items: Iterable[Any], jobs: int
         try:
             yield from pool.map(function, items)
         except KeyboardInterrupt:
-            os._exit(130)  # else commands that wait their turn would begin
+            os._exit(130)  # otherwise waiting commands would start
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
@@ -58,13 +58,13 @@ def add_data(parser: argparse.ArgumentParser) -> None:
 
 
 def check_data(data: Path, labels: Iterable[str]) -> None:
-    """End the program, and say so, where the hippocampus volumes are not there, or a folder of labels."""
+    """Exit with a message if the hippocampus volumes, or a folder of labels, are missing."""
     if missing := [name for name in ("imagesTr", *labels, "split.json") if not (data / name).exists()]:
-        sys.exit(f"{data}: no {', '.join(missing)}; name the folder of the hippocampus volumes with --data.")
+        sys.exit(f"{data}: no {', '.join(missing)}; pass the folder of the hippocampus volumes with --data.")
 
 
 def hippocampus(data: Path, labels: str, split: Path) -> list[object]:
-    """Options that name the hippocampus volumes, for training and for scoring."""
+    """Return the options for the hippocampus volumes, for training and scoring."""
     named = ["--dataset_dir", data.resolve(), "--label_dir", labels, "--reference_dir", "labelsTr"]
     return [*named, "--split_file", split.resolve()]
 
@@ -85,19 +85,19 @@ def settings_in(text: str) -> list[str]:
     except DataError as error:
         sys.exit(str(error))
     if taken := OWN & given.keys():
-        sys.exit(f"--{min(taken)} is what the benchmark itself sets.")
+        sys.exit(f"--{min(taken)} is set by the benchmark itself.")
     return words
 
 
 def spread(values: Sequence[float]) -> str:
-    """Standard deviation, least and largest value, for a table; nothing of one value."""
+    """Return standard deviation, minimum and maximum for a table; empty for a single value."""
     if len(values) == 1:
         return ""
     return f"{np.std(values, ddof=1):.4f} ({min(values):.3f} to {max(values):.3f})"
 
 
 def table(title: str, *headings: str, words: int = 1) -> Table:
-    """An empty one, the first columns of which are words."""
+    """Return an empty table whose first columns are text."""
     made = Table(title=title)
     for column, heading in enumerate(headings):
         made.add_column(heading, justify="left" if column < words else "right")
@@ -105,7 +105,7 @@ def table(title: str, *headings: str, words: int = 1) -> Table:
 
 
 def show(made: Table) -> None:
-    """Print it, whatever the width of the terminal."""
+    """Print a table independently of the terminal's width."""
     Console(width=max(Console().width, 120)).print(made)
 
 
@@ -122,7 +122,7 @@ def add_jobs(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def call(command: Sequence[object]) -> None:
-    """Run a command; its output is shown where it fails."""
+    """Run a command; print its output if it fails."""
     done = subprocess.run(list(map(str, command)), capture_output=True, encoding="utf-8", check=False)
     if done.returncode:
         sys.exit(f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}")
@@ -131,7 +131,7 @@ def call(command: Sequence[object]) -> None:
 def train(
     places: Sequence[object], settings: Sequence[object], minutes: float | None, seed: int, folder: Path
 ) -> Scores:
-    """Train for some minutes, or for the epochs that the settings say, keep the last model, and score it.
+    """Train for some minutes, or for the epochs in the settings, keep the last model, and score it.
 
     Args:
         places: options that name the data, for training and for scoring.

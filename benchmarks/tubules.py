@@ -23,10 +23,10 @@ from sparse3dunet.errors import DataError
 CLASS_NAMES = ("background", "tubule wall", "lumen")
 UNLABELED = 3
 SPACING = (1.0, 1.0, 1.5)
-"""Of the voxels, in micrometres; written to files as millimetres, which viewers and commands expect."""
+"""Voxel size in micrometres; written to files as millimetres, which viewers and commands expect."""
 SHAPE = (96, 96, 64)
 SMALLEST = 32
-"""Voxels along any axis, less than which may not show every class."""
+"""Minimum voxels along an axis; smaller volumes may not show every class."""
 SLICES_PER_AXIS = 3
 
 LICENCE = """\
@@ -37,7 +37,7 @@ CC0 1.0 Universal, https://creativecommons.org/publicdomain/zero/1.0/
 
 # Lengths in micrometres.
 _FILLED = 0.32
-"""Share of the volume that is wall or lumen, at which no further tubule begins."""
+"""Share of the volume that is wall or lumen at which no further tubule is started."""
 _TRIES = 200
 _RADII = (7.5, 10.5)
 _THINNEST = 5.0
@@ -51,7 +51,7 @@ _BRANCHING = 1 / 45
 
 @dataclass
 class _Tip:
-    """The growing end of a branch.
+    """Growing end of a branch.
 
     Attributes:
         place: (3,) of the centre line.
@@ -69,7 +69,7 @@ class _Tip:
 
 
 class _Field:
-    """Tubules drawn so far: for each voxel how far it lies outside walls and lumens (negative: inside)."""
+    """Tubules drawn so far: distance of each voxel from walls and lumens (negative: inside)."""
 
     def __init__(self, shape: Sequence[int]) -> None:
         self.size = np.array(shape) * SPACING
@@ -84,7 +84,7 @@ class _Field:
         return float((self.wall < 0).mean())
 
     def add(self, place: np.ndarray, outer: float, inner: float, stain: float) -> None:
-        """A ball of a tubule: its wall between the radii `inner` and `outer`, and the lumen within."""
+        """Add a ball of a tubule: its wall between the radii `inner` and `outer`, and the lumen within."""
         box = tuple(
             slice(*np.searchsorted(axis, (centre - outer - 2, centre + outer + 2)))
             for axis, centre in zip(self.axes, place)
@@ -98,11 +98,11 @@ class _Field:
         np.minimum(self.lumen[box], distance - inner, out=self.lumen[box])
 
     def contains(self, place: np.ndarray, margin: float = 0.0) -> bool:
-        """Whether the place lies in the volume or at most `margin` outside."""
+        """Return whether a point is in the volume or at most `margin` outside."""
         return bool(((place >= -margin) & (place <= self.size + margin)).all())
 
     def occupied(self, place: np.ndarray, radius: float) -> bool:
-        """Whether a ball would touch what is drawn, by its six poles and its centre."""
+        """Return whether a ball would touch drawn tubules, by its six poles and its centre."""
         poles = np.concatenate([[place], place + radius * np.concatenate([np.eye(3), -np.eye(3)])])
         voxels = np.floor(poles / SPACING).astype(int)
         inside = voxels[((voxels >= 0) & (voxels < self.wall.shape)).all(1)]
@@ -136,7 +136,7 @@ def make_tubules(shape: Sequence[int] = SHAPE, seed: int | Sequence[int] = 0) ->
 
 
 def _grow_tree(field: _Field, random: np.random.Generator) -> None:
-    """One tubule with its branches, from a random place in both directions; none where the place is taken."""
+    """Draw a tubule with its branches from a random point in both directions; none if the point is occupied."""
     radius = random.uniform(*_RADII)
     start = random.uniform(0.15, 0.85, 3) * field.size
     if field.occupied(start, 1.5 * radius):
@@ -149,7 +149,7 @@ def _grow_tree(field: _Field, random: np.random.Generator) -> None:
 
 
 def _grow_branch(field: _Field, tip: _Tip, random: np.random.Generator) -> list[_Tip]:
-    """Draw one branch to its end, which leaves the volume, is blind before another tubule, or forks: the new tips."""
+    """Draw a branch until it leaves the volume, meets another tubule, or forks, and return the new tips."""
     balls: list[tuple[np.ndarray, float, float]] = []
     wall, phases = random.uniform(*_WALL), random.uniform(0, 2 * np.pi, 2)
     forks: list[_Tip] = []
@@ -157,7 +157,7 @@ def _grow_branch(field: _Field, tip: _Tip, random: np.random.Generator) -> list[
     while field.contains(tip.place, tip.radius):
         swelling = 1 + 0.12 * math.sin(tip.length / 7 + phases[0]) + 0.08 * math.sin(tip.length / 3.1 + phases[1])
         outer = max(_THINNEST, tip.radius * swelling)
-        # Its own beginning is drawn already: what is met there is the parent or the sibling.
+        # Its own start is already drawn: there it meets the parent or the sibling.
         if tip.length > 2.5 * tip.radius:
             ahead = tip.place + _LOOK_AHEAD * tip.direction
             if field.occupied(ahead, outer):
@@ -176,7 +176,7 @@ def _grow_branch(field: _Field, tip: _Tip, random: np.random.Generator) -> list[
 
 
 def _fork(tip: _Tip, random: np.random.Generator) -> list[_Tip]:
-    """Two tips, each thinner, as by Murray's law, and in one plane."""
+    """Return two thinner tips, by Murray's law, in one plane."""
     across = _unit(np.cross(tip.direction, random.normal(size=3)))
     radius = tip.radius * 2 ** (-1 / 3)
     return [
@@ -186,7 +186,7 @@ def _fork(tip: _Tip, random: np.random.Generator) -> list[_Tip]:
 
 
 def _photograph(dense: np.ndarray, stain: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """(X, Y, Z) float32: what a confocal microscope makes of it."""
+    """Return the simulated confocal image (X, Y, Z), float32."""
     shape = dense.shape
     cells = 1 + 0.3 * _texture(shape, 2.5, random)
     tissue = 0.1 + 0.05 * np.maximum(0, _texture(shape, 4.0, random))
@@ -202,7 +202,7 @@ def _photograph(dense: np.ndarray, stain: np.ndarray, random: np.random.Generato
 
 
 def _texture(shape: Sequence[int], scale: float, random: np.random.Generator) -> np.ndarray:
-    """Smooth noise of mean 0 and deviation 1, whose grains measure `scale` micrometres."""
+    """Return smooth noise of mean 0 and standard deviation 1, with grains of `scale` micrometres."""
     noise = gaussian_filter(random.normal(size=tuple(shape)), [scale / step for step in SPACING], mode="reflect")
     return np.asarray((noise - noise.mean()) / max(noise.std(), 1e-9))
 
@@ -242,7 +242,7 @@ def prepare(
     fields = {
         "name": "Tubules",
         "description": "Synthetic confocal volumes of branching tubules, annotated on "
-        f"{slices_per_axis} slices an axis; 1 mm stands for 1 micrometre",
+        f"{slices_per_axis} slices per axis; 1 mm stands for 1 micrometre",
         "reference": f"generated by sparse3dunet's benchmarks/tubules.py, seed {seed}",
         "licence": "CC0 1.0, see LICENSE",
         "tensorImageSize": "3D",
@@ -259,12 +259,12 @@ def _cases(count: int, shape: Sequence[int], seed: int) -> Iterator[DenseCase]:
 
 
 def main() -> None:
-    """The command ``python benchmarks/tubules.py``."""
+    """Run the command ``python benchmarks/tubules.py``."""
     parser = argparse.ArgumentParser(description="Make synthetic volumes of tubules, sparsely annotated.")
-    parser.add_argument("folder", help="where to")
+    parser.add_argument("folder", help="output folder")
     parser.add_argument("--slices", type=int, default=SLICES_PER_AXIS, help="annotated slices per axis (default: 3)")
     parser.add_argument("--count", type=int, default=1, help="volumes (default: 1)")
-    parser.add_argument("--seed", type=int, default=0, help="other volumes for each (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
     arguments = parser.parse_args()
     for name, least in (("slices", 1), ("count", 1), ("seed", 0)):
         if getattr(arguments, name) < least:

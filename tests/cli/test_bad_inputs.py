@@ -84,7 +84,7 @@ COLOURS = ("colours", "expected one number per voxel", "Export it as numbers")
 FINITE = ("1 of 8640 voxels are NaN or infinite", "expected numbers", "Replace them")
 KNOWN = ("neither a class (0 ... 2) nor unlabeled", "ignore_index")
 ROUND = ("neither a class (0 ... 2) nor unlabeled", "labels must be whole numbers", "Round")
-ON_GRID = ("(24, 20, 18)", "one grid", "resample this one to the image")
+ON_GRID = ("(24, 20, 18)", "same grid", "resample this one to the image")
 IN_PLACE = ("position in space", "expected at most 0.1", "Copy the image's header")
 AFFINE = ("affine is degenerate", "expected three independent axes", "Set the voxel size in the header")
 NUMBERS = ("the weight image ", "expected numbers of at least 0, where 0 means unlabeled", "Correct")
@@ -157,7 +157,7 @@ FILES = {  # the file that is spoiled and that the message names, the fault, and
     "unlabeled voxels in a reference": (
         REFERENCE,
         changed(put(3)),
-        *("label value 3 in 1 of 8640 voxels is no class", "expected a dense label", "leave it out"),
+        *("label value 3 in 1 of 8640 voxels is not a class", "expected a dense label", "leave it out"),
     ),
     "negative weight": (WEIGHT, changed(put(-1)), "negative", *NUMBERS),
     "NaN in a weight image": (WEIGHT, changed(put(np.nan)), "NaN", *NUMBERS),

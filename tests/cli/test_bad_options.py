@@ -13,14 +13,14 @@ SPECIFICATION = ('annotated slices are written {"axial": [3, 20]', "Correct it")
 CHECK = {  # options, and words for the file or option, what was found and expected, and the cure
     "no such folder": (
         ("--label-dir", "labelsX"),
-        *("data/labelsX", "no such folder", "expected one of those", "imagesTr, labelsDense", "Pass one"),
+        *("data/labelsX", "no such folder", "expected one of: ", "imagesTr, labelsDense", "Pass one"),
     ),
     "unlabeled is no number": (("--ignore-index", "abc"), "--ignore-index", "found 'abc'", *NUMBERS),
     "unlabeled is a fraction": (("--ignore-index", "3,2.5"), "--ignore-index", "found '3,2.5'", *NUMBERS),
     "unlabeled is empty": (("--ignore-index", ""), "--ignore-index", "found ''", *NUMBERS),
     "unlabeled is a class": (
         ("--ignore-index", "9,1"),
-        *("data/dataset.json", "ignore_index 1 is also a class, shell", "none of 0, 1, 2", "Choose another"),
+        *("data/dataset.json", "ignore_index 1 is also a class, shell", "other than 0, 1, 2", "Choose another"),
     ),
     "slices are no JSON": (
         ("--annotated-slices", '{"axial": [3'),
@@ -28,11 +28,11 @@ CHECK = {  # options, and words for the file or option, what was found and expec
     ),
     "unknown plane": (
         ("--annotated-slices", "axail"),
-        *("data/dataset.json (as an option says)", "names 'axail', which is no plane", *SPECIFICATION),
+        *("data/dataset.json (set by an option)", "contains 'axail', which is neither a plane", *SPECIFICATION),
     ),
     "no slices": (
         ("--annotated-slices", "{}"),
-        *("data/dataset.json (as an option says)", "lists no slice", *SPECIFICATION),
+        *("data/dataset.json (set by an option)", "lists no slice", *SPECIFICATION),
     ),
     "slice out of range": (
         ("--annotated-slices", '{"sagittal": 24}'),
@@ -40,15 +40,20 @@ CHECK = {  # options, and words for the file or option, what was found and expec
     ),
     "all, of scribbles": (
         ("--annotated-slices", "all", "--label-dir", "scribbles"),
-        *("scribbles/case_0.nii.gz", "cannot be told", "no slices (scribbles", "pass a weight image"),
+        *("scribbles/case_0.nii.gz", "cannot determine", "not slices (but scribbles", "pass a weight image"),
     ),
     "axial, of scribbles": (
         ("--annotated-slices", "axial", "--label-dir", "scribbles"),
-        *("scribbles/case_0.nii.gz", "show only lines or a few voxels", "List them in the datalist", "vouch for it"),
+        *(
+            "scribbles/case_0.nii.gz",
+            "show only lines or a few voxels",
+            "List them in the datalist",
+            'use "annotated_slices"',
+        ),
     ),
     "axial, of orthogonal slices": (
         ("--annotated-slices", "axial", "--label-dir", "empty"),
-        *("empty/case_0.nii.gz", "shows annotated slices across other", "coronal [10]", 'say "all" instead'),
+        *("empty/case_0.nii.gz", "shows annotated slices in other", "coronal [10]", 'use "all" instead'),
     ),
     "nothing in the slices": (
         ("--annotated-slices", '{"axial": [0]}', "--label-dir", "unlabeled_rim"),
@@ -97,8 +102,8 @@ SIMULATE = {  # labels, options, and words
         "Pass the folder of",
     ),
     "infinity": ("infinite", SLICES, "infinite/a.nii.gz", "of float32", "expected a label map", "Pass the folder of"),
-    "an empty folder": ("nothing", SLICES, "data/nothing", "no folder of label maps", "Pass a dense label map"),
-    "no such folder": ("nowhere", SLICES, "data/nowhere", "no folder of label maps", "Pass a dense label map"),
+    "an empty folder": ("nothing", SLICES, "data/nothing", "nor a folder of label maps", "Pass a dense label map"),
+    "no such folder": ("nowhere", SLICES, "data/nowhere", "nor a folder of label maps", "Pass a dense label map"),
     "a file of another kind": ("dataset.json", SLICES, "data/dataset.json", "expected .nii.gz or .nii", "Pass a dense"),
     "an empty file": (
         "broken",
@@ -113,7 +118,7 @@ SIMULATE = {  # labels, options, and words
         "labelsDense",
         (*SLICES, "-o", "labelsDense"),
         "data/labelsDense",
-        "is where",
+        "contains the dense",
         "another folder",
     ),
     "output is a file": (

@@ -78,7 +78,7 @@ def test_check_warns(dataset):
     assert result.returncode == 0, result.stdout
     warnings = json.loads(result.stdout)["warnings"]
     for words in (
-        "nobody annotated core",
+        "no voxel is annotated as core",
         "case_1.nii.gz: no voxel is labelled background",
         "orders of magnitude",
         "voxel sizes differ, from 1x2x2 to 2x2x5 mm",

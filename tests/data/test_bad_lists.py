@@ -107,7 +107,7 @@ def both_linked(root):
 
 
 OBJECT = ("expected a JSON object", '{"training": [{"image"', "Correct it")
-CASE = ("training case 1", "must name an image", '{"image": "imagesTr/a.nii.gz"', "Correct the list")
+CASE = ("training case 1", "must have an image", '{"image": "imagesTr/a.nii.gz"', "Correct the list")
 TRAINING = ("expected a list of image and label", '{"training": [{"image"')
 CLASSES = ("must name at least two classes", '"background": 0, "tubule": 1', "Correct")
 OUTSIDE = ("lies outside", "Move the file into the folder")
@@ -145,18 +145,36 @@ DECATHLON = {  # the fault, the file that the message names, and words for found
     "weight is a number": (cases(weight=0.5), LIST, "weight of training case 1", "found 0.5", "one path"),
     "path upwards": (cases(image="../../case_1.nii.gz"), "", "../../case_1.nii.gz", *OUTSIDE),
     "absolute path": (cases(label="/tmp/case_1.nii.gz"), "", "/tmp/case_1.nii.gz", *OUTSIDE),
-    "listed twice": (listed_twice, LIST, "several cases have one name", "imagesTr/case_0.nii.gz", "list it once"),
-    "one name in two folders": (one_name, LIST, "several cases have one name", "more/case_0.nii.gz", "one of its own"),
+    "listed twice": (listed_twice, LIST, "several cases have the same name", "imagesTr/case_0.nii.gz", "list it once"),
+    "one name in two folders": (
+        one_name,
+        LIST,
+        "several cases have the same name",
+        "more/case_0.nii.gz",
+        "a different one",
+    ),
     "image as label": (
         cases(label="imagesTr/case_1.nii.gz"),
-        *(LIST, "both the image of case_1 and the label of case_1", "needs a file of its own", "correct the list"),
+        *(LIST, "both the image of case_1 and the label of case_1", "needs its own file", "correct the list"),
     ),
     "image and label linked to one file": (
         both_linked,
-        *(LIST, "both the image of case_1 and the label of case_1", "needs a file of its own", "correct the list"),
+        *(LIST, "both the image of case_1 and the label of case_1", "needs its own file", "correct the list"),
     ),
-    "PNG": (renamed(".png"), "imagesTr/case_1.png", "no NIfTI file by its name", "expected .nii.gz", "Export"),
-    "NRRD": (renamed(".nrrd"), "imagesTr/case_1.nrrd", "no NIfTI file by its name", "expected .nii.gz", "Export"),
+    "PNG": (
+        renamed(".png"),
+        "imagesTr/case_1.png",
+        "does not have the suffix of a NIfTI file",
+        "expected .nii.gz",
+        "Export",
+    ),
+    "NRRD": (
+        renamed(".nrrd"),
+        "imagesTr/case_1.nrrd",
+        "does not have the suffix of a NIfTI file",
+        "expected .nii.gz",
+        "Export",
+    ),
     "a text file": (
         text_file,
         "imagesTr/case_1.nii",
@@ -168,14 +186,14 @@ DECATHLON = {  # the fault, the file that the message names, and words for found
     "one class": (declared(labels={"0": "background"}), LIST, "found {'0': 'background'}", *CLASSES),
     "no background": (
         declared(labels={"1": "shell", "2": "core"}),
-        *(LIST, "found {'1': 'shell', '2': 'core'}", "expected the background", '{"0": "background", "1": "tubule"}'),
+        *(LIST, "found {'1': 'shell', '2': 'core'}", "has no background", '{"0": "background", "1": "tubule"}'),
     ),
     "regions": (declared(labels={"background": 0, "all": [1, 2]}), LIST, "found {'background': 0, 'all'", *CLASSES),
     "one value twice": (declared(labels={"background": 0, "a": 1, "b": 1}), LIST, "'b': 1", *CLASSES),
     "labels are a list": (declared(labels=["background", "a"]), LIST, "found ['background', 'a']", *CLASSES),
     "unlabeled is a class": (
         declared(ignore_index=2),
-        *(LIST, "ignore_index 2 is also a class", "none of 0, 1, 2", "Choose another", "3 for example"),
+        *(LIST, "ignore_index 2 is also a class", "other than 0, 1, 2", "Choose another", "for example 3"),
     ),
     "unlabeled is a text": (declared(ignore_index="3"), LIST, "found '3'", *WHOLE),
     "unlabeled is too large": (declared(ignore_index=2**70), LIST, f"found {2**70}", *WHOLE),
@@ -191,7 +209,7 @@ DECATHLON = {  # the fault, the file that the message names, and words for found
     ),
     "no labelled background": (
         without_background,
-        *(LIST, "no voxel of any case is labelled background", "expected background on every", "Label what is"),
+        *(LIST, "no voxel of any case is labelled background", "expected background on every", "Label the background"),
     ),
     "background in an unreadable label alone": (
         lambda root: [without_background(root), (root / "labelsTr/case_1.nii.gz").write_bytes(b"")],
@@ -209,15 +227,15 @@ DECATHLON = {  # the fault, the file that the message names, and words for found
     "slice as text": (sliced({"axial": ["9"]}), LIST, "lists '9' under 'axial'", *INDEX),
     "slice as float": (sliced([[], [], [9.0]]), LIST, "lists 9.0 under '2'", *INDEX),
     "slice is true": (sliced({"axial": True}), LIST, "lists True under 'axial'", *INDEX),
-    "unknown plane": (sliced({"transverse": [9]}), LIST, "names 'transverse'", *SLICES),
-    "unknown word": (sliced("axail"), LIST, "names 'axail'", *SLICES),
-    "unknown axis": (sliced({"3": [9]}), LIST, "names '3'", *SLICES),
+    "unknown plane": (sliced({"transverse": [9]}), LIST, "contains 'transverse'", *SLICES),
+    "unknown word": (sliced("axail"), LIST, "contains 'axail'", *SLICES),
+    "unknown axis": (sliced({"3": [9]}), LIST, "contains '3'", *SLICES),
     "no slices": (sliced({}), LIST, "lists no slice", *SLICES),
     "no slices in a list": (sliced([[], [], []]), LIST, "lists no slice", *SLICES),
     "two lists of slices": (sliced([[9], [9]]), LIST, "is [[9], [9]]", *SLICES),
     "one list of slices": (sliced([3, 9, 12]), LIST, "is [3, 9, 12]", *SLICES),
     "slices are a number": (sliced(0.5), LIST, "is 0.5", *SLICES),
-    "slices of a case": (cases(annotated_slices={"axal": [1]}), LIST, "training case 1", "names 'axal'", *SLICES),
+    "slices of a case": (cases(annotated_slices={"axal": [1]}), LIST, "training case 1", "contains 'axal'", *SLICES),
 }
 
 
@@ -250,7 +268,13 @@ NNUNET = {
         moved("imagesTr/kidney_1_0000.nii.gz", "imagesTr/kidney_1.nii.gz"),
         *("imagesTr/kidney_1_0000.nii.gz", "does not exist", "expected a NIfTI file", "Put the file there"),
     ),
-    "wrong numTraining": (declared(numTraining=3), LIST, '"numTraining" is 3', "holds 2 labels", "correct the number"),
+    "wrong numTraining": (
+        declared(numTraining=3),
+        LIST,
+        '"numTraining" is 3',
+        "contains 2 labels",
+        "correct the number",
+    ),
     "unsupported ending": (
         declared(file_ending=".nrrd"),
         LIST,
@@ -275,7 +299,7 @@ NNUNET = {
     ),
     "channels of two shapes": (
         only("imagesTr/kidney_1_0001.nii.gz", lambda p: change(p, lambda a: a[1:])),
-        *("imagesTr/kidney_1_0001.nii.gz", "(23, 20, 18)", "(24, 20, 18)", "one grid", "resample this one"),
+        *("imagesTr/kidney_1_0001.nii.gz", "(23, 20, 18)", "(24, 20, 18)", "same grid", "resample this one"),
     ),
     "channels of two affines": (
         only("imagesTr/kidney_1_0001.nii.gz", lambda p: shift(p, 0.05)),
@@ -300,19 +324,19 @@ NNUNET = {
 PLAIN = {
     "empty folder": (
         lambda root: [shutil.rmtree(root / name) for name in ("images", "labels")],
-        *("", "is no data set", "it holds no dataset.json", "data/README.md"),
+        *("", "is not a data set", "it contains no dataset.json", "data/README.md"),
     ),
     "no label": (
         only("labels/case_1.nii.gz", lambda p: p.unlink()),
-        *("images/case_1.nii.gz", "this image has no label", "1 of 2", "Name the label as the image"),
+        *("images/case_1.nii.gz", "this image has no label", "1 of 2", "Name the label like the image"),
     ),
     "no image": (
         only("images/case_1.nii.gz", lambda p: p.unlink()),
-        *("labels/case_1.nii.gz", "this label has no image", "1 of 2", "Name the image as the label"),
+        *("labels/case_1.nii.gz", "this label has no image", "1 of 2", "Name the image like the label"),
     ),
     "image of another kind": (
         moved("images/case_1.nii.gz", "images/case_1.png"),
-        *("labels/case_1.nii.gz", "this label has no image", "1 of 2", "Name the image as the label"),
+        *("labels/case_1.nii.gz", "this label has no image", "1 of 2", "Name the image like the label"),
     ),
     "a folder named like a label": (
         lambda root: [(root / "labels/case_1.nii.gz").unlink(), (root / "labels/case_1.nii.gz").mkdir()],
@@ -323,7 +347,7 @@ PLAIN = {
         "",
         "1 value(s), 0,",
         "expected 2 to 255 classes",
-        "Look whether",
+        "Check that",
     ),
     "unreadable labels": (
         of_one_case(lambda root: (root / "labels/case_0.nii.gz").write_bytes(b"")),
@@ -331,7 +355,7 @@ PLAIN = {
     ),
     "images as labels": (
         of_all("labels", lambda a: (np.arange(a.size) % 999).reshape(a.shape).astype(np.int16)),
-        *("labels/case_0.nii.gz", "999 value(s), 0, 1,", "expected 2 to 255 classes", "no images"),
+        *("labels/case_0.nii.gz", "999 value(s), 0, 1,", "expected 2 to 255 classes", "not images"),
     ),
     "classes that are too large": (
         of_all("labels", lambda a: np.where(a == 2, 2**16, a.astype(np.int32))),

@@ -51,7 +51,7 @@ def test_reads_the_decathlons_own_folder():
     [
         (
             lambda d: [(d / "dataset.json").unlink(), (d / "labelsTr").rename(d / "x")],
-            ["no data set", "data/README.md"],
+            ["not a data set", "data/README.md"],
         ),
         (lambda d: (d / "dataset.json").write_text("{"), ["dataset.json", "not readable as JSON"]),
         (lambda d: (d / "dataset.json").write_text("[]"), ["expected a JSON object"]),
@@ -64,7 +64,7 @@ def test_reads_the_decathlons_own_folder():
         (lambda d: (d / "labelsTr/case_1.nii.gz").unlink(), ["case_1.nii.gz", "label of training case 1"]),
         (
             lambda d: change_json(d, training=json.loads((d / "dataset.json").read_text())["training"] * 2),
-            ["several cases have one name", "case_0"],
+            ["several cases have the same name", "case_0"],
         ),
     ],
 )
@@ -116,10 +116,10 @@ def test_split_file(tmp_path):
     assert [case_name(c["image"]) for c in train] == ["2", "0"]
     assert [case_name(c["image"]) for c in val] == ["1"]
     for content, words in [
-        ({"train": ["7"], "val": ["1"]}, "lacks: 7"),
+        ({"train": ["7"], "val": ["1"]}, "not in the data set: 7"),
         ({"train": ["1"]}, '"val"'),
         ({"train": [], "val": ["1"]}, '"train"'),
-        ({"train": [["1"]], "val": ["1"]}, "lacks"),
+        ({"train": [["1"]], "val": ["1"]}, "are not in the data set"),
         ({"train": ["0", "1"], "val": ["1"]}, "in both parts: 1"),
     ]:
         path.write_text(json.dumps(content))

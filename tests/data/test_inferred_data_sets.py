@@ -140,7 +140,7 @@ def test_cases_that_differ(tmp_path):
         complete(read_data_set(write(tmp_path / "a", [first, second])))
     with pytest.raises(DataError, match=r"different ways.*0.nii.gz: 255.*1.nii.gz: 3 means"):
         complete(read_data_set(write(tmp_path / "b", [first, marked(DENSE, planes(*THREE), 3)])))
-    with pytest.raises(DataError, match=r"different ways.*0.nii.gz: 0 means unlabeled.*1.nii.gz does not tell"):
+    with pytest.raises(DataError, match=r"different ways.*0.nii.gz: 0 means unlabeled.*1.nii.gz does not show"):
         complete(read_data_set(write(tmp_path / "c", [(DENSE + 1) * planes(*THREE).astype(np.uint8), DENSE])))
 
 
@@ -165,7 +165,7 @@ def test_cases_that_go_by_the_others(tmp_path, capsys):
 
 def test_scribbles_among_slices_have_the_checks_message(tmp_path):
     found = complete(read_data_set(write(tmp_path, [DENSE * planes(*THREE), DENSE * scribbles()])))
-    with pytest.raises(DataError, match=r"1.nii.gz: which slices are annotated cannot be told"):
+    with pytest.raises(DataError, match=r"1.nii.gz: cannot determine which slices are annotated"):
         check_data(found)
 
 
@@ -179,7 +179,7 @@ def test_bad_files_have_their_own_message(tmp_path, capsys):
     with pytest.raises(DataError, match=r"0.nii.gz: cannot be read"):
         complete(read_data_set(folder))
     folder = write(tmp_path / "b", [DENSE, DENSE / 2])
-    with pytest.raises(DataError, match=r"1.nii.gz: .* no whole numbers"):
+    with pytest.raises(DataError, match=r"1.nii.gz: .* not whole numbers"):
         complete(read_data_set(folder))
     folder = write(tmp_path / "c", [np.stack([DENSE, DENSE], -1)])
     with pytest.raises(DataError, match=r"0.nii.gz: a label map must have three dimensions"):
@@ -203,9 +203,9 @@ def test_class_names(tmp_path):
     found = complete(read_data_set(folder), ["nothing", "shell", "core"])
     assert found.class_names == ["nothing", "shell", "core"]
     assert found.class_values == [0, 1, 2]
-    with pytest.raises(DataError, match=r"2 class names .*\(shell, core\) for 3 classes, of the values 0, 1, 2"):
+    with pytest.raises(DataError, match=r"2 class names .*\(shell, core\) for 3 classes, values 0, 1, 2"):
         complete(read_data_set(folder), ["shell", "core"])
-    with pytest.raises(DataError, match="a name of its own"):
+    with pytest.raises(DataError, match="a different name"):
         complete(read_data_set(folder), ["background", "core", "core"])
 
 

@@ -253,7 +253,7 @@ def test_within_a_tenth_of_a_voxel(tmp_path):
         affine = OBLIQUE @ nib.affines.from_matvec(np.eye(3), (2 + off, 0, 0))
         label = write_input(tmp_path / f"label{number}.nrrd", ON_SLICES[2:], affine)
         if number:
-            with pytest.raises(DataError, match=r"no part of the scan's.*0\.3 voxels off.*reference volume"):
+            with pytest.raises(DataError, match=r"not a part of the scan's.*0\.3 voxels off.*reference volume"):
                 prepare_pair(scan, label, tmp_path / "out")
         else:
             assert_as_annotated(prepare_pair(scan, label, tmp_path / "out"))
@@ -309,7 +309,11 @@ def test_outside_of_a_part_is_unlabeled(tmp_path, value, given):
 @pytest.mark.parametrize("change", ["spacing", "directions", "offset", "elsewhere", "shifted", "shape"])
 def test_other_grids(tmp_path, change):
     scan = write_input(tmp_path / "scan.nii.gz", IMAGE_DATA, OBLIQUE)
-    label, affine, match = ON_SLICES[2:], OBLIQUE @ nib.affines.from_matvec(np.eye(3), (2, 0, 0)), "no part of the scan"
+    label, affine, match = (
+        ON_SLICES[2:],
+        OBLIQUE @ nib.affines.from_matvec(np.eye(3), (2, 0, 0)),
+        "not a part of the scan",
+    )
     if change == "spacing":
         affine = affine @ np.diag([1.1, 1, 1, 1])
     elif change == "directions":

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sparse3dunet.densify.network import _to_file_order, calibrations, choose_share, network_on_held_out
-from sparse3dunet.densify.propagated import beside, to_file_order
+from sparse3dunet.densify.propagated import combined, to_file_order
 from sparse3dunet.keys import IMAGE, REFERENCE
 from sparse3dunet.propagation.calibration import Calibration
 from sparse3dunet.propagation.ensemble import Held
@@ -65,11 +65,11 @@ def test_a_network_that_is_right_where_propagation_is_wrong_has_one():
     often = unsure(label, random.random(COUNT) < 0.05, sure=0.95)
     share = choose_share({"a": held}, {"a": (ALL, often)}, 2)
     assert share > 0
-    both = beside(held.prob, often, share).argmax(0)
+    both = combined(held.prob, often, share).argmax(0)
     assert (both == label).mean() > (held.prob.argmax(0) == label).mean() + 0.05
     (values,) = calibrations({"a": held}, {"a": (ALL, often)}, share).values()
     assert all(isinstance(value, float) for value in values)
-    together = Calibration(*values)(beside(held.prob, often, share), held.distance)
+    together = Calibration(*values)(combined(held.prob, often, share), held.distance)
     np.testing.assert_allclose(together.sum(0), 1, atol=1e-5)
 
 
@@ -90,10 +90,10 @@ def test_a_class_that_nothing_shows():
 def test_a_share_of_the_network():
     held, label, _ = held_out()
     network = unsure(label, sure=0.95)
-    assert beside(held.prob, None, 1.0) is held.prob
-    assert beside(held.prob, network, 0.0) is held.prob
+    assert combined(held.prob, None, 1.0) is held.prob
+    assert combined(held.prob, network, 0.0) is held.prob
     product = held.prob * network
-    np.testing.assert_allclose(beside(held.prob, network, 1.0), product / product.sum(0), atol=1e-5)
+    np.testing.assert_allclose(combined(held.prob, network, 1.0), product / product.sum(0), atol=1e-5)
 
 
 def affine_of(order, signs):

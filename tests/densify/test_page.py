@@ -83,8 +83,8 @@ def report(view):
     quality = Estimate([*scores, ClassEstimate("core", None, None, None, None, 0)], 3, 1, 1, 0.83, 0.91)
     row = {"seconds": 30.0, "loss": 0.5, "dice": None}
     curves = {"held out 1": [row, {"seconds": 60.0, "loss": 0.4, "dice": 0.7}], "final": [row]}
-    choices = [("patches", "64x64x64", "as large as most volumes")]
-    made = {"choices": choices, "command": "densify a.nii.gz", "settings": "a: 1\n", "versions": {"torch": "2.6"}}
+    plan = [("patches", "64x64x64", "as large as most volumes")]
+    made = {"plan": plan, "command": "densify a.nii.gz", "settings": "a: 1\n", "versions": {"torch": "2.6"}}
     return Report("a", NAMES, [case], quality, curves, notes=["stopped early"], **made)
 
 
@@ -119,7 +119,7 @@ def test_page_tells_the_numbers(report, tmp_path):
     text = written(report, tmp_path).text
     for told in ("0.876", "0.780", "1.25", "12.2", "10.5", "0.123", "stopped early", "densify a.nii.gz", "64x64x64"):
         assert told in text
-    assert "Annotate these next" in text
+    assert "Annotate these slices next" in text
 
 
 def test_classes_that_no_slice_shows_are_not_evaluable(report, tmp_path):
@@ -143,9 +143,7 @@ def test_text_of_users_is_escaped(report, tmp_path):
     )
     quality = Estimate([ClassEstimate(name, 0.5, 0.4, 0.6, 0.4, 1) for name in names], 1, 1, 1)
     texts = {"title": evil, "command": evil, "settings": evil, "notes": [evil], "versions": {evil: evil}}
-    changed = dataclasses.replace(
-        report, class_names=names, cases=[case], quality=quality, choices=[(evil,) * 3], **texts
-    )
+    changed = dataclasses.replace(report, class_names=names, cases=[case], quality=quality, plan=[(evil,) * 3], **texts)
     page = written(changed, tmp_path)
     assert not page.all("b")
     assert not any("onclick" in attributes for _, attributes in page.tags)
@@ -175,7 +173,7 @@ def test_case_without_view_has_no_pictures(report, tmp_path):
     case = dataclasses.replace(report.cases[0], view=None, mean_confidence=None)
     page = written(dataclasses.replace(report, cases=[case], curves={}), tmp_path)
     assert not page.all("img")
-    assert "Annotate these next" in page.text
+    assert "Annotate these slices next" in page.text
 
 
 def test_interrupted_write_leaves_the_old_page(report, tmp_path, monkeypatch):

@@ -139,14 +139,14 @@ def test_with_too_little_time_the_preview_is_the_result_and_it_says_so(tmp_path)
     out = tmp_path / "out"
     result = densify(scan, annotation, "-o", out, "--minutes", 0.02, *SMALL)
     assert result.returncode == 0, result.stderr
-    told = " ".join(result.stdout.split())
-    assert re.search(r"there is time for a preview alone, which is the result, .* --minutes [\d.]+ suffices", told)
-    assert "not evaluable" in told
+    printed = " ".join(result.stdout.split())
+    assert re.search(r"there is only time for a preview, which is the result, .* use --minutes [\d.]+\.", printed)
+    assert "not evaluable" in printed
     np.testing.assert_array_equal(array(out / "scan_seg.nii.gz"), array(out / "scan_preview.nii.gz"))
     quality = json.loads((out / "quality.json").read_text())
     assert quality["mean_dice"] is None
-    assert "preview alone" in quality["reason"]
-    assert "there is time for a preview alone" in (out / "report.html").read_text()
+    assert "only time for a preview" in quality["reason"]
+    assert "there is only time for a preview" in (out / "report.html").read_text()
 
 
 def test_report_is_one_file_with_everything(done):
@@ -169,7 +169,7 @@ def test_again_with_more_slices(done, tmp_path):
     written = (out / "scan_next.nii.gz").read_bytes()
     result = densify(done / "scan.nii.gz", out / "scan_next.nii.gz", "-o", out, "--minutes", 0.2, *SMALL)
     assert result.returncode == 0, result.stderr
-    assert "Learning further from the former run's model" in result.stdout
+    assert "Training the former run's model in" in result.stdout
     state = StateFile(out).read()
     assert state.goes_on
     for held, former in zip(state.held_out[0]["scan"], before.held_out[0]["scan"]):
@@ -179,7 +179,7 @@ def test_again_with_more_slices(done, tmp_path):
         )  # what is next to a held-out slice is held out with it
     assert (out / "scan_next.nii.gz").read_bytes() == written
     assert (out / "scan_next2.nii.gz").is_file()
-    assert "was changed since it was written" not in result.stdout  # it was passed
+    assert "was edited" not in result.stdout  # it was passed
     assert "scan_next.nii.gz" not in state.templates  # nor is it told of, or replaced, from now on
     assert list(Learned(out).folder.glob("*.npz"))
     assert not Learned(out).pending.exists()
@@ -191,7 +191,7 @@ def test_a_template_that_nobody_changed_is_told_of_and_kept(done, tmp_path):
     written = template.read_bytes()
     result = densify(done / "scan.nii.gz", template, "-o", out, "--minutes", 0.1, "--folds", 0, *SMALL)
     assert result.returncode == 0, result.stderr
-    assert "although nobody has changed it" in result.stdout
+    assert "although nobody corrected it" in result.stdout
     assert template.read_bytes() == written
 
 
@@ -207,11 +207,13 @@ def test_what_changed_since_the_former_run_is_told_of(done, tmp_path):
     write_nifti(annotation, corrected, AFFINE)
     result = densify(done / "scan.nii.gz", annotation, "-o", out, "--minutes", 0.1, "--folds", 2, *SMALL)
     assert result.returncode == 0, result.stderr
-    assert f"{template} was changed since it was written, but is no annotation of this run" in result.stdout
-    found = re.search(r"scan: (\d+) voxels that the former run's model learned are annotated otherwise", result.stdout)
+    assert f"{template} was edited, but is not an annotation of this run" in result.stdout
+    found = re.search(
+        r"scan: (\d+) voxels that the former run's model was trained on have another label", result.stdout
+    )
     assert found
     assert int(found[1]) >= ((corrected != 255) & (corrected != dense)).sum()
-    assert "the first is that which the former run's model has not learned" in result.stdout
+    assert "the first is the one that the former run's model was not trained on" in result.stdout
     assert "unlabeled: the value 255" in result.stdout
     assert "the value 255" in (out / "report.html").read_text()
 
@@ -226,7 +228,7 @@ def test_files_of_others_are_not_overwritten(tmp_path):
     (tmp_path / "summary.csv").write_text("mine")
     result = densify(scan, annotation, "-o", tmp_path, *SMALL)
     assert result.returncode == 1
-    assert "summary.csv exists, and is not a former run's" in result.stderr
+    assert "summary.csv exists, and no former run wrote it" in result.stderr
     assert (tmp_path / "summary.csv").read_text() == "mine"
 
 
@@ -264,7 +266,7 @@ def test_a_killed_run_goes_on(tmp_path):
     assert not (tmp_path / "out/report.html").exists()
     result = densify(*arguments)
     assert result.returncode == 0, result.stderr
-    assert "Going on with the run that was not completed" in result.stdout
+    assert "Continuing the unfinished run" in result.stdout
     assert "--resume" not in result.stdout
     after = StateFile(tmp_path / "out").read()
     assert after.complete
@@ -286,7 +288,7 @@ def test_ctrl_c_ends_the_training_with_what_was_learned(tmp_path):
     assert "Ctrl-C" in stdout
     assert array(tmp_path / "out/scan_seg.nii.gz").shape == array(scan).shape
     assert StateFile(tmp_path / "out").read().stopped_early
-    assert "ended early" in (tmp_path / "out/report.html").read_text()
+    assert "stopped early" in (tmp_path / "out/report.html").read_text()
     assert json.loads((tmp_path / "out/quality.json").read_text())["mean_dice"] > 0.5
 
 
@@ -309,8 +311,8 @@ def test_from_nrrd_to_3d_slicer_on_coarser_voxels_in_three_folds(tmp_path):
     quality = json.loads((tmp_path / "out/quality.json").read_text())
     assert quality["folds"] == 3
     assert [entry["name"] for entry in quality["classes"]] == ["background", "shell", "core"]
-    assert "voxel size: 3 x 3 x 3 mm (as asked for)" in result.stdout
-    assert "3 part(s) of the slices, held out (as asked for)" in result.stdout
+    assert "voxel size: 3 x 3 x 3 mm (as requested)" in result.stdout
+    assert "3 part(s) of the slices held out (as requested)" in result.stdout
     (tmp_path / "other").mkdir()
     shutil.copy(tmp_path / "scan.nrrd", tmp_path / "other/scan.nrrd")
     result = densify(tmp_path / "other/scan.nrrd", tmp_path / "a.nrrd", "-o", tmp_path / "out", *options)
@@ -354,7 +356,7 @@ def test_a_network_and_a_normalisation_of_ones_own(tmp_path):
     options = ("--minutes", 0.1, "--largest_patch_size", "[16,16,16]", "--epoch_length", "10")
     result = run_bundle("run", "densify", "--config_file", repr(list(map(str, files))), *places, *options)
     assert result.returncode == 0, result.stderr
-    assert "network: another than UNet3D" in result.stdout
+    assert "network: not a UNet3D" in result.stdout
     assert (array(tmp_path / "out/case_0_seg.nii.gz") > 0).any()
     description = json.loads((tmp_path / "out/model/model.json").read_text())
     assert description["network"] is None

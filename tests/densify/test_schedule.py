@@ -124,7 +124,7 @@ def test_what_was_held_out_before_is_again_as_far_as_it_is_annotated():
     assert dealt[0] == {"a": [[9, 10], [5], []]}  # what is annotated beside them by now would tell of them
     dealt, reason = deal_slices({"a": item([[4], [5], []])}, 3, 0, former={"a": [[10], [], [8]]})
     assert dealt == []
-    assert "annotated any more" in reason
+    assert "is still annotated" in reason
 
 
 def test_volumes_that_the_former_model_never_saw_are_dealt_out_anew():
@@ -192,7 +192,7 @@ def test_unlabeled_in_words():
 
     assert told([0, 1, 255], (255,)) == "the value 255"
     assert told([0, 1, 4, 255], (4, 255)) == "the values 4, 255"
-    assert told([0, 1], (2,), annotated_slices="all") == "all outside of the annotated slices"
+    assert told([0, 1], (2,), annotated_slices="all") == "all voxels outside of the annotated slices"
     assert told([0, 1, 2], (2,), weight="w.nii.gz") == "the value 2 and where the weight is 0"
 
 

@@ -73,7 +73,7 @@ def test_a_segment_for_the_background(tmp_path, capsys):
 
 
 def test_segments_that_do_not_tell(tmp_path):
-    with pytest.raises(DataError, match=r"label.seg.nrrd: it cannot be told.*--ignore-index.*segment .* background"):
+    with pytest.raises(DataError, match=r"label.seg.nrrd: cannot infer.*--ignore-index.*segment .* background"):
         prepared(tmp_path, DENSE, NAMES)
 
 
@@ -93,10 +93,10 @@ def test_options_say_what_is_unlabeled(tmp_path):
 def test_segmentations_that_cannot_be_used(tmp_path):
     scan = write_input(tmp_path / "scan.nii.gz", IMAGE_DATA, OBLIQUE)
     layers = write_layers(tmp_path / "layers.seg.nrrd")
-    with pytest.raises(DataError, match=r"layers.seg.nrrd: .* in 2 layers.*Export visible segments.*overlap"):
+    with pytest.raises(DataError, match=r"layers.seg.nrrd: .* has 2 layers.*Export visible segments.*overlap"):
         prepare_pair(scan, layers, tmp_path / "out")
     alone = write_segments(tmp_path / "alone.seg.nrrd", (ON_SLICES > 0).astype(np.uint8), {0: "x", 1: "background"})
-    with pytest.raises(DataError, match="its segments are background; expected two classes"):
+    with pytest.raises(DataError, match=r"the segments are background, which gives .*; expected at least two"):
         prepare_pair(scan, alone, tmp_path / "out")
     image = sitk.ReadImage(str(alone))
     image.SetMetaData("Segment0_LabelValue", "one")
@@ -134,7 +134,7 @@ def test_mixed_up_files(tmp_path):
     with pytest.raises(DataError, match=r"8.nii.gz: \d+ different values.*are the two swapped"):
         prepare_pair(label, eight_bits, tmp_path / "out")
     channels = write_input(tmp_path / "two.nii.gz", np.stack([SPARSE, SPARSE], -1), OBLIQUE)
-    with pytest.raises(DataError, match=r"two.nii.gz: holds 2 channels"):
+    with pytest.raises(DataError, match=r"two.nii.gz: found 2 channels"):
         prepare_pair(scan, channels, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -106,7 +106,7 @@ def test_faults_are_told_in_one_line(trained, tmp_path):
         (("--dataset_dir", bad.parent, *model), ["1 of 1 volume(s) failed", str(bad), "NaN"]),
         (("--dataset_dir", tmp_path / "nowhere", *model), ["nowhere", "does not exist"]),
         (("--dataset_dir", trained / "dataset/imagesTr", "--model_file", tmp_path / "no.pt"), ["no trained model"]),
-        (("--dataset_dir", bad.parent, *model, "--output_dir", bad.parent), ["where the images are read from"]),
+        (("--dataset_dir", bad.parent, *model, "--output_dir", bad.parent), ["is also the folder of the images"]),
     ]:
         result = run_bundle(*INFERENCE, "--output_dir", tmp_path / "out", *arguments)
         assert result.returncode == 1

@@ -154,22 +154,25 @@ def only(*names):
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda f: (f / "IM1").unlink(), ["b.dcm and a.dcm lie 5.000 mm apart", "2.500 mm", "A slice is missing"]),
-        (replace(k=2.1), ["50 mm apart, slices elsewhere 2.500 mm", "or resample it"]),
-        (replace("double", k=3), ["a.dcm and double lie at one position, -2.888 mm", "Remove the double"]),
-        (replace("second", uid="1.2.5"), ["holds 2 DICOM series", '"series 1.2.3.4" (CT, 5 slice(s))', "of its own"]),
-        (localizer, ["holds 2 DICOM series", '"series 1.2.9" (CT, 2 slice(s))', "expected one"]),
-        (replace(shape=(7, 8)), ["IM3.ima", "size", "[7, 6", "[7, 8", "expected one for all slices"]),
+        (lambda f: (f / "IM1").unlink(), ["b.dcm and a.dcm are 5.000 mm apart", "2.500 mm", "A slice is missing"]),
+        (replace(k=2.1), ["50 mm apart, other slices 2.500 mm", "or resample it"]),
+        (replace("double", k=3), ["a.dcm and double are at the same position, -2.888 mm", "Remove the duplicate"]),
+        (
+            replace("second", uid="1.2.5"),
+            ["found 2 DICOM series", '"series 1.2.3.4" (CT, 5 slice(s))', "its own folder"],
+        ),
+        (localizer, ["found 2 DICOM series", '"series 1.2.9" (CT, 2 slice(s))', "expected one"]),
+        (replace(shape=(7, 8)), ["IM3.ima", "size", "[7, 6", "[7, 8", "expected the same for all slices"]),
         (replace(spacing=(0.8, 1.3)), ["pixel spacing in mm", "[1.3, 0.8]", "[1.3, 0.7]"]),
         (replace(axes=rotation(0.3, -0.6)), ["orientation", "0.955"]),
-        (tilt, ["tilted by 11.31 degrees", "IM3.ima lies 2.00 mm beside", "IM7", "dcm2niix"]),
-        (turn(rb"[^\\]+", b"0"), ["IM1: its orientation is [0.0, 0.29552020", "orthogonal"]),
+        (tilt, ["tilted by 11.31 degrees", "IM3.ima is 2.00 mm off", "IM7", "dcm2niix"]),
+        (turn(rb"[^\\]+", b"0"), ["IM1: the orientation is [0.0, 0.29552020", "orthogonal"]),
         (turn(rb"\\", b"1"), ["ImageOrientationPatient", "expected 6 numbers"]),
         (lambda f: [put(rb"1\.3\\\.7", b"1.3\\.0")(file) for file in f.iterdir()], ["affine is degenerate"]),
-        (only("IM1"), ["IM1", "holds one slice, which is no volume"]),
+        (only("IM1"), ["IM1", "found one slice, which is not a volume"]),
         (only("notes.txt"), ["series: a folder without DICOM files", "mix-up of folders"]),
-        (lambda f: put(rb"\xe0\x7f\x10\0.*(?s:.)*", b"")(f / "IM1"), ["IM1: a DICOM file without an image"]),
-        (lambda f: cut(0.95)(f / "IM3.ima"), ["IM3.ima: a DICOM file without an image", "truncated"]),
+        (lambda f: put(rb"\xe0\x7f\x10\0.*(?s:.)*", b"")(f / "IM1"), ["IM1: a DICOM file without a readable image"]),
+        (lambda f: cut(0.95)(f / "IM3.ima"), ["IM3.ima: a DICOM file without a readable image", "truncated"]),
         (lambda f: put(rb"\x20\0\x32\0", b"\x20\0\x31\0")(f / "IM1"), ["IM1: ImagePositionPatient", "expected 3 num"]),
         (lambda f: put(rb"\x28\0\x30\0", b"\x28\0\x2f\0")(f / "IM1"), ["IM1: PixelSpacing (0028|0030) is missing"]),
     ],
@@ -227,9 +230,9 @@ def test_frames_of_one_file(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        (rb"1\\2\\22.5", b"1\\2\\21.5", ["frames.dcm: frame 1 and frame 2 lie 1.500 mm apart"]),
-        (rb"1\\2\\22.5", b"1\\2\\20.0", ["frames.dcm: frame 1 and frame 2 lie at one position"]),
-        (rb"\x20\0\x32\0", b"\x20\0\x31\0", ["holds 5 frames, of which 4 say where they lie"]),
+        (rb"1\\2\\22.5", b"1\\2\\21.5", ["frames.dcm: frame 1 and frame 2 are 1.500 mm apart"]),
+        (rb"1\\2\\22.5", b"1\\2\\20.0", ["frames.dcm: frame 1 and frame 2 are at the same position"]),
+        (rb"\x20\0\x32\0", b"\x20\0\x31\0", ["4 of 5 frames have a position"]),
     ],
 )
 def test_faults_of_frames_are_named(tmp_path, old, new, words):
@@ -278,7 +281,7 @@ def set_in_frame(number, group, **values):
         (resize(Columns=0), ["expected 0"]),
         (resize(SamplesPerPixel=3), ["expected 252"]),
         (resize(NumberOfFrames=2), ["expected 168"]),
-        (edit(lambda e: e.pop("Rows")), ["without an image that can be read (no Rows)"]),
+        (edit(lambda e: e.pop("Rows")), ["without a readable image (no Rows)"]),
     ],
 )
 def test_pixels_that_do_not_fit_the_header_are_refused(series, tmp_path, spoil, words):
@@ -334,7 +337,7 @@ def test_frames_of_files_in_other_encodings(tmp_path, syntax):
         (
             "PixelValueTransformationSequence",
             {"RescaleSlope": 2e-4, "RescaleIntercept": 0},
-            ["differ in RescaleSlope (0028|1053)", "0.0002", "a file for each volume"],
+            ["differ in RescaleSlope (0028|1053)", "0.0002", "one file for each volume"],
         ),
         (
             "PixelMeasuresSequence",
@@ -381,5 +384,5 @@ def test_series_of_single_frames_with_groups(series):
 
 
 def test_one_slice_is_no_volume(series):
-    with pytest.raises(DataError, match=r"a\.dcm: holds one slice, which is no volume.*Pass the folder"):
+    with pytest.raises(DataError, match=r"a\.dcm: found one slice, which is not a volume.*Pass the folder"):
         read_image(series / "a.dcm")

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sparse3dunet.propagation import AutoContext, Forest
-from sparse3dunet.propagation.forest import context, draw, look, mean_prob
+from sparse3dunet.propagation.forest import context, draw, features, mean_prob
 from tests.propagation.scans import SHAPE, assert_probabilities, nested, on_slices, overlap, quick, scan_of
 
 WEIGHT = on_slices(SHAPE, [], [], [3, 8, 12])
@@ -84,7 +84,7 @@ def test_trees_learn_which_method_is_right():
     columns = context(scan, members, mean_prob(members))
     assert columns.shape[0] == label.size
     np.testing.assert_allclose(columns[:, -1].reshape(SHAPE)[0, 0, :9], [3, 2, 1, 0, 1, 2, 2, 1, 0])
-    looks, held = look(scan), torch.from_numpy(WEIGHT > 0)
+    looks, held = features(scan), torch.from_numpy(WEIGHT > 0)
     trees = AutoContext()
     drawn = trees.draw(scan, held)
     rows = np.concatenate([columns[drawn.index], looks[drawn.index]], 1)

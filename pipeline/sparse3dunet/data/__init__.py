@@ -1,1 +1,1 @@
-"""Data sets: how they lie on disk, what marks unlabeled voxels, and whether anything is wrong."""
+"""Data sets: layouts on disk, conventions for unlabeled voxels, checks, splits and sampling."""

@@ -1,4 +1,4 @@
-"""A data set's check as people read it, and as scripts do."""
+"""Output of a data set's check, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHOWN_CASES = 20
 
 
 def as_json(report: DataReport) -> str:
-    """The report as JSON: ``ok``, ``errors``, ``warnings``, ``classes``, ``memory_bytes`` and ``cases``."""
+    """Return the report as JSON: ``ok``, ``errors``, ``warnings``, ``classes``, ``memory_bytes`` and ``cases``."""
     names, values = report.data_set.class_names, report.data_set.class_values
     classes = [
         {"name": name, "value": value, "voxels": count}
@@ -46,10 +46,10 @@ def show(
     """Print the report: the cases, the classes, the warnings and the errors.
 
     Args:
-        report: of :func:`~sparse3dunet.data.checks.inspect`.
+        report: from :func:`~sparse3dunet.data.checks.inspect`.
         cases: whether to list cases.
-        all_cases: whether to list each case and error, not only the first ones and the bad ones.
-        class_weights: what a voxel of each class weighs, to be shown with the classes.
+        all_cases: whether to list all cases and errors, not only the first ones and the bad ones.
+        class_weights: weight of a voxel of each class, shown with the classes.
     """
     console = Console()
     if cases:
@@ -60,7 +60,7 @@ def show(
     console.print(
         f"{len(report.cases)} case(s), {share:.1%} of the voxels annotated, {report.data_set.num_channels} channel(s); "
         f"unlabeled: {', '.join(map(str, report.data_set.ignore_index)) or 'no value'}; "
-        f"about {report.memory / 1e9:.2g} GB to keep all volumes in memory.",
+        f"about {report.memory / 1e9:.2g} GB for all volumes in memory.",
         highlight=False,
     )
     for text in report.warning_lines():
@@ -106,7 +106,7 @@ def _row(case: CaseReport) -> Sequence[str]:
 
 
 def _slices_text(case: CaseReport) -> str:
-    """Numbers of annotated sagittal, coronal and axial slices."""
+    """Return the numbers of annotated sagittal, coronal and axial slices."""
     if not case.annotated:
         return ""
     if case.is_dense:

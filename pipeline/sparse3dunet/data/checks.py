@@ -1,4 +1,4 @@
-"""Look at every file before a long run: what is there, and what is wrong with which."""
+"""Checks of all files of a data set before a long run."""
 
 from __future__ import annotations
 
@@ -29,33 +29,33 @@ from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL, REFERENCE, WEIGHT
 
 SHOWN_PROBLEMS = 10
 INTENSITY_RATIO = 100
-"""Between the largest and the smallest case's intensities, above which a data set is warned of."""
+"""Ratio between the largest and the smallest case's intensities above which a warning is given."""
 SPACING_RATIO = 1.5
-"""Between the largest and the smallest spacing along an axis, above which a data set is warned of."""
+"""Ratio between the largest and the smallest spacing along an axis above which a warning is given."""
 MOST_VALUES = 255
-"""Of undeclared classes in label maps; more are a mix-up with images."""
+"""Maximum number of undeclared classes in label maps; more indicate a mix-up with images."""
 MEMORY_SHARE = 0.7
-"""Of the machine's memory, which kept volumes may take before a data set is warned of."""
+"""Share of the machine's memory that volumes kept in memory may take without a warning."""
 
 
 @dataclass
 class CaseReport:
-    """What was found in one case's files; "by axis" is left-right, posterior-anterior, inferior-superior.
+    """Report on one case; "by axis" means left-right, posterior-anterior, inferior-superior.
 
     Attributes:
-        name: of the case.
-        errors: what makes the case unusable; what could not be read for it is left empty.
-        warnings: kind and text of what is suspicious.
+        name: name of the case.
+        errors: errors that make the case unusable; what could not be read because of them is left empty.
+        warnings: kind and text of each warning.
         shape: voxels by axis.
         spacing: voxel size by axis, mm.
         dtypes: number types on disk of image and label.
         intensity: 0.5th and 99.5th percentile of the image.
-        values: the label map's values and their numbers of voxels.
-        voxels: of the volume.
-        annotated: voxels that are annotated.
-        class_counts: annotated voxels of each class.
-        slices: annotated slices by plane; None where the annotation is not made of slices (scribbles, for example),
-            empty lists where all voxels are annotated.
+        values: number of voxels by value of the label map.
+        voxels: number of voxels of the volume.
+        annotated: number of annotated voxels.
+        class_counts: number of annotated voxels of each class.
+        slices: annotated slices by plane; None if the annotation is not made of slices (scribbles, for example),
+            empty lists if all voxels are annotated.
     """
 
     name: str
@@ -79,13 +79,13 @@ class CaseReport:
 
 @dataclass
 class DataReport:
-    """What was found in a data set's files.
+    """Report on a data set.
 
     Attributes:
-        data_set: that was looked at.
-        cases: a report for each case, in the data set's order.
-        errors: of the data set as a whole; each makes it unusable.
-        warnings: kind and text of what is suspicious in the data set as a whole.
+        data_set: the data set.
+        cases: reports on the cases, in the data set's order.
+        errors: errors of the data set as a whole; each makes it unusable.
+        warnings: kind and text of each warning on the data set as a whole.
     """
 
     data_set: DataSet
@@ -95,42 +95,43 @@ class DataReport:
 
     @property
     def all_errors(self) -> list[str]:
-        """The errors of all cases and of the data set."""
+        """Errors of all cases and of the data set."""
         return [error for case in self.cases for error in case.errors] + self.errors
 
     @property
     def class_counts(self) -> list[int]:
-        """Annotated voxels of each class in the whole data set."""
+        """Number of annotated voxels of each class in the whole data set."""
         counts = [case.class_counts for case in self.cases if case.class_counts]
         return [sum(column) for column in zip(*counts)] if counts else [0] * len(self.data_set.class_names)
 
     @property
     def memory(self) -> int:
-        """Bytes of all volumes as they are kept for training: image, label, weight, and annotated voxels' places."""
+        """Bytes of all volumes as kept for training: image, label, weight, and indices of annotated voxels."""
         bytes_per_voxel = 4 * max(self.data_set.num_channels, 1) + 2 + 4
         return sum(case.voxels * bytes_per_voxel + 8 * case.annotated for case in self.cases)
 
     def warning_lines(self) -> list[str]:
-        """All warnings; of those that many cases share, the first, with the number of the others."""
+        """Return all warnings; of a kind that several cases share, the first, with the number of the others."""
         by_kind: dict[str, list[str]] = {}
         for kind, text in [w for case in self.cases for w in case.warnings] + self.warnings:
             by_kind.setdefault(kind, []).append(text)
         return [
-            texts[0] + (f" So {len(texts) - 1} more case(s)." if len(texts) > 1 else "") for texts in by_kind.values()
+            texts[0] + (f" The same in {len(texts) - 1} more case(s)." if len(texts) > 1 else "")
+            for texts in by_kind.values()
         ]
 
 
 def complete(data_set: DataSet, known: Mapping[str, Any] | None = None) -> DataSet:
-    """The data set with what it does not declare (classes, channels) taken from its files.
+    """Return the data set with undeclared classes and channels taken from its files.
 
     The classes are then all values of the label maps that do not mean "unlabeled".
 
     Args:
         data_set: as read.
-        known: ``class_names`` and ``class_values`` to take for undeclared classes instead, as of a trained model.
+        known: ``class_names`` and ``class_values`` to use for undeclared classes instead, for example a model's.
 
     Raises:
-        DataError: when the label maps do not show two classes, or far too many.
+        DataError: when the label maps contain fewer than two classes, or far too many.
     """
     if known is not None and not data_set.class_values:
         names, numbers = list(known["class_names"]), list(known["class_values"])
@@ -142,18 +143,18 @@ def complete(data_set: DataSet, known: Mapping[str, Any] | None = None) -> DataS
         classes = sorted({v for v in values if v == int(v)} - set(data_set.ignore_index) | ({0} if slices else set()))
         if len(classes) < 2 or len(values) > MOST_VALUES:
             if not values:
-                read_volume(data_set.cases[0][LABEL])  # what is wrong with it is the better message
+                read_volume(data_set.cases[0][LABEL])  # its error is the better message
             shown = ", ".join([f"{value:.7g}" for value in sorted(values)[:10]] + ["..."] * (len(values) > 10))
             most = max(range(len(found)), key=lambda number: len(found[number]))
             raise DataError(
-                f"{data_set.source}: the label maps of {len(data_set.cases)} case(s) show {len(values)} value(s), "
-                f"{shown}, most of them in {data_set.cases[most][LABEL]}, unlabeled being "
-                f"{list(data_set.ignore_index)}; expected 2 to {MOST_VALUES} classes, whole numbers. Look whether the "
-                "labels were exported, and are no images, or declare the classes in a dataset.json."
+                f"{data_set.source}: the label maps of {len(data_set.cases)} case(s) contain {len(values)} value(s), "
+                f"{shown}, most of them in {data_set.cases[most][LABEL]}; unlabeled is {list(data_set.ignore_index)}; "
+                f"expected 2 to {MOST_VALUES} classes, whole numbers. Check that the labels were exported, and are not "
+                "images, or declare the classes in a dataset.json."
             )
         if classes[0] < 0:
             raise DataError(
-                f"{data_set.source}: the label maps show the value {classes[0]:g}, and no classes are declared; "
+                f"{data_set.source}: the label maps contain the value {classes[0]:g}, and no classes are declared; "
                 f"expected classes from 0 on. If it means unlabeled, pass it as ignore_index {classes[0]:g}; if it is "
                 "a class, declare the classes in a dataset.json."
             )
@@ -162,8 +163,8 @@ def complete(data_set: DataSet, known: Mapping[str, Any] | None = None) -> DataS
     wide = [value for value in data_set.class_values if not -(2**15) <= value < 2**15]
     if wide:
         raise DataError(
-            f"{data_set.source}: the class value {wide[0]} is too large; expected -32768 ... 32767, which is what "
-            "segmentations are written as. Give it another, or pass it as ignore_index if it means unlabeled."
+            f"{data_set.source}: the class value {wide[0]} is out of range; expected -32768 ... 32767: segmentations "
+            "are written in 16 bits. Use another value, or pass it as ignore_index if it means unlabeled."
         )
     if not data_set.num_channels:
         counts = [_channels_of(case) for case in data_set.cases]
@@ -172,7 +173,7 @@ def complete(data_set: DataSet, known: Mapping[str, Any] | None = None) -> DataS
 
 
 def _label_values(case: Case) -> set[float]:
-    """The values of a label map; none where the file is bad, which the check of all files tells."""
+    """Return the values of a label map; none if the file is bad, which the check of all files reports."""
     try:
         return set(values_found(read_volume(case[LABEL]).data))
     except DataError:
@@ -180,12 +181,12 @@ def _label_values(case: Case) -> set[float]:
 
 
 def _channels_of(case: Case) -> int:
-    """The number of channels of an image; 0 where the file is bad, which the check of all files tells."""
+    """Return the number of channels of an image; 0 if the file is bad, which the check of all files reports."""
     return len(case[IMAGE]) if isinstance(case[IMAGE], list) else count_channels(case[IMAGE])
 
 
 def inspect(data_set: DataSet) -> DataReport:
-    """Read every file of a data set and report what is there and what is wrong, without raising."""
+    """Read every file of a data set and return a report with all errors, without raising."""
     report = DataReport(data_set, _in_parallel(lambda case: inspect_case(case, data_set), data_set.cases))
     _inspect_classes(report)
     _inspect_images(report)
@@ -193,7 +194,7 @@ def inspect(data_set: DataSet) -> DataReport:
 
 
 def check_data(data_set: DataSet) -> DataReport:
-    """Read every file of a data set and report what is there.
+    """Read every file of a data set and return a report.
 
     Raises:
         DataError: when anything is wrong; the message lists each bad case.
@@ -206,13 +207,13 @@ def check_data(data_set: DataSet) -> DataReport:
 def check_cases(
     data_set: DataSet, training: Sequence[Case], validation: Sequence[Case] = (), annotated_slices: Any = None
 ) -> DataReport:
-    """As :func:`check_data`; of a data set without cases, those that are trained on and validated on are read.
+    """Like :func:`check_data`; for a data set without cases, the training and validation cases are read.
 
     Args:
-        data_set: that is trained on.
+        data_set: the data set.
         training: see :func:`~sparse3dunet.data.datalist.with_cases`, as for the others.
-        validation: likewise.
-        annotated_slices: likewise.
+        validation: the same.
+        annotated_slices: the same.
 
     Raises:
         DataError: when there is no case at all, or anything is wrong.
@@ -221,7 +222,7 @@ def check_cases(
 
 
 def inspect_case(case: Case, data_set: DataSet) -> CaseReport:
-    """Read all files of a case and report what is there and what is wrong."""
+    """Read all files of a case and return a report with all errors."""
     report = CaseReport(case_name(case[IMAGE]))
     image = None
     try:
@@ -246,7 +247,7 @@ def inspect_case(case: Case, data_set: DataSet) -> CaseReport:
 
 
 def _read_image(case: Case, num_channels: int) -> Volume:
-    """The image, its channels checked; the first one where they come in files of their own."""
+    """Read the image and check its channels; return the first file if there is one per channel."""
     paths = case[IMAGE] if isinstance(case[IMAGE], list) else [case[IMAGE]]
     volumes = [read_volume(path) for path in paths]
     check_channels(volumes, num_channels)
@@ -263,12 +264,12 @@ def _describe_image(report: CaseReport, image: Volume) -> None:
     sample = image.data.reshape(-1)[:: max(image.data.size // 100_000, 1)]  # a percentile needs no more
     report.intensity = tuple(float(v) for v in np.percentile(sample.astype(np.float64), (0.5, 99.5)))
     if image.data.min() == image.data.max():
-        text = f"{image.path}: all voxels have the value {image.data.flat[0]}; there is nothing to learn from."
+        text = f"{image.path}: all voxels have the value {image.data.flat[0]}; there is nothing to learn."
         report.warnings.append(("constant", text))
 
 
 def as_tensor(volume: Volume) -> MetaTensor:
-    """(1, X, Y, Z) float32 with the volume's affine and path."""
+    """Return a tensor (1, X, Y, Z), float32, with the volume's affine and path."""
     values = torch.as_tensor(np.ascontiguousarray(volume.data, dtype=np.float32))
     return MetaTensor(values[None], affine=torch.from_numpy(volume.affine), meta={"filename_or_obj": volume.path})
 
@@ -286,8 +287,8 @@ def _describe_annotation(
     report.slices = None if found is None else dict(sorted(zip(plane_names(label.affine), found)))
     if report.class_counts[0] == 0:
         text = (
-            f"{label.path}: no voxel is labelled {data_set.class_names[0]} ({data_set.class_values[0]}). Annotate on "
-            "each annotated slice what is not foreground too."
+            f"{label.path}: no voxel is labelled {data_set.class_names[0]} ({data_set.class_values[0]}). Annotate the "
+            "background on each annotated slice too."
         )
         report.warnings.append(("no background", text))
     if report.is_dense and data_set.class_values[0] == 0:
@@ -302,26 +303,26 @@ def _check_reference(reference: Volume, label: Volume, class_values: Sequence[in
     if bad:
         shown = ", ".join(f"{v:.7g}" for v in found if v not in class_values)[:100] or "NaN or infinity"
         raise DataError(
-            f"{reference.path}: label value {shown} in {bad} of {reference.data.size} voxels is no class; expected a "
-            f"dense label for scoring, of {', '.join(map(str, class_values))} alone. Correct it, or leave it out."
+            f"{reference.path}: label value {shown} in {bad} of {reference.data.size} voxels is not a class; expected "
+            f"a dense label for scoring, with only {', '.join(map(str, class_values))}. Correct it, or leave it out."
         )
 
 
 def _suspect_forgotten_slices(report: CaseReport, label: Volume) -> None:
-    """Warn of a label map that counts as dense, but whose foreground lies on single slices."""
+    """Warn about a label map that counts as dense although its foreground lies on single slices."""
     found = find_slices(label.data != 0)
     if found is not None and any(found):
         where = ", ".join(f"{plane} {indices}" for plane, indices in zip(plane_names(label.affine), found) if indices)
         text = (
             f"{label.path}: every voxel counts as annotated, but only these slices show any foreground: {where[:200]}. "
-            "If nobody annotated the others, say so (annotated_slices: all), or they are learned as background."
+            "If the others were not annotated, set annotated_slices: all, or they are learned as background."
         )
         report.warnings.append(("slices", text))
 
 
 def _inspect_classes(report: DataReport) -> None:
     if any(not case.class_counts for case in report.cases):
-        return  # what a bad case lacks is no fault of its own
+        return  # the counts of a bad case are missing
     data_set, counts = report.data_set, report.class_counts
     total = sum(counts)
     for number, (name, value, count) in enumerate(zip(data_set.class_names, data_set.class_values, counts)):
@@ -329,21 +330,21 @@ def _inspect_classes(report: DataReport) -> None:
             continue
         if number == 0:
             report.errors.append(
-                f"{data_set.source}: no voxel of any case is labelled {name} (value {value}): expected background on "
-                "every annotated slice. Without any, the network learns foreground everywhere. Label what is not "
-                f"foreground as {value}, and what nobody looked at with another value (ignore_index)."
+                f"{data_set.source}: no voxel of any case is labelled {name} (value {value}); expected background on "
+                "every annotated slice. Without it, the network learns foreground everywhere. Label the background "
+                f"as {value}, and unlabeled voxels with another value (ignore_index)."
             )
             for case in report.cases:
                 case.warnings = [warning for warning in case.warnings if warning[0] != "no background"]
         else:
-            text = f"nobody annotated {name} (value {value}); it cannot be learned."
+            text = f"no voxel is annotated as {name} (value {value}); it cannot be learned."
             report.warnings.append((f"class {number}", text))
     if len(counts) > 2 and counts[-1] > max(total / 2, counts[0]) and all(case.is_dense for case in report.cases):
         report.warnings.append(
             (
                 "majority",
                 f"{data_set.class_names[-1]} covers {counts[-1] / total:.0%} of the voxels. If the value "
-                f"{data_set.class_values[-1]} means unlabeled, say so: ignore_index {data_set.class_values[-1]}.",
+                f"{data_set.class_values[-1]} means unlabeled, set ignore_index {data_set.class_values[-1]}.",
             )
         )
 
@@ -357,27 +358,27 @@ def _inspect_images(report: DataReport) -> None:
             (
                 "intensity",
                 f"intensities differ by orders of magnitude, up to {scales[low]:.4g} in {low} and {scales[high]:.4g} "
-                f"in {high}. Each image is normalised by itself, so that MRI is fine; CT should be in Hounsfield units "
-                "in all.",
+                f"in {high}. Each image is normalised separately, which is fine for MRI; all CT should be in "
+                "Hounsfield units.",
             )
         )
     if cases:
         spacings = np.array([case.spacing for case in cases])
         if (spacings.max(0) > SPACING_RATIO * spacings.min(0)).any():
             low, high = ("x".join(f"{s:.3g}" for s in f(spacings, axis=0)) for f in (np.min, np.max))
-            text = f'voxel sizes differ, from {low} to {high} mm: resample to one (spacing "[1,1,1]" or median).'
+            text = f'voxel sizes differ, from {low} to {high} mm: resample (spacing "[1,1,1]" or median).'
             report.warnings.append(("spacing", text))
     memory = machine_memory()
     if memory and report.memory > MEMORY_SHARE * memory:
         text = (
-            f"keeping all volumes takes about {report.memory / 1e9:.1f} GB, there are {memory / 1e9:.1f}: lower "
+            f"keeping all volumes in memory takes about {report.memory / 1e9:.1f} GB of {memory / 1e9:.1f} GB: lower "
             f"cache_rate to {MEMORY_SHARE * memory / report.memory:.2g}."
         )
         report.warnings.append(("memory", text))
 
 
 def _in_parallel(function: Callable, cases: Iterable[Case]) -> list:
-    """Apply to all cases, two at a time (decompression releases the interpreter lock)."""
+    """Apply a function to all cases, two at a time (decompression releases the interpreter lock)."""
     with ThreadPoolExecutor(max_workers=2) as pool:
         return list(pool.map(function, cases))
 

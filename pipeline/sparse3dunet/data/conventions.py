@@ -1,4 +1,4 @@
-"""How unlabeled voxels are marked, told from the label maps where a data set does not say it."""
+"""Conventions that mark unlabeled voxels, inferred from the label maps if a data set does not declare them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from sparse3dunet.io.volumes import read_volume, values_found
 from sparse3dunet.keys import ANNOTATED_SLICES, LABEL, WEIGHT
 
 USUAL_VALUE = 255
-"""Means unlabeled in most programs, as negative values do; but foreground where there is none but 0 beside it."""
+"""Value that means unlabeled in most programs, as negative values do; but foreground if 0 is the only other value."""
 UNLABELED_SHARE = 0.9
-"""Of the voxels, that a value must have where nothing else says that it means unlabeled: a tissue of a dense label map
-has less."""
+"""Share of the voxels above which a value is taken for unlabeled without other evidence: tissues of dense label maps
+have less."""
 MOST_CANDIDATES = 8
-"""Of the values that may mean unlabeled, how many are looked at; each takes a look at all voxels."""
+"""Maximum number of values examined as candidates for unlabeled; each takes a pass over all voxels."""
 OPTIONS = (
     "--ignore-index 255 (the value, or values, of unlabeled voxels; 0 where the background has a value of its own) or "
     "--annotated-slices all (0 is background on the annotated slices and unlabeled elsewhere; or axial, coronal, "
@@ -33,13 +33,13 @@ OPTIONS = (
 
 @dataclass(frozen=True)
 class Convention:
-    """How unlabeled voxels are marked.
+    """Convention that marks unlabeled voxels.
 
     Attributes:
-        ignore_index: the values on disk that mean unlabeled.
-        annotated_slices: "all" where 0 is background on the annotated slices and unlabeled elsewhere, else None.
-        reason: what it is, and by what it was told, for people.
-        is_guess: whether it was told by the number of voxels alone.
+        ignore_index: values on disk that mean unlabeled.
+        annotated_slices: "all" if 0 is background on the annotated slices and unlabeled elsewhere, otherwise None.
+        reason: description of the convention and the evidence for it.
+        is_guess: whether it was inferred from the number of voxels alone.
     """
 
     ignore_index: tuple[int, ...]
@@ -49,24 +49,24 @@ class Convention:
 
 
 class UndecidedError(DataError):
-    """A label map is whole, but does not tell what is unlabeled; others of its data set may."""
+    """Error for a valid label map from which the unlabeled voxels cannot be inferred; others of its data set may do."""
 
 
 def infer(label: np.ndarray, source: str, classes: Collection[int] = (), unlabeled: Collection[int] = ()) -> Convention:
-    """How a label map marks unlabeled voxels.
+    """Infer how a label map marks unlabeled voxels.
 
-    Tried in this order: a value that is all but whole slices; 0, where the other values lie on slices; 255 and negative
-    values; the largest value, where nine of ten voxels have it. Voxels that are NaN or no whole numbers decide nothing.
+    Tried in this order: a value that is everywhere except on whole slices; 0, if the other values lie on slices; 255
+    and negative values; the largest value, if 90 % of the voxels have it. NaN and fractions are ignored.
 
     Args:
         label: (X, Y, Z), values as on disk.
-        source: names the label map in messages.
+        source: name of the label map in messages.
         classes: values that are known to be classes.
-        unlabeled: values that are known to mean unlabeled, by which alone the annotation may not be told.
+        unlabeled: values that are known to mean unlabeled; there may be others.
 
     Raises:
-        UndecidedError: when it cannot be told, as of a dense label map; the message says which options tell it.
-        DataError: when it is no label map.
+        UndecidedError: when it cannot be inferred, as for a dense label map; the message names the options to use.
+        DataError: when it is not a label map.
     """
     if label.ndim != 3:
         raise DataError(
@@ -93,26 +93,26 @@ def infer(label: np.ndarray, source: str, classes: Collection[int] = (), unlabel
 
 
 def announcement(convention: Convention, file: str) -> str:
-    """A line for people: what was told from which file, and which options say otherwise."""
-    return f"{file}: {convention.reason}. That was inferred; if it is wrong, pass --ignore-index or --annotated-slices."
+    """Return a line for the user: what was inferred from which file, and the options to change it."""
+    return f"{file}: {convention.reason}. This was inferred; if it is wrong, pass --ignore-index or --annotated-slices."
 
 
 def complete(
     data_set: DataSet, class_names: Sequence[str] | None = None, known: Mapping[str, Any] | None = None
 ) -> DataSet:
-    """The data set with what it does not declare taken from its files: what is unlabeled, the classes, the channels.
+    """Return the data set with undeclared unlabeled values, classes and channels taken from its files.
 
-    What is unlabeled is inferred where neither values nor slices nor weights are declared, and where classes are
-    declared, but no voxel has the value that would mean unlabeled; a line is printed that says so. Label maps that do
-    not tell it by themselves, as one without foreground, go by the others.
+    The convention for unlabeled voxels is inferred if neither values nor slices nor weights are declared, or if classes
+    are declared, but no voxel has the value that would mean unlabeled; this is printed. Label maps from which it cannot
+    be inferred, such as one without foreground, follow the others.
 
     Args:
         data_set: as read.
-        class_names: instead of the classes' names, by class number, background first.
+        class_names: names to use instead of the declared ones, by class number, background first.
         known: see :func:`sparse3dunet.data.checks.complete`.
 
     Raises:
-        DataError: when the label maps do not tell what is unlabeled, or differ in it, or the classes are wrong.
+        DataError: when the convention cannot be inferred, or the label maps differ in it, or the classes are wrong.
     """
     data_set = checks.complete(_with_convention(data_set, known or {}), known)
     if class_names is None:
@@ -120,9 +120,9 @@ def complete(
     names, values = list(class_names), data_set.class_values
     if len(names) != len(values) or len(set(names)) < len(names):
         raise DataError(
-            f"{data_set.source}: {len(names)} class names are given ({', '.join(names)}) for {len(values)} classes, "
-            f"of the values {', '.join(map(str, values))} ({', '.join(data_set.class_names)}); expected a name of its "
-            "own for each, in this order. Correct the names, or say with --ignore-index which values are no classes."
+            f"{data_set.source}: {len(names)} class names were given ({', '.join(names)}) for {len(values)} classes, "
+            f"values {', '.join(map(str, values))} ({', '.join(data_set.class_names)}); expected a different name for "
+            "each, in this order. Correct the names, or pass the values that are no classes with --ignore-index."
         )
     return replace(data_set, class_names=names)
 
@@ -131,7 +131,7 @@ def complete(
 
 
 def _usual(counts: Collection[int], classes: Collection[int], unlabeled: Collection[int]) -> tuple[int, ...]:
-    """The values that are known or by custom taken to mean unlabeled, where enough others are left for classes."""
+    """Return the values known or usually taken to mean unlabeled, if enough others are left for classes."""
     certain = {v for v in counts if v not in classes and (v < 0 or v in unlabeled)}
     custom = {v for v in counts if v == USUAL_VALUE and v not in classes}
     for ignored in (certain | custom, certain):
@@ -141,7 +141,7 @@ def _usual(counts: Collection[int], classes: Collection[int], unlabeled: Collect
 
 
 def _fewest(classes: Collection[int]) -> int:
-    """Values that must be left beside those for unlabeled voxels."""
+    """Return the minimum number of values besides those for unlabeled voxels."""
     return 1 if classes else 2
 
 
@@ -163,28 +163,25 @@ def _all_but_slices(
         if slices and (value in ignored or not _is_small_block(slices, label.shape)):
             number = sum(n - len(kept) for n, kept in zip(label.shape, slices))
             return Convention(
-                unlabeled, None, f"{_listed(unlabeled)} unlabeled: the other voxels are exactly {number} whole slice(s)"
+                unlabeled, None, f"{_listed(unlabeled)} unlabeled: all other voxels form {number} whole slice(s)"
             )
     return None
 
 
 def _slices_around(label: np.ndarray, value: int, odd: np.ndarray | None) -> list[np.ndarray] | None:
-    """Where the voxels other than `value` are exactly whole slices, by axis the indices of the other slices.
-
-    The voxels of such a value are all those of some rows, columns and layers.
-    """
+    """Return by axis the indices of the other slices if the voxels other than `value` are whole slices; else None."""
     inside = label == value
     kept = [np.flatnonzero(crossed(inside, axis)) for axis in range(3)]
     sides = [[n for other, n in enumerate(label.shape) if other != axis] for axis in range(3)]
     whole = [axis for axis in range(3) if len(kept[axis]) < label.shape[axis]]
-    if not whole or any(min(sides[axis]) < 2 for axis in whole):  # of one slice's thickness: these would be lines
+    if not whole or any(min(sides[axis]) < 2 for axis in whole):  # slices of a flat volume would be lines
         return None
     inside = inside if odd is None else inside | odd
     return kept if inside[np.ix_(*kept)].all() else None
 
 
 def _is_small_block(kept: Sequence[np.ndarray], shape: Sequence[int]) -> bool:
-    """Whether a value makes one block of less than half of the volume, as a class may do in a dense label map."""
+    """Return whether a value forms one block of less than half of the volume, as a class of a dense label map may."""
     share = np.prod([len(indices) / n for indices, n in zip(kept, shape)])
     return bool(share < 0.5) and all(len(runs(indices.tolist())) == 1 for indices in kept)
 
@@ -210,7 +207,7 @@ def _found_slices(
     except DataError:
         return None
     annotated = slices_mask(label.shape, slices)
-    if 2 * (left_out & annotated).sum() < left_out.sum():  # it is not parts of annotated slices that are left out
+    if 2 * (left_out & annotated).sum() < left_out.sum():  # most unlabeled values are not on annotated slices
         return None
     is_sparse = annotated.any() and not annotated.all() and not _looks_dense(foreground, slices)
     if not is_sparse or not (classes or (annotated & (label == 0)).any()):  # without background, nothing is learned
@@ -219,15 +216,15 @@ def _found_slices(
     return Convention(
         ignored,
         ALL,
-        "0 means background on annotated slices, and unlabeled elsewhere: the other values lie on "
+        "0 means background on annotated slices and unlabeled elsewhere: the other values lie on "
         f"{sum(map(len, slices))} slice(s){more}",
     )
 
 
 def _looks_dense(foreground: np.ndarray, slices: Slices) -> bool:
-    """Whether the slices may be a dense label map's, where the structure is: one run that is long, or that tapers off.
+    """Return whether the slices may show a structure of a dense label map: one run that is long, or tapers off.
 
-    Of thick slices, all that a structure crosses show a square as wide as their number, like annotated ones.
+    In thick slices, all that a structure crosses show a square as wide as their number, like annotated ones.
     """
     pieces = [(axis, run) for axis in range(3) for run in runs(slices[axis])]
     if len(pieces) != 1 or len(pieces[0][1]) < 3:
@@ -241,7 +238,7 @@ def _usual_values(counts: Mapping[int, int], size: int, ignored: tuple[int, ...]
     if not ignored:
         return None
     share = sum(counts[value] for value in ignored) / size
-    return Convention(ignored, None, f"{_listed(ignored)} unlabeled, as is usual: {share:.1%} of the voxels")
+    return Convention(ignored, None, f"{_listed(ignored)} unlabeled, as usual: {share:.1%} of the voxels")
 
 
 def _majority(counts: Mapping[int, int], size: int, classes: Collection[int]) -> Convention | None:
@@ -257,20 +254,20 @@ def _listed(values: Sequence[int]) -> str:
 
 
 def _check_number(found: Collection[float], source: str) -> None:
-    """Raise DataError where there are too many values for an annotation."""
+    """Raise DataError if there are too many values for an annotation."""
     if len(found) > checks.MOST_VALUES:
         raise DataError(
-            f"{source}: holds {len(found)} different values, like a scan; expected a label map of 2 to "
-            f"{checks.MOST_VALUES} whole numbers. Look for a mix-up of files."
+            f"{source}: found {len(found)} different values, like in a scan; expected a label map of 2 to "
+            f"{checks.MOST_VALUES} whole numbers. Check for a mix-up of files."
         )
 
 
 def _check_whole(label: np.ndarray, odd: np.ndarray | None, source: str) -> None:
-    """Raise DataError where voxels are NaN, infinite or no whole numbers."""
+    """Raise DataError if voxels are NaN, infinite or not whole numbers."""
     if odd is not None:
         shown = ", ".join(f"{value:g}" for value in np.unique(label[odd])[:5])
         raise DataError(
-            f"{source}: {int(odd.sum())} of {label.size} voxels are no whole numbers ({shown}); expected a label map. "
+            f"{source}: {int(odd.sum())} of {label.size} voxels are not whole numbers ({shown}); expected a label map. "
             "Round labels that were rescaled or interpolated, and replace NaN by the value of unlabeled voxels."
         )
 
@@ -279,14 +276,14 @@ def _undecided(counts: Mapping[int, int], source: str) -> str:
     shown = ", ".join(map(str, sorted(counts)[:10])) + (", ..." if len(counts) > 10 else "")
     if len(counts) < 2:
         return (
-            f"{source}: all voxels have the value {shown}, so that nothing is annotated; expected two classes at "
-            "least. Annotate some slices, background and foreground."
+            f"{source}: all voxels have the value {shown}, so nothing is annotated; expected at least two classes. "
+            "Annotate some slices, background and foreground."
         )
     return (
-        f"{source}: it cannot be told which voxels are unlabeled. Of the values {shown}, none is all but whole slices, "
-        "none is 255 or negative with two others beside it, and the voxels that are not 0 are no slices that can be "
-        "told (a solid block, scribbles, or a few voxels). If every voxel is annotated, there is nothing to densify; "
-        f"else say what is unlabeled: {OPTIONS}."
+        f"{source}: cannot infer which voxels are unlabeled. Of the values {shown}, none is everywhere except on whole "
+        "slices, none is 255 or negative next to two others, and the voxels that are not 0 are not recognizable slices "
+        "(but a solid block, scribbles, or a few voxels). If every voxel is annotated, there is nothing to densify; "
+        f"otherwise pass {OPTIONS}."
     )
 
 
@@ -294,15 +291,15 @@ def _undecided(counts: Mapping[int, int], source: str) -> str:
 
 
 @dataclass(frozen=True)
-class _Look:
-    """What one label map told.
+class _Inferred:
+    """What was inferred from one label map.
 
     Attributes:
         file: the label map.
-        is_declared: whether it has the value that is declared for unlabeled voxels.
-        convention: that it follows; None where that could not be told.
+        is_declared: whether it contains the value declared for unlabeled voxels.
+        convention: its convention; None if it could not be inferred.
         error: why not.
-        zeros_last: whether the convention could be told by 0 meaning unlabeled: the others are whole slices, or all.
+        zeros_last: whether 0 can mean unlabeled: the other voxels are whole slices, or there is no 0.
     """
 
     file: str
@@ -313,23 +310,23 @@ class _Look:
 
 
 def _with_convention(data_set: DataSet, known: Mapping[str, Any]) -> DataSet:
-    says_where = any(key in case for case in data_set.cases for key in (ANNOTATED_SLICES, WEIGHT))
-    if says_where or not data_set.cases or (data_set.ignore_index and not data_set.class_values):
+    is_declared = any(key in case for case in data_set.cases for key in (ANNOTATED_SLICES, WEIGHT))
+    if is_declared or not data_set.cases or (data_set.ignore_index and not data_set.class_values):
         return data_set
     classes = tuple(data_set.class_values or known.get("class_values", ()))
     with ThreadPoolExecutor(max_workers=2) as pool:
-        looks = list(pool.map(partial(_look, declared=data_set.ignore_index, classes=classes), data_set.cases))
-    if any(look.is_declared for look in looks):
+        inferred = list(pool.map(partial(_infer, declared=data_set.ignore_index, classes=classes), data_set.cases))
+    if any(entry.is_declared for entry in inferred):
         return data_set
     try:
-        convention, file = _agreed(looks, data_set.source)
+        convention, file = _agreed(inferred, data_set.source)
     except DataError as error:
         if not data_set.class_values:
             raise
         if isinstance(error, UndecidedError):
             print(
-                f"{data_set.source}: every voxel counts as annotated, since none has the value "
-                f"{_listed(data_set.ignore_index)} unlabeled. If that is wrong, pass --ignore-index or "
+                f"{data_set.source}: every voxel counts as annotated; no voxel has a value for unlabeled "
+                f"({', '.join(map(str, data_set.ignore_index))}). If this is wrong, pass --ignore-index or "
                 "--annotated-slices."
             )
         return data_set
@@ -341,47 +338,48 @@ def _with_convention(data_set: DataSet, known: Mapping[str, Any]) -> DataSet:
     return replace(data_set, cases=cases, ignore_index=ignored)
 
 
-def _look(case: Case, declared: tuple[int, ...], classes: tuple[int, ...]) -> _Look:
+def _infer(case: Case, declared: tuple[int, ...], classes: tuple[int, ...]) -> _Inferred:
     file = case[LABEL]
     try:
         label = read_volume(file).data
         if declared and np.isin(label, declared).any():
-            return _Look(file, is_declared=True)
-        return _Look(file, convention=infer(label, file, classes))
+            return _Inferred(file, is_declared=True)
+        return _Inferred(file, convention=infer(label, file, classes))
     except UndecidedError as error:
-        return _Look(file, error=error, zeros_last=not (label == 0).any() or _slices_around(label, 0, None) is not None)
+        zeros_last = not (label == 0).any() or _slices_around(label, 0, None) is not None
+        return _Inferred(file, error=error, zeros_last=zeros_last)
     except DataError as error:
-        return _Look(file, error=error)
+        return _Inferred(file, error=error)
 
 
-def _agreed(looks: Sequence[_Look], source: str) -> tuple[Convention, str]:
-    """The convention of all label maps, and one that tells it; bad files are left to the check of all files.
+def _agreed(inferred: Sequence[_Inferred], source: str) -> tuple[Convention, str]:
+    """Return the convention of all label maps, and a file that shows it; bad files are left to the check of all files.
 
     Raises:
-        DataError: when they differ, or none tells it; of the latter, the first bad file's own, if there is one.
+        DataError: when they differ, or none shows it; in the latter case the first bad file's error, if there is one.
     """
-    told = [(look.convention, look.file) for look in looks if look.convention is not None]
-    errors = [look.error for look in looks if look.error is not None]
-    if not told:
+    decided = [(entry.convention, entry.file) for entry in inferred if entry.convention is not None]
+    errors = [entry.error for entry in inferred if entry.error is not None]
+    if not decided:
         raise min(errors, key=lambda error: isinstance(error, UndecidedError))
-    first, file = told[0]
-    for other, other_file in told[1:]:
+    first, file = decided[0]
+    for other, other_file in decided[1:]:
         if _kind(other) != _kind(first):
             raise DataError(
                 f"{source}: the label maps seem to mark unlabeled voxels in different ways. {file}: {first.reason}; "
-                f"{other_file}: {other.reason}. Expected one way in all: mark them alike, or say it with {OPTIONS}."
+                f"{other_file}: {other.reason}. Expected the same way in all: mark them alike, or pass {OPTIONS}."
             )
-    for look in looks:
-        if isinstance(look.error, UndecidedError) and 0 in first.ignore_index and not look.zeros_last:
+    for entry in inferred:
+        if isinstance(entry.error, UndecidedError) and 0 in first.ignore_index and not entry.zeros_last:
             raise DataError(
                 f"{source}: the label maps seem to mark unlabeled voxels in different ways. {file}: {first.reason}; "
-                f"{look.file} does not tell it, and may be dense. Mark them alike, or say it with {OPTIONS}."
+                f"{entry.file} does not show it, and may be dense. Mark them alike, or pass {OPTIONS}."
             )
-    ignored = dict.fromkeys(value for convention, _ in told for value in convention.ignore_index)
+    ignored = dict.fromkeys(value for convention, _ in decided for value in convention.ignore_index)
     return replace(first, ignore_index=tuple(ignored)), file
 
 
 def _kind(convention: Convention) -> tuple[Any, ...]:
-    """What must be the same in all label maps: 255 and negative values may lack in some."""
+    """Return what must be the same in all label maps; 255 and negative values may be missing in some."""
     special = {value for value in convention.ignore_index if 0 <= value != USUAL_VALUE}
     return convention.annotated_slices, special

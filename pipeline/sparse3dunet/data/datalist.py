@@ -1,8 +1,8 @@
-"""Data sets: read from a folder or a datalist in any of the usual layouts.
+"""Data sets, read from a folder or a datalist in any of the usual layouts.
 
 A case is a dictionary: ``image``, an absolute path or the list of its channels' paths; ``label``, the path of the
-annotation; where there are any, ``weight``, the path of a weight image, ``annotated_slices`` as the datalist has them,
-and ``reference``, the path of a dense label for scoring alone.
+annotation; and optionally ``weight``, the path of a weight image, ``annotated_slices`` as in the datalist, and
+``reference``, the path of a dense label used only for scoring.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL, REFERENCE, WEIGHT
 Case = dict[str, Any]
 FILE_KEYS = (IMAGE, LABEL, WEIGHT, REFERENCE)
 LARGEST_VALUE = 2**32
-"""Of a class or of unlabeled voxels."""
+"""Largest value of a class or of unlabeled voxels."""
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """The training cases of one source, and what it declares.
+    """Training cases of one source, and its declarations.
 
     Attributes:
         cases: see the module's docstring.
-        class_names: the class names, by class number 0 ... K-1, background first; empty where undeclared.
-        class_values: the classes' values on disk, by class number; empty where undeclared.
-        ignore_index: the values of unlabeled voxels on disk.
-        num_channels: channels of the images; 0 where undeclared.
+        class_names: class names by class number 0 ... K-1, background first; empty if undeclared.
+        class_values: values of the classes on disk, by class number; empty if undeclared.
+        ignore_index: values of unlabeled voxels on disk.
+        num_channels: channels of the images; 0 if undeclared.
         validation: names of the cases that the source itself sets apart for validation.
-        source: the file or folder that lists the cases, for messages.
+        source: file or folder that lists the cases, for messages.
     """
 
     cases: list[Case]
@@ -61,18 +61,17 @@ def read_data_set(
 
     Args:
         source: the folder, or the JSON file.
-        label_dir: folder within it to take the labels from, by their file names, instead of where they are listed;
-            slices and weights that are declared belong to the listed labels, and are then left aside.
-        weight_dir: folder within it that holds a weight image (>= 0) for each label, by the labels' file names.
-        reference_dir: folder within it that holds dense labels, for scoring alone, by the labels' file names.
-        ignore_index: values of unlabeled voxels; by default what the source declares ("ignore_index", or a label
-            "ignore"), else one past the last class.
-        annotated_slices: for cases whose list has none, see :class:`~sparse3dunet.transforms.SparseLabel`; by default
-            what the source declares for all.
+        label_dir: folder within it with labels of the same file names to use instead of the listed ones; declared
+            slices and weights belong to the listed labels, and are then ignored.
+        weight_dir: folder within it with a weight image (>= 0) for each label, by the labels' file names.
+        reference_dir: folder within it with dense labels, used only for scoring, by the labels' file names.
+        ignore_index: values of unlabeled voxels; default: as the source declares ("ignore_index", or a label "ignore"),
+            otherwise one past the last class.
+        annotated_slices: annotated slices of cases that list none, see :class:`~sparse3dunet.transforms.SparseLabel`;
+            default: as the source declares.
 
     Raises:
-        DataError: when the source or a file is missing, empty, unreadable as JSON, or lists no cases; the message says
-            what was expected.
+        DataError: when the source or a file is missing, empty, unreadable as JSON, or lists no cases.
     """
     path = Path(str(source)).expanduser()
     if not os.path.exists(path):  # unlike Path.exists, false for a name that is too long
@@ -85,8 +84,8 @@ def read_data_set(
     for folder in folders.values():
         if folder is not None and not os.path.isdir(listing.root / str(folder)):
             raise DataError(
-                f"{listing.root / str(folder)}: no such folder in dataset_dir; expected one of those that it has: "
-                f"{_folders(listing)}. Pass one of these."
+                f"{listing.root / str(folder)}: no such folder in dataset_dir; expected one of: {_folders(listing)}. "
+                "Pass one of these."
             )
     cases = [_case(listing, entry, number, folders) for number, entry in enumerate(listing.entries)]
     _check_names(listing, cases)
@@ -94,7 +93,7 @@ def read_data_set(
     declared = None if label_dir is not None else listing.annotated_slices
     slices = declared if annotated_slices is None else annotated_slices
     if slices is not None:
-        check_specification(slices, str(listing.source) + ("" if annotated_slices is None else " (as an option says)"))
+        check_specification(slices, str(listing.source) + ("" if annotated_slices is None else " (set by an option)"))
         cases = [{ANNOTATED_SLICES: slices, **case} for case in cases]
     declared_ignore = _whole_numbers(listing.ignore_index, f"{listing.source}: ignore_index")
     ignore = declared_ignore if ignore_index is None else _whole_numbers(ignore_index, "ignore_index")
@@ -110,7 +109,7 @@ def read_data_set(
 
 
 def declared_data_set(declared: Mapping[str, Any] | None) -> DataSet:
-    """A data set of which the classes alone are known: its cases come from elsewhere, see :func:`with_cases`.
+    """Return a data set with declared classes but without cases, which are added by :func:`with_cases`.
 
     Args:
         declared: ``class_names``, ``class_values``, ``ignore_index`` (values) and ``num_channels``.
@@ -119,7 +118,7 @@ def declared_data_set(declared: Mapping[str, Any] | None) -> DataSet:
         DataError: when `declared` is None.
     """
     if declared is None:
-        raise DataError("no data are named: pass --dataset_dir FOLDER.")
+        raise DataError("no data set is given: pass --dataset_dir FOLDER.")
     return DataSet(
         cases=[],
         class_names=list(declared["class_names"]),
@@ -132,13 +131,13 @@ def declared_data_set(declared: Mapping[str, Any] | None) -> DataSet:
 def with_cases(
     data_set: DataSet, training: Sequence[Case], validation: Sequence[Case] = (), annotated_slices: Any = None
 ) -> DataSet:
-    """The data set as it is; one without cases, with those that are trained on and validated on instead, each once.
+    """Return the data set; if it has no cases, with the training and validation cases, each once.
 
     Args:
-        data_set: its classes count.
-        training: ``image`` and ``label`` of each, as MONAI Label lists them.
+        data_set: data set with the classes.
+        training: ``image`` and ``label`` of each case, as MONAI Label lists them.
         validation: the same.
-        annotated_slices: for cases that have none of their own.
+        annotated_slices: annotated slices of cases that list none.
 
     Raises:
         DataError: when there is no case at all.
@@ -147,13 +146,13 @@ def with_cases(
         return data_set
     by_image = {str(case[IMAGE]): case for case in (*training, *validation)}
     if not by_image:
-        raise DataError("there is no case to train on: pass --dataset_dir FOLDER, or list some as train#dataset#data.")
+        raise DataError("there is no case to train on: pass --dataset_dir FOLDER, or list cases as train#dataset#data.")
     slices = {} if annotated_slices is None else {ANNOTATED_SLICES: annotated_slices}
     return replace(data_set, cases=[{**slices, **case} for case in by_image.values()])
 
 
 def without_references(cases: Sequence[Case]) -> list[Case]:
-    """The cases without their dense labels, from which nothing may be learned."""
+    """Return the cases without their dense labels, which must not be used for training."""
     return [{key: case[key] for key in case if key != REFERENCE} for case in cases]
 
 
@@ -162,7 +161,7 @@ def _case(listing: Listing, entry: Any, number: int, folders: Mapping[str, str |
     named = isinstance(entry, Mapping) and all(_paths(entry.get(key)) for key in (IMAGE, LABEL))
     if not named or isinstance(entry[LABEL], list):
         raise DataError(
-            f"{where} must name an image (or the list of its channels) and a label, as in "
+            f"{where} must have an image (or the list of its channels) and a label, as in "
             f'{{"image": "imagesTr/a.nii.gz", "label": "labelsTr/a.nii.gz"}}; found {entry!r}. Correct the list.'
         )
     case: Case = {}
@@ -177,7 +176,7 @@ def _case(listing: Listing, entry: Any, number: int, folders: Mapping[str, str |
             files = [_inside(listing, name, f"{key} of {where}") for name in listed]
         for file in files:
             _check_file(file, f"{key} of {where}")
-        absolute = [str(file.absolute()) for file in files]  # where links point to, files may have other names
+        absolute = [str(file.absolute()) for file in files]  # links are not resolved: targets may have other names
         if absolute:
             case[key] = absolute[0] if len(absolute) == 1 else absolute
     if entry.get(ANNOTATED_SLICES) is not None and folders[LABEL] is None:
@@ -187,7 +186,7 @@ def _case(listing: Listing, entry: Any, number: int, folders: Mapping[str, str |
 
 
 def _check_file(file: Path, what: str) -> None:
-    """Raise DataError unless there is such a file, of NIfTI by its name."""
+    """Raise DataError unless the file exists and has a NIfTI suffix."""
     if not os.path.isfile(file):  # unlike Path.is_file, false for a name that is too long
         found = "does not exist"
         if os.path.islink(file):
@@ -195,24 +194,24 @@ def _check_file(file: Path, what: str) -> None:
         elif os.path.isdir(file):
             found = "is a folder"
         raise DataError(
-            f"{file.absolute()} ({what}) {found}; expected a NIfTI file. Put the file there, or take the case out of "
+            f"{file.absolute()} ({what}) {found}; expected a NIfTI file. Put the file there, or remove the case from "
             "the list."
         )
     if not suffix_among(file, SUFFIXES):
         raise DataError(
-            f"{file.absolute()} ({what}) is no NIfTI file by its name; expected {' or '.join(SUFFIXES)}. Export it as "
-            "NIfTI."
+            f"{file.absolute()} ({what}) does not have the suffix of a NIfTI file; expected {' or '.join(SUFFIXES)}. "
+            "Export it as NIfTI."
         )
 
 
 def _paths(value: Any) -> list[str]:
-    """A path, or a list of paths, as a list; empty for anything else."""
+    """Return a path, or a list of paths, as a list; empty for anything else."""
     listed = value if isinstance(value, list) else [value]
     return listed if all(isinstance(name, str) and name for name in listed) else []
 
 
 def _inside(listing: Listing, name: str, what: str) -> Path:
-    """The file that a list names: relative to the list's folder and within it; absolute only in a datalist."""
+    """Return the path of a listed file: relative to the list's folder and within it; absolute only in a datalist."""
     file = listing.root / name
     if Path(name).is_absolute() and listing.allows_absolute:
         return file
@@ -236,13 +235,13 @@ def _check_names(listing: Listing, cases: Sequence[Case]) -> None:
     if twice:
         files = [_paths(case[IMAGE])[0] for case, name in zip(cases, names) if name == twice[0]]
         raise DataError(
-            f"{listing.source}: several cases have one name: {', '.join(twice[:3])} ({' and '.join(files[:2])}). "
-            "Splits, labels and results go by the images' file names; give each case one of its own, and list it once."
+            f"{listing.source}: several cases have the same name: {', '.join(twice[:3])} ({' and '.join(files[:2])}). "
+            "Cases are identified by the images' file names; give each case a different one, and list it once."
         )
 
 
 def _check_files(listing: Listing, cases: Sequence[Case]) -> None:
-    """Raise DataError where one file stands for two things."""
+    """Raise DataError if a file is listed twice."""
     users: dict[str, str] = {}
     for case in cases:
         for key in (IMAGE, LABEL):
@@ -252,13 +251,13 @@ def _check_files(listing: Listing, cases: Sequence[Case]) -> None:
                 if file in users:
                     raise DataError(
                         f"{listing.source}: {file} is both the {users[file]} and the {user}. Each image, channel and "
-                        "label needs a file of its own; correct the list."
+                        "label needs its own file; correct the list."
                     )
                 users[file] = user
 
 
 def _classes(listing: Listing) -> tuple[list[str], list[int], tuple[int, ...]]:
-    """Names and values by class number, and the values of labels named "ignore", as declared."""
+    """Return declared names and values by class number, and the values of labels named "ignore"."""
     if listing.labels is None:
         return [], [], ()
     values: dict[int, str] = {}
@@ -267,7 +266,7 @@ def _classes(listing: Listing) -> tuple[list[str], list[int], tuple[int, ...]]:
             # {"0": "background"} as in the Decathlon, or {"background": 0} as in nnU-Net v2.
             number, name = (int(value), key) if not isinstance(value, str) else (int(key), value)
             if number in values or isinstance(value, (bool, float)) or abs(number) > LARGEST_VALUE:
-                raise ValueError(f"{value!r} twice, or no whole number")
+                raise ValueError(f"{value!r} twice, or not a whole number")
             values[number] = str(name)
     except (AttributeError, TypeError, ValueError, OverflowError):
         values = {}
@@ -276,8 +275,8 @@ def _classes(listing: Listing) -> tuple[list[str], list[int], tuple[int, ...]]:
     if len(classes) < 2:
         raise DataError(
             f'{listing.source}: "labels" must name at least two classes by their values, background first, as in '
-            '{"0": "background", "1": "tubule"} or {"background": 0, "tubule": 1, "ignore": 2}, each value a whole '
-            f"number of its own (regions of several values are not supported); found {listing.labels!r}. Correct them."
+            '{"0": "background", "1": "tubule"} or {"background": 0, "tubule": 1, "ignore": 2}, with a different whole '
+            f"number for each (regions of several values are not supported); found {listing.labels!r}. Correct them."
         )
     # The background is class 0 even where its value is not the smallest, as in the paper's data.
     order = sorted(classes, key=lambda number: (classes[number].lower() != "background", number))
@@ -285,18 +284,18 @@ def _classes(listing: Listing) -> tuple[list[str], list[int], tuple[int, ...]]:
 
 
 def _check_classes(listing: Listing, names: Sequence[str], values: Sequence[int], ignore: Sequence[int]) -> None:
-    """Raise DataError where declared classes lack the background, or do not go with the values of unlabeled voxels."""
+    """Raise DataError if the declared classes lack the background, or one has a value of unlabeled voxels."""
     if values and 0 not in (*values, *ignore) and names[0].lower() != "background":
         raise DataError(
-            f'{listing.source}: "labels" name no background, found {listing.labels!r}; expected the background among '
-            'them, as in {"0": "background", "1": "tubule"}. Add it, or name the class "background" that is.'
+            f'{listing.source}: "labels" has no background, found {listing.labels!r}; expected for example '
+            '{"0": "background", "1": "tubule"}. Add it, or rename the background class to "background".'
         )
     clash = [value for value in ignore if value in values]
     if clash:
         raise DataError(
             f"{listing.source}: ignore_index {clash[0]} is also a class, {names[list(values).index(clash[0])]}; "
-            f"expected a value that is none of {', '.join(map(str, sorted(values)))}. Choose another for unlabeled "
-            f"voxels, {max(values) + 1} for example."
+            f"expected a value other than {', '.join(map(str, sorted(values)))}. Choose another for unlabeled "
+            f"voxels, for example {max(values) + 1}."
         )
 
 
@@ -304,8 +303,8 @@ def _whole_numbers(value: Any, what: str) -> tuple[int, ...]:
     listed = [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
     if not all(isinstance(n, int) and not isinstance(n, bool) and abs(n) <= LARGEST_VALUE for n in listed):
         raise DataError(
-            f"{what} must be a whole number of 32 bits or a list of them, as 255 or [4, 255]; found {value!r}. Correct "
-            "it."
+            f"{what} must be a whole number of 32 bits or a list of them, such as 255 or [4, 255]; found {value!r}. "
+            "Correct it."
         )
     return tuple(listed)
 
@@ -315,7 +314,7 @@ def _folders(listing: Listing) -> str:
 
 
 def case_name(image: str | Path | Sequence[str]) -> str:
-    """The name of a case: its image's file name without the ending and without nnU-Net's channel number ``_0000``.
+    """Return the name of a case: its image's file name without suffix and nnU-Net's channel number ``_0000``.
 
     Args:
         image: path of the image, or of its channels.

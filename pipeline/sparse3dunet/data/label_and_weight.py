@@ -1,4 +1,4 @@
-"""From an annotation, in any convention that it came in on disk, to label and weight."""
+"""Conversion of an annotation, in any of the conventions used on disk, to label and weight."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from sparse3dunet.errors import DataError
 
 
 class SparseLabel(Transform):
-    """Turn a label map, and what is known of where it was annotated, into label and weight.
+    """Convert a label map to label and weight.
 
-    A voxel is annotated unless something says otherwise: its value (`ignore_index`), a weight of 0, or its lying
-    outside of the annotated slices. These add up.
+    A voxel is unlabeled if its value (`ignore_index`) means so, its weight is 0, or it is outside of the annotated
+    slices; all others are annotated.
 
     Args:
-        classes: the classes' values on disk in the order of their numbers 0 ... K-1, as ``[0, 100, 200]``; or K, where
-            the values are 0 ... K-1.
-        ignore_index: the value, or values, that mean "unlabeled" on disk; None for none.
-        annotated_slices: for label maps in which every unannotated voxel is 0: the annotated slices, in any of the
-            forms of :func:`~sparse3dunet.data.slices.listed_slices`, or a word by which to find them
-            (:func:`~sparse3dunet.data.slices.nonempty_slices`); None where slices do not matter.
+        classes: values of the classes on disk in the order of their numbers 0 ... K-1, for example ``[0, 100, 200]``;
+            or K, if the values are 0 ... K-1.
+        ignore_index: value, or values, that mean "unlabeled" on disk; None: none.
+        annotated_slices: for label maps in which all unlabeled voxels are 0: the annotated slices, in any of the forms
+            of :func:`~sparse3dunet.data.slices.listed_slices`, or a word that says how to find them
+            (:func:`~sparse3dunet.data.slices.nonempty_slices`); None: slices are not considered.
 
     Shapes: label map (1, X, Y, Z), any number type, and optionally a weight image of the same shape, >= 0 -> label
     (1, X, Y, Z) int16, the class number, 0 where unlabeled; weight (1, X, Y, Z) float32, 0 where unlabeled, elsewhere 1
-    or as in the weight image. Both keep the label map's metadata. Slices go by array axes and by the affine: apply it
-    before anything turns or resamples the label map.
+    or as in the weight image. Both keep the label map's metadata. Slices refer to array axes and the affine, so apply
+    this before the label map is reoriented or resampled.
 
     Raises:
-        DataError: when an annotated voxel's value is no class, when no voxel is annotated, when the weight image has
-            another shape or a value below 0, or when the annotated slices are wrong or cannot be told.
+        DataError: when an annotated voxel's value is not a class, when no voxel is annotated, when the weight image has
+            another shape or a value below 0, or when the annotated slices are wrong or cannot be inferred.
 
     Example:
         >>> label, weight = SparseLabel(classes=3, ignore_index=3)(torch.tensor([[[[0, 1, 3]]]]))
@@ -56,7 +56,7 @@ class SparseLabel(Transform):
         if clash:
             raise DataError(
                 f"ignore_index {clash[0]} is also a class: the classes are {_listed(self.classes)}. "
-                f"Choose another value for unlabeled voxels, {max(self.classes) + 1} for example."
+                f"Choose another value for unlabeled voxels, for example {max(self.classes) + 1}."
             )
 
     def __call__(
@@ -78,7 +78,7 @@ class SparseLabel(Transform):
             elsewhere += "" if weight is None else f", or have weight 0 in {source_of(weight)}"
             raise DataError(
                 f"{source}: no voxel is annotated; all are unlabeled ({self._unlabeled_text()}{elsewhere}). "
-                "Annotate at least one slice, or take the case out of the data set."
+                "Annotate at least one slice, or remove the case from the data set."
             )
         label = self._class_numbers(plain, weights > 0, source)
         return tuple(convert_to_dst_type(part, values, dtype=part.dtype)[0] for part in (label, weights))
@@ -92,22 +92,22 @@ class SparseLabel(Transform):
         if given.shape != plain.shape:
             raise DataError(
                 f"{name}: the weight image has shape {tuple(given.shape[1:])}, its label map {tuple(plain.shape[1:])} "
-                f"({source}). Both must lie on one grid; resample the weight image to it."
+                f"({source}). Both must be on the same grid; resample the weight image to it."
             )
         if not bool(torch.isfinite(given).all()) or bool((given < 0).any()):
             raise DataError(
                 f"{name}: the weight image has values that are negative, NaN or infinite; expected numbers of at least "
-                "0, where 0 means unlabeled. Correct them, or leave the weight image out."
+                "0, where 0 means unlabeled. Correct them, or omit the weight image."
             )
         if not bool(given.any()):
             raise DataError(
                 f"{name}: the weight image is 0 everywhere; expected numbers of at least 0, where 0 means unlabeled. "
-                "Correct it, or leave it out where the values tell what is unlabeled."
+                "Correct it, or omit it if the label values mark unlabeled voxels."
             )
         return given
 
     def _unlabeled(self, plain: torch.Tensor, affine: torch.Tensor, slices: Any, source: str) -> torch.Tensor:
-        """Where the values or the slices say that nobody annotated."""
+        """Return the mask of voxels that are unlabeled by their value or the slices."""
         unlabeled = torch.zeros(plain.shape, dtype=torch.bool, device=plain.device)
         for value in self.ignore_index:
             unlabeled |= plain == value
@@ -133,7 +133,7 @@ class SparseLabel(Transform):
             cure = (
                 "If it means unlabeled, pass it as ignore_index; if it is a class, declare it (labels in dataset.json)."
                 if all(whole)
-                else "Round labels that were rescaled or interpolated, and look whether the file is an image."
+                else "Round labels that were rescaled or interpolated, and check that the file is not an image."
             )
             raise DataError(
                 f"{source}: label value {found}{', ...' if len(unknown) > 5 else ''} is neither a class "
@@ -147,12 +147,12 @@ class SparseLabel(Transform):
 
 
 def source_of(image: Any) -> str:
-    """The file that a MetaTensor was read from, for messages; "label map" where that is unknown."""
+    """Return the file that a MetaTensor was read from, for messages; "label map" if unknown."""
     return str(image.meta.get("filename_or_obj", "label map")) if isinstance(image, MetaTensor) else "label map"
 
 
 def _listed(values: Sequence[int]) -> str:
-    """Values as a range where they are one."""
+    """Return a list of values as text, as a range if they are 0 ... n-1."""
     if list(values) == list(range(len(values))):
         return f"0 ... {len(values) - 1}"
     return ", ".join(map(str, values))

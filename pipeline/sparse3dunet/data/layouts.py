@@ -1,4 +1,4 @@
-"""How data sets lie on disk: the Decathlon's folders, nnU-Net v2's, plain pairs, and MONAI's datalists."""
+"""Layouts of data sets on disk: the Decathlon's folders, nnU-Net v2's, plain pairs, and MONAI's datalists."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from sparse3dunet.errors import DataError
 from sparse3dunet.io.suffixes import IMAGE_SUFFIXES, NIFTI_SUFFIXES, suffix_among
 
 SUFFIXES = NIFTI_SUFFIXES
-"""Of what can be trained on."""
+"""Suffixes of files for training."""
 IMAGE_DIRS, LABEL_DIRS = ("images", "imagesTr"), ("labels", "labelsTr")
 EXAMPLE = '{"training": [{"image": "imagesTr/a.nii.gz", "label": "labelsTr/a.nii.gz"}]}'
 LABEL_ENDINGS = ("_seg", "_label", "_labels", "_mask", "_segmentation", "-label", "-seg", ".seg")
-"""What may follow an image's name in its label's, in plain folders."""
+"""Endings that a label's name may have after the image's name, in plain folders."""
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What a layout lists, before any file was looked at.
+    """Cases and declarations of a data set, before any file is read.
 
     Attributes:
-        source: the file or folder that lists it, for messages.
-        root: the folder that the listed paths are relative to.
+        source: file or folder that lists the cases, for messages.
+        root: folder that the listed paths are relative to.
         entries: a dictionary for each case, by the keys of a case; the last `num_validation` are for validation.
-        labels: names by value, or values by name; None where undeclared.
-        ignore_index: of unlabeled voxels, None where undeclared.
-        annotated_slices: of cases without their own, None where undeclared.
-        num_channels: 0 where undeclared.
+        labels: names by value, or values by name; None if undeclared.
+        ignore_index: values of unlabeled voxels; None if undeclared.
+        annotated_slices: annotated slices of cases that list none; None if undeclared.
+        num_channels: channels of the images; 0 if undeclared.
         num_validation: number of cases that the source sets apart for validation.
         allows_absolute: whether paths may be absolute and point anywhere.
     """
@@ -49,7 +49,7 @@ class Listing:
 
 
 def read_listing(path: Path, label_dir: str | None = None) -> Listing:
-    """What the data set at `path`, a folder or a JSON file, lists.
+    """Return the listing of the data set at `path`, a folder or a JSON file.
 
     Raises:
         DataError: when it is in no known layout, or lists no case.
@@ -57,8 +57,8 @@ def read_listing(path: Path, label_dir: str | None = None) -> Listing:
     if path.is_file():
         if path.suffix != ".json":
             raise DataError(
-                f"{path.absolute()} is no data set: found a file that is not .json, expected a folder or a JSON "
-                "datalist. Pass the folder that holds the images and labels."
+                f"{path.absolute()} is not a data set: found a file that is not .json, expected a folder or a JSON "
+                "datalist. Pass the folder that contains the images and labels."
             )
         return _datalist(path, read_json(path), allows_absolute=True)
     file = path / "dataset.json"
@@ -67,8 +67,8 @@ def read_listing(path: Path, label_dir: str | None = None) -> Listing:
     content = read_json(file)
     if not isinstance(content, dict):
         raise DataError(
-            f"{file}: expected a JSON object, as in {EXAMPLE}, found {type(content).__name__}. Correct it; a datalist "
-            "that is a mere list is passed as the file itself."
+            f"{file}: expected a JSON object, as in {EXAMPLE}, found {type(content).__name__}. Correct it; to use a "
+            "datalist that is only a list, pass the file itself."
         )
     if "channel_names" in content and not isinstance(content.get("training"), list):
         return _nnunet(file, content)
@@ -76,7 +76,7 @@ def read_listing(path: Path, label_dir: str | None = None) -> Listing:
 
 
 def _datalist(file: Path, content: Any, allows_absolute: bool) -> Listing:
-    """MONAI's form, which is the Decathlon's: ``{"training": [{"image": ..., "label": ...}], "labels": ...}``."""
+    """Read MONAI's and the Decathlon's form: ``{"training": [{"image": ..., "label": ...}], "labels": ...}``."""
     content = {"training": content} if isinstance(content, list) else content
     entries = content.get("training") if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries:
@@ -113,7 +113,7 @@ def _declared_channels(file: Path, key: str, channels: Any) -> int:
 
 
 def _nnunet(file: Path, content: dict[str, Any]) -> Listing:
-    """nnU-Net v2's raw folder: ``channel_names``, files ``imagesTr/a_0000.nii.gz`` and ``labelsTr/a.nii.gz``."""
+    """Read nnU-Net v2's raw folder: ``channel_names``, ``imagesTr/a_0000.nii.gz`` and ``labelsTr/a.nii.gz``."""
     root, ending = file.parent, content.get("file_ending", ".nii.gz")
     if str(ending).lower() not in SUFFIXES:
         raise DataError(
@@ -137,7 +137,7 @@ def _nnunet(file: Path, content: dict[str, Any]) -> Listing:
 
 
 def _nnunet_entries(file: Path, content: dict[str, Any], ending: str, num_channels: int) -> list[Any]:
-    """The cases that nnU-Net's ``dataset`` lists, or else those of the files in ``labelsTr/``."""
+    """Return the cases listed in nnU-Net's ``dataset``, otherwise those of the files in ``labelsTr/``."""
     root = file.parent
     listed = content.get("dataset")
     if listed:
@@ -154,9 +154,8 @@ def _nnunet_entries(file: Path, content: dict[str, Any], ending: str, num_channe
     lonely = sorted({re.sub(r"_\d{4}$", "", image) for image in images} - names)
     if lonely:
         raise DataError(
-            f"{root / 'labelsTr' / (lonely[0] + ending)} does not exist, the label of the image "
-            f"{lonely[0]}_0000{ending} ({len(lonely)} of the images have none). Put it there, or move the "
-            "image to imagesTs/."
+            f"{root / 'labelsTr' / (lonely[0] + ending)}, the label of the image {lonely[0]}_0000{ending}, does not "
+            f"exist ({len(lonely)} of the images have none). Put it there, or move the image to imagesTs/."
         )
     entries = [
         {
@@ -167,19 +166,19 @@ def _nnunet_entries(file: Path, content: dict[str, Any], ending: str, num_channe
     ]
     if not entries:
         raise DataError(
-            f"{root / 'labelsTr'} holds no label (*{ending}); expected nnU-Net's layout, as {file} says. Put the "
-            'labels there, or correct "file_ending".'
+            f"{root / 'labelsTr'} contains no label (*{ending}); expected nnU-Net's layout, as declared in {file}. Put "
+            'the labels there, or correct "file_ending".'
         )
     if content.get("numTraining") not in (None, len(entries)):
         raise DataError(
-            f'{file}: "numTraining" is {content["numTraining"]}, but labelsTr/ holds {len(entries)} labels. '
+            f'{file}: "numTraining" is {content["numTraining"]}, but labelsTr/ contains {len(entries)} labels. '
             "Copy the missing files, or correct the number."
         )
     return entries
 
 
 def _pairs(root: Path, label_dir: str | None) -> Listing:
-    """A folder of ``images/`` and ``labels/``, or of images each with a label named after it (``a_seg.nii.gz``)."""
+    """Read a folder of ``images/`` and ``labels/``, or of images with labels named after them (``a_seg.nii.gz``)."""
     image_dir = next((name for name in IMAGE_DIRS if (root / name).is_dir()), None)
     label_dir = label_dir or next((name for name in LABEL_DIRS if (root / name).is_dir()), None)
     if image_dir and label_dir:
@@ -190,25 +189,25 @@ def _pairs(root: Path, label_dir: str | None) -> Listing:
         images = [file for file in files if file not in labels]
     if not images or not labels:
         raise DataError(
-            f"{root.absolute()} is no data set: it holds no dataset.json, no images in images/ (or imagesTr/) with "
-            "labels in labels/ (or labelsTr/), and no images with labels beside them (a.nii.gz and a_seg.nii.gz). "
+            f"{root.absolute()} is not a data set: it contains no dataset.json, no images in images/ (or imagesTr/) "
+            "with labels in labels/ (or labelsTr/), and no images next to labels (a.nii.gz and a_seg.nii.gz). "
             "data/README.md of this project shows each layout."
         )
     by_name = _labels_by_name(labels)
-    # Where each file has a label of its own, a number at the end is the scan's, not a channel's.
+    # If each file has its own label, a number at the end is the scan's, not a channel's.
     own = all(file_stem(file) in by_name for file in images)
     groups = {file_stem(file): [file] for file in images} if own else group_channels(images)
     lonely = [name for name in groups if name not in by_name]
     if lonely:
         raise DataError(
             f"{groups[lonely[0]][0]}: this image has no label ({len(lonely)} of {len(groups)} images have none). Name "
-            "the label as the image, or move the image elsewhere: images without a label are for prediction."
+            "the label like the image, or move the image elsewhere: images without a label are for prediction."
         )
     more = [name for name in by_name if name not in groups]
     if more:
         raise DataError(
             f"{by_name[more[0]]}: this label has no image ({len(more)} of {len(by_name)} labels have none). Name the "
-            "image as the label, or move the label elsewhere."
+            "image like the label, or move the label elsewhere."
         )
     entries = [
         {"image": [str(f.relative_to(root)) for f in files], "label": str(by_name[name].relative_to(root))}
@@ -219,7 +218,7 @@ def _pairs(root: Path, label_dir: str | None) -> Listing:
 
 
 def group_channels(files: Sequence[Path]) -> dict[str, list[Path]]:
-    """Files by case: those numbered as nnU-Net numbers channels (``a_0000``, ``a_0001``) under one name."""
+    """Group files by case: those with nnU-Net's channel numbers (``a_0000``, ``a_0001``) are one case."""
     names = {file.name for file in files}
     groups: dict[str, list[Path]] = {}
     for file in files:
@@ -232,14 +231,14 @@ def group_channels(files: Sequence[Path]) -> dict[str, list[Path]]:
 
 
 def _labels_by_name(labels: Sequence[Path]) -> dict[str, Path]:
-    """Labels by the name of their image."""
+    """Return labels by the name of their image."""
     by_name: dict[str, Path] = {}
     for file in labels:
         name = _without_label_ending(file)
         if name in by_name:
             raise DataError(
-                f"{file}: a second label of {name}, beside {by_name[name].name}; expected one. Move one elsewhere, or "
-                "name the labels in a dataset.json."
+                f"{file}: a second label of {name}, besides {by_name[name].name}; expected one. Move one elsewhere, or "
+                "list the labels in a dataset.json."
             )
         by_name[name] = file
     return by_name
@@ -251,24 +250,24 @@ def _without_label_ending(file: Path) -> str:
 
 
 def list_volumes(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
-    """The volumes of a folder, sorted; none where there is no such folder."""
+    """Return the volumes in a folder, sorted; empty if there is no such folder."""
     if not os.path.isdir(folder):  # unlike Path.is_dir, false for a name that is too long
         return []
     return sorted(p for p in folder.iterdir() if suffix_among(p, suffixes) and not p.name.startswith("."))
 
 
 def file_stem(path: str | Path) -> str:
-    """A file's name without its ending."""
+    """Return a file's name without its suffix."""
     name = Path(path).name
     suffix = suffix_among(path, IMAGE_SUFFIXES) or Path(path).suffix
     return name[: len(name) - len(suffix)]
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file's content.
+    """Return a JSON file's content.
 
     Raises:
-        DataError: when it does not exist or is no JSON.
+        DataError: when it does not exist or is not JSON.
     """
     if not path.is_file():
         raise DataError(f"{path.absolute()} does not exist.")

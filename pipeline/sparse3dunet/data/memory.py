@@ -1,4 +1,4 @@
-"""How much memory there is, for this process."""
+"""Memory available to this process."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 
 GROUPS = "/proc/self/cgroup"
 GROUP_ROOTS = {"": ("/sys/fs/cgroup", "memory.max"), "memory": ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")}
-"""Of control groups (Linux) by controller: version 2, and 1; the folder of all, and the file of a group's limit."""
+"""Root folder of control groups (Linux), and the file of a group's limit, by controller: version 2, and 1."""
 
 
 def machine_memory() -> int:
-    """The memory in bytes that there is: the machine's, or the container's limit; 0 where the system does not tell."""
+    """Return the memory of the machine, or the container's limit, in bytes; 0 if unknown."""
     try:
         whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -20,7 +20,7 @@ def machine_memory() -> int:
 
 
 def _limits() -> list[int]:
-    """The memory that control groups allow this process, in bytes; none where they don't."""
+    """Return the memory limits of this process's control groups, in bytes; empty if there are none."""
     try:
         lines = Path(GROUPS).read_text().splitlines()
     except OSError:
@@ -30,7 +30,7 @@ def _limits() -> list[int]:
         for _, controllers, group in (line.split(":", 2) for line in lines if line.count(":") >= 2):
             if controller in controllers.split(","):
                 folder = Path(root, group.strip("/"))
-                # A group has the limits of all around it; in a container, its own may be seen as the root
+                # Limits of parent groups apply too; in a container, the process's own group may appear as the root
                 files |= {parent / name for parent in (folder, *folder.parents) if parent.is_relative_to(root)}
     found = []
     for file in files:

@@ -1,4 +1,4 @@
-"""Annotated slices: written down by people, or found in a mask."""
+"""Annotated slices: listed by the user, or found in a mask."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from sparse3dunet.errors import DataError
 
 PLANES = ("sagittal", "coronal", "axial")
-"""The anatomical planes, by the axis (left-right, posterior-anterior, inferior-superior) that they lie across."""
+"""Anatomical planes, by the axis (left-right, posterior-anterior, inferior-superior) they are perpendicular to."""
 
 ALL = "all"
 NONEMPTY = "nonempty"
@@ -22,19 +22,19 @@ SPECIFICATION = (
     'count from 0), or as one word to find the slices that are not empty: "axial", "coronal", "sagittal" or "all"'
 )
 ALONE = 0.25
-"""Of the foreground on crossing lines, the share that may have none beside it: sections of real slices show up to 0.13
-on the hippocampus, scribbles in orthogonal slices mostly over one half."""
+"""Share of the foreground on crossing lines that may have none next to it: real slices have up to 0.13 on the
+hippocampus, scribbles in orthogonal slices mostly over one half."""
 Slices = list[list[int]]
-"""For each array axis the sorted indices of the annotated slices across it."""
+"""Sorted indices of the annotated slices perpendicular to each array axis."""
 
 
 def plane_names(affine: Any) -> list[str]:
-    """The anatomical plane across each array axis, by the affine (voxel to RAS+ world)."""
+    """Return the anatomical plane perpendicular to each array axis, by the affine (voxel to RAS+ world)."""
     return [PLANES[int(axis)] for axis in nib.io_orientation(np.asarray(affine))[:, 0]]
 
 
 def slices_mask(shape: Sequence[int], slices: Slices) -> np.ndarray:
-    """Boolean (X, Y, Z), true on the given slices."""
+    """Return a boolean mask (X, Y, Z) that is true on the given slices."""
     mask = np.zeros(tuple(shape), bool)
     for axis, indices in enumerate(slices):
         mask[(slice(None),) * axis + (indices,)] = True
@@ -42,11 +42,11 @@ def slices_mask(shape: Sequence[int], slices: Slices) -> np.ndarray:
 
 
 def find_slices(mask: np.ndarray) -> Slices | None:
-    """The slices of which a mask is made, whatever their directions; None where that cannot be told.
+    """Return the slices that a mask consists of, in any direction; None if they cannot be determined.
 
-    A slice that merely crosses annotated ones shows lines, as many voxels wide as annotated slices are adjacent. A
-    slice that shows a square wider than that is annotated. The answer is given only where the slices so found are all
-    that the mask shows: scribbles, a solid block, or a section of a voxel or two give None.
+    A slice that only crosses annotated ones shows lines, whose width is the number of adjacent annotated slices. A
+    slice that shows a wider square is annotated. The slices are returned only if they explain the whole mask:
+    scribbles, a solid block, or a section of one or two voxels give None.
 
     Args:
         mask: (X, Y, Z) boolean: the annotated voxels, or the foreground of a label map that is empty elsewhere.
@@ -62,7 +62,7 @@ def find_slices(mask: np.ndarray) -> Slices | None:
 
 
 def _least_width(mask: np.ndarray) -> int:
-    """The least number, from 2 on, of which fewer adjacent slices show squares so wide; the wider, the fewer."""
+    """Return the smallest width, from 2 on, for which fewer adjacent slices than that show squares of this width."""
 
     def is_wide_enough(width: int) -> bool:
         return all(_longest_run(np.flatnonzero(_has_square(mask, axis, width))) < width for axis in range(3))
@@ -74,15 +74,15 @@ def _least_width(mask: np.ndarray) -> int:
 
 
 def _box(mask: np.ndarray) -> tuple[slice, ...]:
-    """Around all voxels of a mask."""
+    """Return the bounding box of a mask."""
     shown = [_nonempty(mask, axis) for axis in range(3)]
     return tuple(slice(found[0], found[-1] + 1) if found else slice(0, 0) for found in shown)
 
 
 def _explains(found: Slices, mask: np.ndarray, width: int) -> bool:
-    """Whether the slices are all that the mask shows and, where some are adjacent, each shows a square of its own.
+    """Return whether the slices explain the whole mask and, if some are adjacent, each shows its own square.
 
-    Without the latter a small solid block would pass for adjacent slices in all directions.
+    Without the latter, a small solid block would pass for adjacent slices in all directions.
     """
     alone = [slices_mask(mask.shape, [s if a == axis else [] for a, s in enumerate(found)]) for axis in range(3)]
     if (mask & ~np.logical_or.reduce(alone)).any():
@@ -98,7 +98,7 @@ def _others(axis: int) -> tuple[int, ...]:
 
 
 def _has_square(mask: np.ndarray, axis: int, width: int) -> np.ndarray:
-    """For each slice across `axis`, whether it shows a square of `width` voxels."""
+    """Return for each slice perpendicular to `axis` whether it shows a square of `width` voxels."""
     for other in _others(axis):
         covered = 1
         while covered < width:
@@ -114,7 +114,7 @@ def _has_square(mask: np.ndarray, axis: int, width: int) -> np.ndarray:
 
 
 def runs(indices: Sequence[int] | np.ndarray) -> list[list[int]]:
-    """Sorted numbers in runs of consecutive ones.
+    """Split sorted numbers into runs of consecutive ones.
 
     Example:
         >>> runs([3, 4, 7])
@@ -129,26 +129,26 @@ def _longest_run(indices: Sequence[int] | np.ndarray) -> int:
 
 
 def check_specification(specification: Any, source: str) -> None:
-    """Raise DataError where annotated slices are written in a way that is wrong for any label map.
+    """Raise DataError if a specification of annotated slices is wrong for any label map.
 
     Args:
         specification: see :func:`listed_slices`.
-        source: names in messages where it is written.
+        source: name of its file in messages.
     """
     listed_slices(specification, (np.inf,) * 3, np.eye(4), source)
 
 
 def listed_slices(specification: Any, shape: Sequence[float], affine: Any, source: str) -> Slices | None:
-    """The slices that a specification lists by plane or axis; None where it is a word, by which to find them.
+    """Return the slices that a specification lists by plane or axis; None if it is a word that says how to find them.
 
     Args:
         specification: ``{"axial": [3, 20]}``, ``{"2": [3, 20]}``, ``[[...], [...], [...]]`` by array axis, or a word.
         shape: (X, Y, Z) of the label map.
-        affine: of the label map, voxel to RAS+ world.
-        source: names the label map in messages.
+        affine: affine of the label map, voxel to RAS+ world.
+        source: name of the label map in messages.
 
     Raises:
-        DataError: when the specification is none of these, or an index is no slice of the label map.
+        DataError: when the specification is none of these, or an index is not a slice of the label map.
     """
     if isinstance(specification, (str, int)):
         if str(specification) != ALL:
@@ -166,22 +166,22 @@ def listed_slices(specification: Any, shape: Sequence[float], affine: Any, sourc
     for axis, key, indices in pairs:
         slices[axis] = sorted({*slices[axis], *_checked_indices(indices, key, shape[axis], source)})
     if not any(slices):
-        raise DataError(f"{source}: annotated_slices lists no slice; {SPECIFICATION}. Correct it, or leave it out.")
+        raise DataError(f"{source}: annotated_slices lists no slice; {SPECIFICATION}. Correct it, or omit it.")
     return slices
 
 
 def nonempty_slices(specification: Any, foreground: np.ndarray, affine: Any, source: str) -> Slices:
-    """The annotated slices that a word (or ``{"axial": "nonempty"}``) asks to find.
+    """Find the annotated slices as specified by a word (or ``{"axial": "nonempty"}``).
 
     Args:
-        specification: "all": slices in any direction; "axial" (or an array axis): those across this axis, having made
-            sure that they are slices; ``{"axial": "nonempty"}``: those that are not empty, unseen.
+        specification: "all": slices in any direction; "axial" (or an array axis): those perpendicular to this axis, if
+            they are recognizable as slices; ``{"axial": "nonempty"}``: those that are not empty, without a check.
         foreground: (X, Y, Z) boolean: where the label map is not empty.
-        affine: of the label map.
-        source: names the label map in messages.
+        affine: affine of the label map.
+        source: name of the label map in messages.
 
     Raises:
-        DataError: when it cannot be told which slices are annotated; the message says what to do.
+        DataError: when the annotated slices cannot be determined; the message says what to do.
     """
     if isinstance(specification, Mapping):
         axes = {_axis_of(key, affine, source) for key in specification}
@@ -189,14 +189,14 @@ def nonempty_slices(specification: Any, foreground: np.ndarray, affine: Any, sou
     found = find_slices(foreground) if foreground.any() else [[], [], []]
     names = plane_names(affine)
     cure = (
-        'List them in the datalist ("annotated_slices": {"axial": [3, 20]}); for scribbles, give unlabeled voxels a '
-        "value of their own (ignore_index) or pass a weight image."
+        'List them in the datalist ("annotated_slices": {"axial": [3, 20]}); for scribbles, give unlabeled voxels '
+        "their own value (ignore_index) or pass a weight image."
     )
     if str(specification) == ALL:
         if found is None or not _lines_agree(foreground, found):
             raise DataError(
-                f"{source}: which slices are annotated cannot be told from the voxels that are not 0: these are no "
-                f"slices (scribbles, a solid block), or only a few voxels of one. {cure}"
+                f"{source}: cannot determine which slices are annotated: the voxels that are not 0 are not slices "
+                f"(but scribbles, a solid block), or only a few voxels of one. {cure}"
             )
         return found
     axis = _axis_of(specification, affine, source)
@@ -204,24 +204,24 @@ def nonempty_slices(specification: Any, foreground: np.ndarray, affine: Any, sou
     others = [a for a in range(3) if a != axis and found is not None and found[a]]
     if others:
         raise DataError(
-            f"{source}: annotated_slices says {names[axis]!r}, but the label map shows annotated slices across other "
+            f"{source}: annotated_slices is {names[axis]!r}, but the label map shows annotated slices in other "
             f"directions too: {', '.join(f'{names[a]} {(found or [[]] * 3)[a]}' for a in others)}. The {names[axis]} "
-            'slices that merely cross these are not annotated: say "all" instead, or list the slices in the datalist.'
+            'slices that only cross these are not annotated: use "all" instead, or list the slices in the datalist.'
         )
     if found is None:
         raise DataError(
-            f"{source}: it cannot be told whether the {len(across)} {names[axis]} slices that are not empty are "
-            "annotated: some show only lines or a few voxels, like scribbles or like slices that merely cross "
-            f"annotated ones, or they make a solid block. {cure} If they are whole slices, vouch for it: "
+            f"{source}: cannot determine whether the {len(across)} {names[axis]} slices that are not empty are "
+            "annotated: some show only lines or a few voxels, like scribbles or slices that only cross annotated ones, "
+            f"or they form a solid block. {cure} If they are whole slices, use "
             f'"annotated_slices": {{"{names[axis]}": "nonempty"}}.'
         )
     return [across if a == axis else [] for a in range(3)]
 
 
 def _lines_agree(foreground: np.ndarray, slices: Slices) -> bool:
-    """Whether the lines in which slices cross look alike in both.
+    """Return whether crossing slices agree on the lines in which they cross.
 
-    What is foreground on the line goes on beside it in either slice, but for a structure's border. A scribble in one of
+    Foreground on the line continues next to it in both slices, except at a structure's border. A scribble in one of
     them crosses the line where the other shows nothing.
     """
     padded = np.pad(foreground, 1)
@@ -237,7 +237,7 @@ def _lines_agree(foreground: np.ndarray, slices: Slices) -> bool:
 
 
 def crossed(mask: np.ndarray, axis: int) -> np.ndarray:
-    """(n,): which slices across `axis` have a voxel of the mask."""
+    """Return (n,) which slices perpendicular to `axis` have a voxel of the mask."""
     return np.asarray(mask.any(axis=_others(axis)))
 
 
@@ -246,14 +246,15 @@ def _nonempty(mask: np.ndarray, axis: int) -> list[int]:
 
 
 def _axis_of(name: Any, affine: Any, source: str) -> int:
-    """The array axis that a plane's name, or the axis's own number, stands for."""
+    """Return the array axis of a plane's name, or of an axis number."""
     planes = plane_names(affine)
     if str(name).lower() in planes:
         return planes.index(str(name).lower())
     if str(name) in ("0", "1", "2"):
         return int(name)
     raise DataError(
-        f"{source}: annotated_slices names {name!r}, which is no plane and no axis; {SPECIFICATION}. Correct it."
+        f"{source}: annotated_slices contains {name!r}, which is neither a plane nor an axis; {SPECIFICATION}. "
+        "Correct it."
     )
 
 
@@ -264,6 +265,6 @@ def _checked_indices(indices: Any, key: Any, count: float, source: str) -> list[
         raise DataError(
             f"{source}: annotated_slices lists {bad[0]!r} under {str(key)!r}"
             + (f", where the label map has the slices 0 ... {count - 1}" if count < np.inf else "")
-            + ". Indices are whole numbers and count from 0 (ITK-SNAP shows them from 1); correct it."
+            + ". Indices are whole numbers and count from 0 (from 1 in ITK-SNAP); correct it."
         )
     return [int(i) for i in listed]

@@ -1,4 +1,4 @@
-"""Which cases to train on, and which to judge by."""
+"""Splits of cases into training and validation."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ def split_cases(
 ) -> tuple[list[Case], list[Case]]:
     """Split cases into training and validation.
 
-    A single case is used for both: its annotated slices are learned from, and the rest of it is predicted.
+    A single case is used for both: the network learns from its annotated slices, and predicts the rest of it.
 
     Args:
-        cases: of a :class:`~sparse3dunet.data.datalist.DataSet`.
-        val_fraction: share of the cases, at least one, that validation takes; 0 puts *all* cases into both parts, to
-            densify the volumes that were annotated.
-        seed: of the random split.
-        split_file: JSON file ``{"train": [names], "val": [names]}`` that decides instead.
-        validation: names of the cases that the data set itself sets apart, which decide where there is no split file
-            and `val_fraction` is not 0.
+        cases: cases of a :class:`~sparse3dunet.data.datalist.DataSet`.
+        val_fraction: share of the cases for validation, at least one; 0 puts *all* cases into both parts, to densify
+            the annotated volumes.
+        seed: seed of the random split.
+        split_file: JSON file ``{"train": [names], "val": [names]}`` with a fixed split.
+        validation: names of the cases that the data set itself sets apart for validation, used if there is no split
+            file and `val_fraction` is not 0.
 
     Raises:
         DataError: when the split file is unreadable, names an unknown case or leaves a part empty, or the fraction is
@@ -63,29 +63,29 @@ def _split_by_file(cases: Sequence[Case], path: Path) -> tuple[list[Case], list[
             raise DataError(f'{path}: expected a list of case names under "{part}", found {names!r}.')
         unknown = [str(name) for name in names if str(name) not in by_name]
         if unknown:
-            raise DataError(f'{path}: "{part}" names cases that the data set lacks: {", ".join(unknown[:5])}.')
+            raise DataError(f'{path}: cases under "{part}" are not in the data set: {", ".join(unknown[:5])}.')
         parts.append([by_name[str(name)] for name in names])
     both = [case_name(case[IMAGE]) for case in parts[0] if case in parts[1]]
     if both:
         raise DataError(
-            f"{path}: in both parts: {', '.join(both[:5])}. Validation on what is trained on tells nothing of new "
-            "volumes; to densify all volumes, pass --val_fraction 0 instead of a split file."
+            f"{path}: cases in both parts: {', '.join(both[:5])}. Validation on training cases does not show how good "
+            "predictions of new volumes are; to densify all volumes, pass --val_fraction 0 instead of a split file."
         )
     return parts[0], parts[1]
 
 
 def cases_to_score(cases: Sequence[Case], training: Sequence[str], validation: Sequence[str]) -> list[Case]:
-    """The cases by which to judge a model, given the names of those that it was trained and validated on.
+    """Return the cases to evaluate a model on, given the names of its training and validation cases.
 
-    Those that it was validated on, if the data set has them all; otherwise, for another data set, all cases. Prints
-    which, and says so where they were trained on too.
+    These are its validation cases, if the data set has them all; otherwise, for another data set, all cases. The cases
+    are printed, and whether the model was trained on them.
     """
     held_out = [case for case in cases if case_name(case[IMAGE]) in set(validation)]
     chosen = held_out if held_out and len(held_out) == len(set(validation)) else list(cases)
     names = [case_name(case[IMAGE]) for case in chosen]
     shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
     if set(names) & set(training):
-        note = "all or some of which the model was trained on: scores on annotated voxels tell nothing of others"
+        note = "all or some of which the model was trained on (scores on annotated voxels do not apply to others)"
     else:
         note = "which the model was not trained on"
     print(f"Scoring {len(names)} volume(s), {note}: {shown}")
@@ -93,8 +93,8 @@ def cases_to_score(cases: Sequence[Case], training: Sequence[str], validation: S
 
 
 def share_cases(cases: Sequence[Case], rank: int, ranks: int) -> list[Case]:
-    """The cases that one of several processes validates: every so many; all of them where there are fewer than ranks.
+    """Return the cases that one of several processes validates: every `ranks`-th; all if there are fewer than ranks.
 
-    In the latter case each process comes to the same scores by itself, since none may be without a volume.
+    In the latter case all processes compute the same scores, as none may be without a volume.
     """
     return list(cases[rank::ranks] if len(cases) >= ranks else cases)

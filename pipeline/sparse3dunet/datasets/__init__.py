@@ -1,1 +1,1 @@
-"""Data that are built in: a brain; and how such are written."""
+"""Built-in data sets, and how they are written."""

@@ -1,4 +1,4 @@
-"""Write data sets in the Medical Segmentation Decathlon's layout: those that the package makes itself."""
+"""Writing of data sets in the Medical Segmentation Decathlon's layout."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ FOLDERS = {IMAGE: "imagesTr", LABEL: "labelsTr", REFERENCE: "labelsTr_dense"}
 
 @dataclass(frozen=True)
 class DenseCase:
-    """A volume with a dense label, from which a sparse one is made.
+    """Volume with a dense label, from which a sparse one is made.
 
     Attributes:
-        file_name: of its three files, with its suffix.
-        image: (X, Y, Z).
-        dense: (X, Y, Z) uint8, the class of each voxel.
+        file_name: name of its three files, with suffix.
+        image: (X, Y, Z) intensities.
+        dense: (X, Y, Z) uint8, class of each voxel.
         affine: 4x4, voxel to RAS in mm.
     """
 
@@ -39,14 +39,14 @@ class DenseCase:
 
 
 def new_folder(folder: str | Path) -> Path:
-    """The folder's path, ready for :func:`write_data_set`.
+    """Return the path of a new or empty folder for :func:`write_data_set`.
 
     Raises:
         DataError: when it exists already and is not empty.
     """
     target = Path(folder).expanduser()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise DataError(f"{target.absolute()} exists already; remove it to prepare the data anew.")
+        raise DataError(f"{target.absolute()} already exists; remove it to prepare the data again.")
     return target
 
 
@@ -58,19 +58,19 @@ def write_data_set(
     fields: Mapping[str, Any],
     licence: str,
 ) -> None:
-    """Write a data set whole or not at all, with the annotation of equally spaced slices.
+    """Write a data set atomically, with equally spaced annotated slices.
 
-    ``labelsTr/`` holds the sparse annotation, unlabeled voxels being one past the last class; ``labelsTr_dense/`` the
-    dense label for scoring alone; ``dataset.json`` describes it, and ``LICENSE`` says what may be done with it.
+    ``labelsTr/`` contains the sparse annotation, in which unlabeled voxels are one past the last class;
+    ``labelsTr_dense/`` the dense labels, for scoring only; there are also ``dataset.json`` and ``LICENSE``.
 
     Args:
         folder: from :func:`new_folder`.
-        cases: read one by one.
-        slices_per_axis: annotated slices across each axis, equally spaced within the extent of the foreground.
-        class_names: by value.
-        fields: of ``dataset.json``; added are ``labels``, ``numTraining``, ``training`` and ``kept_slices``, the
-            annotated slices across each axis (of several cases: by file name).
-        licence: the text.
+        cases: cases, read one by one.
+        slices_per_axis: annotated slices per axis, equally spaced within the extent of the foreground.
+        class_names: class names by value.
+        fields: fields of ``dataset.json``; added are ``labels``, ``numTraining``, ``training`` and ``kept_slices``, the
+            annotated slices by axis (for several cases: by file name).
+        licence: text of the licence.
 
     Raises:
         DataError: when it cannot be written, or a case is too small for so many slices.
@@ -79,7 +79,7 @@ def write_data_set(
     kept: dict[str, Slices] = {}
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        # An interrupted preparation must not pass for a data set.
+        # An interrupted preparation must not look like a data set.
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
             draft = Path(scratch) / "data"
             for case in cases:

@@ -1,7 +1,7 @@
-"""The built-in real data: the ICBM 2009a MNI152 T1 template with gray and white matter, sparsely annotated.
+"""Built-in data: the ICBM 2009a MNI152 T1 template with sparsely annotated gray and white matter.
 
-nilearn ships the template and its tissue maps inside its wheel, so that nothing is downloaded. Prepared by
-``python -m sparse3dunet.datasets.mni152 [FOLDER]`` and, where its default folder is absent, by the training config.
+The template and its tissue maps are in nilearn's wheel, so nothing is downloaded. The data are prepared by
+``python -m sparse3dunet.datasets.mni152 [FOLDER]``, or by the training config if its default folder is missing.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ NeuroImage 54(1), 2011.
 
 
 def load_template(spacing: int = SPACING) -> tuple[nib.Nifti1Image, np.ndarray]:
-    """The T1 template (intensities 0 ... 1) and its label map (X, Y, Z) uint8, both at `spacing` mm (1 or more).
+    """Return the T1 template (intensities 0 ... 1) and its label map (X, Y, Z) uint8, both at `spacing` mm (1 or more).
 
-    A voxel is gray (1) or white (2) matter by the larger of the two maps where that is over one half, else background.
+    A voxel is gray (1) or white (2) matter by the larger of the two maps if that is over one half, else background.
 
     Raises:
         DataError: when nilearn is not installed.
@@ -49,7 +49,7 @@ def load_template(spacing: int = SPACING) -> tuple[nib.Nifti1Image, np.ndarray]:
         from nilearn.datasets import load_mni152_gm_template, load_mni152_template, load_mni152_wm_template
     except ImportError as error:
         raise DataError(
-            "the built-in data comes with the package nilearn, which is not installed: pip install nilearn, "
+            "the built-in data come with the package nilearn, which is not installed: pip install nilearn, "
             "or pass your own data with --dataset_dir FOLDER."
         ) from error
     image = load_mni152_template(resolution=spacing)
@@ -60,12 +60,12 @@ def load_template(spacing: int = SPACING) -> tuple[nib.Nifti1Image, np.ndarray]:
 
 
 def prepare(folder: str | Path = DEFAULT_DIR, slices_per_axis: int = SLICES_PER_AXIS, spacing: int = SPACING) -> Path:
-    """Write the data set, at `spacing` mm, to `folder` in the Decathlon's layout, and return it; replaces nothing.
+    """Write the data set, at `spacing` mm, to `folder` in the Decathlon's layout, and return the folder.
 
-    ``labelsTr/`` holds the sparse annotation (unlabeled: 3), ``labelsTr_dense/`` the dense label for scoring alone.
+    ``labelsTr/`` contains the sparse annotation (unlabeled: 3), ``labelsTr_dense/`` the dense label, for scoring only.
 
     Raises:
-        DataError: when `folder` exists already and is not empty, cannot be written, or nilearn is missing.
+        DataError: when `folder` already exists and is not empty, cannot be written, or nilearn is missing.
     """
     target = new_folder(folder)
     image, dense = load_template(spacing)
@@ -83,13 +83,13 @@ def prepare(folder: str | Path = DEFAULT_DIR, slices_per_axis: int = SLICES_PER_
 
 
 def ensure_default(dataset_dir: str | Path | None) -> str:
-    """Return `dataset_dir`, having prepared the built-in data if it is their default folder, or in it, and absent.
+    """Return `dataset_dir`; if it is the missing default folder, or in it, prepare the built-in data first.
 
     Raises:
-        DataError: when it is None, as in a packaged bundle, which has no data of its own.
+        DataError: when it is None, as in a packaged bundle, which contains no data.
     """
     if dataset_dir is None:
-        raise DataError("no data are named: pass --dataset_dir FOLDER.")
+        raise DataError("no data set is given: pass --dataset_dir FOLDER.")
     dataset_dir = str(dataset_dir)  # the command line makes an integer of a folder named 2024
     default = Path(DEFAULT_DIR)
     if default in (Path(dataset_dir), *Path(dataset_dir).parents) and not default.exists():
@@ -99,16 +99,16 @@ def ensure_default(dataset_dir: str | Path | None) -> str:
 
 
 def ensure_defaults(sources: str | Path | list[str] | None) -> list[str]:
-    """Several sources, or one, as :func:`ensure_default` returns each."""
+    """Apply :func:`ensure_default` to several sources, or one."""
     return [ensure_default(source) for source in (sources if isinstance(sources, list) else [sources])]
 
 
 def main() -> None:
-    """The command ``python -m sparse3dunet.datasets.mni152``."""
+    """Run the command ``python -m sparse3dunet.datasets.mni152``."""
     parser = argparse.ArgumentParser(
         prog="python -m sparse3dunet.datasets.mni152", description="Prepare built-in data."
     )
-    parser.add_argument("folder", nargs="?", default=DEFAULT_DIR, help=f"where to (default: {DEFAULT_DIR})")
+    parser.add_argument("folder", nargs="?", default=DEFAULT_DIR, help=f"output folder (default: {DEFAULT_DIR})")
     parser.add_argument("--slices", type=int, default=SLICES_PER_AXIS, help="annotated slices per axis (default: 3)")
     arguments = parser.parse_args()
     if arguments.slices < 1:

@@ -1,4 +1,4 @@
-"""From what is known of a volume's voxels to the classes of best Dice, and what is expected of these."""
+"""Segmentation from class probabilities by highest expected Dice, and its expected quality."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from sparse3dunet.propagation.calibration import dice as dice_of
 
 @dataclass(frozen=True)
 class Annotation:
-    """What the user annotated of a case, on the image's grid and in the file's order of axes.
+    """Annotation of a case, on the image's grid and in the file's order of axes.
 
     Attributes:
         raw: (X, Y, Z) values on disk.
         numbers: (X, Y, Z) class numbers, 0 where unlabeled.
-        annotated: (X, Y, Z) boolean.
+        annotated: (X, Y, Z) boolean, whether a voxel is annotated.
     """
 
     raw: np.ndarray
@@ -33,14 +33,14 @@ class Annotation:
 
 
 class Densifier(Predictor):
-    """A predictor of annotated images: propagation's probabilities and the network's, and the classes of best Dice.
+    """Predictor for annotated images that combines the probabilities of propagation and network.
 
     Args:
-        name_of: of the case whose (first) image file is given.
-        annotation_of: likewise.
-        outlook_of: of a case, by its name.
+        name_of: returns the name of the case whose (first) image file is given.
+        annotation_of: returns the annotation of that case.
+        outlook_of: returns the outlook of a case by its name.
         keep_annotation: whether annotated voxels keep their label.
-        arguments: of :class:`~sparse3dunet.inference.predictor.Predictor`.
+        arguments: arguments of :class:`~sparse3dunet.inference.predictor.Predictor`.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Densifier(Predictor):
         outlook, annotation = self.outlook_of(name), self.annotation_of(path)
         network = None
         if outlook.share:
-            self.probabilities = True  # of the network, which are no result
+            self.probabilities = True  # of the network alone; not part of the result
             try:
                 network = np.moveaxis(np.asarray(super().__call__(volumes, scratch).probabilities), -1, 0)
             finally:
@@ -85,7 +85,7 @@ class Densifier(Predictor):
 
 
 def decided(prob: np.ndarray, box: tuple[slice, ...], annotation: Annotation) -> tuple[np.ndarray, np.ndarray]:
-    """The classes (X, Y, Z) of best Dice by probabilities (K, X', Y', Z') within a box; and that Dice, as expected."""
+    """Return classes (X, Y, Z) by probabilities (K, X', Y', Z') within a box, and their expected Dice (K,)."""
     classes, dice = decide(prob.reshape(len(prob), -1), ~annotation.annotated[box].ravel())
     numbers = np.zeros(annotation.numbers.shape, classes.dtype)
     numbers[box] = classes.reshape(prob.shape[1:])
@@ -93,11 +93,11 @@ def decided(prob: np.ndarray, box: tuple[slice, ...], annotation: Annotation) ->
 
 
 def expected(outlook: Outlook, dice: np.ndarray, counts: np.ndarray) -> Expected:
-    """What is expected of a volume, and what its held-out voxels tell of that."""
+    """Return the expected quality of a volume, and the quality on its held-out voxels."""
     held = outlook.propagated.held
-    nothing = np.full(len(dice), np.nan)
+    missing = np.full(len(dice), np.nan)
     if held is None:
-        return Expected(dice, nothing, nothing, counts)
+        return Expected(dice, missing, missing, counts)
     prob = outlook.own(held.prob, held.distance)
     classes, _ = decide(prob, np.ones(len(held.label), bool))
     found = dice_of(classes, held.label, held.weight, len(dice))

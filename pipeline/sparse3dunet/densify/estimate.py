@@ -1,10 +1,10 @@
-"""How good a segmentation is likely to be where nothing is annotated, by what was held out.
+"""Estimate of a segmentation's quality on unlabeled voxels, from held-out annotation.
 
-Annotated voxels are held out, in whole slices and in blocks, and judged by methods that did not know them. By these,
-probabilities are calibrated for each distance from annotation, and the segmentation's Dice follows from the calibrated
-probabilities of the voxels that nobody annotated, each at its own distance, and what is known to be wrong with that: in
-stacks it promises too much, with slices in several planes too little. Its interval grows with what is missing to
-a Dice of 1, and with the difference between what probabilities promise and what is found on held-out voxels.
+Annotated voxels are held out, in whole slices and in blocks, and segmented by methods that did not see them. On these,
+probabilities are calibrated for each distance from annotation. The Dice is computed from the calibrated probabilities
+of the unlabeled voxels, each at its own distance, and corrected for known bias: it is too high for stacks of slices and
+too low for slices in several planes. The width of the interval grows with 1 - Dice, and with the difference between the
+Dice that probabilities predict on held-out voxels and the one found there.
 """
 
 from __future__ import annotations
@@ -23,38 +23,38 @@ from sparse3dunet.data.slices import Slices
 from sparse3dunet.training.engines import score_text
 
 ERROR_SHARE, SLICES_SHARE, GAP_SHARE, LEAST_WIDTH = 0.15, 0.8, 0.25, 0.01
-"""Half the 90 % interval: of 1 - Dice, a share and one that falls with the root of the number of slices; of the gap
-between promise and finding; and what is always there."""
+"""Half width of the 90 % interval: share of 1 - Dice, share of it that falls with the root of the number of slices,
+share of the gap between predicted and found Dice, and minimum."""
 CLASS_WIDTH = 1.6
-"""Times as wide is the interval of a single class."""
+"""Factor by which the interval of a single class is wider."""
 OF_STACK, OF_AXES = 1.25, 0.8
-"""Times the expected 1 - Dice, where all annotated slices lie in one plane: held-out blocks of these are surrounded by
-annotation in their plane, as no voxel between them is. Where they lie in several: what is held out was judged by much
+"""Factors on the expected 1 - Dice for slices in one plane and in several. In one plane, held-out blocks are surrounded
+by annotation within their plane, unlike the voxels between slices. In several, held-out voxels are segmented from much
 less annotation than there is. Measured on scans of five kinds."""
 USELESS = 0.5
 """Expected Dice below which a result is likely to be useless."""
 EXPLANATION = (
-    "Annotated voxels were held out, in whole slices and in blocks of them, and segmented by methods that did not "
-    "know them. By these, probabilities are calibrated for each distance from annotation; the Dice follows from those "
-    "of the voxels that are not annotated, each at its own distance, and is corrected for what is known to be wrong "
-    "with that: in stacks of slices it promises too much, with slices in several planes too little. The interval is "
-    "made to hold the true mean Dice in 9 of 10 cases."
+    "Annotated voxels were held out, in whole slices and in blocks, and segmented by methods that did not see them. On "
+    "these, probabilities are calibrated for each distance from annotation. The Dice is computed from the calibrated "
+    "probabilities of the unlabeled voxels, each at its own distance, and corrected for known bias: it is too high for "
+    "stacks of slices and too low for slices in several planes. The interval is meant to contain the true mean Dice in "
+    "9 of 10 cases."
 )
-"""How Dice and its interval are told, for people."""
+"""Explanation of the estimate for users."""
 
 
 @dataclass(frozen=True)
 class ClassEstimate:
-    """Scores of a class; None where nothing that shows it could be held out (not evaluable).
+    """Scores of a class; None if no voxel of it could be held out (not evaluable).
 
     Attributes:
-        name: of the class.
-        dice: expected on voxels that are not annotated, the mean over the volumes that show the class.
+        name: name of the class.
+        dice: expected Dice on unlabeled voxels, mean over the volumes that show the class.
         low: lower end of its 90 % interval.
         high: upper end.
-        iou: expected likewise.
-        slices: n, the annotated slices that show the class.
-        held_out_dice: on held-out voxels, which lie farther from annotation.
+        iou: expected IoU on unlabeled voxels.
+        slices: number n of annotated slices that show the class.
+        held_out_dice: Dice on held-out voxels, which lie farther from annotation.
     """
 
     name: str
@@ -68,17 +68,17 @@ class ClassEstimate:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What held-out annotation tells of the segmentation of the rest.
+    """Estimated quality of the segmentation on unlabeled voxels.
 
     Attributes:
-        classes: by class number; empty where nothing could be held out.
-        slices: annotated ones, that were held out.
-        volumes: of which something was held out.
-        folds: parts of whole slices that were held out.
+        classes: scores by class number; empty if nothing could be held out.
+        slices: number of annotated slices that were held out.
+        volumes: number of volumes of which something was held out.
+        folds: number of parts of whole slices that were held out.
         low: lower end of the 90 % interval of :attr:`mean_dice`.
         high: upper end.
         reason: why nothing was held out.
-        warnings: why the result is likely to be useless, and what to do; empty where it is not.
+        warnings: why the result is likely to be useless, and what to do; empty if it is usable.
     """
 
     classes: list[ClassEstimate] = field(default_factory=list)
@@ -92,28 +92,28 @@ class Estimate:
 
     @property
     def mean_dice(self) -> float | None:
-        """Over the classes but the background; None where none is evaluable."""
+        """Mean over the classes except the background; None if none is evaluable."""
         return _mean([c.dice for c in self.classes[1:]])
 
     @property
     def mean_iou(self) -> float | None:
-        """Over all classes; None where none is evaluable."""
+        """Mean over all classes; None if none is evaluable."""
         return _mean([c.iou for c in self.classes])
 
     @property
     def mean_held_out_dice(self) -> float | None:
-        """As :attr:`mean_dice`, on held-out voxels."""
+        """Like :attr:`mean_dice`, on held-out voxels."""
         return _mean([c.held_out_dice for c in self.classes[1:]])
 
     @property
     def usable(self) -> bool:
-        """Whether the result is likely to be of use."""
+        """Whether the result is likely to be useful."""
         return not self.warnings
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values, of which :meth:`from_json` makes the estimate again."""
-        told = {"mean_dice": self.mean_dice, "mean_dice_interval": [self.low, self.high], "mean_iou": self.mean_iou}
-        return {**told, "usable": self.usable, **asdict(self)}
+        """Return plain values, from which :meth:`from_json` restores the estimate."""
+        means = {"mean_dice": self.mean_dice, "mean_dice_interval": [self.low, self.high], "mean_iou": self.mean_iou}
+        return {**means, "usable": self.usable, **asdict(self)}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Estimate:
@@ -123,13 +123,13 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Expected:
-    """What is expected of a volume.
+    """Expected quality of a volume.
 
     Attributes:
-        dice: (K,) on unlabeled voxels; NaN for a class that is not expected there.
-        held_out: (K,) found on held-out voxels; NaN for a class that they don't show.
-        promised: (K,) on the same voxels, by calibrated probabilities.
-        counts: (K,) voxels of each class in the segmentation.
+        dice: (K,) expected Dice on unlabeled voxels; NaN for a class that is not expected there.
+        held_out: (K,) Dice found on held-out voxels; NaN for a class that they don't show.
+        promised: (K,) Dice predicted on the same voxels from calibrated probabilities.
+        counts: (K,) number of voxels of each class in the segmentation.
     """
 
     dice: np.ndarray
@@ -139,13 +139,13 @@ class Expected:
 
 
 def corrected(dice: np.ndarray, slices: Slices | None) -> np.ndarray:
-    """(K,) what is to be expected, from what calibrated probabilities promise (K,); see :data:`OF_STACK`.
+    """Return the Dice (K,) corrected for bias; see :data:`OF_STACK`.
 
-    In between, where few slices cross a stack, the factor is, too.
+    Where few slices cross a stack, the factor lies in between.
 
     Args:
-        dice: promised.
-        slices: annotated, by axis; None: no whole ones.
+        dice: (K,) Dice predicted from calibrated probabilities.
+        slices: annotated slices, by axis; None: no whole slices.
     """
     counts = [len(of_axis) for of_axis in slices or []]
     if not any(counts):
@@ -162,15 +162,15 @@ def estimate(
     folds: int,
     class_names: Sequence[str],
 ) -> Estimate:
-    """The estimate over some volumes.
+    """Return the estimate over several volumes.
 
     Args:
-        found: by name of each volume of which something was held out, at least one.
-        counts: (K,) voxels of each class in all segmentations, without the annotated ones.
+        found: expected quality of each volume of which something was held out, by name; at least one.
+        counts: (K,) number of unlabeled voxels of each class in all segmentations.
         slices: by class, the number of annotated slices that show it.
-        total: of annotated slices.
-        folds: parts of whole slices that were held out.
-        class_names: by class number.
+        total: total number of annotated slices.
+        folds: number of parts of whole slices that were held out.
+        class_names: class names by class number.
     """
     shown = np.array([~np.isnan(e.held_out) for e in found.values()])
     dice = _column([np.where(s, e.dice, np.nan) for e, s in zip(found.values(), shown)])
@@ -197,30 +197,30 @@ def _half_width(value: float, gap: float, slices: int) -> float:
 
 
 def _warnings(counts: np.ndarray, classes: Sequence[ClassEstimate], mean: float, total: int) -> list[str]:
-    """Why a result is likely to be useless."""
-    told = []
+    """Return why a result is likely to be useless."""
+    warnings = []
     if not np.isnan(mean) and mean < USELESS:
-        told.append(
-            f"the mean Dice to be expected is {mean:.2f}: annotate more slices, those suggested below first, and look "
-            "whether the scan shows what was annotated."
+        warnings.append(
+            f"the expected mean Dice is {mean:.2f}. Annotate more slices, those suggested below first, and check that "
+            "the scan shows what was annotated."
         )
     shown = [bool(entry.slices or (not total and entry.held_out_dice is not None)) for entry in classes]  # or scribbles
     lost = [entry.name for entry, count, there in zip(classes, counts, shown) if there and not count]
     if lost:
-        told.append(f"annotated, but found nowhere else: {', '.join(lost)}. Annotate more slices that show it.")
-    return told
+        warnings.append(f"annotated, but found nowhere else: {', '.join(lost)}. Annotate more slices that show it.")
+    return warnings
 
 
 def show(found: Estimate) -> None:
-    """Print the estimate as a table, and before it what is wrong."""
+    """Print the warnings, then the estimate as a table."""
     console = Console()
     for warning in found.warnings:
         console.print(f"This result is likely to be useless: {escape(warning)}", style="bold", highlight=False)
     if not found.classes:
         console.print(f"Quality: not evaluable (n = 0): {escape(found.reason)}", highlight=False, soft_wrap=True)
         return
-    what = f"{found.slices} annotated slice(s)" if found.slices else "blocks of the annotation"
-    table = Table(title=f"Quality, by {what}, held out in turn", box=box.SIMPLE_HEAD)
+    source = f"{found.slices} annotated slice(s)" if found.slices else "blocks of the annotation"
+    table = Table(title=f"Quality estimate from {source}, held out in turn", box=box.SIMPLE_HEAD)
     for heading in ("class", "n", "Dice", "90 % interval", "IoU", "held-out Dice"):
         table.add_column(heading, justify="left" if heading == "class" else "right")
     for entry in found.classes:
@@ -234,19 +234,19 @@ def show(found: Estimate) -> None:
     means = (score_text(found.mean_dice), interval_text(found.low, found.high), score_text(found.mean_iou))
     table.add_row("mean", "", *means, score_text(found.mean_held_out_dice))
     table.caption = (
-        "n: annotated slices that show the class. Dice, IoU: expected where nothing is annotated. Held-out Dice: on "
-        "annotated voxels that were held out, farther from annotation. Mean Dice: without background; mean IoU: all."
+        "n: annotated slices that show the class. Dice, IoU: expected on unlabeled voxels. Held-out Dice: on held-out "
+        "annotated voxels, which lie farther from annotation. Mean Dice: without background; mean IoU: all classes."
     )
     console.print(table)
 
 
 def interval_text(low: float | None, high: float | None) -> str:
-    """As 0.87 to 0.93; empty where there is none."""
+    """Return the interval as "0.87 to 0.93"; empty if there is none."""
     return "" if low is None or high is None else f"{low:.2f} to {high:.2f}"
 
 
 def _column(rows: Sequence[np.ndarray]) -> np.ndarray:
-    """(K,) means over volumes, of those that are not NaN."""
+    """Return means (K,) over volumes, ignoring NaN."""
     table = np.array(rows)
     there = ~np.isnan(table)
     return np.where(there.any(0), np.nansum(table, 0) / np.maximum(there.sum(0), 1), np.nan)

@@ -1,4 +1,4 @@
-"""A scan and its annotation, in whatever formats, as a datalist that can be trained on."""
+"""Datalists made from a scan and its annotation, in any supported formats."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from sparse3dunet.models.checkpoints import replace_file
 
 DATALIST = "datalist.json"
 IGNORE = "ignore"
-"""What data sets name the value of unlabeled voxels."""
+"""Name of the value of unlabeled voxels in data sets."""
 BACKGROUND = "background"
 UNLABELED_NAMES = (IGNORE, "ignored", "unlabeled", "unlabelled", "unannotated")
-"""Of segments that cover what nobody annotated."""
+"""Names of segments that cover unlabeled voxels."""
 MANY_VALUES = 30
-"""In an annotation, more than which make one ask whether it is the scan."""
+"""Number of values in an annotation above which it may be the scan."""
 EXPECTED = (
     "a scan and its annotation (SCAN ANNOTATION: two files, or the folder of a DICOM series and a file), or a data set "
     "(a folder, or a JSON datalist)"
@@ -47,11 +47,11 @@ def prepare(
     ignore_index: int | Sequence[int] | None = None,
     annotated_slices: Any = None,
 ) -> str:
-    """What to train on: a data set as it is, or the datalist made of a scan and its annotation.
+    """Return the data set to train on: the given one, or the datalist made from a scan and its annotation.
 
     Args:
         sources: a folder or a JSON datalist; or a scan and its annotation, see :func:`prepare_pair`.
-        folder: for the datalist and what it lists.
+        folder: folder for the datalist and the files that it lists.
         ignore_index: see :func:`prepare_pair`.
         annotated_slices: see :func:`prepare_pair`.
 
@@ -89,27 +89,27 @@ def prepare_pair(
     ignore_index: int | Sequence[int] | None = None,
     annotated_slices: Any = None,
 ) -> Path:
-    """Write a datalist of one case, whose name is the scan's.
+    """Write a datalist of one case, named after the scan.
 
-    NIfTI files are listed as they are; others are written as NIfTI into the folder, and kept there for as long as what
-    they were made from does not change. An annotation on a part of the scan's grid, to which 3D Slicer crops
-    segmentations, is put where it belongs; outside of it is 0, or what means unlabeled in it. Of a segmentation of 3D
-    Slicer's, the segments' names become the classes'; what is in no segment is unlabeled where a segment is named
-    background, else what :func:`~sparse3dunet.data.conventions.infer` says.
+    NIfTI files are listed as they are; others are converted to NIfTI in the folder, and kept there until their sources
+    change. An annotation on a part of the scan's grid, to which 3D Slicer crops segmentations, is pasted into the whole
+    grid; outside of it is 0, or its value for unlabeled. The segment names of a 3D Slicer segmentation become the class
+    names. Voxels in no segment are unlabeled if a segment is named background; otherwise
+    :func:`~sparse3dunet.data.conventions.infer` decides.
 
     Args:
-        scan: a NIfTI, NRRD, MetaImage or DICOM file, or the folder of a DICOM series; of one or several channels.
+        scan: a NIfTI, NRRD, MetaImage or DICOM file, or the folder of a DICOM series; one or several channels.
         annotation: NIfTI, NRRD, .seg.nrrd or MetaImage.
-        folder: for the datalist and the files made; of its own, as files in it may be replaced.
-        ignore_index: values that an option says are unlabeled.
-        annotated_slices: that an option says; with either, nothing is inferred of segments.
+        folder: folder for the datalist and the converted files; files in it may be replaced.
+        ignore_index: values of unlabeled voxels, if set by an option.
+        annotated_slices: annotated slices, if set by an option; with either, nothing is inferred from segments.
 
     Returns:
         Path of the datalist.
 
     Raises:
-        DataError: when a file is missing, damaged or no label map, both are one, or the annotation's grid is no part of
-            the scan's; when a segmentation has overlapping segments, or does not tell what is unlabeled.
+        DataError: when a file is missing, damaged or no label map, both are the same, or the annotation's grid is no
+            part of the scan's; when segments overlap, or it cannot be inferred which voxels are unlabeled.
     """
     scan, annotation, folder = _absolute(scan), _absolute(annotation), _absolute(folder)
     _check_files(scan, annotation)
@@ -117,14 +117,14 @@ def prepare_pair(
     image, label = read_image(scan), read_image(annotation)
     _check_label(label, image, segments)
     given = [ignore_index] if isinstance(ignore_index, int) else list(ignore_index or [])
-    is_said = bool(given) or annotated_slices is not None
+    is_declared = bool(given) or annotated_slices is not None
     is_part = sorted(label.data.shape) != sorted(image.spatial_shape)
-    told = _unlabeled_in(label) if is_part and not segments and not is_said else ()
-    outside = 0 if segments else next(iter(given or told), 0)
+    inferred = _unlabeled_in(label) if is_part and not segments and not is_declared else ()
+    outside = 0 if segments else next(iter(given or inferred), 0)
     placed = _on_grid_of(image, label, outside)
     labels = _labels(segments, given, annotation)
-    declared: dict[str, Any] = {"ignore_index": list(told)} if told else {}
-    if labels and not is_said:
+    declared: dict[str, Any] = {"ignore_index": list(inferred)} if inferred else {}
+    if labels and not is_declared:
         declared = _infer(placed, annotation, labels)
     folder.mkdir(parents=True, exist_ok=True)
     made = _Made(folder, (scan, annotation))
@@ -149,7 +149,7 @@ def _write_datalist(folder: Path, content: Mapping[str, Any]) -> Path:
 
 
 def annotation_of(datalist: str | Path) -> str | None:
-    """The file that :func:`prepare_pair` made a datalist from; None for other data sets."""
+    """Return the annotation file that :func:`prepare_pair` made a datalist from; None for other data sets."""
     with contextlib.suppress(DataError, AttributeError):
         content = read_json(Path(datalist)) if Path(datalist).name == DATALIST else {}
         annotation = content.get("annotation")
@@ -162,14 +162,14 @@ def _absolute(path: str | Path) -> Path:
 
 
 def _name(scan: Path) -> str:
-    """The case's name, whatever letters the file's ending is written in."""
+    """Return the name of the case; the case of the file suffix does not matter."""
     if scan.is_dir():
         return scan.name
     suffix = image_suffix(scan)
     return scan.name[: -len(suffix)].removesuffix("_0000") if suffix else case_name(scan)
 
 
-# What is wrong with the files
+# Checks of the files
 
 
 def _check_files(scan: Path, annotation: Path) -> None:
@@ -193,14 +193,14 @@ def _check_label(label: Volume, image: Volume, segments: Mapping[int, str]) -> N
     """Raise DataError unless an annotation is a label map, in one layer."""
     if label.data.ndim == 4 and segments:
         raise DataError(
-            f"{label.path}: a segmentation in {label.num_channels} layers, since segments overlap or were once allowed "
-            "to; expected one layer. In 3D Slicer, export it as a label map (Data module, right click: Export visible "
-            "segments to binary labelmap) and save that as .nii.gz; or set Allow overlap in the Segment Editor's "
-            "masking to no, edit it, and save it again."
+            f"{label.path}: the segmentation has {label.num_channels} layers, because segments overlap or were once "
+            "allowed to; expected one layer. In 3D Slicer, export it as a label map (Data module, right click: Export "
+            "visible segments to binary labelmap) and save that as .nii.gz; or set Allow overlap in the Segment "
+            "Editor's masking to no, edit it, and save it again."
         )
     if label.data.ndim == 4:
         raise DataError(
-            f"{label.path}: holds {label.num_channels} channels, shape {label.data.shape}; expected a label map with "
+            f"{label.path}: found {label.num_channels} channels, shape {label.data.shape}; expected a label map with "
             "one number per voxel. Export it as one label map. The order is: SCAN ANNOTATION."
         )
     values = values_found(label.data)
@@ -219,7 +219,7 @@ def _check_label(label: Volume, image: Volume, segments: Mapping[int, str]) -> N
 
 
 def _segments(annotation: Path) -> dict[int, str]:
-    """The segments' names by their values; empty for what is no segmentation of 3D Slicer's."""
+    """Return segment names by value; empty if the file is not a segmentation of 3D Slicer."""
     if image_suffix(annotation) not in NRRD_SUFFIXES:
         return {}
     header = itk_header(annotation, "NrrdImageIO")
@@ -227,11 +227,11 @@ def _segments(annotation: Path) -> dict[int, str]:
     numbers = sorted({int(found[1]) for key in metadata if (found := re.match(r"Segment(\d+)_", key))})
     segments: dict[int, str] = {}
     for number in numbers:
-        value = metadata.get(f"Segment{number}_LabelValue", "1").strip()  # older versions write none, each in a layer
+        value = metadata.get(f"Segment{number}_LabelValue", "1").strip()  # older versions: none, one layer per segment
         name = metadata.get(f"Segment{number}_Name", "").strip() or f"segment {number + 1}"
         if not value.isdecimal() or not int(value):
             raise DataError(
-                f"{annotation}: the segment {name!r} has the value {value!r}; expected a whole number from 1 on. Save "
+                f"{annotation}: the segment {name!r} has the value {value!r}; expected a positive whole number. Save "
                 "the segmentation again in 3D Slicer."
             )
         segments[int(value)] = name
@@ -239,7 +239,7 @@ def _segments(annotation: Path) -> dict[int, str]:
 
 
 def _labels(segments: Mapping[int, str], ignore_index: Sequence[int], annotation: Path) -> dict[int, str]:
-    """The classes' names by value, and those of what is unlabeled, as data sets declare them; empty for no segments."""
+    """Return the names of classes and of unlabeled values, as data sets declare them; empty without segments."""
     if not segments:
         return {}
     names = {v: IGNORE if name.lower() in UNLABELED_NAMES else name for v, name in segments.items()}
@@ -249,16 +249,16 @@ def _labels(segments: Mapping[int, str], ignore_index: Sequence[int], annotation
     classes = [name for name in labels.values() if name != IGNORE]
     if len(classes) < 2:
         raise DataError(
-            f"{annotation}: its segments are {', '.join(segments.values())}; expected two classes at least, of which "
-            f"the background may be what is in no segment, found {', '.join(classes) or 'none'}. Add a segment."
+            f"{annotation}: the segments are {', '.join(segments.values())}, which gives the classes "
+            f"{', '.join(classes) or '(none)'}; expected at least two (background: all in no segment). Add a segment."
         )
     return labels
 
 
 def _infer(label: np.ndarray, annotation: Path, labels: dict[int, str]) -> dict[str, Any]:
-    """Adds to the labels what means unlabeled, and returns what else the datalist declares.
+    """Add the unlabeled values to the labels, and return what else the datalist declares.
 
-    A segment for what is left out tells only a part: beside annotated slices, what is in no segment is unlabeled, too.
+    A segment for unlabeled voxels need not cover all: next to annotated slices, voxels in no segment are unlabeled too.
     """
     unlabeled = [value for value, name in labels.items() if name == IGNORE]
     classes = [value for value, name in labels.items() if name != IGNORE]
@@ -267,7 +267,7 @@ def _infer(label: np.ndarray, annotation: Path, labels: dict[int, str]) -> dict[
     try:
         convention = conventions.infer(label, str(annotation), classes, unlabeled)
     except conventions.UndecidedError as error:
-        raise DataError(f"{error} Or annotate the background, too, in a segment of the name background.") from error
+        raise DataError(f"{error} Or annotate the background too, in a segment named background.") from error
     print(conventions.announcement(convention, str(annotation)))
     labels.update(dict.fromkeys(convention.ignore_index, IGNORE))
     return {} if convention.annotated_slices is None else {ANNOTATED_SLICES: convention.annotated_slices}
@@ -277,7 +277,9 @@ def _infer(label: np.ndarray, annotation: Path, labels: dict[int, str]) -> dict[
 
 
 def _on_grid_of(image: Volume, label: Volume, outside: int) -> np.ndarray:
-    """The label map (X, Y, Z) on the scan's grid, with a value for outside of it; its own array where it lies on it.
+    """Return the label map (X, Y, Z) on the scan's grid, with the value `outside` elsewhere.
+
+    The same array is returned if the label map is on the scan's grid.
 
     Raises:
         DataError: when its grid is no part of the scan's.
@@ -292,16 +294,16 @@ def _on_grid_of(image: Volume, label: Volume, outside: int) -> np.ndarray:
     off = np.abs(places[:3] - corners[:3] - offset[:, None]).max()
     if off > AFFINE_TOLERANCE:
         raise DataError(
-            f"{label.path}: shape {label.data.shape}, whose grid is no part of the scan's, {image.spatial_shape} "
-            f"({image.path}): its voxels lie up to {off:.2g} voxels off; expected the scan's voxel size and "
-            f"directions, and at most {AFFINE_TOLERANCE}. Export it on the scan's grid (in 3D Slicer: with the scan as "
-            "reference volume), or look for a mix-up of files."
+            f"{label.path}: the grid, shape {label.data.shape}, is not a part of the scan's, {image.spatial_shape} "
+            f"({image.path}): voxels are up to {off:.2g} voxels off; expected the scan's voxel size and directions, "
+            f"and at most {AFFINE_TOLERANCE} voxels. Export it on the scan's grid (in 3D Slicer: with the scan as "
+            "reference volume), or check for a mix-up of files."
         )
     return _pasted(turned, image, offset.astype(int), outside)
 
 
 def _turned(label: Volume, image: Volume) -> Volume:
-    """The same label map with its axes in the order and the directions of the scan's, as DICOM readers differ in."""
+    """Return the label map with its axes in the order and directions of the scan's, in which DICOM readers differ."""
     ours, theirs = (nib.io_orientation(volume.affine) for volume in (image, label))
     if np.array_equal(ours, theirs):
         return label
@@ -311,9 +313,10 @@ def _turned(label: Volume, image: Volume) -> Volume:
 
 
 def _unlabeled_in(label: Volume) -> tuple[int, ...]:
-    """The values that mean unlabeled in a label map of a part of the scan, which has fewer of them than a whole one.
+    """Return the unlabeled values in a label map of a part of the scan.
 
-    None where 0 does outside of some slices, or where only numbers of voxels tell it, which depend on what was cropped.
+    Empty if 0 is unlabeled only outside of some slices, or if it would be a guess by voxel counts, which depend on the
+    cropping.
     """
     try:
         convention = conventions.infer(label.data, label.path)
@@ -326,7 +329,7 @@ def _unlabeled_in(label: Volume) -> tuple[int, ...]:
 
 
 def _pasted(label: Volume, image: Volume, offset: np.ndarray, outside: int) -> np.ndarray:
-    """A label map in the scan's shape, whose first voxel lies at `offset`."""
+    """Return an array of the scan's shape with the label map pasted at `offset`."""
     shape = np.array(image.spatial_shape)
     start, stop = np.maximum(offset, 0), np.minimum(offset + label.data.shape, shape)
     pasted = np.full(tuple(shape), outside, np.promote_types(label.data.dtype, np.min_scalar_type(outside)))
@@ -336,21 +339,21 @@ def _pasted(label: Volume, image: Volume, offset: np.ndarray, outside: int) -> n
         pasted[there] = label.data[here]
     if not (pasted != outside).any() and (label.data != outside).any():
         raise DataError(
-            f"{label.path}: lies outside of the scan ({image.path}), from voxel {offset.tolist()} on, "
-            f"where the scan has {image.spatial_shape}; expected the annotation of a part of it. Look for a "
+            f"{label.path}: the annotation lies outside of the scan ({image.path}): it starts at voxel "
+            f"{offset.tolist()} of {image.spatial_shape}; expected the annotation of a part of the scan. Check for a "
             "mix-up of files."
         )
     return pasted
 
 
-# Files that are made
+# Converted files
 
 
 class _Made:
-    """The NIfTI files made in a folder, and what each was made from.
+    """NIfTI files made in a folder, and the sources of each.
 
     Attributes:
-        states: of the files made from, by the name of the file made; as the datalist keeps it.
+        states: states of the sources, by the name of the file made from them; as kept in the datalist.
     """
 
     def __init__(self, folder: Path, sources: Sequence[Path]) -> None:
@@ -358,28 +361,28 @@ class _Made:
         self.states: dict[str, list[Any]] = {}
         self.former: dict[str, Any] = {}
         self.former_scan: str | None = None
-        with contextlib.suppress(DataError, AttributeError, TypeError, ValueError):  # there is none, or it is damaged
+        with contextlib.suppress(DataError, AttributeError, TypeError, ValueError):  # missing or damaged
             content = read_json(folder / DATALIST)
             self.former, self.former_scan = dict(content.get("made_from")), content.get("scan")
 
     def check_scan(self, scan: Path) -> None:
-        """Raise DataError where the folder is another scan's, whose results would be replaced."""
+        """Raise DataError if the folder belongs to another scan, whose results would be replaced."""
         if self.former_scan and os.path.exists(self.former_scan) and not os.path.samefile(self.former_scan, scan):
             raise DataError(
-                f"{scan}: the results beside {self.folder} are those of {self.former_scan}. Pass another folder (-o) "
-                "for this scan; or both scans in one datalist, to learn from them together."
+                f"{scan}: the results next to {self.folder} are those of {self.former_scan}. Pass another folder (-o) "
+                "for this scan; or both scans in one datalist, to train on them together."
             )
 
     def write(self, name: str, data: np.ndarray, image: Volume, made_from: Iterable[Path], *settings: int) -> str:
-        """Write voxels on an image's grid, unless that was done before, alike, and return the file's path."""
+        """Write voxels on an image's grid, unless the file is up to date, and return its path."""
         file = self.folder / name
         if any(file.exists() and os.path.samefile(file, source) for source in self.sources):
             raise DataError(
-                f"{file} would be replaced by what is made of it. Move it out of {self.folder}, or rename it."
+                f"{file} would be replaced by a file made from it. Move it out of {self.folder}, or rename it."
             )
         states: list[Any] = [*(_state(source) for source in made_from), *settings]
         if not (file.is_file() and states == self.former.get(name)):
-            (self.folder / DATALIST).unlink(missing_ok=True)  # which would tell of the former file
+            (self.folder / DATALIST).unlink(missing_ok=True)  # it describes the former file
             write_map(file, data, image)
         if None not in states:
             self.states[name] = states
@@ -387,9 +390,9 @@ class _Made:
 
 
 def _state(source: Path) -> list[Any] | None:
-    """Path, bytes, and the time of the last change, in ns, of a file or of all files in a folder together.
+    """Return path, number of files, size and time of the last change in ns of a file, or of all files in a folder.
 
-    None where the voxels are in a file beside this one, which may change alone.
+    None if the voxels are in another file, which may change alone.
     """
     if source.suffix.lower() in (".nhdr", ".mhd"):
         return None

@@ -1,4 +1,4 @@
-"""What the network adds to propagation: judged on slices that neither knew."""
+"""Share of the network in the result, chosen on slices that neither it nor propagation saw."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from monai.inferers import Inferer
 
 from sparse3dunet.data.datalist import Case, case_name, without_references
-from sparse3dunet.densify.propagated import beside
+from sparse3dunet.densify.propagated import combined
 from sparse3dunet.keys import IMAGE
 from sparse3dunet.models.checkpoints import file_digest
 from sparse3dunet.models.description import ModelDescription
@@ -21,11 +21,11 @@ from sparse3dunet.propagation.calibration import Calibration, dice
 from sparse3dunet.propagation.ensemble import Held
 
 SHARES = (0.0, 0.3, 1.0)
-"""Of the network, that are tried."""
+"""Shares of the network that are tried."""
 BEHIND = 0.1
-"""Of the mean Dice, by which the network alone may be behind: one that has hardly learned helps by chance alone."""
+"""Mean Dice by which the network alone may be worse: one that has hardly learned helps only by chance."""
 GAIN = 0.005
-"""Of the mean Dice on held-out slices, that a share must add to be taken: less is noise."""
+"""Mean Dice on held-out slices that a share must add to be chosen: less is noise."""
 
 
 def network_on_held_out(
@@ -36,12 +36,12 @@ def network_on_held_out(
     load: Callable[[Any], Any],
     inferer: Inferer,
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """By case, which voxels of :class:`Held` are on its first part of slices, and the network's (K, n) there.
+    """Return by case the mask of the :class:`Held` voxels on the first part of slices, and the network's prob (K, n).
 
-    Cases whose volume the network sees on another grid are left out: it cannot be told there.
+    Cases whose volume the network sees on another grid are left out: their voxels cannot be matched.
     """
     network.eval()
-    found = {}
+    by_case = {}
     for case in without_references(cases):
         name = case_name(case[IMAGE])
         if name not in held or held[name].judged < 0:  # the network may have learned its slices
@@ -54,14 +54,14 @@ def network_on_held_out(
         prob = _to_file_order(prob, affine)
         places = held[name].place[inside]
         if (places < prob.shape[1:]).all():
-            found[name] = (inside, prob[(slice(None), *places.T)])
-    return found
+            by_case[name] = (inside, prob[(slice(None), *places.T)])
+    return by_case
 
 
 def choose_share(
     held: Mapping[str, Held], network: Mapping[str, tuple[np.ndarray, np.ndarray]], num_classes: int
 ) -> float:
-    """The network's share that is best on held-out slices; 0 unless one is better than that by more than noise."""
+    """Return the network's share that is best on held-out slices; 0 unless it is better by more than noise."""
     if not network:
         return 0.0
 
@@ -69,7 +69,7 @@ def choose_share(
         scores = []
         for name, (inside, prob) in network.items():
             of = held[name]
-            classes = (prob if share is None else beside(of.prob[:, inside], prob, share)).argmax(0)
+            classes = (prob if share is None else combined(of.prob[:, inside], prob, share)).argmax(0)
             scores.append(dice(classes, of.label[inside], of.weight[inside], num_classes)[1:])
         by_class = np.array(scores)
         return float(np.nanmean(by_class)) if np.isfinite(by_class).any() else 0.0
@@ -84,20 +84,20 @@ def choose_share(
 def calibrations(
     held: Mapping[str, Held], network: Mapping[str, tuple[np.ndarray, np.ndarray]], share: float
 ) -> dict[str, list[float]]:
-    """By case, the calibration of both together, as plain values; none where the network has no share."""
+    """Return by case the calibration of both combined, as plain values; empty if the network has no share."""
     if not share:
         return {}
     found = {}
     for name, (inside, prob) in network.items():
         of = held[name]
-        both = beside(of.prob[:, inside], prob, share)
+        both = combined(of.prob[:, inside], prob, share)
         fitted = Calibration.fit(both, of.label[inside], of.distance[inside], of.weight[inside])
         found[name] = [float(value) for value in (fitted.near, fitted.far, fitted.reach)]
     return found
 
 
 def trained_model(path: Path, description: ModelDescription, form: Callable[[], torch.nn.Module]) -> Model:
-    """The model of a run; a network that is no UNet3D cannot be told from its file, and is formed by the config."""
+    """Load the model of a run; a network other than UNet3D is built by `form`, as its file does not describe it."""
     if description.network is not None:
         return load_model(path)
     network = form().cpu()
@@ -111,7 +111,7 @@ def _file_affine(case: Case) -> np.ndarray:
 
 
 def _to_file_order(prob: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """(K, X, Y, Z) in RAS order, as in the file's."""
+    """Reorder (K, X, Y, Z) from RAS order to the file's."""
     from_ras = nib.orientations.ornt_transform(np.array([[0, 1], [1, 1], [2, 1]]), nib.io_orientation(affine))
     back = nib.orientations.apply_orientation(np.moveaxis(prob, 0, -1), from_ras)
     return np.moveaxis(back, -1, 0)

@@ -1,4 +1,4 @@
-"""What a densification is asked for."""
+"""Options of a densification."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from sparse3dunet.io import OUTPUT_SUFFIXES
 
 @dataclass(frozen=True)
 class Options:
-    """What a densification is asked for; each is a setting of ``densify.yaml``.
+    """Options of a densification; each is a setting of ``densify.yaml``.
 
     Attributes:
-        output_dir: of all results.
-        minutes: for the whole run.
+        output_dir: folder of all results.
+        minutes: duration of the whole run.
         folds: see :func:`~sparse3dunet.densify.schedule.number_of_folds`.
-        seed: of what is random.
-        device: of the network.
-        restart: whether to forget what a former run in the folder learned.
+        seed: random seed.
+        device: device of the network.
+        restart: whether to ignore what a former run in the folder learned.
         keep_annotation: whether annotated voxels keep their label in the results.
-        suggestions: slices of each plane to annotate next.
-        format: of the results, as one of OUTPUT_SUFFIXES; None: each image's own.
-        own_spacing: whether nobody asked for the voxel size, so that a former model's is taken.
+        suggestions: number of slices of each plane to suggest for annotation.
+        format: format of the results, one of OUTPUT_SUFFIXES; None: that of each image.
+        own_spacing: whether the voxel size was not set by the user, so that a former model's is used.
     """
 
     output_dir: str | Path

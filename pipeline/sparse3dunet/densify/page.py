@@ -1,4 +1,4 @@
-"""The report of a densification: one HTML page that needs no network and no scripts."""
+"""Report of a densification: one HTML page that needs no internet connection and no scripts."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from sparse3dunet.report.pictures import UNLABELED
 from sparse3dunet.training.engines import score_text
 
 SURFACES = 12
-"""Classes of a case whose surfaces are shown: the largest ones."""
+"""Maximum number of classes of a case whose surfaces are shown; the largest are chosen."""
 
 
 @dataclass(frozen=True)
 class CaseSection:
-    """What the report tells of a case.
+    """Section of the report on one case.
 
     Attributes:
-        name: of the case.
-        ml: volume by class name, without background.
-        mean_confidence: 0 to 1; None where unknown.
+        name: name of the case.
+        ml: volume in ml by class name, without background.
+        mean_confidence: 0 to 1; None if unknown.
         suggestions: slices to annotate next, the best first.
-        files: relative paths by what they are: segmentation, confidence, template.
-        view: for pictures; None for none.
+        files: relative paths by kind: segmentation, confidence, template.
+        view: data for the pictures; None: no pictures.
     """
 
     name: str
@@ -44,19 +44,19 @@ class CaseSection:
 
 @dataclass(frozen=True)
 class Report:
-    """What the page tells.
+    """Content of the page.
 
     Attributes:
-        title: of what was densified.
-        class_names: by class number, background first.
-        cases: in the order of the page.
-        quality: by held-out slices.
+        title: name of what was densified.
+        class_names: class names by class number, background first.
+        cases: sections in the order of the page.
+        quality: estimate from held-out voxels.
         curves: by part of the training, as for :func:`~sparse3dunet.report.figures.course`.
-        choices: what was chosen, its value, and why.
-        command: that was typed.
-        settings: YAML.
-        versions: of what the results depend on.
-        notes: what else a reader must know, as that the run was stopped early.
+        plan: (name, value, reason) of each setting that was determined from the data.
+        command: command line of the run.
+        settings: config as YAML.
+        versions: versions by name of package.
+        notes: other facts that a reader must know, for example that the run was stopped early.
     """
 
     title: str
@@ -64,7 +64,7 @@ class Report:
     cases: Sequence[CaseSection]
     quality: Estimate
     curves: Mapping[str, Sequence[Mapping[str, float | None]]] = field(default_factory=dict)
-    choices: Sequence[tuple[str, str, str]] = ()
+    plan: Sequence[tuple[str, str, str]] = ()
     command: str = ""
     settings: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -72,13 +72,13 @@ class Report:
 
 
 def write_report(path: str | Path, report: Report) -> None:
-    """Write the page, whole or not at all; its folder must exist."""
+    """Write the page atomically; its folder must exist."""
     text = page(report)
     replace_file(Path(path), lambda draft: draft.write_text(text, encoding="utf-8", errors="replace"))
 
 
 def page(report: Report) -> str:
-    """The page as HTML."""
+    """Return the page as HTML."""
     return render(
         "densify.html.j2",
         report=report,
@@ -102,7 +102,7 @@ def _ml_text(ml: float | None) -> str:
 
 
 def _pictures(view: CaseView) -> dict[str, Any]:
-    """What is shown of a case: planes through the place of highest doubt, and surfaces of the largest classes."""
+    """Return the pictures of a case: planes through the point of lowest confidence, surfaces of the largest classes."""
     point, planes = doubt_panels(view)
     counts = {number: np.count_nonzero(view.segmentation == number) for number in range(1, len(view.class_names))}
     present = [number for number in counts if counts[number]]

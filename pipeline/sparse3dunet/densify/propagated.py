@@ -1,4 +1,4 @@
-"""What propagation makes of each volume of a run: on disk, for memory, and so that a killed run goes on."""
+"""Results of propagation for each volume of a run, kept on disk to save memory and to resume a killed run."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from sparse3dunet.propagation.scan import log_prob, softmax
 from sparse3dunet.propagation.shape import distance_from
 
 SECONDS = 90.0
-"""That WORK takes on two cores."""
+"""Seconds that WORK takes on two cores."""
 WHOLE_SECONDS = 0.5e-6
-"""For each voxel times (classes + 1) of a volume as it is."""
+"""Seconds per voxel times (classes + 1) of a volume at full resolution."""
 SHARE = 0.7
-"""Of a run's time that propagation may take."""
+"""Share of a run's time that propagation may take."""
 LEAST_WORK, MOST_WORK = WORK / 2, 4 * WORK
-"""Of a volume alone: on coarser grids, a preview on a finer one is as good; on finer ones nothing is much better."""
+"""Limits of the work for a single volume: with less, a preview on a finer grid is as good; more improves little."""
 COARSEST = WORK / 20
-"""Of one among many."""
+"""Minimum work for one of many volumes."""
 PREVIEW, REFINED = "preview", "refined"
 LEAST_PROB = 1e-3
 _DAMAGED = (OSError, ValueError, KeyError, EOFError, RuntimeError, BadZipFile, zlib.error)
@@ -41,13 +41,13 @@ _DAMAGED = (OSError, ValueError, KeyError, EOFError, RuntimeError, BadZipFile, z
 
 @dataclass(frozen=True)
 class Outlook:
-    """What is known of a volume's voxels, and how far that can be relied on.
+    """Probabilities of a volume's voxels, and their calibration.
 
     Attributes:
-        propagated: by methods without a network.
+        propagated: probabilities of the methods without a network.
         own: calibration of these alone.
-        calibration: with the network's share.
-        share: of the network's logarithms of probabilities that is added; 0: none.
+        calibration: calibration of these combined with the network.
+        share: factor on the network's log probabilities, which are added; 0: no network.
     """
 
     propagated: Propagated
@@ -56,27 +56,27 @@ class Outlook:
     share: float = 0.0
 
     def prob(self, distance: np.ndarray, network: np.ndarray | None = None) -> np.ndarray:
-        """(K, X', Y', Z') calibrated, within the box outside of which is background.
+        """Return calibrated probabilities (K, X', Y', Z') within the box; outside of it is background.
 
         Args:
-            distance: (X, Y, Z) of each voxel of the volume from annotation.
-            network: (K, X, Y, Z) its probabilities; None where its share is 0.
+            distance: (X, Y, Z) distance of each voxel of the volume from annotation.
+            network: (K, X, Y, Z) the network's probabilities; None if its share is 0.
         """
         box = self.propagated.box
         inside = None if network is None else network[(slice(None), *box)]
-        return self.calibration(beside(self.propagated.prob, inside, self.share), distance[box])
+        return self.calibration(combined(self.propagated.prob, inside, self.share), distance[box])
 
 
 class Propagation:
-    """Runs the methods, and keeps what they say.
+    """Runner of the methods, which keeps their results on disk.
 
     Args:
-        folder: for what is kept.
-        annotation_of: of the case whose (first) image file is given.
+        folder: folder for the results.
+        annotation_of: returns the annotation of the case whose (first) image file is given.
         num_classes: K.
-        seconds: of the whole run.
-        cases: how many volumes share them.
-        seed: of what is random.
+        seconds: duration of the whole run.
+        cases: number of volumes that share it.
+        seed: random seed.
     """
 
     def __init__(
@@ -94,30 +94,30 @@ class Propagation:
         self._last: Ensemble | None = None
 
     def preview(self, case: ImageCase, held_out: Sequence[Slices]) -> Propagated:
-        """What can be told at once."""
-        found = self._load(case, PREVIEW)
-        if found is None:
+        """Return the preview of a case, computed if it is not there."""
+        propagated = self._load(case, PREVIEW)
+        if propagated is None:
             ensemble = self._fit(case, held_out)
-            found = self._save(case, PREVIEW, ensemble.preview(), self._needed(ensemble))
+            propagated = self._save(case, PREVIEW, ensemble.preview(), self._needed(ensemble))
             self._last = ensemble if self.keeps_one else None
-        return found
+        return propagated
 
     def refine(
         self, case: ImageCase, held_out: Sequence[Slices], on_part: Callable[[float], None] = lambda share: None
     ) -> Propagated:
-        """All that can be told without a network; the preview, where the minutes don't suffice for more."""
-        found = self._load(case, REFINED)
-        if found is None:
+        """Return the best result without a network; the preview if there is no time for more."""
+        propagated = self._load(case, REFINED)
+        if propagated is None:
             preview = self.preview(case, held_out)
             if self.seconds_for(case) > self.seconds:
                 return preview
             ensemble = self._last or self._fit(case, held_out)
             self._last = None
-            found = self._save(case, REFINED, ensemble.refine(on_part))
-        return found
+            propagated = self._save(case, REFINED, ensemble.refine(on_part))
+        return propagated
 
     def seconds_for(self, case: ImageCase) -> float:
-        """Of the run, that more than the preview that is there takes; 0 where that is there, or is small."""
+        """Return the seconds of run time needed to refine the preview; 0 if that is done, or is little work."""
         if self._file(case, REFINED).is_file():
             return 0.0
         try:
@@ -127,27 +127,27 @@ class Propagation:
             return 0.0
 
     def work_for(self, shape: Sequence[int]) -> float:
-        """Voxels times (classes + 1) of the grid that a volume of this shape is worked on; see :class:`Ensemble`."""
+        """Return the work, voxels times (classes + 1), for a volume of this shape; see :class:`Ensemble`."""
         seconds = SHARE * self.seconds / self.cases - self._whole_seconds(shape)
         return float(np.clip(WORK * seconds / SECONDS, max(LEAST_WORK / self.cases, COARSEST), MOST_WORK))
 
     def _needed(self, ensemble: Ensemble) -> float:
-        """Seconds of the run that suffice for as much work on each volume; 0 for what is small."""
+        """Return the seconds of run time that suffice for this much work on each volume; 0 if it is little."""
         work = ensemble.work_to_do
         if work <= PREVIEW_WORK / self.cases:
             return 0.0
         return self.cases * (SECONDS * work / WORK + self._whole_seconds(ensemble.shape)) / SHARE
 
     def _whole_seconds(self, shape: Sequence[int]) -> float:
-        """For what is done at full resolution: borders, results and the report."""
+        """Return the seconds for the work at full resolution: borders, results and the report."""
         return WHOLE_SECONDS * float(np.prod(shape)) * (self.num_classes + 1)
 
     def best(self, case: ImageCase) -> Propagated | None:
-        """What is there of a case."""
+        """Return the best stored result of a case; None if there is none."""
         return self._load(case, REFINED) or self._load(case, PREVIEW)
 
     def method(self, case: ImageCase) -> str:
-        """By what it was made, in words."""
+        """Return a description of the methods that made a case's result."""
         for kind in (REFINED, PREVIEW):
             try:
                 with np.load(self._file(case, kind)) as content:
@@ -157,7 +157,7 @@ class Propagation:
         return ""
 
     def held(self, case: ImageCase) -> Held | None:
-        """On held-out voxels alone."""
+        """Return the probabilities on held-out voxels; None if there are none."""
         try:
             with np.load(self._file(case, REFINED)) as content:
                 return _held(content)
@@ -176,11 +176,11 @@ class Propagation:
         return ensemble.fit(image, annotation.numbers.astype(np.int64), weight, volumes[0].spacing)
 
     def _file(self, case: ImageCase, kind: str) -> Path:
-        """By a digest: names of cases may have slashes."""
+        """Return the path of a result, named by a digest as names of cases may contain slashes."""
         return self.folder / f"{hashlib.sha256(os.fsencode(case.name)).hexdigest()[:16]}_{kind}.npz"
 
     def _save(self, case: ImageCase, kind: str, found: Propagated, needed: float = 0.0) -> Propagated:
-        """Returns what is read again, rounded, so that a run that goes on gives the same."""
+        """Save a result and return it as read back, rounded, so that a resumed run gives the same."""
         arrays: dict[str, Any] = {"prob": found.prob.astype(np.float16), "method": found.method, "needed": needed}
         arrays["box"] = [[b.start, b.stop] for b in found.box]
         if found.held is not None:
@@ -211,22 +211,22 @@ def _held(content: Mapping[str, Any]) -> Held | None:
     return replace(held, slices=tuple(int(i) for i in held.slices), judged=int(held.judged))
 
 
-def beside(prob: np.ndarray, network: np.ndarray | None, share: float) -> np.ndarray:
-    """Propagation's probabilities (K, ...), and a share of the network's, multiplied."""
+def combined(prob: np.ndarray, network: np.ndarray | None, share: float) -> np.ndarray:
+    """Return the product of propagation's probabilities (K, ...) and the network's to the power of its share."""
     if network is None or share == 0:
         return prob
     return softmax(log_prob(prob, LEAST_PROB) + share * log_prob(network, LEAST_PROB))
 
 
 def to_file_order(slices: Slices, affine: np.ndarray, shape: Sequence[int]) -> Slices:
-    """Slices by axis in RAS order, as by axis of the file."""
-    found: Slices = []
+    """Convert slices by axis in RAS order to slices by axis of the file."""
+    result: Slices = []
     for axis, (world, direction) in enumerate(nib.io_orientation(affine).astype(int)):
         last = shape[axis] - 1
-        found.append(sorted(i if direction > 0 else last - i for i in slices[world]))
-    return found
+        result.append(sorted(i if direction > 0 else last - i for i in slices[world]))
+    return result
 
 
 def distance_of(annotated: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
-    """(X, Y, Z) of each voxel from annotation, in mm."""
+    """Return the distance (X, Y, Z) of each voxel from annotation, in mm."""
     return distance_from(torch.from_numpy(np.ascontiguousarray(annotated)), np.asarray(spacing, float))

@@ -1,4 +1,4 @@
-"""What a densification writes: segmentations, confidence, the slices to annotate next, and the report."""
+"""Results of a densification: segmentations, confidence, suggested slices, and the report."""
 
 from __future__ import annotations
 
@@ -43,19 +43,19 @@ from sparse3dunet.report.figures import CaseView
 from sparse3dunet.training.log import read_log
 
 OWN_FILES = ("config.yaml", "report.html", "quality.json", "suggestions.json", "summary.csv", "model", "records")
-"""In an output folder, besides the results of each case."""
+"""Files in an output folder, besides the results of each case."""
 PICTURED = 10
-"""Cases whose pictures are in the report."""
+"""Maximum number of cases with pictures in the report."""
 PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "scikit-learn")
 
 
 class Results:
-    """The files of each case in an output folder.
+    """Files of each case in an output folder.
 
     Args:
         output_dir: the folder.
-        data_set: whose cases are densified.
-        format: one of OUTPUT_SUFFIXES, with or without the dot; None: each image's own.
+        data_set: data set with the cases.
+        format: one of OUTPUT_SUFFIXES, with or without the dot; None: that of each image.
         keep_annotation: whether annotated voxels keep their label.
     """
 
@@ -68,7 +68,7 @@ class Results:
         self.by_path = {_files(case)[0]: case for case in data_set.cases}
 
     def annotation(self, image: str) -> Annotation:
-        """Of the case whose (first) image file is `image`."""
+        """Read the annotation of the case whose (first) image file is `image`."""
         case, data_set = self.by_path[image], self.data_set
         label = read_volume(case[LABEL])
         weight = as_tensor(read_volume(case[WEIGHT])) if WEIGHT in case else None
@@ -77,14 +77,14 @@ class Results:
         return Annotation(label.data, np.asarray(numbers[0]), np.asarray(weights[0]) > 0)
 
     def check(self, before: State | None) -> None:
-        """Look at all places of results, before anything is trained.
+        """Check that all results can be written, before anything is trained.
 
         Args:
-            before: the state of a former run in the folder; None where there is none.
+            before: state of a former run in the folder; None if there is none.
 
         Raises:
-            DataError: where a result would replace a file that is not a former run's, or was changed since; or where
-                its format cannot hold it.
+            DataError: when a result would replace a file that no former run wrote, or that was changed since; or when
+                the output format cannot hold it.
         """
         for case in self.cases:
             names = self._names(case)
@@ -93,14 +93,14 @@ class Results:
             for name in names.values():
                 check_output(name, image, self.output.labels)
             preview = self.preview(case)
-            was_killed = before is not None and not before.complete  # maybe before the preview was noted
+            was_killed = before is not None and not before.complete  # maybe before the preview was recorded
             if not was_killed and not _is_ours(preview, before.previews if before else {}):
-                raise DataError(f"{preview.absolute()} exists, and is not a former run's. Move it, or pass another -o.")
-        found = [name for name in OWN_FILES if (self.folder / name).exists()]
-        if found and before is None:
+                raise DataError(f"{preview.absolute()} exists, and no former run wrote it. Move it, or change -o.")
+        existing = [name for name in OWN_FILES if (self.folder / name).exists()]
+        if existing and before is None:
             raise DataError(
-                f"{self.folder.absolute() / found[0]} exists, and is not a former run's: its work/state.json is not "
-                "there. Pass another folder for the results (-o)."
+                f"{self.folder.absolute() / existing[0]} exists, and no former run wrote it: there is no "
+                "work/state.json. Pass another folder for the results (-o)."
             )
 
     def predict(
@@ -110,13 +110,13 @@ class Results:
         device: Any,
         normalize: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> dict[str, Expected]:
-        """Write the segmentation and the confidence of each case; returns what is expected of them.
+        """Write segmentation and confidence of each case; return the quality to expect of each, by name.
 
         Args:
-            model: with the network that has its share.
-            outlook_of: of a case, by its name.
-            device: of the network.
-            normalize: as the network learned; see :class:`~sparse3dunet.inference.predictor.Predictor`.
+            model: model with the network.
+            outlook_of: returns the outlook of a case by its name.
+            device: device of the network.
+            normalize: as in training; see :class:`~sparse3dunet.inference.predictor.Predictor`.
 
         Raises:
             DataError: when a case fails.
@@ -136,19 +136,19 @@ class Results:
             normalize,
             confidence=True,
         )
-        # Never as done before: what is expected is computed beside it
+        # Never skipped as done before: the expected quality is computed along with it
         outcome = predict_batch(self.cases, predictor, self.output, {"run": time.time_ns()})
         if outcome.failed:
             raise DataError(f"{len(outcome.failed)} of {len(self.cases)} volume(s) failed: {outcome.failed[0]}")
         return predictor.expected
 
     def write_preview(self, case: ImageCase, found: Propagated, previews: dict[str, str]) -> Path:
-        """Write what can be told at once.
+        """Write the preview of a case, and return its path.
 
         Args:
-            case: of which.
+            case: the case.
             found: its probabilities.
-            previews: digests by file name of what was written before; gets this one's.
+            previews: digest by file name of each preview written so far; this one's is added.
         """
         image, annotation = read_image(case.files[0]), self.annotation(case.files[0])
         numbers, _ = decided(found.prob, found.box, annotation)
@@ -161,37 +161,39 @@ class Results:
         return path
 
     def preview(self, case: ImageCase) -> Path:
-        """Where that is."""
+        """Return the path of the preview of a case."""
         segmentation = self._names(case)["segmentation"]
         suffix = suffix_among(segmentation, OUTPUT_SUFFIXES)
         return self.folder / f"{case.name}_preview{suffix}"
 
     def name_of(self, image: str) -> str:
-        """Of the case whose (first) image file is `image`."""
+        """Return the name of the case whose (first) image file is `image`."""
         return case_name(self.by_path[image][IMAGE])
 
     def _names(self, case: ImageCase) -> dict[str, str]:
         return self.output.names(case, confidence=True)
 
     def files(self, case: ImageCase) -> dict[str, Path]:
-        """Segmentation and confidence of a case."""
+        """Return the paths of segmentation and confidence of a case."""
         return {kind: self.folder / name for kind, name in self._names(case).items()}
 
     def write_template(
         self, case: ImageCase, annotation: Annotation, found: np.ndarray, suggestions: Any, templates: dict[str, str]
     ) -> Path:
-        """Write the label map to go on annotating with; never over one that was changed: it may be annotation by now.
+        """Write the label map to continue the annotation with, and return its path.
+
+        An edited template is never overwritten: it may be the annotation by now.
 
         Args:
-            case: of which.
-            annotation: what the user has.
-            found: (X, Y, Z) the segmentation, values on disk.
-            suggestions: the slices.
-            templates: digests by file name of what was written before; gets this one's.
+            case: the case.
+            annotation: the user's annotation.
+            found: (X, Y, Z) segmentation, values on disk.
+            suggestions: suggested slices.
+            templates: digest by file name of each template written so far; this one's is added.
         """
         image = read_image(case.files[0])
         suffix = self.format or natural_suffix(case.files[0])
-        suffix = ".nrrd" if suffix == ".seg.nrrd" else suffix  # which has no place for a background that is not 0
+        suffix = ".nrrd" if suffix == ".seg.nrrd" else suffix  # .seg.nrrd requires the background to be 0
         names = (f"{case.name}_next{number or ''}{suffix}" for number in (0, *range(2, 10_000)))
         own = [*case.files, self.by_path[case.files[0]][LABEL]]
         paths = (self.folder / name for name in names)
@@ -209,25 +211,25 @@ def write_results(
     quality: Estimate,
     *,
     suggestions: int,
-    choices: Sequence[tuple[str, str, str]],
+    plan: Sequence[tuple[str, str, str]],
     notes: Sequence[str],
     command: str,
     work: Mapping[str, Path],
     templates: dict[str, str],
     keep: Callable[[], None],
 ) -> None:
-    """Write ``quality.json``, ``suggestions.json``, the templates and ``report.html``, of cases that are predicted.
+    """Write ``quality.json``, ``suggestions.json``, the templates and ``report.html`` of predicted cases.
 
     Args:
-        results: where they go.
-        quality: the estimate.
-        suggestions: slices of each plane to annotate next.
-        choices: what was chosen, with its value, and why.
-        notes: what else a reader must know.
-        command: that was typed.
+        results: the results of the cases.
+        quality: quality estimate.
+        suggestions: number of slices of each plane to suggest for annotation.
+        plan: (name, value, reason) of each setting that was determined from the data.
+        notes: other facts that a reader must know.
+        command: command line of the run.
         work: by part of the training, the folder with its ``training.csv``.
         templates: see :meth:`Results.write_template`.
-        keep: called when `templates` have changed.
+        keep: called when `templates` has changed.
     """
     _write_json(results.folder / "quality.json", quality.as_json())
     sections: list[CaseSection] = []
@@ -247,7 +249,7 @@ def write_results(
         cases=sections,
         quality=quality,
         curves={titles[part]: read_log(folder / "training.csv") for part, folder in work.items()},
-        choices=choices,
+        plan=plan,
         command=command,
         settings=config.read_text(encoding="utf-8") if config.is_file() else "",
         versions=versions(),
@@ -257,7 +259,7 @@ def write_results(
 
 
 def versions() -> dict[str, str]:
-    """Of what the results depend on, and the machine."""
+    """Return the versions of the packages that the results depend on, and the machine."""
     packages = {name: version(name) for name in PACKAGES}
     machine = f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}"
     return {"sparse3dunet": __version__, "Python": platform.python_version(), **packages, "machine": machine}
@@ -308,7 +310,7 @@ def _files(case: Case) -> tuple[str, ...]:
 
 
 def _is_ours(path: Path, templates: Mapping[str, str]) -> bool:
-    """Whether a template may be written there."""
+    """Return whether a file of the run may be written there."""
     return not path.exists() or templates.get(path.name) == file_digest(path)
 
 

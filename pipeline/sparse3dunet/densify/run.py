@@ -1,10 +1,9 @@
-"""Densify: segment all of some volumes of which a part is annotated, and tell how well.
+"""Densify: segment whole volumes of which a part is annotated, and estimate the quality of the result.
 
-First come methods without a network, which begin where a user's own tools end: a preview in seconds, then, where the
-minutes suffice, what they reach when they learn from held-out slices and blocks (:mod:`~sparse3dunet.propagation`). The
-minutes that are left go to the network, as in ``run training``, with the same config: without the first part of the
-slices, on which it is judged beside these methods, then with all. It has a share in the result where it makes that
-better on those slices.
+Methods without a network come first: a preview in seconds, then, if there is time, a better result that they learn from
+held-out slices and blocks (:mod:`~sparse3dunet.propagation`). The remaining minutes go to the network, trained as in
+``run training`` with the same config: first without the first part of the slices, on which it is compared with these
+methods, then on all slices. It gets a share in the result if it improves the result on the held-out slices.
 """
 
 from __future__ import annotations
@@ -29,9 +28,9 @@ from sparse3dunet.bundle import configs
 from sparse3dunet.data.checks import DataReport
 from sparse3dunet.data.datalist import DataSet, case_name, without_references
 from sparse3dunet.data.slices import Slices
-from sparse3dunet.densify import told
+from sparse3dunet.densify import summary
 from sparse3dunet.densify.estimate import Estimate, Expected, estimate, show
-from sparse3dunet.densify.former import look_at_templates, typed
+from sparse3dunet.densify.former import check_templates, command_line
 from sparse3dunet.densify.inputs import annotation_of
 from sparse3dunet.densify.network import calibrations, choose_share, network_on_held_out, trained_model
 from sparse3dunet.densify.options import Options
@@ -54,30 +53,30 @@ MODEL = "model/model.pt"
 def densify(data_set: DataSet, report: DataReport, spacing: Any, **options: Any) -> None:
     """Run a densification within a run of the bundle, and write its results to the config's ``output_dir``.
 
-    The config is that run's: ``train.yaml`` with ``densify.yaml`` over it, and what the command line set.
+    The config is that of the run: ``train.yaml``, ``densify.yaml`` over it, and the settings of the command line.
 
-    Ctrl-C while it trains ends the training, and what was learned by then makes the results. A run that is killed goes
-    on where it was when it is run again; one that is complete learns further, with the annotation as it is by then.
+    Ctrl-C during training ends the training; the results are then made with what was learned so far. A run that was
+    killed continues when it is started again; a complete one trains further, with the current annotation.
 
     Args:
-        data_set: what the config's ``data_set`` is.
-        report: of it.
-        spacing: in mm, to resample to; None for volumes as they are.
+        data_set: the config's ``data_set``.
+        report: report on the data set.
+        spacing: voxel size in mm to resample to; None: no resampling.
         options: see :class:`Options`.
 
     Raises:
-        DataError: when a setting is wrong, or a result would replace a file that is not a former run's.
+        DataError: when a setting is wrong, or a result would replace a file that no former run wrote.
     """
     try:
         _Run(configs.current(), data_set, report, spacing, Options(**options)).run()
     except KeyboardInterrupt:
-        print("Stopped; the same command goes on where it was.", flush=True)
+        print("Stopped; run the same command again to continue.", flush=True)
         raise SystemExit(STOPPED) from None
 
 
 @dataclass
 class _Trained:
-    """A part's network, and how it predicts."""
+    """Network of a part, and how to predict with it."""
 
     network: torch.nn.Module
     description: ModelDescription
@@ -97,9 +96,9 @@ class _Run:
         self.file = StateFile(self.output_dir)
         self.learned = Learned(self.output_dir)
         self.before = self.file.read()
-        # Of a run anew that was killed, the same command goes on, and still leaves aside what was there before it.
-        anew = options.restart or (self.before is not None and self.before.anew and not self.before.complete)
-        self.former = None if anew else former_description(self.output_dir / MODEL)
+        # A restarted run that was killed continues with the same command, and still ignores what was there before it.
+        restart = options.restart or (self.before is not None and self.before.anew and not self.before.complete)
+        self.former = None if restart else former_description(self.output_dir / MODEL)
         self.spacing = self.former.spacing if self.former and options.own_spacing else spacing
         self.config = {**config, "data_set": data_set, "report": report, "target_spacing": self.spacing}
         self.digest = digest(data_set, config, [self.spacing, channels(options.device)])
@@ -122,9 +121,9 @@ class _Run:
         state = self.state = self._begin(description)
         self._clear()
         configs.record(self.output_dir)
-        found = told.at_start(self.report, state, self.options, description)
-        for choice in found:
-            print(told.text(choice), flush=True)
+        plan = summary.at_start(self.report, state, self.options, description)
+        for entry in plan:
+            print(summary.text(entry), flush=True)
         if not state.trained:
             self._propagate()
             self._train()
@@ -133,21 +132,21 @@ class _Run:
         normalize = normalizer(parser.get_parsed_content("normalize"))
         expected = self.results.predict(model, self._outlook, self.options.device, normalize)
         previews = self._previews_alone()
-        quality = self._quality(expected, "in this time there is a preview alone" if previews else state.reason)
-        methods = told.of_methods(self.propagation, self.results.cases, state.share, not previews)
-        print(told.text(methods), flush=True)
+        quality = self._quality(expected, "there was only time for a preview" if previews else state.reason)
+        methods = summary.methods_entry(self.propagation, self.results.cases, state.share, not previews)
+        print(summary.text(methods), flush=True)
         show(quality)
         write_results(
             self.results,
             quality,
             suggestions=self.options.suggestions,
-            choices=[*found, methods],
+            plan=[*plan, methods],
             notes=[
                 *self.notes,
                 *previews,
-                *(["The run was ended early, by Ctrl-C."] if state.stopped_early else []),
+                *(["The run was stopped early, by Ctrl-C."] if state.stopped_early else []),
             ],
-            command=typed(),
+            command=command_line(),
             work={part: self.output_dir / "work" / part for part in state.seconds},
             templates=state.templates,
             keep=lambda: self.file.write(state),
@@ -157,15 +156,15 @@ class _Run:
         seconds = self.total + time.perf_counter() - self.started
         if not quality.usable:
             print(f"This result is likely to be useless: {quality.warnings[0]}", flush=True)
-        print(f"Done in {seconds / 60:.1f} minutes. Look at {self.output_dir / 'report.html'}", flush=True)
+        print(f"Done in {seconds / 60:.1f} minutes. See {self.output_dir / 'report.html'}", flush=True)
 
     # ------------------------------------------------------------ without a network
 
     def _propagate(self) -> None:
-        """A preview of each volume, then all that can be told of it without a network; what is done is on disk."""
+        """Write a preview of each volume, then refine it without a network; finished volumes are kept on disk."""
         for case in self.results.cases:
-            found = self.propagation.preview(case, self._slices_of(case.name))
-            path = self.results.write_preview(case, found, self.state.previews)
+            preview = self.propagation.preview(case, self._slices_of(case.name))
+            path = self.results.write_preview(case, preview, self.state.previews)
             self.file.write(self.state)
             seconds = self.total + time.perf_counter() - self.started
             print(f"Preview after {seconds:.0f} s: {path}", flush=True)
@@ -175,40 +174,40 @@ class _Run:
                     self.propagation.refine(case, self._slices_of(case.name), advance)
         except KeyboardInterrupt:
             self.state.stopped_early = True
-            self._say("Ctrl-C: the results are made of what was found so far; once more ends at once.")
+            self._note("Ctrl-C: writing the results with what was found so far; press it again to end at once.")
         for text in self._previews_alone():
             print(text, flush=True)
         self._keep_time()
 
     def _previews_alone(self) -> list[str]:
-        return [] if self.state.stopped_early else told.of_previews(self.propagation, self.results.cases)
+        return [] if self.state.stopped_early else summary.preview_notes(self.propagation, self.results.cases)
 
     def _slices_of(self, name: str) -> list[Slices]:
-        """Those that parts hold out, on the volume's own grid; none where the network sees another one."""
+        """Return the slices that each part holds out, on the volume's own grid; none if it is resampled."""
         if self.spacing is not None:
             return []
         return [fold.get(name, [[], [], []]) for fold in self.state.held_out]
 
     def _held(self) -> dict[str, Held]:
-        found = {case.name: self.propagation.held(case) for case in self.results.cases}
-        return {name: held for name, held in found.items() if held is not None}
+        by_case = {case.name: self.propagation.held(case) for case in self.results.cases}
+        return {name: held for name, held in by_case.items() if held is not None}
 
     def _outlook(self, name: str) -> Outlook:
-        """Of a case; one at a time, for memory."""
+        """Return the outlook of a case; one at a time, to save memory."""
         case = next(case for case in self.results.cases if case.name == name)
-        found = self.propagation.best(case) or self.propagation.refine(case, self._slices_of(name))
-        held = found.held
+        propagated = self.propagation.best(case) or self.propagation.refine(case, self._slices_of(name))
+        held = propagated.held
         own = Calibration()
         if held is not None:
             own = Calibration.fit(held.prob, held.label, held.distance, held.weight)
-        both = self.state.calibrations.get(name)  # none where the network was not judged: it has no share there
+        both = self.state.calibrations.get(name)  # none if the network was not evaluated: then it has no share
         share = (self.state.share or 0.0) if both else 0.0
-        return Outlook(found, own, Calibration(*both) if both else own, share)
+        return Outlook(propagated, own, Calibration(*both) if both else own, share)
 
-    # ------------------------------------------------------------ where to begin
+    # ------------------------------------------------------------ start
 
     def _begin(self, description: ModelDescription) -> State:
-        """The state to go on with, or a new one."""
+        """Return the state to continue with, or a new one."""
         before = self.before
         same = before is not None and before.digest == self.digest and not before.complete
         if before is not None and same and (before.anew or not self.options.restart):
@@ -216,7 +215,7 @@ class _Run:
             if before.stopped_early and not before.trained:
                 before.stopped_early = False
                 before.seconds.pop(FINAL, None)
-            self._say(f"Going on with the run that was not completed in {self.output_dir}.")
+            self._note(f"Continuing the unfinished run in {self.output_dir}.")
             return before
         state = State(self.digest, anew=self.options.restart)
         if before is not None:
@@ -228,27 +227,27 @@ class _Run:
             state.goes_on = not changed
             if changed:
                 kept = keep_aside(self.output_dir / MODEL)
-                self._say(f"The former run's model is left aside, as {kept}: {', '.join(changed)}.")
+                self._note(f"The former run's model cannot be trained further, kept as {kept}: {', '.join(changed)}.")
             elif before is not None and before.held_out and self._fold_model().is_file():
                 former_slices = before.held_out[0]
         if state.goes_on:
-            self._say(f"Learning further from the former run's model in {self.output_dir}; --restart forgets it.")
+            self._note(f"Training the former run's model in {self.output_dir} further; --restart starts from scratch.")
         learned = self.former.training if self.former else ()
         state.held_out, state.reason = deal_slices(
             self._items(), number_of_folds(self.options.folds), self.options.seed, former_slices, learned
         )
         state.keeps_fold = former_slices is not None
         if state.reason and self.options.folds:
-            self._say(f"No whole slices are held out: {state.reason}.")
+            self._note(f"No whole slices are held out: {state.reason}.")
         files = [*(case[LABEL] for case in self.data_set.cases), annotation_of(self.data_set.source)]
-        for text in look_at_templates(self.output_dir, state.templates, [file for file in files if file]):
-            self._say(text)
-        self._look_at_annotation(state.goes_on)
+        for text in check_templates(self.output_dir, state.templates, [file for file in files if file]):
+            self._note(text)
+        self._keep_annotation(state.goes_on)
         self.file.write(state)
         return state
 
     def _clear(self) -> None:
-        """Remove what a former run left, and would be taken for this one's."""
+        """Remove files of a former run that could be mistaken for this run's."""
         if self.state.cleared:
             return
         for last in (self.output_dir / "work").glob("*/last.pt"):
@@ -260,21 +259,21 @@ class _Run:
         self.state.cleared = True
         self.file.write(self.state)
 
-    def _look_at_annotation(self, goes_on: bool) -> None:
-        """Keep what is going to be learned, and tell what of it the former model learned otherwise."""
+    def _keep_annotation(self, goes_on: bool) -> None:
+        """Keep the annotation to be learned, and report voxels that the former model learned with another label."""
         self.learned.start(goes_on)
         for name, case in zip(self.names, self.results.cases):
             annotation = self.results.annotation(case.files[0])
             changed = self.learned.changed(name, annotation.numbers, annotation.annotated)
             self.learned.add(name, annotation.numbers, annotation.annotated)
             if changed:
-                self._say(
-                    f"{name}: {changed} voxels that the former run's model learned are annotated otherwise now, or no "
-                    "more; what it learned of them may stay. --restart begins from nothing."
+                self._note(
+                    f"{name}: {changed} voxels that the former run's model was trained on have another label now, or "
+                    "none; the model may still predict the old one. --restart starts from scratch."
                 )
 
     def _items(self) -> dict[str, dict[str, Any]]:
-        """Label and weight of each case, as the network sees them."""
+        """Return label and weight of each case, as the network sees them."""
         load = Compose(self._parser({}).get_parsed_content("load"))
         items = {}
         for name, case in zip(self.names, without_references(self.data_set.cases)):
@@ -282,31 +281,31 @@ class _Run:
             items[name] = {key: item[key] for key in (LABEL, WEIGHT)}
         return items
 
-    def _say(self, text: str) -> None:
+    def _note(self, text: str) -> None:
         self.notes.append(text)
         print(text, flush=True)
 
     # ------------------------------------------------------------ the parts
 
     def _train(self) -> None:
-        """The network that is judged, and the final one, in the time that is left."""
+        """Train the network that is evaluated on held-out slices, and the final one, in the remaining time."""
         state, schedule = self.state, Schedule(60 * self.options.minutes, self._is_judged(), self.state.keeps_fold)
-        if state.stopped_early:  # while methods without a network were at work
+        if state.stopped_early:  # during propagation
             schedule = Schedule(0.0, False)
         judged = 0.0
         if schedule.judged and state.share is None:
             initial = self._fold_model() if state.goes_on else None
             trained = self._part("fold_0", "held out", state.held_out[0], schedule.fold(self._spent()), initial)
             if trained.stopped and state.goes_on:
-                self._finish(None)  # there is a better model than this part's
+                self._finish(None)  # the former run's model is better than this part's
                 return
             save_file(self._fold_model(), trained.network.state_dict(), trained.description)
             began, held = time.perf_counter(), self._held()
-            found = network_on_held_out(
+            predicted = network_on_held_out(
                 trained.network, self.data_set.cases, held, self.options.device, trained.load, trained.inferer
             )
-            state.share = choose_share(held, found, len(self.data_set.class_names))
-            state.calibrations = calibrations(held, found, state.share)
+            state.share = choose_share(held, predicted, len(self.data_set.class_names))
+            state.calibrations = calibrations(held, predicted, state.share)
             judged = time.perf_counter() - began
             self._keep_time()
             if trained.stopped:
@@ -317,14 +316,14 @@ class _Run:
         self._finish(self._part(FINAL, "training", None, seconds, initial))
 
     def _is_judged(self) -> bool:
-        """Whether there are slices to judge the network by, on the grid that it sees."""
+        """Return whether there are held-out slices to evaluate the network on, on the grid that it sees."""
         return self.spacing is None and bool(self.state.held_out) and any(h.judged >= 0 for h in self._held().values())
 
     def _spent(self) -> float:
         return self.state.spent + time.perf_counter() - self.started
 
     def _finish(self, trained: _Trained | None) -> None:
-        """Make a part's network the final model; None: the former run's."""
+        """Make a part's network the final model; None: keep the former run's."""
         if trained is not None:
             save_file(self.output_dir / MODEL, trained.network.state_dict(), trained.description)
             self.learned.finish()
@@ -333,7 +332,7 @@ class _Run:
         self._keep_time()
 
     def _keep_time(self) -> None:
-        """Write the state, with the time that has been spent."""
+        """Write the state, with the time spent so far."""
         now = time.perf_counter()
         self.state.spent += now - self.started
         self.total += now - self.started
@@ -343,7 +342,7 @@ class _Run:
     def _part(
         self, part: str, title: str, held_out: dict[str, Slices] | None, seconds: float, initial: Path | None
     ) -> _Trained:
-        """Train a part, or go on with it."""
+        """Train a part, or resume its training."""
         started = time.perf_counter()
         resume = (self.output_dir / "work" / part / "last.pt").is_file()
         changes = {"part": part, "title": title, "held_out": held_out, "minutes": seconds / 60, "resume": resume}
@@ -365,33 +364,33 @@ class _Run:
             if end.code != STOPPED:
                 raise
             stopped = True
-            self._say("Ctrl-C: the results are made of what was learned so far; once more ends at once.")
+            self._note("Ctrl-C: writing the results with what was learned so far; press it again to end at once.")
         load, inferer = Compose(parser.get_parsed_content("load")), parser.get_parsed_content("validate#inferer")
         del parser, resumable
-        gc.collect()  # the volumes
+        gc.collect()  # free the volumes
         return _Trained(network, description, stopped, load, inferer)
 
     def _quality(self, expected: Mapping[str, Expected], reason: str) -> Estimate:
-        """By what was held out of the volumes; or why nothing was."""
+        """Estimate the quality from held-out voxels, or return the reason why there are none."""
         if self.options.folds == 0:
             return Estimate(reason=self.state.reason)
         held = self._held()
         if not held:
-            reason = "the run was ended before it could be told" if self.state.stopped_early else reason
+            reason = "the run was stopped before anything was held out" if self.state.stopped_early else reason
             return Estimate(reason=reason or "nothing can be held out without losing a class")
         annotations = (self.results.annotation(case.files[0]) for case in self.results.cases if case.name in held)
         shown = slices_showing(((a.numbers, a.annotated) for a in annotations), len(self.data_set.class_names))
         judged = [case for name, case in zip(self.names, self.report.cases) if name in held]
         total = sum(sum(map(len, case.slices.values())) for case in judged if case.slices)
-        found = {name: expected[name] for name in held}
+        evaluated = {name: expected[name] for name in held}
         counts = np.sum([entry.counts for entry in expected.values()], axis=0)
-        folds = max(len(of.slices) for of in held.values())
-        return estimate(found, counts, shown, total, folds, self.data_set.class_names)
+        folds = max(len(voxels.slices) for voxels in held.values())
+        return estimate(evaluated, counts, shown, total, folds, self.data_set.class_names)
 
     def _fold_model(self) -> Path:
         return self.output_dir / "work" / "fold_0" / "model.pt"
 
     def _parser(self, changes: Mapping[str, Any]) -> ConfigParser:
-        """Of the config with some values changed."""
+        """Return a parser of the config with some values changed."""
         config = copy.deepcopy({key: value for key, value in self.config.items() if key != "report"})
         return ConfigParser({**config, "report": self.report, **changes})

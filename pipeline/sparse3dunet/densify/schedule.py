@@ -1,4 +1,4 @@
-"""What a densification chooses by itself: voxel size, network, folds, and what its minutes are spent on."""
+"""Plan of a densification: voxel size, network, folds, and the schedule of its minutes."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ from sparse3dunet.transforms.walker import MOST_VOXELS
 
 AUTO = "auto"
 VOXELS_PER_MINUTE = {"cpu": 2_000_000, "cuda": 60_000_000}
-"""Of all volumes together, that are looked at as they are; of more, the finest axes become coarser."""
+"""Voxels of all volumes together up to which they are not resampled; above, the finest axes become coarser."""
 WALKED_PER_MINUTE = 2_500_000
-"""Voxels that the random walker may go through for each minute of a training: about a quarter of it."""
+"""Voxels for the random walker per minute of training: takes about a quarter of the time."""
 FOLDS = 3
-"""Parts of the annotated slices that are held out in turn."""
+"""Number of parts of the annotated slices that are held out in turn."""
 FOLD_SHARE = 0.35
-"""Of the time left for the network, that it learns without the first part of the slices, to be judged by these."""
+"""Share of the network's time for the training without the first part of the slices, on which it is evaluated."""
 KEPT_SHARE = 0.2
-"""Likewise, where that begins with the former run's model of the same slices."""
+"""The same share if that training starts from the former run's model of the same slices."""
 SPACING_RATIO = 1.5
-"""Between the cases' voxel sizes, above which they are resampled to the median."""
+"""Ratio between the cases' voxel sizes above which they are resampled to the median."""
 LEAST_SHARE = 0.05
-"""Of the whole time, that the network learns even if propagation has taken longer than it should."""
+"""Minimum share of the whole time for the network, even if propagation took longer than planned."""
 LISTED_SLICES = 40
-"""Annotated slices of a volume, up to which they are named one by one."""
+"""Maximum number of annotated slices of a volume that are listed one by one."""
 FINAL = "final"
 
 
 def choose_spacing(report: DataReport, spacing: Any, minutes: float | None, device: Any) -> list[float] | None:
-    """The voxel size in mm to resample to, by axis; None for volumes as they are.
+    """Return the voxel size in mm to resample to, by axis; None: no resampling.
 
     Args:
-        report: of the data set.
+        report: report on the data set.
         spacing: "auto", or as for :func:`~sparse3dunet.training.settings.target_spacing`.
-        minutes: of the whole run.
-        device: of the network.
+        minutes: duration of the whole run.
+        device: device of the network.
 
     Raises:
         DataError: when `spacing` is none of these.
@@ -75,75 +75,75 @@ def check_minutes(minutes: Any) -> None:
     """Raise DataError unless `minutes` is a number above 0."""
     number = isinstance(minutes, (int, float)) and not isinstance(minutes, bool)
     if not number or not 0 < minutes < np.inf:
-        raise DataError(f"minutes must be a number above 0, as --minutes 5; got {minutes!r}.")
+        raise DataError(f"minutes must be a number above 0, for example --minutes 5; got {minutes!r}.")
 
 
 def check_sparse(report: DataReport) -> None:
-    """Raise DataError where there is nothing to densify, since every voxel of every case counts as annotated."""
+    """Raise DataError if every voxel of every case counts as annotated, so that there is nothing to densify."""
     if all(case.is_dense for case in report.cases):
         values = ", ".join(map(str, report.data_set.class_values))
         raise DataError(
             f"{report.data_set.source}: every voxel counts as annotated (the classes are {values}), so that there is "
-            "nothing to densify. If a value means unlabeled, pass it: --ignore-index 255; if 0 means it outside of "
-            "some slices, --annotated-slices all."
+            "nothing to densify. If a value means unlabeled, pass it: --ignore-index 255; if 0 means unlabeled outside "
+            "of some slices, pass --annotated-slices all."
         )
 
 
 def channels(device: Any) -> list[int]:
-    """Of the network, by level: what learns most in some minutes."""
+    """Return the network's channels by level: a size that learns most in a few minutes."""
     return [32, 64, 128, 256] if torch.device(device).type == "cuda" else [16, 32, 64, 128]
 
 
 def batch_size(device: Any) -> int:
-    """Patches of an iteration: few, for most iterations in a minute."""
+    """Return the patches per iteration: few, for many iterations per minute."""
     return 4 if torch.device(device).type == "cuda" else 1
 
 
 def largest_patch_size(device: Any) -> list[int]:
-    """Voxels by axis that a patch has at most: small, so that each sees annotation of its own volume alone."""
+    """Return the maximum patch size by axis."""
     return [96, 96, 96] if torch.device(device).type == "cuda" else [64, 64, 64]
 
 
 def walked_voxels(minutes: float, cases: Sequence[Case]) -> int:
-    """How many voxels of each volume a random walk may go through, so that it takes a quarter of the time at most."""
+    """Return the maximum number of voxels of each volume for a random walk, to take at most a quarter of the time."""
     return max(min(MOST_VOXELS, round(WALKED_PER_MINUTE * minutes / max(len(cases), 1))), 1000)
 
 
-def choices(
+def plan(
     report: DataReport, description: ModelDescription, device: Any, minutes: float, own_spacing: bool
 ) -> list[tuple[str, str, str]]:
-    """What was chosen by itself, and what was asked for instead: of each its name, its value, and why.
+    """Return (name, value, reason) of each setting that was determined from the data or requested.
 
     Args:
-        report: of the data set.
-        description: of the model.
-        device: of the network.
-        minutes: of the whole run.
-        own_spacing: whether nobody asked for the voxel size.
+        report: report on the data set.
+        description: description of the model.
+        device: device of the network.
+        minutes: duration of the whole run.
+        own_spacing: whether the voxel size was not set by the user.
     """
     kind = "GPU" if torch.device(device).type == "cuda" else "CPU"
     spacing = description.spacing
-    found = list(description.network["channels"]) if description.network else None
+    levels = list(description.network["channels"]) if description.network else None
     voxels = f"{sum(case.voxels for case in report.cases) / 1e6:.1f} million voxels"
     fits = f"{voxels}, for {minutes:g} minutes on this {kind}"
-    size = "as it is" if spacing is None else " x ".join(f"{s:.3g}" for s in spacing) + " mm"
-    network = f"learns most in some minutes on a {kind}" if found == channels(device) else "as asked for"
-    patches = "as large as most volumes, at most what learns most in some minutes"
+    size = "unchanged" if spacing is None else " x ".join(f"{s:.3g}" for s in spacing) + " mm"
+    network = f"learns most in a few minutes on a {kind}" if levels == channels(device) else "as requested"
+    patches = "the size of most volumes, up to the size that learns most in a few minutes"
     return [
-        ("voxel size", size, fits if own_spacing else "as asked for"),
+        ("voxel size", size, fits if own_spacing else "as requested"),
         ("patches", "x".join(map(str, description.patch_size)), patches),
-        ("network", "-".join(map(str, found)) + " channels" if found else "another than UNet3D", network),
+        ("network", "-".join(map(str, levels)) + " channels" if levels else "not a UNet3D", network),
     ]
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """What the minutes are spent on, after propagation.
+    """Schedule of the run time after propagation.
 
     Attributes:
-        seconds: of the whole run.
-        judged: whether the network first learns without some slices.
-        keeps_fold: whether it then begins with the former run's model.
+        seconds: duration of the whole run.
+        judged: whether the network is first trained without some slices, to be evaluated on them.
+        keeps_fold: whether that training starts from the former run's model.
     """
 
     seconds: float
@@ -151,28 +151,28 @@ class Schedule:
     keeps_fold: bool = False
 
     def fold(self, spent: float) -> float:
-        """Seconds for the network that is judged, reading and predicting included."""
+        """Return the seconds for the network that is evaluated, including reading and predicting."""
         share = (KEPT_SHARE if self.keeps_fold else FOLD_SHARE) if self.judged else 0.0
         return share * max(self.seconds - spent - self.reserve, LEAST_SHARE * self.seconds)
 
     @property
     def reserve(self) -> float:
-        """Seconds kept back for the prediction and the report."""
+        """Seconds reserved for the prediction and the report."""
         return min(5 + 0.05 * self.seconds, 0.3 * self.seconds)
 
     def final(self, spent: float, prediction: float = 0.0) -> float:
-        """Seconds left for the final training.
+        """Return the seconds left for the final training.
 
         Args:
-            spent: seconds so far.
-            prediction: seconds that predicting all volumes is likely to take; 0 where unknown.
+            spent: seconds spent so far.
+            prediction: seconds that predicting all volumes is likely to take; 0 if unknown.
         """
         reserve = max(self.reserve, min(5 + prediction, 0.3 * self.seconds))
         return max(self.seconds - spent - reserve, LEAST_SHARE * self.seconds)
 
 
 def number_of_folds(folds: Any) -> int:
-    """As given; for "auto" three.
+    """Return the number of folds: the given one, or three for "auto".
 
     Raises:
         DataError: when `folds` is neither "auto" nor a number from 0 on.
@@ -180,7 +180,7 @@ def number_of_folds(folds: Any) -> int:
     if folds == AUTO:
         return FOLDS
     if not isinstance(folds, int) or isinstance(folds, bool) or folds < 0:
-        raise DataError(f"folds must be a number from 0 (no estimate of the quality) on, or auto; got {folds!r}.")
+        raise DataError(f"folds must be auto, or a whole number from 0 (no quality estimate); got {folds!r}.")
     return folds
 
 
@@ -191,21 +191,21 @@ def deal_slices(
     former: Mapping[str, Slices] | None = None,
     learned: Sequence[str] = (),
 ) -> tuple[list[dict[str, Slices]], str]:
-    """Which slices each fold holds out, by case, and where there are none, why.
+    """Return the slices that each fold holds out, by case, and the reason if there are none.
 
-    A fold holds out a third of the slices where few are annotated, a fifth where there are many. Adjacent slices go
-    together. A case of which no slice can be held out is trained on as it is.
+    A fold holds out a third of the slices if few are annotated, a fifth if there are many. Adjacent slices go into the
+    same fold. A case of which no slice can be held out is used for training with all its slices.
 
     Args:
         items: ``label`` and ``weight`` of each case as the network sees them, (1, X, Y, Z).
         folds: number of folds.
-        seed: of the dealing.
-        former: what a former run held out, whose model goes on: the same again, as far as it still is annotated, since
-            that model has learned all other slices; and what was annotated next to it since. It is the first fold.
-        learned: names of the cases that this model has learned from.
+        seed: random seed.
+        former: slices that a former run held out, if its model is trained further. The first fold holds them out again,
+            as far as they are still annotated, with slices annotated next to them since: the model learned all others.
+        learned: names of the cases that this model was trained on.
     """
     if folds == 0:
-        return [], "no slices were held out, as --folds 0 says"
+        return [], "--folds 0 was set"
     dealt: list[dict[str, Slices]] = [{} for _ in range(folds)]
     reason = ""
     for name, item in items.items():
@@ -225,9 +225,9 @@ def deal_slices(
             reason = str(error).split(". ")[0]
     dealt = [{name: slices for name, slices in fold.items() if any(slices)} for fold in dealt]
     if former is not None and not dealt[0]:
-        dealt = []  # all that is left was learned by the former run's model
+        dealt = []  # the former run's model learned all that is left
     dealt = [fold for fold in dealt if fold]
-    return dealt, "" if dealt else reason or "no slice that was held out before is annotated any more"
+    return dealt, "" if dealt else reason or "none of the slices held out before is still annotated"
 
 
 def _slices_of(annotated: torch.Tensor) -> Slices | None:
@@ -235,7 +235,7 @@ def _slices_of(annotated: torch.Tensor) -> Slices | None:
 
 
 def _others(again: Slices, annotated: torch.Tensor, folds: int) -> list[Slices]:
-    """All slices but those of the first fold, dealt to the others in turn."""
+    """Distribute all slices except those of the first fold to the other folds."""
     dealt: list[Slices] = [[[], [], []] for _ in range(folds)]
     for axis, indices in enumerate(_slices_of(annotated) or []):
         rest = [run for run in runs(indices) if not set(run) & set(again[axis])]
@@ -246,37 +246,37 @@ def _others(again: Slices, annotated: torch.Tensor, folds: int) -> list[Slices]:
 
 
 def _again(former: Slices, annotated: torch.Tensor) -> Slices:
-    """Of the annotated slices those that were held out, with all that are adjacent to them by now."""
+    """Return the annotated slices that were held out before, with those adjacent to them now."""
     now = _slices_of(annotated)
-    if now is None:  # since there are scribbles as well, for example
+    if now is None:  # for example if there are scribbles as well
         shares = [annotated.float().mean(dim=tuple(a for a in range(3) if a != axis)) for axis in range(3)]
         now = [torch.nonzero(share > 0.5).flatten().tolist() for share in shares]
     return [[i for run in runs(indices) if set(run) & set(before) for i in run] for indices, before in zip(now, former)]
 
 
 def hold_out(held_out: Mapping[str, Slices] | None, part: str, *then: Any) -> list[Any]:
-    """For a config: the transforms that take held-out slices out of the weight, or keep them alone; none for none.
+    """Return the transforms that remove held-out slices from the weight, or keep only these, for a config.
 
     Args:
         held_out: by case, for each axis the slices' indices.
         part: "training" or "validation".
-        then: transforms that follow; None, as which the config has a disabled one, is left out.
+        then: transforms that follow; None, for a transform that the config disables, is left out.
     """
     held = [HoldOutSlicesd(WEIGHT, part=part, listed=held_out)] if held_out else []
     return [*held, *(transform for transform in then if transform is not None)]
 
 
 def cases_of(cases: Sequence[Case], held_out: Mapping[str, Slices] | None) -> list[Case]:
-    """The cases that have held-out slices, without dense labels; where none has, the first case alone."""
+    """Return the cases with held-out slices, without dense labels; if there are none, the first case."""
     chosen = [case for case in cases if case_name(case[IMAGE]) in (held_out or {})]
     return without_references(chosen or cases[:1])
 
 
 def slices_showing(annotated: Iterable[tuple[np.ndarray, np.ndarray]], num_classes: int) -> list[int]:
-    """By class, the number of annotated slices that show it.
+    """Return by class the number of annotated slices that show it.
 
     Args:
-        annotated: of each volume, class numbers and what is annotated, (X, Y, Z) in the order of the file.
+        annotated: class numbers and annotation mask of each volume, (X, Y, Z) in the order of the file.
         num_classes: K.
     """
     counts = [0] * num_classes
@@ -289,7 +289,7 @@ def slices_showing(annotated: Iterable[tuple[np.ndarray, np.ndarray]], num_class
 
 
 def annotated_text(cases: Sequence[CaseReport]) -> str:
-    """How much is annotated, in words; of a single volume also which slices."""
+    """Return a description of how much is annotated; for a single volume also which slices."""
     counts = [sum(map(len, case.slices.values())) for case in cases if case.slices]
     share = sum(case.annotated for case in cases) / max(sum(case.voxels for case in cases), 1)
     slices = f"{sum(counts)} annotated slice(s), " if counts else ""
@@ -301,12 +301,12 @@ def annotated_text(cases: Sequence[CaseReport]) -> str:
 
 
 def unlabeled_text(report: DataReport) -> str:
-    """What marks the voxels that are unlabeled, in words: values that occur, slices, weights."""
+    """Return a description of what marks unlabeled voxels: values that occur, slices, weights."""
     data_set = report.data_set
     found = [value for value in data_set.ignore_index if any(value in case.values for case in report.cases)]
     ways = [f"the value{'s'[: len(found) > 1]} {', '.join(map(str, found))}"] if found else []
     if any(ANNOTATED_SLICES in case for case in data_set.cases):
-        ways.append("all outside of the annotated slices")
+        ways.append("all voxels outside of the annotated slices")
     if any(WEIGHT in case for case in data_set.cases):
         ways.append("where the weight is 0")
     return " and ".join(ways)

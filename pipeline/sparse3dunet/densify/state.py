@@ -1,4 +1,4 @@
-"""What a densification has done so far: on disk, so that a killed run goes on, and a next one begins with it."""
+"""State of a densification on disk, from which a killed run resumes and the next run starts."""
 
 from __future__ import annotations
 
@@ -41,26 +41,26 @@ NOT_OF_THE_RUN = (
 
 @dataclass
 class State:
-    """Of a run in a folder.
+    """State of a run in a folder.
 
     Attributes:
-        digest: of the data and the settings, in hexadecimal: a run of others begins a new state.
+        digest: digest of data and settings, in hexadecimal; with other data or settings, a new state begins.
         held_out: by fold and case, for each axis the slices that the fold holds out.
         reason: why nothing is held out, if so.
-        cleared: whether what a former run left in the folder, and would be taken for this run's, is gone.
-        anew: whether nothing of a former run is used.
+        cleared: whether files of a former run that could be mistaken for this run's were removed.
+        anew: whether the run was restarted, using nothing of a former run.
         spent: seconds that the run took so far, over all processes.
-        keeps_fold: whether the first fold begins with the former run's.
-        goes_on: whether the run began with a former one's models.
-        seconds: by part (a fold, or the final training) that was begun, how long it trains.
-        share: of the network in the result, once it was judged.
-        calibrations: by case, of propagation and the network together: the fields of Calibration.
-        trained: whether the final model is there.
+        keeps_fold: whether the first fold is that of the former run.
+        goes_on: whether the run started from a former run's models.
+        seconds: duration of each part (a fold, or the final training) that was started.
+        share: share of the network in the result, once it was evaluated.
+        calibrations: by case, the fields of Calibration of propagation and network combined.
+        trained: whether the final model is complete.
         stopped_early: whether the user ended the training.
-        complete: whether all results are there.
+        complete: whether all results are complete.
         previews: by file name, the digest of each preview that was written.
-        templates: by file name, the digest of each template that was written; without those that the user passed since.
-        notes: what else a reader of the results must know.
+        templates: by file name, the digest of each template that was written; without those passed as annotation since.
+        notes: other facts that a reader of the results must know.
     """
 
     digest: str
@@ -83,16 +83,16 @@ class State:
 
 
 class StateFile:
-    """Reads and writes the state in ``work/state.json`` of an output folder."""
+    """State file ``work/state.json`` of an output folder."""
 
     def __init__(self, output_dir: str | Path) -> None:
         self.path = Path(output_dir) / "work" / "state.json"
 
     def read(self) -> State | None:
-        """The state; None where there is none, or another version's."""
+        """Read the state; None if there is none, or it cannot be read."""
         try:
             content = json.loads(self.path.read_text(encoding="utf-8"))
-            known = {entry.name for entry in fields(State)}  # of an older version's, what there still is
+            known = {entry.name for entry in fields(State)}  # an older version may have had others
             return State(**{name: value for name, value in content.items() if name in known})
         except (OSError, ValueError, TypeError, AttributeError):
             return None
@@ -104,28 +104,28 @@ class StateFile:
 
 
 def digest(data_set: DataSet, config: Mapping[str, Any], chosen: Sequence[Any] = ()) -> str:
-    """Of the annotation's voxels, the images' files, the settings, what was chosen by itself, our version; in hex."""
-    found = hashlib.sha256()
+    """Return a hexadecimal digest of annotation voxels, image files, settings, planned values and package version."""
+    result = hashlib.sha256()
     for case in data_set.cases:
         for key in FILE_KEYS[:-1]:
             paths = case[key] if isinstance(case.get(key), list) else [case[key]] if key in case else []
             for path in paths:
                 if key == IMAGE:
                     status = Path(path).stat()
-                    found.update(f"{path} {status.st_size} {status.st_mtime_ns}".encode())
+                    result.update(f"{path} {status.st_size} {status.st_mtime_ns}".encode())
                 else:
-                    found.update(np.ascontiguousarray(read_volume(path).data).tobytes())
+                    result.update(np.ascontiguousarray(read_volume(path).data).tobytes())
     settings = {key: value for key, value in config.items() if key not in NOT_OF_THE_RUN}
     classes = [data_set.class_names, data_set.class_values, data_set.ignore_index]
-    told = [settings, classes, list(chosen), __version__]
-    found.update(json.dumps(told, sort_keys=True, default=str).encode())
-    return found.hexdigest()
+    values = [settings, classes, list(chosen), __version__]
+    result.update(json.dumps(values, sort_keys=True, default=str).encode())
+    return result.hexdigest()
 
 
 class Learned:
-    """The annotation that a model learned, in ``work/learned`` of an output folder, by the name of the case.
+    """Annotation that a model was trained on, in ``work/learned`` of an output folder, by the name of the case.
 
-    That of a run in which it is still being learned is in ``work/learning``.
+    While the training runs, it is in ``work/learning``.
     """
 
     def __init__(self, output_dir: str | Path) -> None:
@@ -133,7 +133,7 @@ class Learned:
         self.pending = self.folder.with_name("learning")
 
     def start(self, goes_on: bool) -> None:
-        """Nothing is being learned yet; and nothing is known of a former model's unless the run goes on with it."""
+        """Remove pending annotation; and that of a former model unless the run trains it further."""
         for folder in (self.pending, *([] if goes_on else [self.folder])):
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -142,19 +142,19 @@ class Learned:
         self.pending.mkdir(parents=True, exist_ok=True)
 
         def write(draft: Path) -> None:
-            with draft.open("wb") as file:  # by a name, NumPy would add an ending to it
+            with draft.open("wb") as file:  # NumPy would add a suffix to a file name
                 np.savez_compressed(file, numbers=np.where(annotated, numbers, -1).astype(np.int16))
 
         replace_file(self.pending / _file(name), write)
 
     def finish(self) -> None:
-        """There is a model that has learned what was added."""
+        """Make the pending annotation that of the model."""
         if self.pending.is_dir():
             shutil.rmtree(self.folder, ignore_errors=True)
             os.replace(self.pending, self.folder)
 
     def changed(self, name: str, numbers: np.ndarray, annotated: np.ndarray) -> int:
-        """How many voxels that were learned are annotated otherwise by now, or no more; 0 where nothing is known."""
+        """Return how many learned voxels have another label now, or none; 0 if nothing is stored."""
         try:
             with np.load(self.folder / _file(name)) as content:
                 before = content["numbers"]
@@ -166,15 +166,15 @@ class Learned:
 
 
 def _file(name: str) -> str:
-    """By a digest: names of cases may have slashes."""
+    """Return a file name by a digest, as names of cases may contain slashes."""
     return f"{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}.npz"
 
 
 def former_description(model_file: Path) -> ModelDescription | None:
-    """The description of a former run's model; None where the model, or its description, is not there or damaged.
+    """Return the description of a former run's model; None if model or description is missing or damaged.
 
     Raises:
-        NewerDescriptionError: when a newer version wrote it, whose model must not be replaced.
+        NewerDescriptionError: when a newer version wrote it; its model must not be replaced.
     """
     try:
         return read_description(model_file) if model_file.is_file() else None
@@ -185,8 +185,8 @@ def former_description(model_file: Path) -> ModelDescription | None:
 
 
 def differences(before: ModelDescription, now: ModelDescription) -> list[str]:
-    """What keeps a model from being learned further, in words; empty where nothing does."""
-    # Of a network that is no UNet3D, nothing is known by which it could be told from another one
+    """Return the differences that keep a model from being trained further; empty if there are none."""
+    # A network that is not a UNet3D is not described, so it cannot be compared
     differing = {
         "another network": before.network != now.network or now.network is None,
         "other classes": before.class_values != now.class_values,
@@ -198,7 +198,7 @@ def differences(before: ModelDescription, now: ModelDescription) -> list[str]:
 
 
 def keep_aside(model_file: str | Path) -> Path:
-    """Rename a model, and its description, that a new one would replace; returns its new path."""
+    """Rename a model and its description, which a new one would replace, and return its new path."""
     path = Path(model_file)
     names = (path.with_name(f"{path.stem}_before{number or ''}{path.suffix}") for number in (0, *range(2, 10_000)))
     aside = next(name for name in names if not name.exists())

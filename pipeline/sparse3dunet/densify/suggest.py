@@ -1,4 +1,4 @@
-"""Which slices to annotate next."""
+"""Suggestion of slices to annotate next."""
 
 from __future__ import annotations
 
@@ -21,37 +21,37 @@ from sparse3dunet.data.slices import plane_names, slices_mask
 from sparse3dunet.models.checkpoints import replace_file
 
 REACH = 3.0
-"""Voxels (of the mean edge) from the foreground over which doubt loses all but 1/e of its weight."""
+"""Distance from the foreground, in voxels of the mean edge, at which the weight of doubt falls to 1/e."""
 IN_DOUBT = 64
-"""Of 255: doubt, 1 - confidence, of a voxel that counts as in doubt."""
+"""Doubt (1 - confidence, 0 to 255) from which on a voxel counts as in doubt."""
 MOST_VOXELS = 2_000_000
-"""Of the grid on which distances are measured; of larger volumes, blocks of voxels are one."""
+"""Voxels of the grid on which distances are measured; larger volumes are measured in blocks of voxels."""
 THICK = 2.5
-"""Times the median voxel size, above which slices are thick: people draw on these alone, not across them."""
+"""Multiple of the median voxel size above which slices are thick: people draw only on these, not across them."""
 SHOWN_CASES = 10
 WIDTH = 0.6
-"""Of the gap between equally spaced slices: how far from an annotated slice it settles anything."""
+"""Distance over which an annotated slice settles doubt, relative to the gap between equally spaced slices."""
 _SLAB = 8
 _ROUNDS = 10
 _TIE = 1e-6
 _MOST = 10_000
-# By doubt, 0 to 255. Squared: the little doubt that a network has everywhere adds up to much over a volume, but tells
-# nothing. Never 0: where it is sure of everything, one slice is still better than none.
+# Weight by doubt, 0 to 255. Squared, because the small doubt that a network has everywhere adds up over a volume
+# without meaning anything. Never 0: even if the network is sure of everything, one slice is better than none.
 _STAKES = np.maximum(1, np.rint((np.arange(256) / 255) ** 2 * _MOST)).astype(np.uint32)
 
 
 @dataclass(frozen=True)
 class Suggestion:
-    """A slice that is worth annotating.
+    """Slice that is worth annotating.
 
     Attributes:
         plane: axial, coronal or sagittal.
-        axis: of the image's array, across which the slice lies.
-        index: along that axis, from 0.
-        position: of the slice's middle along the plane's axis in space (RAS), in mm, as viewers show it.
-        benefit: expected of it, as a share of the best slice's; 0 to 1.
-        doubt: mean of 1 - confidence over the slice's voxels that are foreground, or are in doubt; 0 to 1.
-        distance: in mm, to the nearest annotated slice of the same plane; None where none is annotated.
+        axis: axis of the image's array that the slice is perpendicular to.
+        index: index along that axis, from 0.
+        position: position of the slice's middle along the plane's axis in space (RAS), in mm, as viewers show it.
+        benefit: expected benefit, relative to that of the best slice; 0 to 1.
+        doubt: mean of 1 - confidence over the slice's voxels that are foreground or in doubt; 0 to 1.
+        distance: distance in mm to the nearest annotated slice of the same plane; None if none is annotated.
     """
 
     plane: str
@@ -65,14 +65,14 @@ class Suggestion:
 
 @dataclass(frozen=True)
 class _Profile:
-    """What the slices across one axis show, each (n,).
+    """Statistics of the slices perpendicular to one axis, each (n,).
 
     Attributes:
-        gain: squared doubt of the unannotated voxels, each weighed by its nearness to the foreground; in voxels.
-        share: of what lies near the foreground, the part that is not annotated; 0 to 1.
-        doubt: mean over unannotated voxels that are foreground or in doubt; 0 to 1.
-        annotated: whether most of the slice is.
-        extent: whether the foreground shows on it.
+        gain: squared doubt of the unlabeled voxels, weighted by nearness to the foreground; in voxels.
+        share: unlabeled share of the voxels near the foreground; 0 to 1.
+        doubt: mean doubt of unlabeled voxels that are foreground or in doubt; 0 to 1.
+        annotated: whether most of the slice is annotated.
+        extent: whether the slice shows foreground.
     """
 
     gain: np.ndarray
@@ -82,7 +82,7 @@ class _Profile:
     extent: np.ndarray
 
     def distance(self, place: int, spacing: float) -> float | None:
-        """To the nearest annotated slice, in mm; None where there is none."""
+        """Return the distance to the nearest annotated slice, in mm; None if there is none."""
         known = np.flatnonzero(self.annotated)
         return float(np.abs(known - place).min() * spacing) if len(known) else None
 
@@ -90,31 +90,31 @@ class _Profile:
 def suggest_slices(
     confidence: np.ndarray, segmentation: np.ndarray, annotated: np.ndarray, affine: Any, count: int = 3
 ) -> list[Suggestion]:
-    """The slices of each plane whose annotation would help most, the best first.
+    """Return the slices of each plane whose annotation would help most, the best first.
 
-    An annotated slice is taken to settle the doubt on itself, and less and less of that on the slices of its plane
-    around it, down to nothing at WIDTH of the gap that as many slices would have if they were equally spaced. Chosen
-    are those slices that together settle most of the doubt that the annotated ones do not: so they lie where doubt is,
-    apart from each other and from what is annotated. Great doubt counts more than its share (it is squared), and less
-    the farther it is from the foreground: a network that has learned little is often in doubt about empty space.
-    Between planes, a slice is worth the doubtful area that it shows.
+    An annotated slice is assumed to settle the doubt on itself, and a decreasing share of it on the slices around it,
+    down to none at WIDTH of the gap that as many equally spaced slices would have. The slices are chosen that together
+    settle most of the doubt left by the annotated ones: they lie where doubt is, apart from each other and from the
+    annotation. Doubt is squared, so that high doubt counts more, and counts less far from the foreground, as a network
+    that has learned little is often in doubt about empty space. Across planes, slices are compared by their doubtful
+    area.
 
     Args:
         confidence: (X, Y, Z) uint8, the probability of the chosen class; 255 for 1.
         segmentation: (X, Y, Z) integers, 0 in the background.
-        annotated: (X, Y, Z) boolean, in slices or not. A slice is annotated when most of its voxels are.
+        annotated: (X, Y, Z) boolean, in slices or not. A slice is annotated if most of its voxels are.
         affine: 4x4, voxel to RAS in mm.
-        count: at most so many of each plane; fewer where no others promise anything. A plane whose slices are but lines
-            of voxels has none. Where slices are thick, only these are suggested.
+        count: maximum number of slices of each plane; fewer if no others would help. None of a plane whose slices are
+            lines of voxels; if slices are thick, only those of their plane.
 
     Returns:
-        Never a slice that is annotated. The same for the same volume, however its axes are ordered and directed.
+        Slices that are not annotated; the same ones for any order and direction of the volume's axes.
     """
     if count < 1:
         return []
     affine = np.asarray(affine, float)
     orientation = nib.io_orientation(affine)
-    # Views in RAS order, whole numbers and sums in it: so that the order of the axes changes nothing, not even ties.
+    # Views in RAS order, and integer sums, so that the order of the axes changes nothing, not even ties.
     sure, found, known = (
         nib.apply_orientation(np.asarray(a), orientation) for a in (confidence, segmentation, annotated)
     )
@@ -140,18 +140,17 @@ def suggest_slices(
 def template(
     label: np.ndarray, segmentation: np.ndarray, suggestions: Sequence[Suggestion], annotated: np.ndarray
 ) -> np.ndarray:
-    """A label map to go on annotating with: the user's own, with the prediction on the suggested slices.
+    """Return a label map to continue the annotation with: the user's, with the prediction on the suggested slices.
 
     Args:
         label: (X, Y, Z) the user's label map, values as on disk.
         segmentation: (X, Y, Z) integers, the prediction, values as on disk.
         suggestions: the slices.
-        annotated: (X, Y, Z) boolean; what is annotated stays.
+        annotated: (X, Y, Z) boolean; annotated voxels stay.
 
     Returns:
-        (X, Y, Z) with the label map's values but on the suggested slices. Of the label map's type where that can hold
-        the predicted values, else of one that holds both; whole numbers that are stored as floating-point ones become
-        integers.
+        (X, Y, Z) with the label map's values except on the suggested slices. It has the label map's type if that can
+        hold the predicted values, otherwise one that holds both; whole floating-point numbers become integers.
     """
     slices = [[s.index for s in suggestions if s.axis == axis] for axis in range(3)]
     filled = slices_mask(label.shape, slices) & ~np.asarray(annotated, bool)
@@ -161,7 +160,7 @@ def template(
 
 
 def as_rows(suggestions: Sequence[Suggestion]) -> list[dict[str, Any]]:
-    """For JSON: plane, axis, index, position_mm, benefit, doubt and distance_mm (null where none is annotated)."""
+    """Return rows for JSON: plane, axis, index, position_mm, benefit, doubt and distance_mm (null if none)."""
     return [
         {
             "plane": s.plane,
@@ -177,13 +176,13 @@ def as_rows(suggestions: Sequence[Suggestion]) -> list[dict[str, Any]]:
 
 
 def write_json(path: Path, by_case: Mapping[str, Sequence[Suggestion]]) -> None:
-    """Write the suggestions of each case, as :func:`as_rows` has them, whole or not at all."""
+    """Write the suggestions of each case, see :func:`as_rows`, atomically."""
     text = json.dumps({name: as_rows(suggestions) for name, suggestions in by_case.items()}, indent=1) + "\n"
     replace_file(path, lambda draft: draft.write_text(text, encoding="utf-8"))
 
 
 def show(by_case: Mapping[str, Sequence[Suggestion]]) -> None:
-    """Print the suggestions as a table, of SHOWN_CASES cases at most."""
+    """Print the suggestions of at most SHOWN_CASES cases as a table."""
     shown = {name: entries for name, entries in list(by_case.items())[:SHOWN_CASES] if entries}
     if not any(by_case.values()):
         return
@@ -201,7 +200,7 @@ def show(by_case: Mapping[str, Sequence[Suggestion]]) -> None:
     console = Console()
     console.print(table)
     more = len(by_case) - SHOWN_CASES
-    text = "Benefit: relative to the best slice; doubt: mean of 1 - confidence over what is foreground or in doubt."
+    text = "Benefit: relative to the best slice. Doubt: mean of 1 - confidence over foreground and doubtful voxels."
     console.print(text + (f" {more} more case(s) are not shown." if more > 0 else ""), style="dim", highlight=False)
 
 
@@ -212,7 +211,7 @@ def _cells(entry: Suggestion) -> tuple[str, ...]:
 
 
 def _position(affine: np.ndarray, shape: Sequence[int], axis: int, index: int) -> float:
-    """Of a slice's middle, in mm, along the axis in space that the slice lies across."""
+    """Return the position of a slice's middle, in mm, along the axis in space that it is perpendicular to."""
     voxel = (np.asarray(shape) - 1) / 2
     voxel[axis] = index
     world = int(nib.io_orientation(affine)[axis, 0])
@@ -220,10 +219,10 @@ def _position(affine: np.ndarray, shape: Sequence[int], axis: int, index: int) -
 
 
 def _choose(profile: _Profile, spacing: float, count: int) -> list[tuple[int, float]]:
-    """Up to `count` slices, and the doubt that each settles beyond those before it: in voxels, by mm across the slice.
+    """Return up to `count` slices, and the doubt that each settles in addition to those before it, in voxels per mm.
 
-    Chosen one by one first, then each moved in turn while all together get better: the first choice alone would be the
-    middle of an even doubt, where two together are better off at its quarters.
+    They are first chosen one by one, then each is moved in turn while that improves the total: one slice is best in the
+    middle of evenly distributed doubt, two are best at its quarters.
     """
     n = len(profile.gain)
     inside = np.flatnonzero(profile.extent)
@@ -252,7 +251,7 @@ def _choose(profile: _Profile, spacing: float, count: int) -> list[tuple[int, fl
 
 
 def _together(benefits: Callable[[list[int]], np.ndarray], chosen: list[int]) -> list[int]:
-    """The slices, each moved to where it is best beside the others, in turn, while that helps."""
+    """Return the slices, each moved in turn to the best place given the others, while that helps."""
     for _ in range(_ROUNDS):
         before = list(chosen)
         for number, place in enumerate(before):
@@ -275,7 +274,7 @@ def _one_by_one(benefits: Callable[[list[int]], np.ndarray], count: int) -> list
 
 
 def _best(benefits: np.ndarray) -> int:
-    """The best slice; of several that are equally good, the middle one."""
+    """Return the best slice; the middle one of several equally good ones."""
     ties = np.flatnonzero(benefits >= benefits.max() * (1 - _TIE))
     return int(ties[len(ties) // 2])
 
@@ -283,7 +282,7 @@ def _best(benefits: np.ndarray) -> int:
 def _profiles(
     confidence: np.ndarray, segmentation: np.ndarray, annotated: np.ndarray, spacing: np.ndarray
 ) -> list[_Profile]:
-    """One for each axis; slab by slab, in whole numbers."""
+    """Return the profile of each axis, computed slab by slab in integers."""
     shape = confidence.shape
     weights, step = _nearness(segmentation, spacing)
     rows, columns = (np.arange(n) // step for n in shape[1:])
@@ -315,7 +314,7 @@ def _profile(sums: np.ndarray, voxels: int) -> _Profile:
 
 
 def _nearness(segmentation: np.ndarray, spacing: np.ndarray) -> tuple[np.ndarray, int]:
-    """Weights 0 to 255, uint8, 255 on the foreground, and the edge of the blocks of voxels that each is for."""
+    """Return weights (uint8, 255 on the foreground) of blocks of voxels, and the edge length of the blocks."""
     step = max(1, math.ceil((segmentation.size / MOST_VOXELS) ** (1 / 3)))
     foreground = segmentation != 0
     for axis in range(3):
@@ -328,9 +327,9 @@ def _nearness(segmentation: np.ndarray, spacing: np.ndarray) -> tuple[np.ndarray
 
 
 def _wide_enough(label: np.ndarray, segmentation: np.ndarray) -> np.dtype[Any]:
-    """A type for the values of both."""
+    """Return a type that holds the values of both."""
     values = np.asarray(label)
-    # Not floating-point where that can be: files of label maps are written as integers.
+    # Integers if possible, as which label maps are written
     if values.dtype.kind == "f" and not (np.isfinite(values) & (values == np.rint(values))).all():
         return np.result_type(values.dtype, segmentation.dtype)
     ends = [int(f(array)) for array in (values, segmentation) for f in (np.min, np.max)]

@@ -1,4 +1,4 @@
-"""Images in any format (NIfTI, NRRD, MetaImage, DICOM), and results on exactly their grid in the same or another."""
+"""Reading images (NIfTI, NRRD, MetaImage, DICOM), and writing results on exactly their grid, in any of the formats."""
 
 from sparse3dunet.io.dicom import dicom_series, is_dicom_folder
 from sparse3dunet.io.formats import read_image

@@ -1,4 +1,4 @@
-"""The header of a DICOM file, and whether its pixels fit it."""
+"""Header of a DICOM file, and a check that its pixels match it."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ GROUPS = {
     SLOPE: "PixelValueTransformationSequence",
     INTERCEPT: "PixelValueTransformationSequence",
 }
-"""The sequence that holds an element in a multi-frame file, for each frame or for all."""
+"""Sequence that contains an element in a multi-frame file, for each frame or for all."""
 BY_FRAME, SHARED = "PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"
 PIXELS = ("Rows", "Columns", "BitsAllocated", "PixelData")
 """Elements without which there is no image."""
 USUAL = {"SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2"}
-"""What files mean that are older than these elements."""
+"""Defaults for files without these elements."""
 KEYWORDS = (
     *("SeriesInstanceUID", "SeriesDescription", "Modality", "NumberOfFrames", "SpacingBetweenSlices"),
     *(BY_FRAME, SHARED, *GROUPS, *USUAL, *PIXELS),
@@ -41,12 +41,12 @@ _UNDEFINED = 0xFFFFFFFF  # length of compressed pixel data
 
 @dataclass(frozen=True)
 class DicomFile:
-    """A file that holds an image.
+    """DICOM file with an image.
 
     Attributes:
-        path: of the file.
+        path: path of the file.
         shape: columns, rows, frames, and components of a pixel.
-        header: its KEYWORDS, without the pixels.
+        header: the elements KEYWORDS, without the pixels.
     """
 
     path: Path
@@ -54,12 +54,12 @@ class DicomFile:
     header: Dataset
 
     def text(self, keyword: str) -> str:
-        """An element as text; empty where it is missing."""
+        """Return an element as text; empty if it is missing."""
         with disable_value_validation():
             return str(self.header.get(keyword) or "")
 
     def numbers(self, keyword: str, count: int) -> np.ndarray:
-        """The `count` decimal numbers of an element, in a multi-frame file those of the first frame.
+        """Return the `count` decimal numbers of an element, in a multi-frame file those of the first frame.
 
         Raises:
             DataError: when the file does not have them.
@@ -68,14 +68,14 @@ class DicomFile:
         if len(numbers) != count:
             found = "malformed" if keyword in self.header else "missing"
             raise DataError(
-                f"{self.path}: {name_with_tag(keyword)} is {numbers.tolist() or found}, expected {count} numbers, "
-                "without which slices have no place in space. Export the series again, or convert it to NIfTI and set "
-                "its voxel size."
+                f"{self.path}: {name_with_tag(keyword)} is {numbers.tolist() or found}; expected {count} numbers, "
+                "which place the slices in space. Export the series again, or convert it to NIfTI and set its voxel "
+                "size."
             )
         return numbers
 
     def by_frame(self, keyword: str) -> list[np.ndarray]:
-        """The decimal numbers of an element in each frame: its own, or those of all; empty where there are none."""
+        """Return the decimal numbers of an element for each frame: its own, or the shared ones; empty if missing."""
         group = GROUPS[keyword]
         shared = (self.header.get(SHARED) or [Dataset()])[0].get(group) or [self.header]
         frames = self.header.get(BY_FRAME) or [Dataset()]
@@ -83,7 +83,7 @@ class DicomFile:
 
 
 def is_dicom_file(path: Path) -> bool:
-    """Whether a file begins as DICOM does; files of times before the preamble begin with the first group."""
+    """Return whether a file begins like DICOM; old files without a preamble begin with the first group."""
     if not path.is_file() or path.name == "DICOMDIR" or path.name.startswith("."):
         return False
     with path.open("rb") as file:
@@ -92,10 +92,10 @@ def is_dicom_file(path: Path) -> bool:
 
 
 def read_header(path: Path) -> DicomFile:
-    """Read a file's header, and check that its pixels fit it.
+    """Read a file's header, and check that its pixels match it.
 
     Raises:
-        DataError: when the file holds no image that can be read.
+        DataError: when the file contains no readable image.
     """
     shape = (0, 0, 0, 0)
     try:
@@ -114,15 +114,15 @@ def read_header(path: Path) -> DicomFile:
         fault = " ".join(f"{type(error).__name__}: {error}".split())
     if fault:
         raise DataError(
-            f"{path}: a DICOM file without an image that can be read ({fault}); it is truncated, damaged, or no image "
-            "at all (a report, contours). Copy or export it again, or move it elsewhere."
+            f"{path}: a DICOM file without a readable image ({fault}); it is truncated, damaged, or not an image (a "
+            "report, contours). Copy or export it again, or move it elsewhere."
         )
     del header.PixelData
     return DicomFile(path, shape, header)
 
 
 def _pixel_fault(path: Path, header: Dataset) -> str:
-    """How uncompressed pixels do not fit the header; empty where they do. GDCM would make up what is missing."""
+    """Return how uncompressed pixels differ from the header; empty if they match. GDCM would invent missing ones."""
     pixels: Any = header.get_item("PixelData", keep_deferred=True)
     if pixels.length == _UNDEFINED:
         return ""
@@ -139,15 +139,15 @@ def _pixel_fault(path: Path, header: Dataset) -> str:
 
 
 def name_with_tag(keyword: str) -> str:
-    """An element's keyword and tag, for messages."""
+    """Return an element's keyword and tag, for messages."""
     tag = tag_for_keyword(keyword) or 0
     return f"{keyword} ({tag >> 16:04x}|{tag & 0xFFFF:04x})"
 
 
 def decimals(elements: Dataset, keyword: str) -> np.ndarray:
-    """The numbers of an element; empty where it is missing or malformed."""
+    """Return the numbers of an element; empty if it is missing or malformed."""
     try:
-        with disable_value_validation():  # of longer decimals than the standard has
+        with disable_value_validation():  # decimals may be longer than in the standard
             numbers = np.array(elements.get(keyword), float, ndmin=1)
     except (TypeError, ValueError):
         return np.empty(0)

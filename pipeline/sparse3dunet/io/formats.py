@@ -1,4 +1,4 @@
-"""An image of whatever format to a volume."""
+"""Reading of images in any supported format."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from sparse3dunet.io.volumes import Volume, read_volume
 
 
 def read_image(source: str | Path) -> Volume:
-    """Read an image whole; uncompressed NIfTI files and ITK's images are not copied into other memory.
+    """Read a whole image; uncompressed NIfTI files are memory-mapped, and ITK's images are not copied.
 
     Args:
-        source: a NIfTI, NRRD or MetaImage file (IMAGE_SUFFIXES), a folder that holds one DICOM series, or a DICOM file
-            of several frames.
+        source: a NIfTI, NRRD or MetaImage file (IMAGE_SUFFIXES), a folder with one DICOM series, or a DICOM file of
+            several frames.
 
     Returns:
-        Voxels (X, Y, Z), or (X, Y, Z, C) where they have several components, first axis fastest on disk; affine in
+        Voxels (X, Y, Z), or (X, Y, Z, C) if they have several components, first axis fastest on disk; affine in
         mm, RAS.
 
     Raises:
-        DataError: when it is missing, truncated, damaged, no volume, complex, has a degenerate affine, or is none of
-            these formats.
+        DataError: when it is missing, truncated, damaged, not a volume, complex, has a degenerate affine, or has
+            another format.
     """
     path = Path(source)
     if path.is_dir():
@@ -41,8 +41,8 @@ def read_image(source: str | Path) -> Volume:
     if is_dicom_file(path):
         return read_dicom_file(path)
     if not path.exists():
-        raise DataError(f"{path} does not exist; expected an image, or a folder that holds a DICOM series.")
+        raise DataError(f"{path} does not exist; expected an image, or a folder with a DICOM series.")
     raise DataError(
-        f"{path}: in no known format; expected {', '.join(IMAGE_SUFFIXES)}, a DICOM file of several frames, or a "
-        "folder that holds a DICOM series. Convert it to .nii.gz."
+        f"{path}: unknown format; expected {', '.join(IMAGE_SUFFIXES)}, a DICOM file of several frames, or a folder "
+        "with a DICOM series. Convert it to .nii.gz."
     )

@@ -1,4 +1,4 @@
-"""Reading and writing through SimpleITK, with arrays in nibabel's order and messages of one line."""
+"""Reading and writing with SimpleITK, with arrays in nibabel's order and messages of one line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sparse3dunet.io.volumes import check_affine
 
 
 def itk_reader(path: str | Path, io: str) -> sitk.ImageFileReader:
-    """A reader of one of ITK's formats, by the name of its ``ImageIO``, whatever the file's name."""
+    """Return a reader for one of ITK's formats, by the name of its ``ImageIO``, for any file name."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.SetImageIO(io)
@@ -25,10 +25,10 @@ def itk_reader(path: str | Path, io: str) -> sitk.ImageFileReader:
 
 
 def itk_header(path: str | Path, io: str) -> sitk.ImageFileReader:
-    """A reader that has read the header of a volume of real numbers.
+    """Return a reader that has read the header of a volume of real numbers.
 
     Raises:
-        DataError: when the header is damaged, or that of something else.
+        DataError: when the header is damaged, or not that of such a volume.
     """
     reader = itk_reader(path, io)
     itk_read(reader, path, information_only=True)
@@ -40,7 +40,7 @@ def itk_header(path: str | Path, io: str) -> sitk.ImageFileReader:
     kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
     if "complex" in kind:
         raise DataError(
-            f"{path}: holds complex numbers ({kind}), expected one real number per voxel. Export the magnitude, for "
+            f"{path}: found complex numbers ({kind}); expected one real number per voxel. Export the magnitude, for "
             "example."
         )
     check_affine(path, itk_affine(reader))
@@ -48,10 +48,10 @@ def itk_header(path: str | Path, io: str) -> sitk.ImageFileReader:
 
 
 def itk_read(reader: sitk.ImageFileReader, path: str | Path, information_only: bool = False) -> Any:
-    """Read an image, or with `information_only` its header into the reader.
+    """Read an image; with `information_only`, read its header into the reader.
 
     Raises:
-        DataError: for whatever ITK finds wrong with the file.
+        DataError: for any error that ITK reports.
     """
     try:
         with itk_warnings_off():
@@ -64,11 +64,11 @@ def itk_read(reader: sitk.ImageFileReader, path: str | Path, information_only: b
 
 
 def itk_write(path: Path, io: str, array: np.ndarray, affine: np.ndarray, metadata: Mapping[str, str]) -> None:
-    """Write an array (X, Y, Z) or (X, Y, Z, C) on a grid without shear; integers, which shrink, compressed.
+    """Write an array (X, Y, Z) or (X, Y, Z, C) on a grid without shear; integers are compressed.
 
     Raises:
-        OSError: when it could not be written; but ITK does not notice where the last few KB, which it writes on
-            closing the file, find no room on the disk.
+        OSError: when it could not be written; ITK does not notice if the disk is full when it writes the last few KB,
+            on closing the file.
     """
     writer = sitk.ImageFileWriter()
     writer.SetFileName(str(path))
@@ -94,7 +94,7 @@ def _itk_image(array: np.ndarray, affine: np.ndarray, metadata: Mapping[str, str
 
 @contextmanager
 def itk_warnings_off() -> Iterator[None]:
-    """ITK prints no warnings within: what matters of them is checked."""
+    """Context without ITK's warnings: what matters of them is checked."""
     shown = sitk.ProcessObject.GetGlobalWarningDisplay()
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     try:
@@ -104,27 +104,27 @@ def itk_warnings_off() -> Iterator[None]:
 
 
 def itk_reason(error: Exception) -> str:
-    """The one telling line of an exception of ITK, which names source files, addresses and callers beside."""
+    """Return the informative line of an ITK exception, without source files, addresses and callers."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     line = lines[-1] if "[nrrd]" in lines[-1] else next((line for line in lines if "ERROR: " in line), lines[-1])
     return re.sub(r"^\[nrrd\] \w+: *|^.*ERROR: (\w+\(0x[0-9a-f]+\): )?", "", line)
 
 
 class _Voxels:
-    """An image's voxels for NumPy, which keeps the image by this, and so need not copy them."""
+    """Array interface of an image's voxels, through which NumPy keeps the image and need not copy them."""
 
     def __init__(self, image: sitk.Image) -> None:
         self.image = image
         interface = sitk.GetArrayViewFromImage(image).__array_interface__
-        self.__array_interface__ = {**interface, "data": (interface["data"][0], False)}  # not for reading only
+        self.__array_interface__ = {**interface, "data": (interface["data"][0], False)}  # not read-only
 
 
 def itk_array(image: sitk.Image) -> np.ndarray:
-    """An image's voxels in nibabel's order, (X, Y, Z) or (X, Y, Z, C), without a copy of them."""
+    """Return an image's voxels in nibabel's order, (X, Y, Z) or (X, Y, Z, C), without a copy."""
     voxels = np.asarray(_Voxels(image))
     return voxels.transpose(2, 1, 0, *range(3, voxels.ndim))
 
 
 def itk_affine(image: sitk.Image | sitk.ImageFileReader) -> np.ndarray:
-    """A three-dimensional image's affine (4, 4), voxel to world, RAS in mm."""
+    """Return a three-dimensional image's affine (4, 4), voxel to world, RAS in mm."""
     return ras_affine(image.GetOrigin(), image.GetSpacing(), np.reshape(image.GetDirection(), (3, 3)))

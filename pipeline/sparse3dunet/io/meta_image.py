@@ -1,4 +1,4 @@
-"""MetaImage: read and written by ITK, which does not look closely enough at whether voxels are whole."""
+"""MetaImage, read and written by ITK, with a check of the voxels that ITK lacks."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from sparse3dunet.io.volumes import Volume
 
 
 def read_meta_image(path: Path) -> Volume:
-    """Read a MetaImage, in one file or in two, to an (X, Y, Z) or (X, Y, Z, C) volume.
+    """Read a MetaImage, in one file or two, to an (X, Y, Z) or (X, Y, Z, C) volume.
 
     Raises:
-        DataError: when it is damaged, or something else.
+        DataError: when it is damaged, or has another format.
     """
     reader = itk_header(path, "MetaImageIO")
     _check_voxels(path, reader)
@@ -33,22 +33,21 @@ def write_meta_image(path: Path, array: np.ndarray, affine: np.ndarray, metadata
     """
     itk_write(path, "MetaImageIO", array, affine, {key: _ascii_line(text) for key, text in metadata.items()})
     fields, end = _header_fields(path)
-    # ITK does not look at the end of the file (see itk_write).
+    # ITK does not check the end of the file (see itk_write).
     if path.stat().st_size != end + int(fields.get("compresseddatasize", array.nbytes)):
-        raise OSError(f"{path} could not be written to its end; is the disk full?")
+        raise OSError(f"{path} could not be written completely; is the disk full?")
 
 
 def _ascii_line(text: str) -> str:
-    """Text as MetaIO keeps it: one line, from whose end letters that are not ASCII would be lost."""
+    """Return text as one line in ASCII: MetaIO would lose other letters at the end."""
     return " ".join(text.split()).encode("ascii", "backslashreplace").decode()
 
 
 def _check_voxels(path: Path, reader: sitk.ImageFileReader) -> None:
-    """Raise DataError where a MetaImage's voxels are missing, truncated or damaged.
+    """Raise DataError if a MetaImage's voxels are missing, truncated or damaged.
 
-    Of such files ITK prints a line at most and hands out what it has: of 15000 compressed voxels, 7502 were wrong with
-    the middle of the file overwritten. Where voxels are missing, it says "No such file or directory" even of files cut
-    short.
+    ITK prints at most a line for such files, and returns what it has: with the middle of a file overwritten, 7502 of
+    15000 compressed voxels were wrong. For truncated files, its message is "No such file or directory".
     """
     fields, start = _header_fields(path)
     name = fields.get("elementdatafile", "")
@@ -58,24 +57,24 @@ def _check_voxels(path: Path, reader: sitk.ImageFileReader) -> None:
     if name.upper() != "LOCAL":
         file, start = path.parent / name, max(int(fields.get("headersize", 0)), 0)
     if not file.is_file():
-        raise DataError(f"{path}: its voxels' file {file} is missing. Copy it, too, or export the image again.")
+        raise DataError(f"{path}: the voxel file {file} is missing. Copy it too, or export the image again.")
     voxel = sitk.Image([1, 1, 1], reader.GetPixelID())
     num_bytes = int(np.prod(reader.GetSize())) * reader.GetNumberOfComponents() * voxel.GetSizeOfPixelComponent()
     found = file.stat().st_size - start
     if fields.get("compresseddata", "").lower() == "true":
-        # Where the size is not given, ITK finds no voxels behind a header.
+        # Without a given size, ITK finds no voxels after a header.
         found = _inflated_size(path, file, start, int(fields.get("compresseddatasize", 0 if file == path else found)))
     elif fields.get("binarydata", "").lower() != "true":  # text
         return
     if found < num_bytes:
         raise DataError(
-            f"{path}: truncated: {file.name} holds {found} bytes of voxels, expected {num_bytes}. Copy or export it "
+            f"{path}: truncated: {file.name} contains {found} bytes of voxels, expected {num_bytes}. Copy or export it "
             "again."
         )
 
 
 def _header_fields(path: Path) -> tuple[dict[str, str], int]:
-    """A MetaImage's header, by keys in small letters, and where it ends."""
+    """Return a MetaImage's header by lower-case keys, and the offset of its end."""
     fields: dict[str, str] = {}
     with path.open("rb") as file:
         while "elementdatafile" not in fields and (line := file.readline()):
@@ -85,7 +84,7 @@ def _header_fields(path: Path) -> tuple[dict[str, str], int]:
 
 
 def _inflated_size(path: Path, file: Path, start: int, num_bytes: int) -> int:
-    """The number of bytes that the zlib or gzip stream in `num_bytes` from `start` on of a file gives.
+    """Return the decompressed size of the zlib or gzip stream of `num_bytes` from `start` on in a file.
 
     Raises:
         DataError: when it is damaged.

@@ -1,4 +1,4 @@
-"""Volumes for MONAI's LoadImage, read as everywhere else here."""
+"""Reader for MONAI's LoadImage that uses this package's reading functions."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from sparse3dunet.io.volumes import Volume
 
 
 class VolumeReader(ImageReader):
-    """Reader of any format of :func:`~sparse3dunet.io.formats.read_image`: ``LoadImaged(reader=VolumeReader)``.
+    """Reader for all formats of :func:`~sparse3dunet.io.formats.read_image`: ``LoadImaged(reader=VolumeReader)``.
 
-    Unlike MONAI's own of NIfTI, it takes units into account (affines are in mm), and looks at checksums. The metadata
-    are those that MONAI's transforms need, and ``is_placed``: whether the file tells the patient's sides.
+    Unlike MONAI's NIfTI reader, it respects units (affines are in mm), and verifies checksums. The metadata are those
+    that MONAI's transforms need, and ``is_placed``: whether the file states the patient's orientation.
 
-    Shapes: a file (X, Y, Z) or (X, Y, Z, C); of several, one for each channel, (C, X, Y, Z).
+    Shapes: one file (X, Y, Z) or (X, Y, Z, C); several files, one for each channel, (C, X, Y, Z).
     """
 
     def verify_suffix(self, filename: Any) -> bool:
         return True
 
     def read(self, data: Any, **kwargs: Any) -> list[Volume]:
-        """Read one file, or some that are an image's channels.
+        """Read one file, or several files with an image's channels.
 
         Raises:
-            DataError: for a file that cannot be read.
+            DataError: when a file cannot be read.
         """
         return [read_image(path) for path in ensure_tuple(data)]
 
     def get_data(self, img: Sequence[Volume]) -> tuple[np.ndarray, dict[str, Any]]:
-        """The voxels of what :meth:`read` gives, and their metadata; the grid is that of the first file."""
+        """Return the voxels of volumes from :meth:`read`, and their metadata; the grid is that of the first file."""
         first, channel_dim = img[0], float("nan") if img[0].data.ndim == 3 else -1
         array = first.data
         if len(img) > 1:

@@ -1,4 +1,4 @@
-"""Results in NIfTI, by nibabel."""
+"""Writing of results in NIfTI, with nibabel."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sparse3dunet.io.volumes import Volume, affine_in_mm
 
 
 def write_nifti_labels(path: Path, labels: np.ndarray, like: Volume, class_names: Mapping[int, str]) -> None:
-    """Write a label map on an image's grid, with the names of its classes as JSON in an extension of the header."""
+    """Write a label map on an image's grid, with the class names as JSON in an extension of the header."""
     header = _result_header(labels, like)
     header.set_intent("label")
     names = {"labels": {str(value): name for value, name in class_names.items()}}
@@ -24,14 +24,14 @@ def write_nifti_labels(path: Path, labels: np.ndarray, like: Volume, class_names
 
 
 def write_nifti_map(path: Path, values: np.ndarray, like: Volume, description: str) -> None:
-    """Write numbers on an image's grid, with the first 79 bytes of what they are."""
+    """Write numbers on an image's grid, with the first 79 bytes of their description."""
     header = _result_header(values, like)
     header["descrip"] = description.encode()[:79].decode(errors="ignore").encode()
     _write(path, values, header)
 
 
 def _result_header(array: np.ndarray, like: Volume) -> Any:
-    """A header for an array on an image's grid: the image's own, where that is NIfTI's, else a new one."""
+    """Return a header for an array on an image's grid: a copy of the image's NIfTI header, or a new one."""
     header = like.header
     if (
         isinstance(header, nib.Nifti1Header)
@@ -39,14 +39,14 @@ def _result_header(array: np.ndarray, like: Volume) -> Any:
         and np.array_equal(affine_in_mm(header.get_best_affine(), header), like.affine)
     ):
         header = header.copy()
-        header.extensions.clear()  # which speak of the image's voxels, and may name the patient
+        header.extensions.clear()  # they describe the image's voxels, and may name the patient
     else:
         header = _new_header(array.shape, like.affine)
     header.set_data_shape(array.shape)
     header.set_data_dtype(array.dtype)
     header.set_slope_inter(1, 0)
     header["cal_min"] = header["cal_max"] = 0
-    header["vox_offset"] = 0  # to be set by the extensions' size
+    header["vox_offset"] = 0  # set later from the extensions' size
     header.set_intent("none")
     return header
 
@@ -56,12 +56,12 @@ def _new_header(shape: tuple[int, ...], affine: np.ndarray) -> Any:
     header = nib.Nifti2Header() if max(shape) > np.iinfo(np.int16).max else nib.Nifti1Header()
     header.set_data_shape(shape)
     header.set_sform(affine, code=1)
-    header.set_qform(affine, code=int(shear(affine) <= SHEAR_TOLERANCE))  # which cannot be sheared
+    header.set_qform(affine, code=int(shear(affine) <= SHEAR_TOLERANCE))  # a qform cannot be sheared
     header.set_xyzt_units("mm", "sec")
     return header
 
 
 def _write(path: Path, array: np.ndarray, header: Any) -> None:
-    """Write the header as it is; compressed, neither the file's name nor the time get in."""
+    """Write the array with an unchanged header; compressed files contain neither the file name nor the time."""
     kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
     kind(array, None, header).to_filename(path)

@@ -1,4 +1,4 @@
-"""NRRD, and 3D Slicer's segmentations in it."""
+"""NRRD, and 3D Slicer's segmentations in this format."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def read_nrrd(path: Path) -> Volume:
     """Read an NRRD file to an (X, Y, Z) or (X, Y, Z, C) volume.
 
     Raises:
-        DataError: when it is damaged, or something else.
+        DataError: when it is damaged, or has another format.
     """
     reader = itk_header(path, "NrrdImageIO")
     return Volume(str(path), itk_array(itk_read(reader, path)), itk_affine(reader))
@@ -32,11 +32,11 @@ def write_nrrd(path: Path, array: np.ndarray, affine: np.ndarray, metadata: Mapp
     """
     itk_write(path, "NrrdImageIO", array, affine, metadata)
     if not _is_whole(path, array):
-        raise OSError(f"{path} could not be written to its end; is the disk full?")
+        raise OSError(f"{path} could not be written completely; is the disk full?")
 
 
 def _is_whole(path: Path, array: np.ndarray) -> bool:
-    """Whether a file that ITK wrote has its end, at which ITK does not look (see :func:`itk_write`)."""
+    """Return whether a file written by ITK is complete, which ITK does not check (see :func:`itk_write`)."""
     size = path.stat().st_size
     with path.open("rb") as file:
         while file.readline() not in (b"\n", b""):
@@ -45,7 +45,7 @@ def _is_whole(path: Path, array: np.ndarray) -> bool:
         if array.dtype.kind == "f":
             return size - start == array.nbytes
         file.seek(max(start, size - 4))
-        return file.read() == (array.nbytes % 2**32).to_bytes(4, "little")  # as the last bytes of gzip are
+        return file.read() == (array.nbytes % 2**32).to_bytes(4, "little")  # the last bytes of gzip
 
 
 def check_segment_values(path: str | Path, class_names: Mapping[int, str]) -> None:
@@ -53,13 +53,13 @@ def check_segment_values(path: str | Path, class_names: Mapping[int, str]) -> No
     for value, name in list(class_names.items())[1:]:
         if value <= 0:
             raise DataError(
-                f"{path}: the class {name!r} has the value {value}; expected a positive one, as 3D Slicer's segments "
-                "have. Write to .nii.gz or .nrrd, or train with other values."
+                f"{path}: the class {name!r} has the value {value}; expected a positive one, as 3D Slicer requires. "
+                "Write to .nii.gz or .nrrd, or train with other values."
             )
 
 
 def slicer_segments(shape: tuple[int, ...], class_names: Mapping[int, str]) -> dict[str, str]:
-    """3D Slicer's description of a segmentation in one layer: a segment for each class but the first."""
+    """Return 3D Slicer's metadata of a segmentation in one layer, with a segment for each class but the first."""
     metadata = {}
     for i, (value, name) in enumerate(list(class_names.items())[1:]):
         segment = {

@@ -1,4 +1,4 @@
-"""Volumes on disk: read whole, with a message for whatever is wrong with a file."""
+"""Volumes, NIfTI files read as volumes, and checks of volumes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import numpy as np
 from sparse3dunet.errors import DataError
 
 AFFINE_TOLERANCE = 0.1
-"""Voxels by which any corner of a volume may lie off another's that it belongs to."""
+"""Maximum distance in voxels between the corners of two volumes on the same grid."""
 IN_MM = {"micron": 1e-3, "meter": 1e3}
-"""Units of length that NIfTI knows, in mm; a file that names none of them means mm."""
+"""NIfTI's units of length in mm; files without one of them are in mm."""
 
 
 @dataclass(frozen=True)
 class Volume:
-    """One file's voxels (X, Y, Z) or (X, Y, Z, C), its voxel-to-world affine, in mm, and nibabel's header of it."""
+    """Voxels (X, Y, Z) or (X, Y, Z, C) of a file, its voxel-to-world affine, in mm, and nibabel's header."""
 
     path: str
     data: np.ndarray
@@ -37,13 +37,13 @@ class Volume:
         return self.data.shape[3] if self.data.ndim == 4 else 1
 
     def in_ras_order(self, values: Sequence) -> tuple:
-        """Values by array axis, in the order left-right, posterior-anterior, inferior-superior."""
+        """Reorder values by array axis to left-right, posterior-anterior, inferior-superior."""
         by_axis = zip(nib.io_orientation(self.affine)[:, 0], values)
         return tuple(value for _, value in sorted(by_axis, key=lambda pair: pair[0]))
 
     @property
     def is_placed(self) -> bool:
-        """Whether the file tells the patient's sides; a NIfTI file by its codes, all others by their format."""
+        """Whether the file states the patient's orientation: a NIfTI file by its codes, all other formats always."""
         codes = ("qform_code", "sform_code")
         try:
             return any(int(self.header[code]) > 0 for code in codes)
@@ -57,10 +57,10 @@ class Volume:
 
 
 def read_volume(path: str | Path) -> Volume:
-    """Read a NIfTI file whole.
+    """Read a whole NIfTI file.
 
     Raises:
-        DataError: when it is missing, empty, truncated, damaged, no NIfTI file, in colours, or has a degenerate affine.
+        DataError: when it is missing, empty, truncated, damaged, not NIfTI, in colours, or has a degenerate affine.
     """
     try:
         image: Any = nib.load(path)
@@ -76,13 +76,13 @@ def read_volume(path: str | Path) -> Volume:
         what = " ".join(f"{type(error).__name__}: {error}".split())
         raise DataError(
             f"{path}: cannot be read ({what}); expected a whole NIfTI file. It is missing, truncated, damaged or "
-            "something else; copy or export it again, or take the case out of the data set."
+            "something else; copy or export it again, or remove the case from the data set."
         ) from error
     if data.dtype.names is not None:
-        raise DataError(f"{path}: holds colours ({data.dtype}), expected one number per voxel. Export it as numbers.")
+        raise DataError(f"{path}: found colours ({data.dtype}); expected one number per voxel. Export it as numbers.")
     if np.iscomplexobj(data):
         raise DataError(
-            f"{path}: holds complex numbers ({data.dtype}), expected one real number per voxel. Export the magnitude, "
+            f"{path}: found complex numbers ({data.dtype}); expected one real number per voxel. Export the magnitude, "
             "for example."
         )
     if data.ndim not in (3, 4) or 0 in data.shape:
@@ -97,7 +97,7 @@ def read_volume(path: str | Path) -> Volume:
 
 
 def affine_in_mm(affine: np.ndarray, header: Any) -> np.ndarray:
-    """The affine (4, 4) of a NIfTI file in mm, in whatever unit of length its header has it."""
+    """Convert the affine (4, 4) of a NIfTI file from its header's unit of length to mm."""
     try:
         unit = header.get_xyzt_units()[0]
     except (AttributeError, KeyError):  # formats without units; codes that NIfTI does not know
@@ -113,13 +113,13 @@ def check_affine(path: str | Path, affine: np.ndarray) -> None:
         directions = axes / np.linalg.norm(axes, axis=0)
     if not (np.isfinite(affine).all() and np.isfinite(directions).all() and abs(np.linalg.det(directions)) > 1e-6):
         raise DataError(
-            f"{path}: its affine is degenerate (a spacing of 0 or NaN, or axes in one plane): {affine[:3].tolist()}; "
+            f"{path}: the affine is degenerate (a spacing of 0 or NaN, or axes in one plane): {affine[:3].tolist()}; "
             "expected three independent axes in mm. Set the voxel size in the header, or export the volume again."
         )
 
 
 def count_channels(path: str | Path) -> int:
-    """The number of channels in a NIfTI file, by its header alone; 0 where that cannot be read."""
+    """Return the number of channels in a NIfTI file, by its header alone; 0 if that cannot be read."""
     try:
         shape = nib.load(path).shape  # type: ignore[attr-defined]
     except Exception:  # see read_volume
@@ -128,7 +128,7 @@ def count_channels(path: str | Path) -> int:
 
 
 def check_channels(volumes: Sequence[Volume], num_channels: int) -> None:
-    """Raise DataError unless an image, in one file or in a file per channel, has `num_channels` that fit together."""
+    """Raise DataError unless an image, in one file or one per channel, has `num_channels` on the same grid."""
     first = volumes[0]
     found = sum(volume.num_channels for volume in volumes)
     bad = first if found != num_channels else None
@@ -138,7 +138,7 @@ def check_channels(volumes: Sequence[Volume], num_channels: int) -> None:
         raise DataError(
             f"{bad.path}: expected a 3D image with {num_channels} channel(s), found shape {bad.data.shape} of "
             f"{bad.data.dtype}{f' in {len(volumes)} files' if len(volumes) > 1 else ''}. The number goes by the "
-            'model, by dataset.json ("modality" or "channel_names"), or by most images: correct the one or the other. '
+            'model, by dataset.json ("modality" or "channel_names"), or by most images: correct one or the other. '
             "A series over time must be split into volumes."
         )
     for volume in volumes[1:]:
@@ -151,23 +151,23 @@ def check_channels(volumes: Sequence[Volume], num_channels: int) -> None:
 
 
 def check_finite(volume: Volume) -> None:
-    """Raise DataError where a voxel is NaN or infinite, be it only as the 32-bit number that networks compute with."""
+    """Raise DataError if a voxel is NaN or infinite, also after conversion to the 32 bits that networks use."""
     if volume.data.dtype.kind != "f":
         return
     bad = int(volume.data.size - (np.abs(volume.data) <= np.finfo(np.float32).max).sum())  # false for NaN, too
     if bad:
         raise DataError(
             f"{volume.path}: {bad} of {volume.data.size} voxels are NaN or infinite; expected numbers. "
-            "Replace them, by the background's value for example."
+            "Replace them, for example by the background's value."
         )
 
 
 def check_same_grid(volume: Volume, image: Volume) -> None:
-    """Raise DataError unless both have one shape and their affines agree within a tenth of a voxel at every corner."""
+    """Raise DataError unless shapes are equal and affines agree within a tenth of a voxel at every corner."""
     if volume.data.shape != image.spatial_shape:
         raise DataError(
             f"{volume.path}: shape {volume.data.shape} differs from the image's, {image.spatial_shape} ({image.path}). "
-            "Both must lie on one grid; resample this one to the image, or look for a mix-up of files."
+            "Both must be on the same grid; resample this one to the image, or check for a mix-up of files."
         )
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in volume.data.shape], [1], indexing="ij")).reshape(4, -1)
     off = np.linalg.solve(image.affine, volume.affine @ corners) - corners
@@ -186,7 +186,7 @@ def check_same_grid(volume: Volume, image: Volume) -> None:
 
 
 def values_found(data: np.ndarray) -> dict[float, int]:
-    """The finite values of a label map, as 32-bit numbers where they are no integers, and their numbers of voxels."""
+    """Return the number of voxels of each finite value of a label map; values that are not integers as 32-bit ones."""
     if data.dtype.kind in "iub" and data.size and int(data.max()) - int(data.min()) < 2**16:
         low = int(data.min())
         counts = np.bincount((data.astype(np.int64) - low).ravel())  # much faster than sorting

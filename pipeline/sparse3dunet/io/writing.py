@@ -1,4 +1,4 @@
-"""Results to files of whatever format, on exactly the grid of an image."""
+"""Writing of results in any of the formats, on exactly the grid of an image."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from sparse3dunet.io.volumes import Volume
 
 
 def check_output(path: str | Path, like: Volume, class_names: Mapping[int, str] | None = None) -> None:
-    """Whether a result on `like`'s grid can be written to `path`; to be asked before hours of computing, too.
+    """Check that a result on `like`'s grid can be written to `path`, for example before hours of computing.
 
     Raises:
-        DataError: when the format is unknown, cannot hold the grid, which is sheared, or a value of `class_names`.
+        DataError: when the format is unknown, or cannot hold a sheared grid or a value of `class_names`.
     """
     suffix = output_suffix(path)
     if suffix in NIFTI_SUFFIXES:
@@ -40,21 +40,21 @@ def check_output(path: str | Path, like: Volume, class_names: Mapping[int, str] 
 def write_segmentation(path: str | Path, labels: np.ndarray, like: Volume, class_names: Mapping[int, str]) -> None:
     """Write a label map on exactly the grid of an image, with the names of its classes.
 
-    The same input gives the same bytes. Names are kept in NIfTI as JSON in a header extension, ``{"labels": {"0":
-    "background", ...}}``; in NRRD and MetaImage as keys ``label_0``, ... (in MetaImage, letters that are not ASCII are
-    escaped as in Python, ``\\xfc``); in .seg.nrrd as segments of 3D Slicer's, all but the background.
+    The same input gives the same bytes. Class names are stored in NIfTI as JSON in a header extension, ``{"labels":
+    {"0": "background", ...}}``; in NRRD and MetaImage as keys ``label_0``, ... (in MetaImage, letters that are not
+    ASCII are escaped as in Python, ``\\xfc``); in .seg.nrrd as 3D Slicer's segments, all but the background.
 
     Args:
-        path: of the file, which goes by its suffix (OUTPUT_SUFFIXES); its folder is made where it is missing.
+        path: path of the file, whose suffix (OUTPUT_SUFFIXES) gives the format; its folder is created if missing.
         labels: (X, Y, Z) integers in the order of `like.data`, in memory or on disk, in any memory layout. NRRD and
-            MetaImage need them in memory once more.
-        like: the image, in whatever format; from NIfTI to NIfTI, the header's geometry is copied bit by bit.
-        class_names: by value in `labels`, that of the background first.
+            MetaImage need a copy in memory.
+        like: the image, in any format; from NIfTI to NIfTI, the header's geometry is copied bit by bit.
+        class_names: class names by value in `labels`, background first.
 
     Raises:
         DataError: see :func:`check_output`.
-        OSError: when not all could be written; what was at `path` is still there.
-        ValueError: when `labels` are no integers, or of another shape than the image.
+        OSError: when it could not be written completely; a former file at `path` is kept.
+        ValueError: when `labels` are not integers, or have another shape than the image.
     """
     check_output(path, like, class_names)
     _check_shape(labels, like, "biu", 3)
@@ -72,26 +72,26 @@ def write_segmentation(path: str | Path, labels: np.ndarray, like: Volume, class
 def write_map(path: str | Path, values: np.ndarray, like: Volume, description: str = "") -> None:
     """Write numbers on exactly the grid of an image: confidence, or a probability for each class.
 
-    The same input gives the same bytes. Integers are compressed, and in .nii.gz all; floats, which hardly shrink, are
-    not in .nrrd and .mha.
+    The same input gives the same bytes. Integers are compressed, and everything in .nii.gz; floats, which hardly
+    shrink, are not compressed in .nrrd and .mha.
 
     Args:
         path: as for :func:`write_segmentation`, but not .seg.nrrd.
         values: (X, Y, Z), or (X, Y, Z, K) to be written as a fourth dimension of NIfTI and as components in other
-            formats; integers or floats, of which 16-bit ones become 32-bit. Memory as for :func:`write_segmentation`.
+            formats; integers or floats (16-bit ones become 32-bit). Memory as for :func:`write_segmentation`.
         like: the image.
-        description: what the numbers are; in NIfTI its first 79 bytes.
+        description: description of the numbers; in NIfTI its first 79 bytes.
 
     Raises:
         DataError: see :func:`check_output`.
-        OSError: when not all could be written; what was at `path` is still there.
-        ValueError: when `values` are no real numbers, or of another shape than the image.
+        OSError: when it could not be written completely; a former file at `path` is kept.
+        ValueError: when `values` are not real numbers, or have another shape than the image.
     """
     check_output(path, like)
     _check_shape(values, like, "biuf", values.ndim if values.ndim == 4 else 3)
     values, suffix = _of_common_type(values), output_suffix(path)
     if suffix == ".seg.nrrd":
-        raise DataError(f"{path}: .seg.nrrd holds segmentations only, expected one of .nii.gz, .nrrd and .mha.")
+        raise DataError(f"{path}: .seg.nrrd is for segmentations only; expected one of .nii.gz, .nrrd and .mha.")
     with replacing(path, suffix) as draft:
         if suffix in NIFTI_SUFFIXES:
             write_nifti_map(draft, values, like, description)
@@ -108,18 +108,18 @@ def _check_shape(array: np.ndarray, like: Volume, kinds: str, ndim: int) -> None
 
 
 def _of_common_type(array: np.ndarray) -> np.ndarray:
-    """An array's numbers in a type that all formats have."""
+    """Convert an array to a type that all formats support."""
     name = {"bool": "uint8", "float16": "float32"}.get(array.dtype.name, array.dtype.name)
     return array.astype(name, copy=False)
 
 
 @contextmanager
 def replacing(path: str | Path, suffix: str = "") -> Iterator[Path]:
-    """A file to write, which takes the place of `path` once it is complete: `path` is whole at any moment.
+    """Context with a file to write that replaces `path` once it is complete, so that `path` is always whole.
 
     Args:
-        path: of the file; its folder is made where it is missing.
-        suffix: which the file to write has, too, in small letters, as MetaIO knows them; "" for none that is its own.
+        path: path of the file; its folder is created if missing.
+        suffix: lower-case suffix of the file to write, as MetaIO expects; "" for none.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -134,16 +134,14 @@ def replacing(path: str | Path, suffix: str = "") -> Iterator[Path]:
 
 
 def check_output_dir(output_dir: str | Path, inputs: str | Path | None = None) -> None:
-    """Raise DataError where results cannot go: to a file, or to the folder that the inputs are read from."""
+    """Raise DataError if results cannot be written there: it is a file, or the folder of the inputs."""
     if not isinstance(output_dir, (str, Path)):
-        raise DataError(
-            f"a folder for results is {output_dir!r}, which is no text; write it as ./{output_dir} instead."
-        )
+        raise DataError(f"the folder for results is {output_dir!r}, which is not text; pass ./{output_dir} instead.")
     path = Path(output_dir)
     if path.exists() and not path.is_dir():
-        raise DataError(f"{path.absolute()}, to which results should go, is a file; pass a folder.")
+        raise DataError(f"{path.absolute()}, the folder for results, is a file; pass a folder.")
     if inputs is not None and path.resolve() == Path(str(inputs)).expanduser().resolve():
         raise DataError(
-            f"output_dir {path.absolute()} is where the images are read from, so that a second run would take the "
-            "results for images. Pass another folder: --output_dir FOLDER."
+            f"output_dir {path.absolute()} is also the folder of the images, so a second run would take the results "
+            "for images. Pass another folder: --output_dir FOLDER."
         )

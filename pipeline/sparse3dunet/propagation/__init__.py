@@ -1,4 +1,4 @@
-"""Class probabilities of every voxel from annotated ones, without a network, in seconds."""
+"""Class probabilities of all voxels from the annotated ones, without a network, in seconds."""
 
 from sparse3dunet.propagation.ensemble import Ensemble
 from sparse3dunet.propagation.forest import AutoContext, Forest

@@ -1,4 +1,4 @@
-"""How sure methods are against how often they are right, by the distance from annotation; and the best decision."""
+"""Calibration of probabilities by distance from annotation, and the decision of highest expected Dice."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ BINS = 12
 MOST_ROWS = 20_000
 LEAST = 1e-3
 LEAST_THRESHOLD = 0.3
-"""Of a class's probability against the background's: below, a class would be drawn where it hardly is."""
+"""Minimum probability for a class to win over the background: lower ones would add classes that are hardly there."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A temperature that grows or falls with the distance from annotation.
+    """Temperature scaling that depends on the distance from annotation.
 
     Attributes:
-        near: logarithm of the temperature beside the annotation.
-        far: what is added to it at `reach` and beyond.
-        reach: of distances.
+        near: logarithm of the temperature next to the annotation.
+        far: amount added to it at `reach` and beyond.
+        reach: distance up to which the temperature changes.
     """
 
     near: float = 0.0
@@ -31,12 +31,12 @@ class Calibration:
 
     @classmethod
     def fit(cls, prob: np.ndarray, label: np.ndarray, distance: np.ndarray, weight: np.ndarray) -> Calibration:
-        """The one by which held-out labels are most likely.
+        """Return the calibration that maximizes the likelihood of held-out labels.
 
         Args:
-            prob: (K, N) of held-out voxels.
+            prob: (K, N) probabilities of held-out voxels.
             label: (N,) their classes.
-            distance: (N,) from the annotation that methods knew.
+            distance: (N,) distance from the annotation that the methods saw.
             weight: (N,) see :func:`importance`.
         """
         if not len(label):
@@ -48,24 +48,24 @@ class Calibration:
 
         def loss(candidate: Calibration) -> float:
             likelihood = candidate(prob, distance)[label, np.arange(len(label))]
-            # Held towards no change: a few slices tell little
-            hold = 0.02 * (candidate.near**2 + candidate.far**2)
-            return float(-(weight * np.log(np.maximum(likelihood, LEAST))).sum() / weight.sum()) * (1 + hold)
+            # Regularized towards no change: a few slices are little evidence
+            penalty = 0.02 * (candidate.near**2 + candidate.far**2)
+            return float(-(weight * np.log(np.maximum(likelihood, LEAST))).sum() / weight.sum()) * (1 + penalty)
 
         return min(tried, key=loss)
 
     def __call__(self, prob: np.ndarray, distance: np.ndarray) -> np.ndarray:
-        """(K, ...) probabilities, from such and the distances (...)."""
+        """Return calibrated probabilities (K, ...) from probabilities (K, ...) and distances (...)."""
         temperature = np.exp(self.near + self.far * np.minimum(distance / self.reach, 1)).astype(np.float32)
         return softmax(np.log(np.maximum(prob.astype(np.float32), LEAST / 10)) / temperature)
 
 
 def importance(held: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Weights (N,) of held-out voxels, so that their distances are distributed as those of the voxels that matter.
+    """Return weights (N,) of held-out voxels that give them the distribution of distances of unlabeled voxels.
 
     Args:
-        held: (N,) distances from annotation of the held-out voxels.
-        target: (M,) of the unlabeled ones.
+        held: (N,) distances of held-out voxels from annotation.
+        target: (M,) distances of unlabeled voxels from annotation.
     """
     if not len(target) or not len(held):
         return np.ones(len(held))
@@ -73,26 +73,26 @@ def importance(held: np.ndarray, target: np.ndarray) -> np.ndarray:
     if len(edges) < 3:
         return np.ones(len(held))
     edges[0], edges[-1] = -np.inf, np.inf
-    found = np.digitize(held, edges[1:-1])
+    bins = np.digitize(held, edges[1:-1])
     wanted = np.bincount(np.digitize(target, edges[1:-1]), minlength=len(edges) - 1) / len(target)
-    there = np.bincount(found, minlength=len(edges) - 1) / len(held)
-    return np.clip(wanted / np.maximum(there, 1e-6), 0.1, 10)[found]
+    present = np.bincount(bins, minlength=len(edges) - 1) / len(held)
+    return np.clip(wanted / np.maximum(present, 1e-6), 0.1, 10)[bins]
 
 
 def decide(prob: np.ndarray, unlabeled: np.ndarray, rounds: int = 8) -> tuple[np.ndarray, np.ndarray]:
-    """The classes whose mean Dice is expected to be highest, and that Dice.
+    """Return the classes with the highest expected mean Dice, and their expected Dice.
 
-    A voxel adds to a class's Dice D where its probability is above D / 2 (Lipton et al., Optimal Thresholding of
-    Classifiers to Maximize F1 Measure, ECML 2014): below a half, where much is in doubt. The most probable class alone
-    would lose what is small or uncertain.
+    A voxel increases a class's Dice D if its probability is above D / 2 (Lipton et al., Optimal Thresholding of
+    Classifiers to Maximize F1 Measure, ECML 2014), which is below one half for uncertain classes. Taking the most
+    probable class would lose small or uncertain structures.
 
     Args:
-        prob: (K, N) calibrated.
-        unlabeled: (N,) bool; others get their most probable class, and don't count.
-        rounds: of the iteration, as D depends on the choice.
+        prob: (K, N) calibrated probabilities.
+        unlabeled: (N,) bool; other voxels get their most probable class, and don't count.
+        rounds: number of iterations, as D depends on the decision.
 
     Returns:
-        (N,) class numbers, and (K,) the Dice expected on unlabeled voxels; NaN for a class that is nowhere expected.
+        (N,) class numbers, and (K,) expected Dice on unlabeled voxels; NaN for a class that is expected nowhere.
     """
     chosen = prob.argmax(0)
     inside = np.ascontiguousarray(prob[:, unlabeled])
@@ -116,9 +116,9 @@ def _expected_dice(prob: np.ndarray, classes: np.ndarray, volume: np.ndarray) ->
 
 
 def dice(classes: np.ndarray, label: np.ndarray, weight: np.ndarray, num_classes: int) -> np.ndarray:
-    """(K,) of weighted voxels; NaN for a class that no label shows."""
-    hits, found, there = (
+    """Return the Dice (K,) of weighted voxels; NaN for a class that does not occur in the labels."""
+    hits, predicted, true = (
         np.bincount(values, weights, minlength=num_classes)
         for values, weights in ((label, weight * (classes == label)), (classes, weight), (label, weight))
     )
-    return np.where(there > 0, 2 * hits / np.maximum(found + there, 1e-9), np.nan)
+    return np.where(true > 0, 2 * hits / np.maximum(predicted + true, 1e-9), np.nan)

@@ -1,4 +1,4 @@
-"""Where a scan is worked on: around its foreground, and coarsely where it is large."""
+"""Working grid of a scan: a box around its foreground, coarser if the scan is large."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from sparse3dunet.propagation.random_walker import PriorWalker
 from sparse3dunet.propagation.scan import Scan, enlarged, one_hot, pooled
 
 MARGIN = 0.2
-"""Around the annotated foreground, as a share of its extent."""
+"""Margin around the annotated foreground, as a share of its extent."""
 LEAST_MARGIN = 8
-"""Voxels."""
+"""Minimum margin in voxels."""
 MOST_WALKED = 2**27
-"""Probabilities (voxels times classes) of the box, up to which borders are moved to the edges of the image."""
+"""Maximum voxels times classes of the box for moving borders to the edges of the image."""
 WALK = 8
 """Iterations of the random walk that moves coarse borders to the edges of the image."""
 
 
 @dataclass(frozen=True)
 class Field:
-    """A box of a scan, and by how many voxels of an axis one voxel of the grid that is worked on stands.
+    """Box of a scan, and the size of the working grid's voxels.
 
     Attributes:
-        box: where in the scan it begins and ends, by axis.
-        step: by axis.
+        box: slice of the scan along each axis.
+        step: voxels of the scan per voxel of the working grid, by axis.
     """
 
     box: tuple[slice, slice, slice]
@@ -36,11 +36,11 @@ class Field:
 
     @classmethod
     def of(cls, scan: Scan, most: float) -> Field:
-        """All of a small scan; else the box of the foreground and a margin, and steps, of the finest axes first.
+        """Return the whole grid of a small scan, or a box around the foreground, made coarser along the finest axes.
 
         Args:
-            scan: the whole.
-            most: voxels times (classes + 1), which is what methods' time goes by.
+            scan: the whole scan.
+            most: maximum voxels times (classes + 1), to which the run time is proportional.
         """
         if np.prod(scan.shape) * (scan.num_classes + 1) <= most:
             return cls(tuple(slice(0, n) for n in scan.shape), (1, 1, 1))  # type: ignore[arg-type]
@@ -57,12 +57,12 @@ class Field:
         return max(self.step) > 1
 
     def cut(self, scan: Scan) -> Scan:
-        """The scan within the box, as fine as it is."""
+        """Return the scan within the box, at full resolution."""
         image = scan.image[(slice(None), *self.box)]
         return Scan(image, scan.label[self.box], scan.known[self.box], scan.spacing, scan.num_classes)
 
     def coarse(self, scan: Scan) -> Scan:
-        """The scan within the box on the grid that is worked on: a block has the class that most of it has."""
+        """Return the scan within the box on the working grid; a block gets the most frequent class of its voxels."""
         inside = self.cut(scan)
         if not self.is_coarse:
             return inside
@@ -72,25 +72,25 @@ class Field:
         return Scan(pooled(inside.image, self.step), label, known, scan.spacing * self.step, scan.num_classes)
 
     def fine(self, prob: np.ndarray, scan: Scan) -> np.ndarray:
-        """Probabilities on the grid that is worked on, brought to the voxels of the box (K, X', Y', Z')."""
+        """Bring probabilities on the working grid to the voxels of the box (K, X', Y', Z')."""
         if not self.is_coarse:
             return prob
         inside = self.cut(scan)
         prior = enlarged(torch.from_numpy(prob), self.step, inside.shape)
-        if prior.numel() > MOST_WALKED:  # which a walk needs eight times in memory
+        if prior.numel() > MOST_WALKED:  # a walk needs eight times this memory
             return prior.numpy()
         walker = PriorWalker(prior.numpy(), iterations=WALK)
         return walker.fit_scan(inside).predict_proba()
 
     def places(self, indices: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-        """(N, 3): in the whole scan, of voxels by their index in the flat grid that is worked on, of this shape."""
-        found = np.stack(np.unravel_index(indices, tuple(shape)), 1)
+        """Return the positions (N, 3) in the whole scan of voxels by flat index in the working grid of this shape."""
+        coarse = np.stack(np.unravel_index(indices, tuple(shape)), 1)
         start, stop = ([getattr(b, end) for b in self.box] for end in ("start", "stop"))
-        return np.minimum(found * self.step + np.array(self.step) // 2 + start, np.array(stop) - 1)
+        return np.minimum(coarse * self.step + np.array(self.step) // 2 + start, np.array(stop) - 1)
 
 
 def _box(scan: Scan) -> tuple[slice, slice, slice]:
-    """Around the foreground, wide enough for what may lie between slices and beyond the last ones."""
+    """Return the box of the foreground with a margin for what may lie between slices and beyond the last ones."""
     foreground = (scan.known & (scan.label > 0)).numpy()
     if not foreground.any():
         return tuple(slice(0, n) for n in scan.shape)  # type: ignore[return-value]

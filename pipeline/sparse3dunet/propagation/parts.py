@@ -1,8 +1,7 @@
-"""Parts of the annotation that are held out, so that methods can be judged, and learned from, where they know nothing.
+"""Parts of the annotation that are held out to evaluate the methods and to learn from their predictions.
 
-Slices that are held out lie twice as far from the others as the voxels that matter. So two kinds of parts are made:
-whole slices, and blocks of slices as wide as the unlabeled voxels' own distances, whose middles lie as far from what is
-left.
+Held-out slices lie twice as far from the others as unlabeled voxels do. So there are two kinds of parts: whole slices,
+and blocks of slices, sized so that their centres are as far from the remaining annotation as unlabeled voxels are.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ from sparse3dunet.propagation.shape import distance_from
 LEFT_OF_SLICES, LEFT_OF_BLOCKS = 0.1, 0.2
 """Share of each class's annotated voxels that must be left when slices, or blocks, are held out."""
 WIDTH = 3.0
-"""Of the first board's blocks, relative to the distance from annotation of the farther unlabeled voxels."""
+"""Width of the first board's blocks, relative to the 90th percentile of unlabeled voxels' distance from annotation."""
 FINER = 0.65
-"""Width of each next board's blocks, relative to the one before."""
+"""Width of each further board's blocks, relative to the previous one."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +30,9 @@ class Part:
 
     Attributes:
         kind: "slices" or "blocks".
-        held: (X, Y, Z) bool.
-        left: (X, Y, Z) bool.
-        fold: number among the slices that were given to be held out; -1: none of these.
+        held: (X, Y, Z) bool, held-out voxels.
+        left: (X, Y, Z) bool, remaining annotated voxels.
+        fold: number among the given slices to hold out; -1: none of these.
     """
 
     kind: str
@@ -43,12 +42,12 @@ class Part:
 
 
 def deal(scan: Scan, slices: Iterable[Slices] | None = None, boards: int = 1) -> list[Part]:
-    """The parts of a scan's annotation; none where nothing can be held out without losing a class.
+    """Return the parts of a scan's annotation; none if nothing can be held out without losing a class.
 
     Args:
-        scan: with its annotation.
-        slices: for each part of whole slices, those to hold out, by axis; None: dealt out here.
-        boards: of two parts of blocks each.
+        scan: the annotated scan.
+        slices: slices to hold out by part and axis; None: chosen here.
+        boards: number of chessboards, of two parts of blocks each.
     """
     found: list[Part] = []
     for number, chosen in enumerate(deal_slices(scan) if slices is None else slices):
@@ -60,7 +59,7 @@ def deal(scan: Scan, slices: Iterable[Slices] | None = None, boards: int = 1) ->
 
 
 def deal_slices(scan: Scan) -> list[Slices]:
-    """Annotated slices dealt to three parts, or two where few are annotated; adjacent ones together."""
+    """Distribute annotated slices to three parts, or two if few are annotated; adjacent slices go together."""
     found = None if bool(scan.known.all()) else find_slices(scan.known.numpy())
     units = [[] if found is None else runs(found[axis]) for axis in range(3)]
     count = sum(map(len, units))
@@ -75,7 +74,7 @@ def deal_slices(scan: Scan) -> list[Slices]:
 
 
 def _blocks(scan: Scan, boards: int) -> list[Part]:
-    """Blocks in the pattern of a chessboard: the black ones, the white ones; each next board finer and shifted."""
+    """Return parts of blocks in chessboard patterns: black, white; each further board is finer and shifted."""
     unknown = ~scan.known
     if not bool(unknown.any()):
         return []
@@ -103,6 +102,6 @@ def _chessboard(shape: Sequence[int], spacing: np.ndarray, width: float, shift: 
 
 
 def _keeps_classes(scan: Scan, left: torch.Tensor, share: float) -> bool:
-    """Else methods would learn that a class of which they know nothing is likely."""
+    """Return whether enough of each class is left; otherwise trees would learn that unseen classes are likely."""
     before, after = (torch.bincount(scan.label[mask], minlength=scan.num_classes) for mask in (scan.known, left))
     return bool((after >= share * before).all() and ((after > 0) | (before == 0)).all())

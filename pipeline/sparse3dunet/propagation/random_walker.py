@@ -10,21 +10,21 @@ import torch
 from sparse3dunet.propagation.scan import Propagator, Scan, enlarged, one_hot, pooled
 
 FLOOR = 1e-4
-"""Least conductance of an edge, so that no voxel is an island."""
+"""Minimum conductance of an edge, so that no voxel is isolated."""
 SMALLEST = 4000
-"""Voxels of the coarsest grid."""
+"""Maximum voxels of the coarsest grid."""
 
 
 class RandomWalker(Propagator):
-    """The probability that a walk from a voxel, which shuns edges of the image, meets each class first.
+    """Probability that a random walk from a voxel, which avoids edges of the image, reaches each class first.
 
-    Solved by conjugate gradients for all classes at once, from the coarsest grid to the finest, each beginning with
-    what the coarser one found; a few iterations on each suffice, and leave the result smoother than the exact one.
+    Solved by conjugate gradients for all classes at once, from the coarsest grid to the finest, each starting from the
+    coarser solution; a few iterations on each suffice, and make the result smoother than the exact one.
 
     Args:
-        beta: how much a walk shuns steps in gray values: the conductance of an edge is exp(-beta d^2 / (10 s)), d being
-            the difference of gray values (0 to 1) and s their standard deviation, as in scikit-image.
-        iterations: on each grid, at most.
+        beta: penalty on intensity steps: the conductance of an edge is exp(-beta d^2 / (10 s)) for the intensity
+            difference d (intensities from 0 to 1) and the standard deviation s, as in scikit-image.
+        iterations: maximum number on each grid.
         num_classes: K; None: as many as are annotated.
     """
 
@@ -36,8 +36,8 @@ class RandomWalker(Propagator):
     def fit_scan(self, scan: Scan) -> RandomWalker:
         beta = self.beta / (10 * max(float(scan.image.std()), 1e-6))
         seeds = one_hot(scan.label, scan.known, scan.num_classes)
-        found = _walk(scan.image, seeds, scan.known.float(), scan.spacing, beta, self.iterations)
-        self._prob = found.clamp_(0, 1)
+        solution = _walk(scan.image, seeds, scan.known.float(), scan.spacing, beta, self.iterations)
+        self._prob = solution.clamp_(0, 1)
         return self
 
     def predict_proba(self) -> np.ndarray:
@@ -46,7 +46,7 @@ class RandomWalker(Propagator):
 
 
 class PriorWalker(Propagator):
-    """A random walk that may also end at each voxel's prior: (L + gamma) x = gamma p, annotated voxels being fixed.
+    """Random walk with a prior: the solution of (L + gamma) x = gamma p with fixed annotated voxels.
 
     It moves the borders of `prior` to the edges of the image (Grady, Multilabel Random Walker Image Segmentation Using
     Prior Models, CVPR 2005).
@@ -55,8 +55,8 @@ class PriorWalker(Propagator):
         prior: (K, X, Y, Z) class probabilities.
         beta: as for :class:`RandomWalker`, but relative to the image's roughness: the 90th percentile of squared
             differences of neighbours.
-        gamma: weight of the prior, relative to an edge between equal gray values.
-        iterations: at most.
+        gamma: weight of the prior, relative to an edge between equal intensities.
+        iterations: maximum number.
     """
 
     def __init__(self, prior: np.ndarray, beta: float = 3.0, gamma: float = 1.0, iterations: int = 20) -> None:
@@ -75,10 +75,10 @@ class PriorWalker(Propagator):
 
 
 def conductances(image: torch.Tensor, spacing: Sequence[float] | np.ndarray, beta: float) -> list[torch.Tensor]:
-    """Of the edges along each axis: (X-1, Y, Z), (X, Y-1, Z), (X, Y, Z-1).
+    """Return the conductances of the edges along each axis: (X-1, Y, Z), (X, Y-1, Z), (X, Y, Z-1).
 
-    Between thick slices they are lower by the square root of the ratio of voxel sizes alone: by its square, as physics
-    has it, a walk would hardly leave a slice.
+    Between thick slices they are lower only by the square root of the ratio of voxel sizes: with its square, as in
+    physics, a walk would hardly leave a slice.
     """
     nearest = min(spacing)
     return [
@@ -99,13 +99,13 @@ def solve(
     """Solve (L + gamma) x = gamma prior by preconditioned conjugate gradients, for all classes at once.
 
     Args:
-        edges: conductances.
+        edges: see :func:`conductances`.
         fixed: (X, Y, Z) bool, voxels that keep their value in `start`.
-        start: (K, X, Y, Z).
-        iterations: at most.
+        start: (K, X, Y, Z) initial values.
+        iterations: maximum number.
         gamma: weight of the prior.
-        prior: (K, X, Y, Z); None where gamma is 0.
-        tolerance: of the residual's norm, relative to that of the start.
+        prior: (K, X, Y, Z); None if gamma is 0.
+        tolerance: residual norm at which to stop, relative to the initial one.
     """
     x, free = start.clone(), (~fixed).float()
     degree = torch.full(start.shape[1:], float(gamma))
@@ -137,13 +137,13 @@ def solve(
 def _walk(
     image: torch.Tensor, seeds: torch.Tensor, counts: torch.Tensor, spacing: np.ndarray, beta: float, iterations: int
 ) -> torch.Tensor:
-    """Seeds are sums over blocks of the class of annotated voxels, and counts of those."""
+    """Solve on coarser grids first; `seeds` and `counts`: one-hot classes and annotation, averaged over blocks."""
     shape = counts.shape
     step = [2 if size <= 1.5 * spacing.min() and n > 8 else 1 for size, n in zip(spacing, shape)]
     if counts.numel() > SMALLEST and max(step) > 1:
         smaller, sums, share = (pooled(part, step) for part in (image, seeds, counts[None]))
-        found = _walk(smaller, sums, share[0], spacing * step, beta, iterations)
-        start = enlarged(found, step, shape)
+        coarse = _walk(smaller, sums, share[0], spacing * step, beta, iterations)
+        start = enlarged(coarse, step, shape)
     else:
         there = seeds.flatten(1).any(1).float()
         start = (there / there.sum())[:, None, None, None].expand(seeds.shape)
@@ -167,7 +167,7 @@ def _dots(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def roughness(image: torch.Tensor) -> float:
-    """The 90th percentile of squared differences of neighbours in (C, X, Y, Z)."""
+    """Return the 90th percentile of squared differences of neighbours in (C, X, Y, Z)."""
     squares = [image.diff(dim=axis).square().sum(0).flatten() for axis in (1, 2, 3)]
-    found = float(np.mean([np.percentile(part.numpy(), 90) for part in squares if part.numel()]))
-    return max(found, 1e-12)
+    mean = float(np.mean([np.percentile(part.numpy(), 90) for part in squares if part.numel()]))
+    return max(mean, 1e-12)

@@ -1,4 +1,4 @@
-"""Responses of filters at several scales: what a voxel and its surroundings look like."""
+"""Filter responses at several scales, which describe the appearance of a voxel and its surroundings."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ SCALES = (1.0, 2.0, 4.0, 8.0)
 """Standard deviations of Gaussians, in voxels of the plane."""
 
 DISTANCES = (4.0, 9.0)
-"""To either side along each axis, in voxels of the plane, at which the smoothed value is looked up."""
+"""Offsets to either side along each axis at which the smoothed intensity is sampled, in voxels of the plane."""
 SMOOTHED = 1.5
-"""Standard deviation for that, in voxels of the plane."""
+"""Standard deviation of that smoothing, in voxels of the plane."""
 
 
 def filter_responses(scan: Scan, scales: Sequence[float] = SCALES) -> torch.Tensor:
-    """Of each channel the gray value, and at each scale the smoothed value, the gradient's length and the eigenvalues
-    of the Hessian, descending, in descriptors that do not depend on how the scan is turned.
+    """Return rotation-invariant features of each channel: its intensity, and at each scale the smoothed intensity, the
+    gradient magnitude and the eigenvalues of the Hessian in descending order.
 
-    Across thick slices nothing is smoothed or differentiated: their neighbours show something else.
+    Nothing is smoothed or differentiated across thick slices, whose neighbours show something else.
 
     Returns:
         (F, X, Y, Z) float32.
@@ -40,9 +40,9 @@ def filter_responses(scan: Scan, scales: Sequence[float] = SCALES) -> torch.Tens
 
 
 def surroundings(scan: Scan) -> torch.Tensor:
-    """Smoothed values some way off to either side along each axis: what lies beside it tells one organ from another.
+    """Return smoothed intensities at offsets along each axis: an organ is recognized by its neighbours.
 
-    After Shotton et al., TextonBoost for Image Understanding, IJCV 81(1), 2009. Beyond the border, its value.
+    After Shotton et al., TextonBoost for Image Understanding, IJCV 81(1), 2009. The border value is repeated.
 
     Returns:
         (F, X, Y, Z) float32.
@@ -59,13 +59,13 @@ def surroundings(scan: Scan) -> torch.Tensor:
 
 
 def positions(scan: Scan) -> torch.Tensor:
-    """(3, X, Y, Z) float32: of each voxel, in the unit of the spacing."""
+    """Return the position (3, X, Y, Z), float32, of each voxel in the unit of the spacing."""
     axes = [torch.arange(n, dtype=torch.float32) * float(s) for n, s in zip(scan.shape, scan.spacing)]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"))
 
 
 def gaussian(values: torch.Tensor, sigma: float, spacing: np.ndarray, axes: Sequence[int] = (0, 1, 2)) -> torch.Tensor:
-    """Smooth (C, X, Y, Z) along some axes; `sigma` and `spacing` in one unit. The border is repeated."""
+    """Smooth (C, X, Y, Z) along some axes, repeating the border; `sigma` and `spacing` are in the same unit."""
     for axis in axes:
         width = sigma / spacing[axis]
         if width < 0.2:
@@ -80,7 +80,7 @@ def gaussian(values: torch.Tensor, sigma: float, spacing: np.ndarray, axes: Sequ
 
 
 def _derivatives(smooth: torch.Tensor, axes: Sequence[int], spacing: np.ndarray) -> list[torch.Tensor]:
-    """The gradient's length and the Hessian's eigenvalues, in units of the scale."""
+    """Return the gradient magnitude and the Hessian's eigenvalues, in units of the scale."""
     first = {a: _difference(smooth, a, spacing[a]) for a in axes}
     length = torch.stack(list(first.values())).square().sum(0).sqrt()
     second = {(a, b): _difference(first[a], b, spacing[b]) for a in axes for b in axes if b >= a}
@@ -95,7 +95,7 @@ def _derivatives(smooth: torch.Tensor, axes: Sequence[int], spacing: np.ndarray)
 
 
 def _difference(values: torch.Tensor, axis: int, spacing: float) -> torch.Tensor:
-    """Central, and at the border that of the next voxel."""
+    """Return central differences; at the border that of the next voxel."""
     count = values.shape[axis]
     if count < 3:
         return torch.zeros_like(values)
@@ -104,7 +104,7 @@ def _difference(values: torch.Tensor, axis: int, spacing: float) -> torch.Tensor
 
 
 def _eigenvalues(entries: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Of symmetric 3 x 3 matrices, from xx, yy, zz, xy, xz, yz; descending (Smith, CACM 4(4), 1961)."""
+    """Return descending eigenvalues of symmetric matrices (xx, yy, zz, xy, xz, yz) (Smith, CACM 4(4), 1961)."""
     xx, yy, zz, xy, xz, yz = entries
     mean = (xx + yy + zz) / 3
     off = xy.square() + xz.square() + yz.square()

@@ -1,4 +1,4 @@
-"""What every method of propagation starts from: an image, and the classes of some of its voxels."""
+"""Input of all propagation methods, their base class, and functions that they share."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from monai.utils import convert_to_tensor
 from sparse3dunet.errors import DataError
 
 PERCENTILES = (0.5, 99.5)
-"""Of the gray values, that become 0 and 1; what lies outside is clipped."""
+"""Percentiles of the intensities that are scaled to 0 and 1; values outside are clipped."""
 THICK = 2.5
-"""Times the median voxel size, above which an axis is one across thick slices: filters work within the slices."""
+"""Multiple of the median voxel size above which slices are thick: filters work only within them."""
 Self = TypeVar("Self", bound="Propagator")
 
 
 @dataclass(frozen=True)
 class Scan:
-    """An image and its annotation.
+    """Image and its annotation.
 
     Attributes:
-        image: (C, X, Y, Z) float32, each channel from 0 to 1.
+        image: (C, X, Y, Z) float32, each channel scaled to 0 to 1.
         label: (X, Y, Z) int64 class numbers; 0 where unlabeled.
         known: (X, Y, Z) bool, whether a voxel is annotated.
         spacing: voxel size by axis, in mm (or any other unit of length).
@@ -41,7 +41,7 @@ class Scan:
 
     @classmethod
     def of(cls, image: Any, label: Any, weight: Any, spacing: Sequence[float], num_classes: int | None = None) -> Scan:
-        """Check what a user gives, and scale the gray values.
+        """Check the arguments, and scale the intensities.
 
         Args:
             image: (X, Y, Z) or (C, X, Y, Z).
@@ -59,7 +59,7 @@ class Scan:
         size = np.asarray(spacing, float)
         if gray.ndim != 4 or not gray.shape[1:] == numbers.shape == counts.shape:
             raise DataError(
-                f"expected an image ([C,] X, Y, Z) and a label and a weight (X, Y, Z), got the shapes "
+                f"expected an image ([C,] X, Y, Z), and a label and a weight (X, Y, Z); got shapes "
                 f"{tuple(gray.shape)}, {tuple(numbers.shape)} and {tuple(counts.shape)}."
             )
         if size.shape != (3,) or not (np.isfinite(size) & (size > 0)).all():
@@ -79,68 +79,68 @@ class Scan:
 
     @property
     def plane_spacing(self) -> float:
-        """Edge of a voxel, in mm; within the slices where these are thick."""
+        """Geometric mean of the voxel size in mm; only within the slices if these are thick."""
         sizes = [self.spacing[axis] for axis in self.filtered_axes]
         return float(np.exp(np.log(sizes).mean()))
 
     @property
     def filtered_axes(self) -> list[int]:
-        """The axes along which neighbours are near enough to be looked at together."""
+        """Axes along which neighbours are near enough to be filtered together."""
         near = self.spacing <= THICK * np.median(self.spacing)
         return [axis for axis in range(3) if near[axis] and self.shape[axis] > 2] or [0, 1, 2]
 
     def only(self, known: torch.Tensor) -> Scan:
-        """The same with fewer annotated voxels."""
+        """Return the scan with only these voxels annotated."""
         return Scan(self.image, self.label, known, self.spacing, self.num_classes)
 
     def classes(self) -> np.ndarray:
-        """Those that are annotated, ascending."""
+        """Return the annotated classes in ascending order."""
         return np.unique(self.label[self.known].numpy())
 
 
 class Propagator(ABC):
-    """Gives every voxel class probabilities, from those that are annotated.
+    """Base class of the methods that compute class probabilities of all voxels from the annotated ones.
 
     Subclasses define :meth:`fit_scan` and :meth:`predict_proba`.
     """
 
     def fit(self: Self, image: Any, label: Any, weight: Any, spacing: Sequence[float] = (1, 1, 1)) -> Self:
-        """Learn from an image and its annotation; see :meth:`Scan.of` for the arguments and what is raised."""
+        """Fit to an image and its annotation; see :meth:`Scan.of` for the arguments and exceptions."""
         return self.fit_scan(Scan.of(image, label, weight, spacing, getattr(self, "num_classes", None)))
 
     @abstractmethod
     def fit_scan(self: Self, scan: Scan) -> Self:
-        """As :meth:`fit`, from a scan that is checked."""
+        """Fit to a checked scan."""
 
     @abstractmethod
     def predict_proba(self) -> np.ndarray:
-        """(K, X, Y, Z) float32, of sum 1 over the classes; 0 for a class that is annotated nowhere."""
+        """Return probabilities (K, X, Y, Z), float32, that sum to 1; 0 for a class that is annotated nowhere."""
 
 
 def one_hot(label: torch.Tensor, known: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """(K, X, Y, Z) float32: 1 for the class of a voxel, 0 for all others and where it is unknown."""
+    """Return (K, X, Y, Z), float32: 1 for the class of a voxel, 0 for other classes and unlabeled voxels."""
     return torch.stack([((label == number) & known).float() for number in range(num_classes)])
 
 
 def log_prob(prob: np.ndarray, least: float = 2e-3) -> np.ndarray:
-    """Natural logarithm, of at least `least`: no method is surer than that of what it has not seen."""
+    """Return the natural logarithm of probabilities, clipped at `least` as no method is surer of unseen voxels."""
     return np.log(np.clip(prob.astype(np.float32), least, 1))
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Over the first axis."""
+    """Return the softmax over the first axis."""
     shifted = np.exp(logits - logits.max(0))
     return shifted / shifted.sum(0)
 
 
 def pooled(values: torch.Tensor, step: Sequence[int]) -> torch.Tensor:
-    """Means of blocks of (C, X, Y, Z), those at the end being smaller."""
+    """Return means over blocks of (C, X, Y, Z); blocks at the end may be smaller."""
     window = tuple(int(s) for s in step)
     return F.avg_pool3d(values[None].float(), window, window, ceil_mode=True, count_include_pad=False)[0]
 
 
 def enlarged(values: torch.Tensor, step: Sequence[int], shape: Sequence[int]) -> torch.Tensor:
-    """The opposite of :func:`pooled`: (C, x, y, z) to (C, X, Y, Z), linearly interpolated."""
+    """Return (C, x, y, z) upsampled linearly to (C, X, Y, Z), the opposite of :func:`pooled`."""
     size = [n * int(s) for n, s in zip(values.shape[1:], step)]
     fine = F.interpolate(values[None].float(), size=size, mode="trilinear")[0]
     return fine[:, : shape[0], : shape[1], : shape[2]]
@@ -152,5 +152,5 @@ def _rescaled(channel: torch.Tensor) -> torch.Tensor:
     if high <= low:
         low, high = float(values.min()), float(values.max())
     if not np.isfinite([low, high]).all() or np.isnan(values).any():
-        raise DataError("the image holds NaN or infinity; expected numbers.")
+        raise DataError("the image contains NaN or infinity; expected finite numbers.")
     return ((channel - low) / max(high - low, 1e-20)).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""Interpolation of shapes between annotated slices, by signed distances."""
+"""Shape interpolation between annotated slices by signed distances."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from scipy.ndimage import distance_transform_edt
 from sparse3dunet.propagation.scan import Propagator, Scan, softmax
 
 SHARE = 0.3
-"""Of a slice's voxels that must be annotated for it to be one; its others take the class of the nearest."""
+"""Share of a slice's voxels above which it counts as annotated; its other voxels get the class of the nearest."""
 
 
 class ShapeInterpolation(Propagator):
-    """Classes from the shapes on annotated slices, without the gray values.
+    """Classes from the shapes on annotated slices, without the intensities.
 
-    On each annotated slice, every voxel gets its signed distance from each class; between two slices of an axis these
-    are interpolated linearly, beyond the last one repeated (Raya and Udupa, Shape-Based Interpolation of
-    Multidimensional Objects, IEEE TMI 9(1), 1990). Axes are averaged by the nearness of their slices.
+    On annotated slices, every voxel gets its signed distance from each class; between two slices of an axis these are
+    interpolated linearly, beyond the last one repeated (Raya and Udupa, Shape-Based Interpolation of Multidimensional
+    Objects, IEEE TMI 9(1), 1990). The axes are averaged, weighted by the nearness of their slices.
 
     Args:
         num_classes: K; None: as many as are annotated.
-        reach: in voxels of the plane, beyond which a distance is no longer told.
+        reach: maximum distance, in voxels of the plane; larger ones are clipped.
     """
 
     def __init__(self, num_classes: int | None = None, reach: float = 50.0) -> None:
@@ -50,7 +50,7 @@ class ShapeInterpolation(Propagator):
         return prob / np.maximum(prob.sum(0), 1e-6)
 
     def _signed(self, label: np.ndarray, known: np.ndarray, num_classes: int, sampling: np.ndarray) -> np.ndarray:
-        """(K, A, B): in voxels, positive within the class."""
+        """Return signed distances (K, A, B) in voxels, positive within the class."""
         if not known.all():
             nearest = distance_transform_edt(~known, sampling, return_distances=False, return_indices=True)
             label = label[tuple(nearest)]
@@ -65,7 +65,7 @@ class ShapeInterpolation(Propagator):
 
 
 def _spread(total: np.ndarray, weight: np.ndarray, signed: np.ndarray, slices: np.ndarray, size: float) -> None:
-    """Add what annotated slices (S, K, A, B) say of all slices to (K, N, A, B), and its weight to (N, A, B)."""
+    """Add the interpolation of annotated slices (S, K, A, B) to `total` (K, N, A, B) and `weight` (N, A, B)."""
     for place in range(len(weight)):
         after = int(np.searchsorted(slices, place))
         before, after = max(after - 1, 0), min(after, len(slices) - 1)
@@ -79,5 +79,5 @@ def _spread(total: np.ndarray, weight: np.ndarray, signed: np.ndarray, slices: n
 
 
 def distance_from(known: torch.Tensor, spacing: np.ndarray) -> np.ndarray:
-    """(X, Y, Z) float32: of each voxel to the nearest annotated one, in the unit of the spacing."""
+    """Return the distance (X, Y, Z), float32, of each voxel to the nearest annotated one, in the spacing's unit."""
     return np.asarray(distance_transform_edt(~known.numpy(), sampling=spacing), np.float32)

@@ -1,4 +1,4 @@
-"""Pictures of the report: planes through the place of highest doubt, surfaces of classes, and the training's course."""
+"""Figures of the report: planes through the point of lowest confidence, class surfaces, and training curves."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ from sparse3dunet.data.slices import PLANES
 from sparse3dunet.report.pictures import UNLABELED, mark_sides
 
 PANELS = ("annotation", "prediction", "confidence", "image")
-"""What is shown of each plane."""
+"""Pictures shown of each plane."""
 CONFIDENCE_COLORS = "viridis"
 _DPI = 100
 _PANEL = 400  # pixels, of a panel's longer side
-_SEARCHED = 160  # voxels along an axis among which the place of highest doubt is looked for
-_SURFACE = 96  # voxels along an axis of what a surface is made of
-_PAD = 2  # voxels around these, so that surfaces close
-_LEVEL = 0.45  # a little below one half: a sheet that is one voxel thick stays after the smoothing
-_PART_LETTERS = 56  # of the parts' names, that fit over the curves
+_SEARCHED = 160  # voxels along an axis in the search for the point of lowest confidence
+_SURFACE = 96  # voxels along an axis of the grid for a surface
+_PAD = 2  # voxels around this grid, so that surfaces close
+_LEVEL = 0.45  # a little below one half: a sheet of one voxel remains after the smoothing
+_PART_LETTERS = 56  # letters of the parts' names that fit above the curves
 _CAMERA = (135.0, 20.0)  # azimuth, elevation in degrees: from the patient's left front, and above
 
 
 @dataclass(frozen=True)
 class CaseView:
-    """What pictures are made of: arrays (X, Y, Z) in RAS order, all of one shape.
+    """Data of a case for pictures: arrays (X, Y, Z) in RAS order, all of the same shape.
 
     Attributes:
-        name: of the case.
-        image: gray values.
-        label: class numbers, meaningless where unannotated.
-        annotated: boolean.
+        name: name of the case.
+        image: intensities.
+        label: class numbers, meaningless where unlabeled.
+        annotated: boolean, whether a voxel is annotated.
         segmentation: class numbers.
         confidence: uint8; 255 times the probability of the chosen class.
-        spacing: of the voxels, in mm.
-        class_names: by class number, background first.
-        flipped: by axis, whether the file counts its slices from the other end, for their numbers.
-        sides: whether the file tells the patient's sides.
+        spacing: voxel size in mm.
+        class_names: class names by class number, background first.
+        flipped: by axis, whether the file counts its slices from the other end, for slice numbers.
+        sides: whether the file states the patient's orientation.
     """
 
     name: str
@@ -62,7 +62,7 @@ class CaseView:
     sides: bool = True
 
     def slice_number(self, axis: int, index: int) -> int:
-        """In the file, of the slice at an index along one of the view's axes; both from 0."""
+        """Return the number in the file of the slice at an index along one of the view's axes; both from 0."""
         return self.image.shape[axis] - 1 - index if self.flipped[axis] else index
 
 
@@ -72,8 +72,8 @@ class PlanePanels:
 
     Attributes:
         plane: axial, coronal or sagittal.
-        number: of the slice in the file, from 0.
-        panels: PNG by PANELS, all of one size.
+        number: number of the slice in the file, from 0.
+        panels: PNG by PANELS, all of the same size.
     """
 
     plane: str
@@ -81,14 +81,14 @@ class PlanePanels:
     panels: Mapping[str, bytes]
 
 
-# ------------------------------------------------------------ the place of highest doubt
+# ------------------------------------------------------------ the point of lowest confidence
 
 
 def doubt_point(view: CaseView) -> tuple[int, int, int]:
-    """The voxel, in the view's order of axes, around which the confidence is lowest.
+    """Return the voxel, in the view's order of axes, around which the confidence is lowest.
 
-    It is not annotated, unless all voxels are, and in or near the foreground, unless there is none: an undertrained
-    network doubts most in empty space, of which a picture tells little.
+    It is unlabeled, unless all voxels are annotated, and in or near the foreground, unless there is none: an
+    undertrained network is least confident in empty space, where a picture shows little.
     """
     steps = [math.ceil(n / _SEARCHED) for n in view.image.shape]
     some = tuple(slice(None, None, step) for step in steps)
@@ -100,18 +100,18 @@ def doubt_point(view: CaseView) -> tuple[int, int, int]:
     known_share = ndimage.gaussian_filter(unknown.astype(np.float32), sigma)
     doubt = np.where(unknown, 1 - view.confidence[some] / np.float32(255), 0)
     doubt = ndimage.gaussian_filter(doubt, sigma) / np.maximum(known_share, 1e-6)
-    # Wide, so that a few stray voxels far from all others count little.
+    # Wide, so that a few voxels far from all others count little.
     density = ndimage.gaussian_filter(foreground.astype(np.float32), 3 * sigma, mode="constant")
     near = unknown & (density > 0.05 * density.max())
     candidates = np.argwhere(near if near.any() else unknown)
     values = (doubt * np.sqrt(density if near.any() else 1))[tuple(candidates.T)]
     best = candidates[values >= values.max() - 1e-4]
-    x, y, z = best[density[tuple(best.T)].argmax()] * steps  # where many are alike, amid the foreground
+    x, y, z = best[density[tuple(best.T)].argmax()] * steps  # among equal ones, amid the foreground
     return int(x), int(y), int(z)
 
 
 def doubt_panels(view: CaseView) -> tuple[tuple[int, int, int], list[PlanePanels]]:
-    """Three planes through :func:`doubt_point`: axial, coronal, sagittal.
+    """Return pictures of three planes through :func:`doubt_point`: axial, coronal, sagittal.
 
     Returns:
         The point, in the view's order of axes, and the planes.
@@ -129,7 +129,7 @@ def doubt_panels(view: CaseView) -> tuple[tuple[int, int, int], list[PlanePanels
 
 def _panel(view: CaseView, point: Sequence[int], axis: int, kind: str, gray: tuple[float, float]) -> bytes:
     def plane(volume: np.ndarray) -> np.ndarray:
-        """As it is looked at: the second remaining axis (superior, or anterior) upwards."""
+        """Return a slice for display, with the second remaining axis (superior, or anterior) upwards."""
         return np.rot90(volume[(slice(None),) * axis + (point[axis],)])
 
     across, up = (a for a in range(3) if a != axis)
@@ -154,18 +154,18 @@ def _panel(view: CaseView, point: Sequence[int], axis: int, kind: str, gray: tup
 
 
 def _paint(ax: Any, classes: np.ndarray, look: Mapping[str, Any]) -> None:
-    """Translucent class colours."""
+    """Draw translucent class colours."""
     number = max(int(classes.max()), 2)
     colors = ListedColormap([class_color(i) for i in range(1, number + 1)])
     ax.imshow(np.ma.masked_equal(classes, 0), cmap=colors, vmin=1, vmax=number, alpha=0.6, **look)
 
 
 def _mark(ax: Any, x: float, y: float) -> None:
-    """Cross hairs that leave the place itself free."""
+    """Draw cross hairs that leave the point itself free."""
     (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
     inches = ax.figure.get_size_inches()
     gaps = (right - left) * 0.14 / inches[0], (high - low) * 0.14 / inches[1]
-    for color, width in (("black", 2.4), ("white", 1.0)):  # to be seen on any ground
+    for color, width in (("black", 2.4), ("white", 1.0)):  # visible on any background
         style: dict[str, Any] = {"color": color, "linewidth": width, "alpha": 0.8}
         ax.plot([left, x - gaps[0]], [y, y], **style)
         ax.plot([x + gaps[0], right], [y, y], **style)
@@ -175,7 +175,7 @@ def _mark(ax: Any, x: float, y: float) -> None:
 
 
 def confidence_bar() -> bytes:
-    """PNG of the colours of the confidence, from 0 on the left to 1."""
+    """Return a PNG of the colours of the confidence, from 0 on the left to 1."""
     figure, ax = _canvas(240, 16, 240, "black")
     ax.imshow(np.linspace(0, 1, 240)[None], cmap=colormaps[CONFIDENCE_COLORS], aspect="auto")
     return _png(figure)
@@ -185,14 +185,14 @@ def confidence_bar() -> bytes:
 
 
 def surface(view: CaseView, number: int) -> bytes | None:
-    """PNG, with a transparent ground, of the surface of a class as seen from the patient's left front.
+    """Return a PNG, with a transparent background, of the surface of a class seen from the patient's left front.
 
     Args:
-        view: of the case.
-        number: of the class.
+        view: data of the case.
+        number: class number.
 
     Returns:
-        None where no voxel is of the class.
+        The PNG; None if no voxel is of the class.
     """
     mask = view.segmentation == number
     if not mask.any():
@@ -212,22 +212,22 @@ def surface(view: CaseView, number: int) -> bytes | None:
     low, high = flat.min(0), flat.max(0)
     width, height = np.maximum(high - low, 1e-3)
     figure, ax = _canvas(width, height, _PANEL, "none")
-    # Without antialiasing, the ground does not show through between triangles.
+    # Without antialiasing, the background does not show through between triangles.
     ax.add_collection(PolyCollection(flat[visible], facecolors=colors, edgecolors=colors, lw=0.3, antialiased=False))
     ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
     return _png(figure)
 
 
 def surface_mesh(mask: np.ndarray, spacing: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """A closed surface around a mask that is not empty, lightly smoothed.
+    """Return a closed, lightly smoothed surface around a mask that is not empty.
 
     Args:
         mask: (X, Y, Z) boolean.
-        spacing: of the voxels, in mm.
+        spacing: voxel size in mm.
 
     Returns:
-        Vertices (V, 3) in mm, where the first voxel's centre is 0, within the outer faces of the mask's voxels; and
-        triangles (F, 3) of these, counter-clockwise as seen from outside.
+        Vertices (V, 3) in mm relative to the first voxel's centre, within the outer faces of the mask's voxels; and
+        triangles (F, 3), counter-clockwise as seen from outside.
     """
     from skimage.measure import marching_cubes
 
@@ -244,7 +244,7 @@ def surface_mesh(mask: np.ndarray, spacing: Sequence[float]) -> tuple[np.ndarray
 
 
 def _block_means(mask: np.ndarray, steps: Any) -> np.ndarray:
-    """The share of each block of `steps` voxels that is in the mask, as float32; outside of the array nothing is."""
+    """Return the share (float32) of each block of `steps` voxels that is in the mask; outside of the array none is."""
     padded = np.pad(mask, [(0, -n % step) for n, step in zip(mask.shape, steps)])
     for axis, step in enumerate(steps):
         parts = [padded[(slice(None),) * axis + (slice(start, None, step),)] for start in range(step)]
@@ -253,7 +253,7 @@ def _block_means(mask: np.ndarray, steps: Any) -> np.ndarray:
 
 
 def _camera(azimuth: float, elevation: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Unit vectors to the right, up, and towards the viewer."""
+    """Return unit vectors to the right, up, and towards the viewer."""
     a, e = math.radians(azimuth), math.radians(elevation)
     toward = np.array([math.cos(e) * math.cos(a), math.cos(e) * math.sin(a), math.sin(e)])
     right = np.array([-math.sin(a), math.cos(a), 0.0])
@@ -266,21 +266,21 @@ def _edges(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """(V, 3) of length 1: means over the triangles at a vertex, by their areas."""
+    """Return unit normals (V, 3): means over the triangles at a vertex, weighted by area."""
     areas = np.cross(*_edges(vertices, faces))
     sums = [np.bincount(faces.ravel(), np.repeat(areas[:, axis], 3), len(vertices)) for axis in range(3)]
     normals = np.stack(sums, axis=1)
     return normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
 
 
-# ------------------------------------------------------------ the training's course
+# ------------------------------------------------------------ training curves
 
 
 def course(curves: Mapping[str, Sequence[Mapping[str, float | None]]]) -> bytes:
-    """PNG of the loss, and the Dice on held-out slices, over the time; the training's parts one after another.
+    """Return a PNG of the loss, and the Dice on held-out slices, over time; the training's parts follow each other.
 
     Args:
-        curves: by part, rows with ``seconds`` since its begin, ``loss`` and ``dice``; None where there is none.
+        curves: by part, rows with ``seconds`` since its start, ``loss`` and ``dice``; None for missing values.
     """
     figure = Figure(figsize=(5.4, 3.1), dpi=200, facecolor="white", layout="constrained")
     left = figure.subplots()
@@ -312,7 +312,7 @@ def course(curves: Mapping[str, Sequence[Mapping[str, float | None]]]) -> bytes:
 
 
 def _length(rows: Sequence[Mapping[str, float | None]]) -> float:
-    """Of a part, in minutes."""
+    """Return the duration of a part in minutes."""
     minutes = [_number(row, "seconds") / 60 for row in rows]
     return max((m for m in minutes if math.isfinite(m)), default=0.0)
 
@@ -320,14 +320,14 @@ def _length(rows: Sequence[Mapping[str, float | None]]) -> float:
 def _points(
     minutes: Sequence[float], rows: Sequence[Mapping[str, float | None]], key: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Times and values of the rows that have both."""
+    """Return times and values of the rows that have both."""
     times, values = np.array(minutes, float), np.array([_number(row, key) for row in rows], float)
     known = np.isfinite(times) & np.isfinite(values)
     return times[known], values[known]
 
 
 def _name_part(ax: Any, name: str, middle: float, room: int) -> None:
-    """Write a part's name above its curves, as far as there is room for its letters."""
+    """Write a part's name above its curves, shortened to the available letters."""
     if len(name) > room:
         name = name[: room - 1] + "…" if room > 3 else ""
     place = {"ha": "center", "va": "bottom", "transform": ax.get_xaxis_transform(), "parse_math": False}
@@ -343,9 +343,9 @@ def _number(row: Mapping[str, float | None], key: str) -> float:
 
 
 def _canvas(width: float, height: float, pixels: int, ground: str) -> tuple[Figure, Any]:
-    """A figure of these proportions, `pixels` on the longer side, that is all axes."""
+    """Return a figure of these proportions, `pixels` on the longer side, filled by its axes."""
     scale = pixels / max(width, height)
-    size = np.maximum((width * scale, height * scale), 16)  # a volume of one slice is seen from the side too
+    size = np.maximum((width * scale, height * scale), 16)  # a volume of one slice is shown from the side too
     figure = Figure(figsize=tuple(size / _DPI), dpi=_DPI, facecolor=ground)
     ax = figure.add_axes((0, 0, 1, 1))
     ax.set_axis_off()

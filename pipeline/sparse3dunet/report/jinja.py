@@ -1,4 +1,4 @@
-"""HTML pages from templates: each one file that needs no network and no scripts."""
+"""HTML pages from templates, each one file that needs no internet connection and no scripts."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from sparse3dunet.colors import class_color
 
 
 def render(template: str, **values: Any) -> str:
-    """Render one of the templates in ``templates/``, where all text is escaped.
+    """Render one of the templates in ``templates/``; all text is escaped.
 
     Templates have these filters: ``data_uri`` of a PNG's bytes, ``relative_link`` to a file by its relative path, and
     ``class_color`` of a class number.
 
     Args:
-        template: its file's name.
-        values: by the names that the template uses; one that it lacks is an error.
+        template: file name of the template.
+        values: values by the names used in the template; a missing one is an error.
     """
     pages = Environment(
         loader=PackageLoader("sparse3dunet.report"),
@@ -38,5 +38,5 @@ def _data_uri(png: bytes) -> str:
 
 
 def _relative_link(path: str) -> str:
-    """Of a path as the file system has it, whatever bytes that are; never an address with a scheme."""
+    """Return the quoted bytes of a path in the file system; never an address with a scheme."""
     return quote(os.fsencode(path))

@@ -1,4 +1,4 @@
-"""Pictures of a segmented volume: three orthogonal planes; image, annotation, prediction and error."""
+"""Pictures of a segmented volume: image, annotation, prediction and error in three orthogonal planes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sparse3dunet.colors import class_color
 from sparse3dunet.data.slices import PLANES
 
 SIDES = ("LR", "PA", "IS")
-"""The patient's sides at the begin and the end of each axis in RAS order."""
+"""Patient sides at the start and the end of each axis in RAS order."""
 WRONG, UNLABELED = "#d62728", "#3b3b58"
 
 
@@ -35,20 +35,20 @@ def save_picture(
     step: int = 1,
     sides: bool = True,
 ) -> None:
-    """Write a PNG of a volume: one row for each plane; columns for the image, what is known of it, and the prediction.
+    """Write a PNG of a volume, with a row for each plane, and columns for image, annotation, prediction and error.
 
     Args:
-        path: of the PNG; its folder is made where it is missing.
+        path: path of the PNG; its folder is created if missing.
         image: (X, Y, Z) or (C, X, Y, Z), of which the first channel is shown; RAS orientation.
         segmentation: (X, Y, Z) or (1, X, Y, Z) classes.
-        label: annotation, shaped as `segmentation`; with it a column "annotation" and one "error" are drawn.
-        weight: of the annotation; unlabeled voxels are tinted, and count as no error.
-        reference: dense label; with it errors are shown on all voxels.
-        class_names: by class number, for the legend.
-        title: above the picture.
-        spacing: the voxels' size, for true proportions.
-        step: where every so many voxels are given only; slices are numbered in the volume that these are of.
-        sides: whether to mark the patient's sides, which not every file tells.
+        label: annotation, shaped like `segmentation`; with it, the columns "annotation" and "error" are drawn.
+        weight: weight of the annotation; unlabeled voxels are tinted, and not marked as errors.
+        reference: dense label; with it, errors are shown on all voxels.
+        class_names: class names by class number, for the legend.
+        title: title above the picture.
+        spacing: voxel size, for correct proportions.
+        step: subsampling step of the given volume, for the slice numbers in the whole one.
+        sides: whether to mark the patient's sides, which not all files state.
     """
     scan, guess = _volume(image), _volume(segmentation)
     annotation = None if label is None else _volume(label)
@@ -61,7 +61,7 @@ def save_picture(
     figure = Figure(figsize=(2.2 * len(columns), 6.9), dpi=100, facecolor="black", layout="constrained")
     axes = figure.subplots(3, len(columns), squeeze=False)
     for row, axis in zip(axes, (2, 1, 0)):
-        index = _most_telling_slice(guess, annotation, counted, dense, axis)
+        index = _most_informative_slice(guess, annotation, counted, dense, axis)
         across, up = (a for a in range(3) if a != axis)
         for ax, (name, layers) in zip(row, columns.items()):
             ax.imshow(_plane(scan, axis, index), cmap="gray", vmin=low, vmax=max(high, low + 1e-6))
@@ -89,7 +89,7 @@ def _name_plane(ax: Any, name: str) -> None:
 
 
 def mark_sides(ax: Any, axis: int) -> None:
-    """Write where the patient's sides are on a slice across an axis, in RAS order, as :func:`save_picture` shows it."""
+    """Mark the patient's sides on a slice perpendicular to an axis in RAS order, see :func:`save_picture`."""
     across, up = (a for a in range(3) if a != axis)
     box = {"facecolor": "black", "edgecolor": "none", "pad": 1.0, "alpha": 0.6}
     look: dict[str, Any] = {"color": "white", "fontsize": 8, "bbox": box, "transform": ax.transAxes}
@@ -115,7 +115,7 @@ class _Layer:
 def _columns(
     guess: np.ndarray, annotation: np.ndarray | None, counted: np.ndarray, dense: np.ndarray | None, colors: Any
 ) -> dict[str, list[_Layer]]:
-    """What is drawn over the image in each column."""
+    """Return the layers drawn over the image in each column."""
 
     def classes(volume: np.ndarray) -> _Layer:
         return _Layer(np.ma.masked_equal(volume, 0), colors, 0.6)
@@ -140,17 +140,17 @@ def _volume(values: Any) -> np.ndarray:
 
 
 def _plane(volume: np.ndarray, axis: int, index: int) -> np.ndarray:
-    """A slice as it is looked at: the second remaining axis (superior, or anterior) upwards."""
+    """Return a slice for display, with the second remaining axis (superior, or anterior) upwards."""
     return np.rot90(volume[(slice(None),) * axis + (index,)])
 
 
-def _most_telling_slice(
+def _most_informative_slice(
     guess: np.ndarray, annotation: np.ndarray | None, counted: np.ndarray, dense: np.ndarray | None, axis: int
 ) -> int:
-    """The index along `axis` of the slice to show.
+    """Return the index along `axis` of the slice to show.
 
-    Of the slices with most foreground: one that was *not* annotated where a dense label can judge it, an annotated one
-    where only the annotation can; without either, as predicted.
+    It is the one with most foreground: among slices *without* annotation if there is a dense label, among annotated
+    voxels if there is only an annotation, otherwise in the prediction.
     """
     others = tuple(a for a in range(3) if a != axis)
     if dense is not None:

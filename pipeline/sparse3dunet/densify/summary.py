@@ -1,0 +1,79 @@
+"""The plan of a run, for the terminal and the report: what was found, which methods were used, and why."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from sparse3dunet.data.checks import DataReport
+from sparse3dunet.densify.options import Options
+from sparse3dunet.densify.propagated import Propagation
+from sparse3dunet.densify.schedule import AUTO, annotated_text, plan, unlabeled_text
+from sparse3dunet.densify.state import State
+from sparse3dunet.inference.inputs import ImageCase
+from sparse3dunet.models.description import ModelDescription
+
+Entry = tuple[str, str, str]
+"""Name, value and reason."""
+
+
+def text(entry: Entry) -> str:
+    """Return the entry as one line for the terminal."""
+    name, value, reason = entry
+    return f"{name}: {value} ({reason})"
+
+
+def at_start(report: DataReport, state: State, options: Options, description: ModelDescription) -> list[Entry]:
+    """Return what was found in the files, and the plan made from it.
+
+    Args:
+        report: report on the data set.
+        state: state of the run.
+        options: options of the run.
+        description: description of the model.
+    """
+    entries = [
+        ("annotation", annotated_text(report.cases), "as found in the files"),
+        ("unlabeled", unlabeled_text(report), "change with --ignore-index or --annotated-slices"),
+    ]
+    count = len(state.held_out)
+    if count:
+        reason = "each in turn" if options.folds == AUTO else "as requested"
+        reason = "the first is the one that the former run's model was not trained on" if state.keeps_fold else reason
+        entries.append(("quality estimate", f"{count} part(s) of the slices held out", reason))
+    if state.goes_on:
+        entries.append(("initial network", "the former run's model", "it was trained on this annotation"))
+    return [*entries, *plan(report, description, options.device, options.minutes, options.own_spacing)]
+
+
+def methods_entry(propagation: Propagation, cases: Sequence[ImageCase], share: float | None, in_time: bool) -> Entry:
+    """Return the methods that produced the results.
+
+    Args:
+        propagation: propagation of these cases.
+        cases: all cases.
+        share: share of the network; None: it was not evaluated.
+        in_time: whether there was time for more than previews.
+    """
+    methods = sorted({propagation.method(case) for case in cases})
+    network = f", combined with the network (share {share:g})" if share else ", without the network"
+    if share:
+        reason = "best on held-out slices"
+    elif share is not None:
+        reason = "the network did not improve the result on held-out slices"
+    elif in_time:
+        reason = "the network was not evaluated: resampled volumes, no held-out slices, or stopped early; see model/"
+    else:
+        reason = "there was only time for a preview; the network is in model/"
+    return "methods", "; ".join(methods) + network, reason
+
+
+def preview_notes(propagation: Propagation, cases: Sequence[ImageCase]) -> list[str]:
+    """Return a note on the volumes whose result is the preview for lack of time; empty if there are none."""
+    needed = [s for case in cases if (s := propagation.seconds_for(case)) > propagation.seconds]
+    if not needed:
+        return []
+    return [
+        f"{len(needed)} of {len(cases)} volume(s): there is only time for a preview, which is the result, without a "
+        f"quality estimate. For more, use --minutes {math.ceil(max(needed) / 6) / 10:g}."
+    ]
