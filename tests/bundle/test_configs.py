@@ -218,7 +218,7 @@ CPU = TRAIN.with_name("cpu.yaml")
     ("files", "settings", "run", "told"),
     [
         ([TRAIN, CPU], {"max_epochs": 50}, "training", "--max_epochs 50: cpu.yaml sets the training to 10 minutes"),
-        ([TRAIN, CPU], {"max_epochs": 50}, None, "--max_epochs 50: cpu.yaml has"),
+        ([TRAIN, CPU], {"max_epochs": 50}, None, "--max_epochs 50: cpu.yaml sets"),
         (
             [TRAIN, CPU, TRAIN.with_name("paper.yaml")],
             {},

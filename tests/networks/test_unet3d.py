@@ -53,10 +53,10 @@ def test_output_size_is_what_comes_out(padding, channels, strides):
 @pytest.mark.parametrize(
     ("network", "size", "named"),
     [
-        (UNet3D(1, 2), (130, 132, 116), ["axis 0", "124 and 132", "every 8"]),
-        (UNet3D(1, 2), (132, 132, 90), ["axis 2", "are 92,", "every 8"]),
-        (UNet3D(1, 2, channels=(4, 8, 16), padding="same"), (16, 15, 16), ["axis 1", "12 and 16", "every 4"]),
-        (UNet3D(1, 2, (4, 8, 16), ((2, 2, 1), 2), padding="same"), (16, 16, 7), ["axis 2", "6 and 8", "every 2"]),
+        (UNet3D(1, 2), (130, 132, 116), ["axis 0", "124 and 132", "steps of 8"]),
+        (UNet3D(1, 2), (132, 132, 90), ["axis 2", "are 92,", "steps of 8"]),
+        (UNet3D(1, 2, channels=(4, 8, 16), padding="same"), (16, 15, 16), ["axis 1", "12 and 16", "steps of 4"]),
+        (UNet3D(1, 2, (4, 8, 16), ((2, 2, 1), 2), padding="same"), (16, 16, 7), ["axis 2", "6 and 8", "steps of 2"]),
     ],
 )
 def test_unfit_size_names_fitting_ones(network, size, named):
