@@ -75,21 +75,10 @@ class UNet3D(nn.Module):
         halved: bool = True,
     ) -> None:
         super().__init__()
-        if padding not in PADDINGS:
-            raise ValueError(f"padding must be one of {PADDINGS}, got {padding!r}.")
-        if not isinstance(halved, bool):
-            raise ValueError(f"halved must be True or False, got {halved!r}.")
         divisor = 2 if halved else 1
-        if len(channels) < 2 or any(c < 1 or c % divisor for c in channels):
-            even = " even," if halved else ""
-            raise ValueError(f"channels needs at least two{even} positive numbers, got {tuple(channels)}.")
-        steps = len(channels) - 1
-        per_step = (strides,) * steps if isinstance(strides, int) else tuple(strides)
-        if len(per_step) != steps:
-            raise ValueError(f"strides needs {steps} entries for {steps + 1} channels, got {per_step}.")
+        per_axis = _checked(channels, strides, padding, halved)
         self.in_channels = in_channels
         self.padding = padding
-        per_axis: list[tuple[int, int, int]] = [ensure_tuple_rep(s, 3) for s in per_step]
         self.strides = per_axis
         self._margin = 4 if padding == "valid" else 0  # voxels that the two convolutions of a step remove per axis
         self.size_multiple = [math.prod(stride[axis] for stride in per_axis) for axis in range(3)]
@@ -220,6 +209,22 @@ class UNet3D(nn.Module):
         while not self._output_length(above, axis):
             above += 1
         return [above] if below is None else [below, above]
+
+
+def _checked(channels: Sequence[int], strides: Any, padding: str, halved: bool) -> list[tuple[int, int, int]]:
+    """Return the strides by step and axis; raise ValueError where an argument is out of range."""
+    if padding not in PADDINGS:
+        raise ValueError(f"padding must be one of {PADDINGS}, got {padding!r}.")
+    if not isinstance(halved, bool):
+        raise ValueError(f"halved must be True or False, got {halved!r}.")
+    if len(channels) < 2 or any(c < 1 or (halved and c % 2) for c in channels):
+        even = " even," if halved else ""
+        raise ValueError(f"channels needs at least two{even} positive numbers, got {tuple(channels)}.")
+    steps = len(channels) - 1
+    per_step = (strides,) * steps if isinstance(strides, int) else tuple(strides)
+    if len(per_step) != steps:
+        raise ValueError(f"strides needs {steps} entries for {steps + 1} channels, got {per_step}.")
+    return [ensure_tuple_rep(stride, 3) for stride in per_step]
 
 
 class _Layers:
