@@ -98,10 +98,17 @@ SIMULATE = {  # labels, options, and words
         SLICES,
         "imagesTr/case_0.nii.gz",
         "of float32",
-        "expected a label map",
+        "expected a three-dimensional label map",
         "Pass the folder of",
     ),
-    "infinity": ("infinite", SLICES, "infinite/a.nii.gz", "of float32", "expected a label map", "Pass the folder of"),
+    "infinity": (
+        "infinite",
+        SLICES,
+        "infinite/a.nii.gz",
+        "of float32",
+        "expected a three-dimensional label map",
+        "Pass the folder of",
+    ),
     "an empty folder": ("nothing", SLICES, "data/nothing", "nor a folder of label maps", "Pass a dense label map"),
     "no such folder": ("nowhere", SLICES, "data/nowhere", "nor a folder of label maps", "Pass a dense label map"),
     "a file of another kind": ("dataset.json", SLICES, "data/dataset.json", "expected .nii.gz or .nii", "Pass a dense"),
@@ -124,12 +131,12 @@ SIMULATE = {  # labels, options, and words
     "output is a file": (
         "labelsDense",
         (*SLICES, "-o", "dataset.json"),
-        *("data/dataset.json, to which", "is a file", "expected a folder", "Pass another"),
+        *("data/dataset.json, the folder for the label maps", "is a file", "Pass another folder"),
     ),
     "output within a file": (
         "labelsDense",
         (*SLICES, "-o", "dataset.json/out"),
-        *("data/dataset.json/out, to which", "cannot be made", "expected a folder", "Pass another"),
+        *("data/dataset.json/out, the folder for the label maps", "cannot be created", "Pass another folder"),
     ),
     "too many slices": (
         "labelsDense",
@@ -157,7 +164,7 @@ SIMULATE = {  # labels, options, and words
         *(
             "data/labelsDense",
             "ignore_index 2 is a value of the label maps",
-            "[0, 1, 2]; expected one",
+            "expected one that is none of [0, 1, 2]",
             "Choose another",
         ),
     ),

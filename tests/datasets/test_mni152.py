@@ -24,7 +24,7 @@ def prepared(tmp_path_factory):
     assert result.returncode == 0, result.stderr
     again = subprocess.run(command, env=bundle_environment(), capture_output=True, encoding="utf-8")
     assert again.returncode == 1
-    assert "exists already" in again.stderr
+    assert "already exists" in again.stderr
     assert "Traceback" not in again.stderr
     assert sorted(p.name for p in folder.parent.iterdir()) == ["mni152"]
     return folder

@@ -126,7 +126,7 @@ def test_replaces_nothing(prepared):
     result = run(ROOT / "benchmarks/tubules.py", prepared)
     assert result.returncode == 1
     assert result.stderr.startswith("error: ")
-    assert "exists already" in result.stderr
+    assert "already exists" in result.stderr
     assert "Traceback" not in result.stderr
     assert sorted(prepared.rglob("*")) == before
     assert [path.name for path in prepared.parent.iterdir()] == ["tubules"]

@@ -167,9 +167,9 @@ def test_data_that_cannot_be_used():
     image, label = nested()
     walker = RandomWalker()
     cases = [
-        (image[:-1], label, WEIGHT, (1, 1, 1), "got the shapes"),
-        (image, label[..., :-1], WEIGHT, (1, 1, 1), "got the shapes"),
-        (image[0], label, WEIGHT, (1, 1, 1), "got the shapes"),
+        (image[:-1], label, WEIGHT, (1, 1, 1), "got shapes"),
+        (image, label[..., :-1], WEIGHT, (1, 1, 1), "got shapes"),
+        (image[0], label, WEIGHT, (1, 1, 1), "got shapes"),
         (image, label, WEIGHT * 0, (1, 1, 1), "no voxel is annotated"),
         (image, label, WEIGHT, (1, 1), "spacing must be three numbers above 0"),
         (image, label, WEIGHT, (1, 0, 1), "spacing must be three numbers above 0"),

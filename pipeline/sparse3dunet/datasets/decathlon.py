@@ -42,7 +42,7 @@ def new_folder(folder: str | Path) -> Path:
     """Return the path of a new or empty folder for :func:`write_data_set`.
 
     Raises:
-        DataError: when it exists already and is not empty.
+        DataError: when it already exists and is not empty.
     """
     target = Path(folder).expanduser()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
