@@ -99,7 +99,7 @@ def test_pairs_with_two_labels_or_negative_values(tmp_path):
         complete(read_data_set(tmp_path))
     assert complete(read_data_set(tmp_path, ignore_index=-1)).class_values == [0, 1, 2]
     write_nifti(tmp_path / "a_mask.nii.gz", sparse)
-    with pytest.raises(DataError, match="a second label of a, beside a_mask"):
+    with pytest.raises(DataError, match="a second label of a, besides a_mask"):
         read_data_set(tmp_path)
 
 
@@ -125,7 +125,7 @@ def test_undeclared_values_are_classes_and_a_likely_mistake_is_warned_of(tmp_pat
     found = complete(read_data_set(tmp_path))
     assert found.class_values == [0, 1, 2, 3]
     (warning,) = inspect(found).warning_lines()
-    assert "If the value 3 means unlabeled, say so: ignore_index 3" in warning
+    assert "If the value 3 means unlabeled, set ignore_index 3" in warning
 
 
 def test_datalist_anywhere_with_absolute_paths(tmp_path):

@@ -162,5 +162,5 @@ def test_programming_errors():
             make_dataset()[item]
     with pytest.raises(ValueError, match="list has no transform"):
         SeededDataset([1, 2])
-    with pytest.raises(ValueError, match="let a SeededSampler draw them"):
+    with pytest.raises(ValueError, match="use a SeededSampler"):
         next(iter(DataLoader(make_dataset(), shuffle=True)))

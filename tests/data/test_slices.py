@@ -45,7 +45,7 @@ def test_adjacent_slices_are_not_taken_for_others():
 )
 def test_what_is_no_slices_is_told_nothing(mask):
     assert find_slices(mask) is None
-    with pytest.raises(DataError, match=r"a\.nii: which slices are annotated cannot be told.*List them"):
+    with pytest.raises(DataError, match=r"a\.nii: cannot determine which slices are annotated.*List them"):
         nonempty_slices("all", mask, RAS, "a.nii")
 
 
@@ -69,7 +69,7 @@ def test_scribbles_are_refused(width):
 
 def test_one_direction_named_where_there_are_others():
     mask = slices_mask((40, 44, 36), [[20], [], [10, 20]]) & ball()
-    with pytest.raises(DataError, match=r"across other directions too: sagittal \[20\].*\"all\""):
+    with pytest.raises(DataError, match=r"in other directions too: sagittal \[20\].*\"all\""):
         nonempty_slices("axial", mask, RAS, "a.nii")
 
 
@@ -84,7 +84,7 @@ def test_slices_that_cross_adjacent_ones_are_not_taken_for_a_named_plane():
 def test_small_structures_are_taken_at_the_users_word():
     mask = np.zeros((20, 20, 20), bool)
     mask[3:17, 10, [4, 9, 14]] = True
-    with pytest.raises(DataError, match=r"cannot be told.*vouch for it.*\"axial\": \"nonempty\""):
+    with pytest.raises(DataError, match=r"cannot determine whether.*whole slices.*\"axial\": \"nonempty\""):
         nonempty_slices("axial", mask, RAS, "a.nii")
     assert nonempty_slices({"axial": "nonempty"}, mask, RAS, "a.nii") == [[], [], [4, 9, 14]]
 
@@ -108,8 +108,8 @@ def test_planes_by_the_affine():
         ({"axial": [1.0]}, ["lists 1.0"]),
         ({"axial": ["3"]}, ["lists '3'"]),
         ({"axial": [True]}, ["lists True"]),
-        ({"frontal": [1]}, ["'frontal'", "no plane and no axis"]),
-        ({"3": [1]}, ["'3'", "no plane"]),
+        ({"frontal": [1]}, ["'frontal'", "neither a plane nor an axis"]),
+        ({"3": [1]}, ["'3'", "neither a plane"]),
         ("frontal", ["'frontal'"]),
         ({"axial": [1], "coronal": "nonempty"}, ["lists 'nonempty' under 'coronal'"]),
         ({}, ["lists no slice"]),
