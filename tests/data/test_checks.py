@@ -174,7 +174,7 @@ def test_case_balance(dataset):
     [
         (UNet3D(1, 2, (4, 8, 8, 8, 8), padding="same"), (24, 32, 32), "16 and 32"),
         (UNet3D(1, 2, (4, 8)), (23, 24, 24), "22 and 24"),
-        (UNet3D(1, 2, (4, 8), norm="instance", padding="same"), (2, 2, 2), "one axis must be longer"),
+        (UNet3D(1, 2, (4, 8), norm="instance", padding="same"), (2, 2, 2), "at least one axis longer"),
     ],
 )
 def test_patch_size_that_the_network_cannot_take(network, patch_size, words):
