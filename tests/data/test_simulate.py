@@ -166,7 +166,7 @@ def test_equidistant_slices():
     box[3:16, 10:21, 20] = box[3:16, 10, 10:31] = True
     assert choose_slices(box, 1) == [[9], [15], [20]]
     assert choose_slices(box, [3, 9, 2]) == [[6, 9, 12], list(range(11, 20)), [17, 23]]
-    with pytest.raises(DataError, match=r"axis 1 has 9 slices strictly within .* slices 10 to 20, but 10 were requested"):
+    with pytest.raises(DataError, match=r"axis 1 has 9 slices strictly within .* slices 10 to 20, but 10 were"):
         choose_slices(box, [0, 10, 0])
 
 

@@ -141,7 +141,7 @@ def test_wrong_numbers(tmp_path, monkeypatch, capsys):
         assert f"{option} must be at least {least}, got {value}" in capsys.readouterr().err
     with pytest.raises(DataError, match="1 volume or more"):
         tubules.prepare(tmp_path / "out", count=0)
-    with pytest.raises(DataError, match="ask for fewer"):
+    with pytest.raises(DataError, match="request fewer"):
         tubules.prepare(tmp_path / "out", 60, shape=SMALL)
     assert not list(tmp_path.iterdir())
 

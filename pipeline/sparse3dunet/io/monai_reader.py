@@ -10,7 +10,7 @@ from monai.data import ImageReader
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 
 from sparse3dunet.io.formats import read_image
-from sparse3dunet.io.volumes import Volume
+from sparse3dunet.io.volumes import check_channels
 
 
 class VolumeReader(ImageReader):
@@ -25,20 +25,22 @@ class VolumeReader(ImageReader):
     def verify_suffix(self, filename: Any) -> bool:
         return True
 
-    def read(self, data: Any, **kwargs: Any) -> list[Volume]:
-        """Read one file, or several files with an image's channels.
+    def read(self, data: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """Return the paths: LoadImage would take any error here as a reason to try MONAI's other readers."""
+        return ensure_tuple(data)
+
+    def get_data(self, img: Sequence[Any]) -> tuple[np.ndarray, dict[str, Any]]:
+        """Read one file, or several with one channel each, and return the voxels and their metadata.
 
         Raises:
-            DataError: when a file cannot be read.
+            DataError: when a file cannot be read, or the channels' shapes or grids differ.
         """
-        return [read_image(path) for path in ensure_tuple(data)]
-
-    def get_data(self, img: Sequence[Volume]) -> tuple[np.ndarray, dict[str, Any]]:
-        """Return the voxels of volumes from :meth:`read`, and their metadata; the grid is that of the first file."""
-        first, channel_dim = img[0], float("nan") if img[0].data.ndim == 3 else -1
+        volumes = [read_image(path) for path in img]
+        first, channel_dim = volumes[0], float("nan") if volumes[0].data.ndim == 3 else -1
         array = first.data
-        if len(img) > 1:
-            array, channel_dim = np.stack([volume.data for volume in img]), 0
+        if len(volumes) > 1:
+            check_channels(volumes, len(volumes))
+            array, channel_dim = np.stack([volume.data for volume in volumes]), 0
         return array, {
             MetaKeys.AFFINE: first.affine.copy(),
             MetaKeys.ORIGINAL_AFFINE: first.affine.copy(),

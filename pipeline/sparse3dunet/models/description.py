@@ -176,6 +176,8 @@ def description_for_bundle(
         DataError: when there is neither, or the model was trained with a network other than UNet3D.
     """
     path = Path(model_file)
+    if path.is_dir():
+        raise DataError(f"{path.absolute()} is a folder; pass the model's file in it, as --model_file FOLDER/model.pt.")
     if path.is_file() or path.with_suffix(DESCRIPTION_SUFFIX).is_file():
         description = read_description(model_file)
         if description.network is None:

@@ -90,7 +90,11 @@ class RandomWalkerLabeld(MapTransform):
         image_key: key of the image.
         weight_key: key of the weight.
         allow_missing_keys: whether to return a dictionary without the label unchanged.
-        settings: see :class:`RandomWalkerLabel`.
+        num_classes: see :class:`RandomWalkerLabel`, as for the others.
+        weight: likewise.
+        certainty: likewise.
+        beta: likewise.
+        most_voxels: likewise.
     """
 
     def __init__(
@@ -100,11 +104,15 @@ class RandomWalkerLabeld(MapTransform):
         image_key: str = IMAGE,
         weight_key: str = WEIGHT,
         allow_missing_keys: bool = False,
-        **settings: Any,
+        num_classes: int,
+        weight: float = 0.1,
+        certainty: float = 0.9,
+        beta: float = 200.0,
+        most_voxels: int = MOST_VOXELS,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.image_key, self.weight_key = image_key, weight_key
-        self.walker = RandomWalkerLabel(**settings)
+        self.walker = RandomWalkerLabel(num_classes, weight, certainty, beta, most_voxels)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
