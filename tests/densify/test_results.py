@@ -9,6 +9,7 @@ from sparse3dunet.data.datalist import read_data_set
 from sparse3dunet.densify.propagated import Outlook
 from sparse3dunet.densify.results import Results
 from sparse3dunet.io.volumes import read_volume
+from sparse3dunet.models.description import describe_model
 from sparse3dunet.models.loading import Model
 from sparse3dunet.models.normalization import normalizer
 from sparse3dunet.propagation.calibration import Calibration
@@ -35,9 +36,7 @@ def test_the_network_sees_what_it_learned_from(tmp_path, kind):
     transforms = {"usual": [usual], "own": [ScaleIntensityRanged("image", **scale)], "none": []}[kind]
     results = Results(tmp_path / "out", data_set, None, keep_annotation=False)
     SEEN.clear()
-    names, values = list(data_set.class_names), list(data_set.class_values)
-    told = {"network": {"in_channels": 1}, "class_names": names, "class_values": values, "patch_size": [16] * 3}
-    model = Model(Spy(), {**told, "spacing": None}, "", "")
+    model = Model(Spy(), describe_model(Spy(), data_set, [16] * 3), "", "")
     case = results.cases[0]
     shape = results.annotation(case.files[0]).numbers.shape
     even = Propagated(np.full((3, *shape), 1 / 3, np.float32), tuple(slice(0, n) for n in shape), None, "")

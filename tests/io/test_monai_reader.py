@@ -114,3 +114,22 @@ def test_whether_the_file_tells_the_sides(tmp_path):
     image.header["sform_code"] = image.header["qform_code"] = 0
     nib.save(nib.Nifti1Image(np.asarray(image.dataobj), None, image.header), path)
     assert not LoadImage(reader=VolumeReader)(path).meta["is_placed"]
+
+
+def test_no_other_reader_takes_what_is_refused(tmp_path):
+    """MONAI's LoadImage tries its own readers where the given one fails to read."""
+    path = save(tmp_path / "a.nii.gz", voxels(40, 50, 60))
+    content = bytearray(path.read_bytes())
+    content[-6] ^= 255  # the checksum
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.nii\.gz: cannot be read"):
+        LoadImage(reader=VolumeReader)(path)
+
+
+def test_channels_that_do_not_fit_together(tmp_path):
+    paths = [save(tmp_path / f"{i}.nii", voxels(4, 5, 6), affine=np.diag([1 + 4 * i, 1, 1, 1])) for i in range(2)]
+    with pytest.raises(DataError, match=r"1\.nii: its position in space differs"):
+        LoadImage(reader=VolumeReader)(paths)
+    paths[1] = save(tmp_path / "wide.nii", voxels(4, 5, 6, 2))
+    with pytest.raises(DataError, match=r"wide\.nii"):
+        LoadImage(reader=VolumeReader)(paths)

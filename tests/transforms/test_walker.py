@@ -128,3 +128,19 @@ def test_the_twin_keeps_metadata_and_other_keys():
 def test_arguments_out_of_range(arguments):
     with pytest.raises(ValueError, match="expected weight"):
         RandomWalkerLabel(3, **arguments)
+
+
+def test_a_mostly_constant_image():
+    """As around a masked organ: what lies in it is still connected."""
+    random = np.random.default_rng(0)
+    radius = np.linalg.norm(np.stack(np.meshgrid(*[np.arange(48) - 23.5] * 3, indexing="ij")), axis=0)
+    dense = ((radius < 12) + (radius < 6).astype(int)).astype(np.int16)
+    scan = np.where(dense > 0, dense * 10 + random.normal(0, 1, dense.shape), 0).astype(np.float32)
+    weight = np.zeros(dense.shape, np.float32)
+    weight[24], weight[:, 24] = 1, 1
+    image, label, weight = (torch.from_numpy(array)[None] for array in (scan, dense, weight))
+    new_label, new_weight = RandomWalkerLabel(3)(image, torch.where(weight > 0, label, 0), weight)
+    walked = (new_weight > 0) & (weight == 0)
+    for number in (1, 2):
+        assert (walked & (label == number)).sum() > 0.5 * ((weight == 0) & (label == number)).sum()
+    assert (new_label[walked] == label[walked]).float().mean() > 0.99
