@@ -282,7 +282,7 @@ def test_evaluating_looks_at_the_data_too(trained, dataset):
 
 
 def test_places_and_sizes_that_cannot_work():
-    with pytest.raises(DataError, match=r"write it as \./7"):
+    with pytest.raises(DataError, match=r"pass \./7 instead"):
         check_output_dir(7)
     with pytest.raises(DataError, match=r'--patch_size "\[64,64,64\]"'):
         check_patch_size(None, 16)

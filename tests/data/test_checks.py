@@ -70,12 +70,12 @@ def test_good_data_passes(dataset):
         ("imagesTr", lambda p: change(p, lambda a: a[0]), ["expected a three-dimensional volume"]),
         ("imagesTr", zero_spacing, ["affine is degenerate"]),
         ("labelsTr", lambda p: p.write_bytes(p.read_bytes()[:200]), ["cannot be read", "truncated"]),
-        ("labelsTr", lambda p: change(p, lambda a: a[1:]), ["(23, 20, 18)", "(24, 20, 18)", "one grid"]),
+        ("labelsTr", lambda p: change(p, lambda a: a[1:]), ["(23, 20, 18)", "(24, 20, 18)", "the same grid"]),
         ("labelsTr", lambda p: shift(p, 1), ["position in space", "1.0 voxels"]),
         ("labelsTr", lambda p: change(p, put(7)), ["label value 7", "ignore_index"]),
         ("labelsTr", lambda p: change(p, lambda a: a * 0 + 3), ["no voxel is annotated"]),
         ("labelsTr", lambda p: change(p, lambda a: a * 0.9), ["label value 0.9", "whole numbers"]),
-        ("labelsTr", lambda p: change(p, lambda a: np.zeros(a.shape, [(c, "u1") for c in "RGB"])), ["holds colours"]),
+        ("labelsTr", lambda p: change(p, lambda a: np.zeros(a.shape, [(c, "u1") for c in "RGB"])), ["found colours"]),
         ("labelsDense", lambda p: change(p, put(3)), ["label value 3"]),
     ],
 )
@@ -188,7 +188,7 @@ def test_where_results_go(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="is a file"):
         check_output_dir(tmp_path / "file")
-    with pytest.raises(DataError, match="where the images are read from"):
+    with pytest.raises(DataError, match="also the folder of the images"):
         check_output_dir(tmp_path, str(tmp_path) + "/")
 
 
