@@ -110,7 +110,7 @@ def test_ranks_share_each_batch():
     ranks[1].set_epoch(1, first_batch=3)
     assert list(ranks[1]) == second[6:]
     assert list(ranks[1]) not in (second, second[6:]), "the epoch after that is whole, and another one"
-    with pytest.raises(ValueError, match="no whole batches of 5 in 3 processes"):
+    with pytest.raises(ValueError, match="not whole batches of 5 in 3 processes"):
         SeededSampler(**options, batch_size=5, ranks=3)
 
 
