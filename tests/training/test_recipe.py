@@ -81,9 +81,9 @@ def test_each_line_of_the_study_is_a_change(study):
 def test_settings_of_the_study_are_looked_at_before_it_begins(study):
     with pytest.raises(SystemExit, match=r"--learning_rat: there is no such setting\. Did you mean"):
         study.settings_in("--overlay cpu --learning_rat 0.1")
-    with pytest.raises(SystemExit, match="--keep is what the benchmark itself sets"):
+    with pytest.raises(SystemExit, match="--keep is set by the benchmark itself"):
         study.settings_in("--keep best")
-    with pytest.raises(SystemExit, match="--label_dir is what the benchmark itself sets"):
+    with pytest.raises(SystemExit, match="--label_dir is set by the benchmark itself"):
         study.settings_in("--label_dir x")
     assert study.settings_in("--network_def#channels '[8, 16]'") == ["--network_def#channels", "[8, 16]"]
 
