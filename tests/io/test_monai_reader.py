@@ -7,7 +7,8 @@ import SimpleITK as sitk
 from monai.transforms import LoadImage
 
 from sparse3dunet.errors import DataError
-from sparse3dunet.io import VolumeReader, read_image, write_segmentation
+from sparse3dunet.io import read_image, write_segmentation
+from sparse3dunet.io.monai_reader import VolumeReader
 
 AFFINE = np.array([[-0.5, 0, 0, 10], [0, 2.0, 0, -20], [0, 0, 3.0, 5], [0, 0, 0, 1]])
 

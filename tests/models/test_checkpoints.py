@@ -13,7 +13,8 @@ from monai.engines import SupervisedEvaluator
 
 from sparse3dunet.data.datalist import DataSet
 from sparse3dunet.errors import DataError
-from sparse3dunet.models.checkpoints import BestModelSaver, existing_model, is_better, replace_file, save_file
+from sparse3dunet.io.writing import replacing
+from sparse3dunet.models.checkpoints import BestModelSaver, existing_model, is_better, save_file
 from sparse3dunet.models.description import describe_model, description_for_bundle, read_description
 from sparse3dunet.networks import UNet3D
 from tests.conftest import ROOT, bundle_environment
@@ -160,8 +161,8 @@ def test_a_draft_that_cannot_be_written_is_no_rubbish(tmp_path):
         raise OSError("No space left on device")
 
     (tmp_path / "a").write_text("before")
-    with pytest.raises(OSError, match="No space"):
-        replace_file(tmp_path / "a", full)
+    with pytest.raises(OSError, match="No space"), replacing(tmp_path / "a") as draft:
+        full(draft)
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     assert (tmp_path / "a").read_text() == "before"
 

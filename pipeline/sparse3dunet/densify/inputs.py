@@ -22,8 +22,8 @@ from sparse3dunet.io import is_dicom_folder, read_image, write_map
 from sparse3dunet.io.itk import itk_header
 from sparse3dunet.io.suffixes import NRRD_SUFFIXES, image_suffix, suffix_among
 from sparse3dunet.io.volumes import AFFINE_TOLERANCE, Volume, check_same_grid, values_found
+from sparse3dunet.io.writing import write_text
 from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL
-from sparse3dunet.models.checkpoints import replace_file
 
 DATALIST = "datalist.json"
 IGNORE = "ignore"
@@ -139,12 +139,7 @@ def prepare_pair(
     content |= {"scan": str(scan), "annotation": str(annotation)}
     if labels:
         content["labels"] = {str(value): text for value, text in sorted(labels.items())}
-    return _write_datalist(folder, content)
-
-
-def _write_datalist(folder: Path, content: Mapping[str, Any]) -> Path:
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    replace_file(folder / DATALIST, lambda draft: draft.write_text(text, encoding="utf-8"))
+    write_text(folder / DATALIST, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     return folder / DATALIST
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from sparse3dunet.densify.estimate import EXPLANATION, Estimate, interval_text
 from sparse3dunet.densify.suggest import Suggestion
-from sparse3dunet.models.checkpoints import replace_file
+from sparse3dunet.io.writing import write_text
 from sparse3dunet.report.figures import CaseView, confidence_bar, course, doubt_panels, surface
 from sparse3dunet.report.jinja import render
 from sparse3dunet.report.pictures import UNLABELED
@@ -72,9 +72,8 @@ class Report:
 
 
 def write_report(path: str | Path, report: Report) -> None:
-    """Write the page atomically; its folder must exist."""
-    text = page(report)
-    replace_file(Path(path), lambda draft: draft.write_text(text, encoding="utf-8", errors="replace"))
+    """Write the page atomically."""
+    write_text(path, page(report), errors="replace")
 
 
 def page(report: Report) -> str:

@@ -18,7 +18,7 @@ import torch
 from sparse3dunet.data.slices import Slices
 from sparse3dunet.inference.inputs import ImageCase
 from sparse3dunet.io import read_image
-from sparse3dunet.models.checkpoints import replace_file
+from sparse3dunet.io.writing import replacing
 from sparse3dunet.propagation.calibration import Calibration
 from sparse3dunet.propagation.ensemble import PREVIEW_WORK, WORK, Ensemble, Held, Propagated
 from sparse3dunet.propagation.scan import log_prob, softmax
@@ -185,13 +185,8 @@ class Propagation:
         arrays["box"] = [[b.start, b.stop] for b in found.box]
         if found.held is not None:
             arrays |= {f"held_{f.name}": np.asarray(getattr(found.held, f.name)) for f in fields(Held)}
-        self.folder.mkdir(parents=True, exist_ok=True)
-
-        def write(draft: Path) -> None:
-            with draft.open("wb") as file:
-                np.savez(file, **arrays)
-
-        replace_file(self._file(case, kind), write)
+        with replacing(self._file(case, kind)) as draft, draft.open("wb") as file:
+            np.savez(file, **arrays)
         return self._load(case, kind) or found
 
     def _load(self, case: ImageCase, kind: str) -> Propagated | None:

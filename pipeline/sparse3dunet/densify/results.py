@@ -35,8 +35,9 @@ from sparse3dunet.inference.slabs import SlabInferer
 from sparse3dunet.io import OUTPUT_SUFFIXES, check_output, read_image, write_segmentation
 from sparse3dunet.io.suffixes import natural_suffix, suffix_among
 from sparse3dunet.io.volumes import Volume, read_volume
+from sparse3dunet.io.writing import write_text
 from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL, WEIGHT
-from sparse3dunet.models.checkpoints import file_digest, replace_file
+from sparse3dunet.models.checkpoints import file_digest
 from sparse3dunet.models.loading import Model
 from sparse3dunet.propagation.ensemble import Propagated
 from sparse3dunet.report.figures import CaseView
@@ -319,5 +320,4 @@ def _is_same(path: Path, file: str) -> bool:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    text = json.dumps(content, indent=1) + "\n"
-    replace_file(path, lambda draft: draft.write_text(text, encoding="utf-8"))
+    write_text(path, json.dumps(content, indent=1) + "\n")

@@ -20,8 +20,8 @@ from sparse3dunet.data.datalist import FILE_KEYS, DataSet
 from sparse3dunet.data.slices import Slices
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.volumes import read_volume
+from sparse3dunet.io.writing import replacing, write_text
 from sparse3dunet.keys import IMAGE
-from sparse3dunet.models.checkpoints import replace_file
 from sparse3dunet.models.description import DESCRIPTION_SUFFIX, ModelDescription, read_description
 from sparse3dunet.models.description_checks import NewerDescriptionError
 
@@ -98,9 +98,7 @@ class StateFile:
             return None
 
     def write(self, state: State) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(asdict(state), indent=1) + "\n"
-        replace_file(self.path, lambda draft: draft.write_text(text, encoding="utf-8"))
+        write_text(self.path, json.dumps(asdict(state), indent=1) + "\n")
 
 
 def digest(data_set: DataSet, config: Mapping[str, Any], chosen: Sequence[Any] = ()) -> str:
@@ -139,13 +137,9 @@ class Learned:
 
     def add(self, name: str, numbers: np.ndarray, annotated: np.ndarray) -> None:
         """Write a case's class numbers, which count where it is annotated; both (X, Y, Z)."""
-        self.pending.mkdir(parents=True, exist_ok=True)
-
-        def write(draft: Path) -> None:
-            with draft.open("wb") as file:  # NumPy would add a suffix to a file name
-                np.savez_compressed(file, numbers=np.where(annotated, numbers, -1).astype(np.int16))
-
-        replace_file(self.pending / _file(name), write)
+        # NumPy would add a suffix to a file name
+        with replacing(self.pending / _file(name)) as draft, draft.open("wb") as file:
+            np.savez_compressed(file, numbers=np.where(annotated, numbers, -1).astype(np.int16))
 
     def finish(self) -> None:
         """Make the pending annotation that of the model."""

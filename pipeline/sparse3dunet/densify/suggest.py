@@ -18,7 +18,7 @@ from rich.table import Table
 from scipy.ndimage import distance_transform_edt
 
 from sparse3dunet.data.slices import plane_names, slices_mask
-from sparse3dunet.models.checkpoints import replace_file
+from sparse3dunet.io.writing import write_text
 
 REACH = 3.0
 """Distance from the foreground, in voxels of the mean edge, at which the weight of doubt falls to 1/e."""
@@ -177,8 +177,8 @@ def as_rows(suggestions: Sequence[Suggestion]) -> list[dict[str, Any]]:
 
 def write_json(path: Path, by_case: Mapping[str, Sequence[Suggestion]]) -> None:
     """Write the suggestions of each case, see :func:`as_rows`, atomically."""
-    text = json.dumps({name: as_rows(suggestions) for name, suggestions in by_case.items()}, indent=1) + "\n"
-    replace_file(path, lambda draft: draft.write_text(text, encoding="utf-8"))
+    rows = {name: as_rows(suggestions) for name, suggestions in by_case.items()}
+    write_text(path, json.dumps(rows, indent=1) + "\n")
 
 
 def show(by_case: Mapping[str, Sequence[Suggestion]]) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.inference.inputs import ImageCase
-from sparse3dunet.models.checkpoints import file_digest, replace_file
+from sparse3dunet.io.writing import replacing, write_text
+from sparse3dunet.models.checkpoints import file_digest
 
 RECORDS, DRAFTS = "records", ".drafts"
 DONE, FAILED, STARTED = "done", "failed", "started"
@@ -129,9 +130,7 @@ class CaseRecord:
     def _write(self, record: Mapping[str, Any]) -> None:
         content = {"case": self.case.name, "image": list(self.case.files), **record}
         content |= {"key": self.key, "settings": self.settings}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(content, indent=1) + "\n"
-        replace_file(self.path, lambda draft: draft.write_text(text, encoding="utf-8"))
+        write_text(self.path, json.dumps(content, indent=1) + "\n")
 
     def _finish_moves(self, record: Mapping[str, Any]) -> None:
         """Move the drafts that a killed run had recorded as done."""
@@ -191,7 +190,8 @@ def write_summary(output_dir: str | Path, class_names: Sequence[str]) -> Path:
         )
     path = folder / "summary.csv"
     content = text.getvalue().encode(errors="backslashreplace")  # names of files may be no UTF-8
-    replace_file(path, lambda draft: draft.write_bytes(content))
+    with replacing(path) as draft:
+        draft.write_bytes(content)
     return path
 
 

@@ -71,8 +71,7 @@ def predict(
         check_output_dir(output_dir, source)
     _check_normalization(model, normalize)
     cases = find_images(sources, model.in_channels, results_in(output_dir))
-    chosen = _class_numbers(largest, model.class_names), _minimum_sizes(min_ml, model.class_names)
-    predictor = _predictor(model, inferer, device or default_device(), normalize, confidence, probabilities, *chosen)
+    predictor = _predictor(model, inferer, device, normalize, confidence, probabilities, largest, min_ml)
     inferer.windows((1, 1, 1), model.network)  # checks that the network accepts such windows
     _check_writable(Path(output_dir))
     output = Output(Path(output_dir), model.class_names, model.class_values, format, pictures, overwrite)
@@ -80,10 +79,31 @@ def predict(
     return predict_batch(cases, predictor, output, key, quiet)
 
 
-def _predictor(model: Model, inferer: SlabInferer, device: Any, normalize: Any, *options: Any) -> Predictor:
-    device = torch.device(device)
-    facts = model.class_values, model.in_channels, model.spacing
-    return Predictor(model.network.to(device), inferer, *facts, device, normalizer(normalize), *options)
+def _predictor(
+    model: Model,
+    inferer: SlabInferer,
+    device: torch.device | str | None,
+    normalize: Sequence[Any] | None,
+    confidence: bool,
+    probabilities: bool,
+    largest: bool | Sequence[str | int],
+    min_ml: float | Mapping[str, float],
+) -> Predictor:
+    """Return the predictor that the arguments of :func:`predict` describe."""
+    device = torch.device(device or default_device())
+    return Predictor(
+        model.network.to(device),
+        inferer,
+        model.class_values,
+        model.in_channels,
+        model.spacing,
+        device,
+        normalizer(normalize),
+        confidence,
+        probabilities,
+        _class_numbers(largest, model.class_names),
+        _minimum_sizes(min_ml, model.class_names),
+    )
 
 
 def _key(model: Model, predictor: Predictor, normalization: list[str]) -> dict[str, Any]:

@@ -2,14 +2,12 @@
 
 from sparse3dunet.io.dicom import dicom_series, is_dicom_folder
 from sparse3dunet.io.formats import read_image
-from sparse3dunet.io.monai_reader import VolumeReader
 from sparse3dunet.io.suffixes import IMAGE_SUFFIXES, OUTPUT_SUFFIXES, natural_suffix
 from sparse3dunet.io.writing import check_output, check_output_dir, write_map, write_segmentation
 
 __all__ = [
     "IMAGE_SUFFIXES",
     "OUTPUT_SUFFIXES",
-    "VolumeReader",
     "check_output",
     "check_output_dir",
     "dicom_series",

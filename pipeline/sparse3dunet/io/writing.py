@@ -133,6 +133,12 @@ def replacing(path: str | Path, suffix: str = "") -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
+def write_text(path: str | Path, text: str, errors: str = "strict") -> None:
+    """Write text in UTF-8 to a file that is always whole, see :func:`replacing`."""
+    with replacing(path) as draft:
+        draft.write_text(text, encoding="utf-8", errors=errors)
+
+
 def check_output_dir(output_dir: str | Path, inputs: str | Path | None = None) -> None:
     """Raise DataError if results cannot be written there: it is a file, or the folder of the inputs."""
     if not isinstance(output_dir, (str, Path)):

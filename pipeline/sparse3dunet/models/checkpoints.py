@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from ignite.engine import Engine, Events
 
 from sparse3dunet.errors import DataError
-from sparse3dunet.io.writing import replacing
+from sparse3dunet.io.writing import replacing, write_text
 from sparse3dunet.models.description import DESCRIPTION_SUFFIX, NO_MODEL, ModelDescription
 
 
@@ -32,7 +32,8 @@ def save_file(path: str | Path, content: Mapping[str, Any], description: ModelDe
     path = Path(path)
     if description is not None:
         _describe(path, description.to_json())
-    replace_file(path, lambda draft: torch.save(content, draft))
+    with replacing(path) as draft:
+        torch.save(content, draft)
 
 
 def _describe(model_file: Path, text: str) -> None:
@@ -41,13 +42,7 @@ def _describe(model_file: Path, text: str) -> None:
         return
     # An earlier model of another kind must at no moment be next to a description that is not its own.
     model_file.unlink(missing_ok=True)
-    replace_file(path, lambda draft: draft.write_text(text, encoding="utf-8"))
-
-
-def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file so that it is complete at any moment, the old one or the new one; `write` gets a draft's path."""
-    with replacing(path) as draft:
-        write(draft)
+    write_text(path, text)
 
 
 def file_digest(path: str | Path) -> str:

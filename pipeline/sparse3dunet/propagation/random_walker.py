@@ -169,7 +169,7 @@ def _dots(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 def roughness(image: torch.Tensor) -> float:
     """Return the 90th percentile of squared differences of neighbours in (C, X, Y, Z).
 
-    Where nine of ten are 0, as around a masked organ, it is that of the others: or else any difference were an edge.
+    If nine of ten are 0, as around a masked organ, it is that of the others: otherwise any difference would be an edge.
     """
     squares = [image.diff(dim=axis).square().sum(0).flatten().numpy() for axis in (1, 2, 3)]
     mean = float(np.mean([np.percentile(part, 90) for part in squares if part.size]))
