@@ -16,11 +16,11 @@ $(VENV)/installed: requirements.txt setup.cfg pyproject.toml
 	@touch $@
 
 demo: $(VENV)/installed
-	@echo "1/3  The built-in scan and its annotation: 3 slices an axis, 8.5 % of the voxels"
+	@echo "1/3  The built-in scan and its annotation: 3 slices per axis, 8.5 % of the voxels"
 	$(BIN)/python -W ignore benchmarks/densify.py --write-demo $(DEMO)
 	@echo "2/3  Segment all of it: a preview in seconds, the result in two minutes"
 	$(BIN)/sparse3dunet densify $(DEMO)/scan.nii.gz $(DEMO)/annotation.nii.gz -o $(DEMO)/out --minutes 2 --restart --class-names 'background,gray matter,white matter'
-	@echo "3/3  Compare with what a user has for free, from the same slices, by the dense label that none of them saw"
+	@echo "3/3  Compare with freely available methods given the same slices, by the dense label that none of them saw"
 	$(BIN)/python -W ignore benchmarks/densify.py --demo $(DEMO)/out
 	@echo "Look at $(DEMO)/out/report.html; the segmentation is $(DEMO)/out/scan_seg.nii.gz"
 

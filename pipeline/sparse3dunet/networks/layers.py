@@ -20,11 +20,18 @@ def fast_on_cpu(network: nn.Module) -> nn.Module:
     network = copy.deepcopy(network)
     for parent in list(network.modules()):
         for name, layer in list(parent.named_children()):
-            if type(layer) is nn.InstanceNorm3d and not layer.track_running_stats:
-                same = InstanceNorm3d(layer.num_features, layer.eps, affine=layer.affine)
-                same.load_state_dict(layer.state_dict())
+            if (same := keeping_layout(layer)) is not layer:
                 setattr(parent, name, same)
     return network.eval().to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+
+
+def keeping_layout(layer: nn.Module) -> nn.Module:
+    """Return :class:`InstanceNorm3d` for PyTorch's without running statistics, and any other layer itself."""
+    if type(layer) is not nn.InstanceNorm3d or layer.track_running_stats:
+        return layer
+    same = InstanceNorm3d(layer.num_features, layer.eps, affine=layer.affine)
+    same.load_state_dict(layer.state_dict())
+    return same
 
 
 class InstanceNorm3d(nn.InstanceNorm3d):
