@@ -31,10 +31,17 @@ def test_paper_tile_runs():
 
 @pytest.mark.parametrize("padding", ["valid", "same"])
 @pytest.mark.parametrize(
-    ("channels", "strides"), [((4, 8), 2), ((4, 6, 8), 2), ((4, 8, 8), ((2, 2, 1), 2)), ((4, 6, 8), (3, 2))]
+    ("channels", "strides", "kernels"),
+    [
+        ((4, 8), 2, 3),
+        ((4, 6, 8), 2, 3),
+        ((4, 8, 8), ((2, 2, 1), 2), 3),
+        ((4, 6, 8), (3, 2), 3),
+        ((4, 8, 8), ((1, 2, 2), 2), ((1, 3, 3), 3, 3)),
+    ],
 )
-def test_output_size_is_what_comes_out(padding, channels, strides):
-    network = UNet3D(1, 2, channels=channels, strides=strides, norm=None, padding=padding).eval()
+def test_output_size_is_what_comes_out(padding, channels, strides, kernels):
+    network = UNet3D(1, 2, channels, strides, norm=None, padding=padding, kernel_sizes=kernels).eval()
     others = [next(n for n in range(30, 90) if network._output_length(n, axis)) for axis in (1, 2)]
     tried = 0
     for n in range(1, 60):
@@ -144,8 +151,41 @@ def test_torchscript_and_config_round_trip(options):
         {"channels": (0, 6), "halved": False},
         {"strides": (2, 2)},
         {"halved": "false"},
+        {"kernel_sizes": (3,)},
+        {"kernel_sizes": 5},
+        {"kernel_sizes": ((3, 3, 2), 3)},
     ],
 )
 def test_bad_arguments(arguments):
-    with pytest.raises(ValueError, match=r"padding|channels|strides|halved"):
+    with pytest.raises(ValueError, match=r"padding|channels|strides|halved|kernel_sizes"):
         UNet3D(1, 2, **{"channels": (4, 8), **arguments})
+
+
+@pytest.mark.parametrize("padding", ["valid", "same"])
+def test_flat_kernels_keep_slices_apart(padding):
+    """Without kernels or strides across the slices, each slice is segmented as if it were alone."""
+    network = UNet3D(1, 2, (4, 8), ((2, 2, 1),), norm=None, padding=padding, kernel_sizes=((3, 3, 1), (3, 3, 1)))
+    stack = torch.rand(1, 1, 20, 20, 5)
+    together = network(stack)
+    assert together.shape[-1] == 5
+    for index in range(5):
+        torch.testing.assert_close(network(stack[..., index : index + 1])[..., 0], together[..., index])
+
+
+def test_slices_meet_where_the_voxels_are_as_wide_as_thick():
+    network = UNet3D(1, 2, (4, 8), ((2, 2, 1),), norm=None, padding="same", kernel_sizes=((3, 3, 1), 3)).eval()
+    stack = torch.rand(1, 1, 8, 8, 9)
+    changed = stack.clone()
+    changed[..., 4] += 1
+    reached = (network(changed) != network(stack)).any(dim=(0, 1, 2, 3)).nonzero().flatten()
+    assert [int(reached.min()), int(reached.max())] == [2, 6]  # the two 3x3x3 convolutions of the coarse step
+
+
+def test_kernels_of_three_are_not_recorded():
+    """Models of all versions have one form: what older versions could build, they can still read."""
+    assert "kernel_sizes" not in UNet3D(1, 2, (4, 8), kernel_sizes=(3, (3, 3, 3))).config
+    flat = UNet3D(1, 2, (4, 8), kernel_sizes=((3, 3, 1), 3))
+    assert UNet3D(**flat.config).config == flat.config
+    torch.testing.assert_close(
+        torch.jit.script(flat.eval())(torch.ones(1, 1, 20, 20, 20)).shape, flat(torch.ones(1, 1, 20, 20, 20)).shape
+    )

@@ -21,13 +21,13 @@ PADDINGS = ("valid", "same")
 class UNet3D(nn.Module):
     """3D U-Net that returns logits. The defaults are the paper's network.
 
-    Each resolution step has two 3x3x3 convolutions, each followed by normalisation and activation. On the way down the
+    Each resolution step has two convolutions, each followed by normalisation and activation. On the way down the
     first of the two has half the channels of the second, so that channels double before each pooling and there is no
     bottleneck. On the way up, with valid padding, the centre-cropped skip connection is concatenated to the
     up-convolution's output, as in the paper.
 
     With same padding, upsampling is additive. The up-convolution and the following convolution are linear, and together
-    they are one transposed convolution of the coarse features with a kernel longer by two (4x4x4 for a stride of 2).
+    they are one transposed convolution of the coarse features with a longer kernel (4x4x4 for a stride of 2).
     This one is learned; the skip connection has a convolution of its own, whose result is added. That expresses the
     same as concatenation in less time, since nothing is computed with the coarse channels at the fine resolution.
 
@@ -42,6 +42,9 @@ class UNet3D(nn.Module):
         channels: channels at the end of each resolution step, from the finest; its length is the number of steps.
         strides: downsampling between two steps, one entry fewer than `channels`; each an integer or three, for
             anisotropic voxels: ``strides=((2, 2, 1), 2, 2)``.
+        kernel_sizes: size of the convolutions' kernels, 1 or 3, for all steps or each; each an integer or three. For
+            slices much thicker than the voxels in them: ``kernel_sizes=((3, 3, 1), 3, 3, 3)``, as in nnU-Net (Isensee
+            et al. 2021, doi 10.1038/s41592-020-01008-z, supplementary note 2).
         norm: MONAI's name of a normalisation, or name and arguments: ``"batch"``, ``"instance"``,
             ``("group", {"num_groups": 8})``; None for none (the paper's variant "without BN").
         act: MONAI's name of an activation, or name and arguments.
@@ -73,14 +76,18 @@ class UNet3D(nn.Module):
         padding: str = "valid",
         dropout: float = 0.0,
         halved: bool = True,
+        kernel_sizes: Sequence[int | Sequence[int]] | int = 3,
     ) -> None:
         super().__init__()
         divisor = 2 if halved else 1
-        per_axis = _checked(channels, strides, padding, halved)
+        _check_layers(channels, padding, halved)
+        per_axis = _per_step("strides", strides, len(channels) - 1, channels)
         self.in_channels = in_channels
         self.padding = padding
         self.strides = per_axis
-        self._margin = 4 if padding == "valid" else 0  # voxels that the two convolutions of a step remove per axis
+        self.kernel_sizes = _per_step("kernel_sizes", kernel_sizes, len(channels), channels)
+        if any(k not in (1, 3) for kernel in self.kernel_sizes for k in kernel):
+            raise ValueError(f"kernel_sizes must be 1 or 3 along each axis, got {kernel_sizes}.")
         self.size_multiple = [math.prod(stride[axis] for stride in per_axis) for axis in range(3)]
         """Factor of which each input length must be a multiple, with same padding."""
         self.config = {
@@ -92,13 +99,16 @@ class UNet3D(nn.Module):
             "act": act,
             "padding": padding,
             "dropout": dropout,
-        } | ({} if halved else {"halved": False})  # absent if True, as in older models
+        }  # further ones are absent at their defaults, as in older models
         """Arguments that build this network again, as plain values."""
+        self.config |= {} if halved else {"halved": False}
+        if {k for kernel in self.kernel_sizes for k in kernel} != {3}:
+            self.config["kernel_sizes"] = [list(k) for k in self.kernel_sizes]
 
-        layers = _Layers(norm, act, padding)
+        steps = [_Layers(norm, act, padding, kernel) for kernel in self.kernel_sizes]
         first = [c // divisor for c in channels]
-        self.down = nn.ModuleList([layers.double_conv(in_channels, first[0], channels[0])])
-        for stride, fine, middle, coarse in zip(self.strides, channels, first[1:], channels[1:]):
+        self.down = nn.ModuleList([steps[0].double_conv(in_channels, first[0], channels[0])])
+        for layers, stride, fine, middle, coarse in zip(steps[1:], self.strides, channels, first[1:], channels[1:]):
             pool = MaxPool3d(stride, stride)
             self.down.append(nn.Sequential(pool, layers.double_conv(fine, middle, coarse)))
         self.drop = nn.Dropout3d(dropout)
@@ -106,11 +116,10 @@ class UNet3D(nn.Module):
         self.upsample = nn.ModuleList()
         self.skip = nn.ModuleList()  # only for additive upsampling
         self.up = nn.ModuleList()
-        for stride, coarse, fine in reversed(list(zip(self.strides, channels[1:], channels))):
+        for layers, stride, coarse, fine in reversed(list(zip(steps, self.strides, channels[1:], channels))):
             if self.additive:
-                kernel = (stride[0] + 2, stride[1] + 2, stride[2] + 2)
-                self.upsample.append(nn.ConvTranspose3d(coarse, fine, kernel, stride, padding=1, bias=False))
-                self.skip.append(nn.Conv3d(fine, fine, kernel_size=3, padding=1))
+                self.upsample.append(layers.upsample(coarse, fine, stride))
+                self.skip.append(layers.plain_conv(fine, fine))
                 self.up.append(nn.Sequential(*layers.after_conv(fine), *layers.conv(fine, fine)))
             else:
                 self.upsample.append(nn.ConvTranspose3d(coarse, coarse, stride, stride, bias=False))
@@ -182,22 +191,26 @@ class UNet3D(nn.Module):
             )
         return tuple(out for out in outputs if out is not None)
 
+    def _margin(self, step: int, axis: int) -> int:
+        """Return how many voxels the two convolutions of a step remove along one axis."""
+        return 0 if self.padding == "same" else 2 * (self.kernel_sizes[step][axis] - 1)
+
     def _coarsest_length(self, n: int, axis: int) -> int | None:
         """Return the voxels left in the coarsest step for `n` along one axis, or None if `n` does not fit."""
-        for stride in self.strides:
-            n -= self._margin
+        for step, stride in enumerate(self.strides):
+            n -= self._margin(step, axis)
             if n <= 0 or n % stride[axis]:
                 return None
             n //= stride[axis]
-        return n - self._margin
+        return n - self._margin(len(self.strides), axis)
 
     def _output_length(self, n: int, axis: int) -> int | None:
         """Return the output voxels for `n` input voxels along one axis, or None if `n` does not fit."""
         length = self._coarsest_length(n, axis)
         if length is None:
             return None
-        for stride in reversed(self.strides):
-            length = length * stride[axis] - self._margin
+        for step, stride in reversed(list(enumerate(self.strides))):
+            length = length * stride[axis] - self._margin(step, axis)
             if length <= 0:
                 return None
         return length
@@ -211,8 +224,8 @@ class UNet3D(nn.Module):
         return [above] if below is None else [below, above]
 
 
-def _checked(channels: Sequence[int], strides: Any, padding: str, halved: bool) -> list[tuple[int, int, int]]:
-    """Return the strides by step and axis; raise ValueError where an argument is out of range."""
+def _check_layers(channels: Sequence[int], padding: str, halved: bool) -> None:
+    """Raise ValueError where an argument is out of range."""
     if padding not in PADDINGS:
         raise ValueError(f"padding must be one of {PADDINGS}, got {padding!r}.")
     if not isinstance(halved, bool):
@@ -220,21 +233,34 @@ def _checked(channels: Sequence[int], strides: Any, padding: str, halved: bool) 
     if len(channels) < 2 or any(c < 1 or (halved and c % 2) for c in channels):
         even = " even," if halved else ""
         raise ValueError(f"channels needs at least two{even} positive numbers, got {tuple(channels)}.")
-    steps = len(channels) - 1
-    per_step = (strides,) * steps if isinstance(strides, int) else tuple(strides)
-    if len(per_step) != steps:
-        raise ValueError(f"strides needs {steps} entries for {steps + 1} channels, got {per_step}.")
-    return [ensure_tuple_rep(stride, 3) for stride in per_step]
+
+
+def _per_step(name: str, values: Any, count: int, channels: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Return an argument's values by step and axis; raise ValueError unless there are `count` or one for all."""
+    per_step = (values,) * count if isinstance(values, int) else tuple(values)
+    if len(per_step) != count:
+        raise ValueError(f"{name} needs {count} entries for {len(channels)} channels, got {per_step}.")
+    return [ensure_tuple_rep(value, 3) for value in per_step]
 
 
 class _Layers:
-    """Build the U-Net's steps, all with the same normalisation, activation and padding."""
+    """Build the layers of one step, all with the same normalisation, activation, padding and kernel."""
 
-    def __init__(self, norm, act, padding: str) -> None:
-        self.norm, self.act, self.pad = norm, act, 1 if padding == "same" else 0
+    def __init__(self, norm, act, padding: str, kernel: tuple[int, int, int]) -> None:
+        self.norm, self.act, self.kernel = norm, act, kernel
+        self.reach = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
+        self.pad = self.reach if padding == "same" else 0
+
+    def plain_conv(self, inputs: int, outputs: int) -> nn.Conv3d:
+        return nn.Conv3d(inputs, outputs, self.kernel, padding=self.pad)
+
+    def upsample(self, inputs: int, outputs: int, stride: tuple[int, int, int]) -> nn.ConvTranspose3d:
+        """Return what an up-convolution by `stride` and a following convolution are together."""
+        kernel = (stride[0] + 2 * self.reach[0], stride[1] + 2 * self.reach[1], stride[2] + 2 * self.reach[2])
+        return nn.ConvTranspose3d(inputs, outputs, kernel, stride, padding=self.reach, bias=False)
 
     def conv(self, inputs: int, outputs: int) -> list[nn.Module]:
-        return [nn.Conv3d(inputs, outputs, kernel_size=3, padding=self.pad), *self.after_conv(outputs)]
+        return [self.plain_conv(inputs, outputs), *self.after_conv(outputs)]
 
     def after_conv(self, channels: int) -> list[nn.Module]:
         layers: list[nn.Module] = []
