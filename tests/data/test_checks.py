@@ -16,8 +16,6 @@ from sparse3dunet.networks import UNet3D
 from sparse3dunet.training.settings import (
     case_weights,
     check_patch_size,
-    fit_patch_size,
-    network_shapes,
     target_spacing,
 )
 from tests.conftest import ROOT, write_nifti
@@ -97,20 +95,6 @@ def test_all_faults_at_once(dataset):
         check_data(data_set)
 
 
-@pytest.mark.parametrize(
-    ("shapes", "largest", "multiple_of", "expected"),
-    [
-        ([(35, 50, 36)] * 5, (64, 64, 64), 8, [40, 56, 40]),
-        ([(35, 50, 36)] * 5, (64, 64, 64), (16, 16, 4), [48, 64, 36]),
-        ([(100, 100, 20)], (64, 64, 64), 8, [64, 64, 24]),
-        ([(16, 16, 16)], (64, 64, 64), 8, [16, 16, 16]),
-        ([(300, 300, 300)], (60, 64, 4), 8, [56, 64, 8]),
-    ],
-)
-def test_patch_size(shapes, largest, multiple_of, expected):
-    assert fit_patch_size(shapes, largest, multiple_of) == expected
-
-
 def a_case(**files):
     return DataSet([{key: str(path) for key, path in files.items()}], ["background", "a", "b"], [0, 1, 2], (3,), 1)
 
@@ -129,8 +113,6 @@ def test_shapes_and_spacings_are_in_ras_order(tmp_path):
     assert case.spacing == (3, 1, 2)
     assert case.slices == {"sagittal": [1], "coronal": [5], "axial": []}
     assert case.class_counts == [110, 40, 0]
-    assert network_shapes(report) == [(4, 12, 10)]
-    assert network_shapes(report, [1, 2, 2]) == [(12, 6, 10)]
 
 
 def test_axes_that_round_to_different_directions(tmp_path):

@@ -1,7 +1,5 @@
 """What a config leaves to the data and the machine: each a function with the answer."""
 
-from types import SimpleNamespace
-
 import pytest
 from ignite.engine import Engine
 
@@ -16,7 +14,7 @@ from sparse3dunet.training.data import read
 from sparse3dunet.training.distributed import share, show_data, show_results, wrap
 from sparse3dunet.training.engines import NamedHandler
 from sparse3dunet.training.resume import fixed_settings
-from sparse3dunet.training.settings import default_workers, patch_size
+from sparse3dunet.training.settings import default_workers
 
 DECLARED = {"class_names": ["a", "b"], "class_values": [0, 4], "ignore_index": [9], "num_channels": 1}
 
@@ -64,14 +62,6 @@ def test_workers(device, workers):
 def test_patience_is_of_epochs():
     assert default_patience(None) == 10
     assert default_patience(3) > 10**6
-
-
-def test_patches_fit_volumes_and_network():
-    report = SimpleNamespace(cases=[SimpleNamespace(shape=(40, 40, 20), spacing=(1, 1, 2))])
-    network = UNet3D(1, 2, channels=(4, 8, 8), norm="instance", padding="same")
-    assert patch_size(report, None, [32, 64, 64], network) == [32, 40, 20]
-    assert patch_size(report, [1, 1, 1], [32, 64, 64], network) == [32, 40, 40]
-    assert patch_size(report, None, [32, 64, 64], object()) == [32, 40, 24]
 
 
 def test_a_named_handler_is_attached_unless_disabled():

@@ -23,6 +23,7 @@ RUNS = {
     "inference": ["inference"],
     "cross_validating": ["train", "crossval"],
     "densify": ["train", "densify"],
+    "planning": ["train", "plan"],
 }
 """The bundle's runs with the configs of each, of which later ones override earlier ones."""
 

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from sparse3dunet.cli import check, densify, package, predict, run, simulate
+from sparse3dunet.cli import check, densify, package, plan, predict, run, simulate
 from sparse3dunet.errors import TRACEBACK_VARIABLE, DataError
 
 app = typer.Typer(
@@ -17,6 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(check.check)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(plan.plan)
 app.command()(simulate.simulate)
 app.command()(predict.predict)
 app.command()(package.package)

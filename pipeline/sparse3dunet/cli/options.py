@@ -13,4 +13,8 @@ AnnotatedSlices = Annotated[
     str | None, typer.Option(help='"axial", "coronal", "sagittal", "all", or JSON as in a datalist.')
 ]
 Format = Annotated[str | None, typer.Option(help="nii.gz, nii, nrrd, mha or seg.nrrd; default: each image's own.")]
+Overlay = Annotated[
+    list[str] | None,
+    typer.Option(help="Config to override the bundle's: a file, or cpu, gpu, multi_gpu_train, for example."),
+]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default: a GPU if there is one.")]

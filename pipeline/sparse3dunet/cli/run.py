@@ -6,13 +6,13 @@ from typing import Annotated
 
 import typer
 
+from sparse3dunet.cli import options
+
 
 def run(
     context: typer.Context,
     what: Annotated[str, typer.Argument(help="training, evaluating, inference, cross_validating or densify.")],
-    overlay: Annotated[
-        list[str] | None, typer.Option(help="Config to override the bundle's: a file, or multi_gpu_train, for example.")
-    ] = None,
+    overlay: options.Overlay = None,
 ) -> None:
     """Run the bundle, with any of its settings, such as --dataset_dir FOLDER --max_epochs 20 (see bundle/configs).
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from rich import box
@@ -32,12 +33,15 @@ def as_json(report: DataReport) -> str:
         "ignore_index": list(report.data_set.ignore_index),
         "num_channels": report.data_set.num_channels,
         "memory_bytes": report.memory,
-        "cases": [
-            {**dataclasses.asdict(case), "values": {f"{v:.7g}": n for v, n in case.values.items()}}
-            for case in report.cases
-        ],
+        "cases": [_case(case) for case in report.cases],
     }
     return json.dumps(content, indent=1)
+
+
+def _case(case: CaseReport) -> dict[str, Any]:
+    content = dataclasses.asdict(dataclasses.replace(case, measurements=None))
+    del content["measurements"]
+    return {**content, "values": {f"{value:.7g}": count for value, count in case.values.items()}}
 
 
 def show(

@@ -13,6 +13,7 @@ from monai.data import MetaTensor
 
 from sparse3dunet.data.datalist import Case, DataSet, case_name, with_cases
 from sparse3dunet.data.label_and_weight import SparseLabel
+from sparse3dunet.data.measurements import Measurements, measure
 from sparse3dunet.data.memory import machine_memory
 from sparse3dunet.data.slices import find_slices, plane_names
 from sparse3dunet.errors import DataError
@@ -56,6 +57,7 @@ class CaseReport:
         class_counts: number of annotated voxels of each class.
         slices: annotated slices by plane; None if the annotation is not made of slices (scribbles, for example),
             empty lists if all voxels are annotated.
+        measurements: further measurements, for a plan; None if a file could not be read.
     """
 
     name: str
@@ -70,6 +72,7 @@ class CaseReport:
     annotated: int = 0
     class_counts: list[int] = field(default_factory=list)
     slices: dict[str, list[int]] | None = None
+    measurements: Measurements | None = field(default=None, repr=False)
 
     @property
     def is_dense(self) -> bool:
@@ -238,7 +241,7 @@ def inspect_case(case: Case, data_set: DataSet) -> CaseReport:
         for volume in filter(None, (label, weight)):
             if image is not None:
                 check_same_grid(volume, image)
-        _describe_annotation(report, label, weight, case.get(ANNOTATED_SLICES), data_set)
+        _describe_annotation(report, image, label, weight, case.get(ANNOTATED_SLICES), data_set)
         if REFERENCE in case:
             _check_reference(read_volume(case[REFERENCE]), label, data_set.class_values)
     except DataError as error:
@@ -275,7 +278,7 @@ def as_tensor(volume: Volume) -> MetaTensor:
 
 
 def _describe_annotation(
-    report: CaseReport, label: Volume, weight: Volume | None, slices: object, data_set: DataSet
+    report: CaseReport, image: Volume | None, label: Volume, weight: Volume | None, slices: object, data_set: DataSet
 ) -> None:
     split = SparseLabel(data_set.class_values, data_set.ignore_index)
     classes, weights = split(as_tensor(label), None if weight is None else as_tensor(weight), slices)
@@ -285,6 +288,8 @@ def _describe_annotation(
     report.class_counts = np.bincount(numbers, minlength=len(data_set.class_names)).tolist()
     found = [[], [], []] if report.is_dense else find_slices(annotated)
     report.slices = None if found is None else dict(sorted(zip(plane_names(label.affine), found)))
+    if image is not None:
+        report.measurements = measure(image, np.asarray(classes[0]), annotated, len(data_set.class_names))
     if report.class_counts[0] == 0:
         text = (
             f"{label.path}: no voxel is labelled {data_set.class_names[0]} ({data_set.class_values[0]}). Annotate the "

@@ -37,6 +37,7 @@ class DataSet:
         num_channels: channels of the images; 0 if undeclared.
         validation: names of the cases that the source itself sets apart for validation.
         source: file or folder that lists the cases, for messages.
+        modalities: names of the channels, such as CT; empty if undeclared.
     """
 
     cases: list[Case]
@@ -46,6 +47,7 @@ class DataSet:
     num_channels: int
     validation: tuple[str, ...] = ()
     source: str = "the data set"
+    modalities: tuple[str, ...] = ()
 
 
 def read_data_set(
@@ -103,8 +105,9 @@ def read_data_set(
         ignore = (max(class_values) + 1,)
     _check_classes(listing, class_names, class_values, ignore)
     validation = tuple(case_name(case[IMAGE]) for case in cases[len(cases) - listing.num_validation :])
+    source = str(listing.source.absolute())
     return DataSet(
-        cases, class_names, class_values, ignore, listing.num_channels, validation, str(listing.source.absolute())
+        cases, class_names, class_values, ignore, listing.num_channels, validation, source, listing.modalities
     )
 
 

@@ -33,6 +33,7 @@ class Listing:
         ignore_index: values of unlabeled voxels; None if undeclared.
         annotated_slices: annotated slices of cases that list none; None if undeclared.
         num_channels: channels of the images; 0 if undeclared.
+        modalities: names of the channels, such as CT; empty if undeclared.
         num_validation: number of cases that the source sets apart for validation.
         allows_absolute: whether paths may be absolute and point anywhere.
     """
@@ -44,6 +45,7 @@ class Listing:
     ignore_index: Any = None
     annotated_slices: Any = None
     num_channels: int = 0
+    modalities: tuple[str, ...] = ()
     num_validation: int = 0
     allows_absolute: bool = False
 
@@ -98,6 +100,7 @@ def _datalist(file: Path, content: Any, allows_absolute: bool) -> Listing:
         annotated_slices=content.get("annotated_slices"),
         num_channels=_declared_channels(file, key, content.get(key) or {})
         or (len(images) if isinstance(images, list) else 0),
+        modalities=_modalities(content.get(key)),
         num_validation=len(validation),
         allows_absolute=allows_absolute,
     )
@@ -110,6 +113,10 @@ def _declared_channels(file: Path, key: str, channels: Any) -> int:
             "Correct it."
         )
     return len(channels)
+
+
+def _modalities(channels: Any) -> tuple[str, ...]:
+    return tuple(map(str, channels.values() if isinstance(channels, dict) else channels or ()))
 
 
 def _nnunet(file: Path, content: dict[str, Any]) -> Listing:
@@ -133,6 +140,7 @@ def _nnunet(file: Path, content: dict[str, Any]) -> Listing:
         ignore_index=content.get("ignore_index"),
         annotated_slices=content.get("annotated_slices"),
         num_channels=num_channels,
+        modalities=_modalities(content["channel_names"]),
     )
 
 

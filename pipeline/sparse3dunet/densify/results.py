@@ -136,6 +136,7 @@ class Results:
             device,
             normalize,
             confidence=True,
+            intensity=model.description.intensity,
         )
         # Never skipped as done before: the expected quality is computed along with it
         outcome = predict_batch(self.cases, predictor, self.output, {"run": time.time_ns()})

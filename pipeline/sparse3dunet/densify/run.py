@@ -101,6 +101,7 @@ class _Run:
         self.former = None if restart else former_description(self.output_dir / MODEL)
         self.spacing = self.former.spacing if self.former and options.own_spacing else spacing
         self.config = {**config, "data_set": data_set, "report": report, "target_spacing": self.spacing}
+        self.config |= {} if self.former is None else {"like": self.former}
         self.digest = digest(data_set, config, [self.spacing, channels(options.device)])
         self.notes: list[str] = []
         self.total = 0.0  # seconds of this process, up to `started`

@@ -39,7 +39,9 @@ LISTED_SLICES = 40
 FINAL = "final"
 
 
-def choose_spacing(report: DataReport, spacing: Any, minutes: float | None, device: Any) -> list[float] | None:
+def choose_spacing(
+    report: DataReport, spacing: Any, minutes: float | None, device: Any, plan_file: str | None = None
+) -> list[float] | None:
     """Return the voxel size in mm to resample to, by axis; None: no resampling.
 
     Args:
@@ -47,12 +49,13 @@ def choose_spacing(report: DataReport, spacing: Any, minutes: float | None, devi
         spacing: "auto", or as for :func:`~sparse3dunet.training.settings.target_spacing`.
         minutes: duration of the whole run.
         device: device of the network.
+        plan_file: a plan's file, which then determines "auto"; None for none.
 
     Raises:
         DataError: when `spacing` is none of these.
     """
-    if spacing != AUTO:
-        return target_spacing(report, spacing)
+    if spacing != AUTO or plan_file is not None:
+        return target_spacing(report, spacing, plan_file)
     sizes = np.array([case.spacing for case in report.cases])
     differ = bool((sizes.max(0) > SPACING_RATIO * sizes.min(0)).any())
     extents = np.array([case.shape for case in report.cases]) * sizes
@@ -99,9 +102,9 @@ def batch_size(device: Any) -> int:
     return 4 if torch.device(device).type == "cuda" else 1
 
 
-def largest_patch_size(device: Any) -> list[int]:
-    """Return the maximum patch size by axis."""
-    return [96, 96, 96] if torch.device(device).type == "cuda" else [64, 64, 64]
+def patch_voxels(device: Any) -> int:
+    """Return the maximum number of voxels of a patch."""
+    return 96**3 if torch.device(device).type == "cuda" else 64**3
 
 
 def walked_voxels(minutes: float, cases: Sequence[Case]) -> int:

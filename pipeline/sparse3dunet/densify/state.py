@@ -186,7 +186,7 @@ def differences(before: ModelDescription, now: ModelDescription) -> list[str]:
         "other classes": before.class_values != now.class_values,
         "other names of classes": before.class_names != now.class_names,
         "another voxel size": before.spacing != now.spacing,
-        "another normalisation": before.normalize != now.normalize,
+        "another normalisation": (before.normalize, before.intensity) != (now.normalize, now.intensity),
     }
     return [words for words, differs in differing.items() if differs]
 

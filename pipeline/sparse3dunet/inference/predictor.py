@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -97,6 +97,8 @@ class Predictor:
         probabilities: whether to keep all probabilities; 4 K bytes per voxel.
         largest: numbers of classes of which only the largest connected component is kept.
         min_ml: by class number, volume in ml below which a component becomes background.
+        intensity: absolute scale of a network trained on one, see :class:`~sparse3dunet.transforms.NormalizeImage`;
+            without effect if `normalize` is given.
     """
 
     def __init__(
@@ -112,7 +114,9 @@ class Predictor:
         probabilities: bool = False,
         largest: Sequence[int] = (),
         min_ml: dict[int, float] | None = None,
+        intensity: Mapping[str, float] | None = None,
     ) -> None:
+        self.intensity = intensity
         self.network, self.inferer, self.device = network, inferer, torch.device(device)
         self.class_values = np.asarray(class_values, dtype=smallest_type(class_values))
         self.num_channels, self.spacing, self.normalize = num_channels, spacing, normalize
@@ -133,7 +137,9 @@ class Predictor:
         image = volumes[0]
         grid = _Grid.of(image, self.spacing)
         channels = [grid.to_network(array, scratch) for volume in volumes for array in _channels(volume)]
-        prepare: _ZScore | None = _ZScore.of(channels, image.path)  # also checks for NaN
+        prepare: Callable[[np.ndarray], np.ndarray] | None = _ZScore.of(channels, image.path)  # also checks for NaN
+        if self.intensity is not None:
+            prepare = _AbsoluteScale(**self.intensity)
         if self.normalize is not None:
             stack = torch.from_numpy(np.stack([np.asarray(c, np.float32) for c in channels]))
             channels, prepare = list(np.asarray(self.normalize(stack), np.float32)), None
@@ -190,6 +196,22 @@ class _ZScore:
     def __call__(self, window: np.ndarray) -> np.ndarray:
         window -= self.mean
         window /= self.std
+        return window
+
+
+@dataclass(frozen=True)
+class _AbsoluteScale:
+    """Normalise as :class:`~sparse3dunet.transforms.NormalizeImage` on an absolute scale."""
+
+    lower: float
+    upper: float
+    mean: float
+    std: float
+
+    def __call__(self, window: np.ndarray) -> np.ndarray:
+        np.clip(window, np.float32(self.lower), np.float32(self.upper), out=window)
+        window -= np.float32(self.mean)
+        window /= np.float32(self.std)
         return window
 
 

@@ -19,7 +19,7 @@ from sparse3dunet.inference.records import results_in
 from sparse3dunet.inference.slabs import SlabInferer
 from sparse3dunet.io import OUTPUT_SUFFIXES, check_output_dir
 from sparse3dunet.models.loading import Model, load_model
-from sparse3dunet.models.normalization import normalization_names, normalizer
+from sparse3dunet.models.normalization import intensity_of, normalization_names, normalizer
 
 
 def predict(
@@ -51,7 +51,7 @@ def predict(
         output_dir: folder for all results.
         inferer: inferer that runs the network on windows.
         device: device of the network; None for this process's GPU, if there is one.
-        normalize: dictionary transforms that normalise; None for the bundle's, each channel to mean 0 and deviation 1.
+        normalize: dictionary transforms that normalise; None for the bundle's, as the model's description says.
         format: ".nii.gz", ".nii", ".nrrd", ".mha" or ".seg.nrrd" (3D Slicer's); None for each image's own, and .nii.gz
             for DICOM.
         confidence: whether to write the probability of the chosen class, 0 to 255.
@@ -103,6 +103,7 @@ def _predictor(
         probabilities,
         _class_numbers(largest, model.class_names),
         _minimum_sizes(min_ml, model.class_names),
+        model.description.intensity,
     )
 
 
@@ -171,6 +172,12 @@ def _suffix(format: str | None) -> str | None:
 def _check_normalization(model: Model, normalize: Sequence[Any] | None) -> None:
     """Raise DataError unless images are normalised as in training."""
     found, expected = normalization_names(normalize), list(model.description.normalize)
+    scale = model.description.intensity
+    if normalize is not None and not found and intensity_of(normalize) != scale:
+        raise DataError(
+            f"{model.path} was trained on images normalised by {scale or 'their own z-score'}, not by "
+            f"{intensity_of(normalize) or 'their own z-score'}. Use the bundle's run inference, with its `normalize`."
+        )
     if found != expected:
         raise DataError(
             f"{model.path} was trained with another normalisation ({_listed(expected)}) than the one for prediction "

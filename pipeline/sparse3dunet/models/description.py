@@ -19,6 +19,8 @@ from sparse3dunet.models.description_checks import CURE, DESCRIPTION, SCHEMA_VER
 from sparse3dunet.networks import UNet3D
 
 DESCRIPTION_SUFFIX = ".json"
+UNPLANNED = {"channels": [16, 32, 64, 128], "strides": 2, "kernel_sizes": 3}
+"""What a plan determines of the network, for voxels that are nearly cubes."""
 NO_MODEL = "{path}: there is no trained model. Train one first (run training), or pass one: --model_file FILE."
 
 
@@ -38,6 +40,8 @@ class ModelDescription:
         annotated_slices: annotated slices as set by the user, if any; evaluation uses them again.
         normalize: names of the transforms that normalise images; empty for the bundle's own normalisation, see
             :func:`~sparse3dunet.models.normalization.normalization_names`.
+        intensity: scale on which the bundle's own normalisation brings images, see
+            :class:`~sparse3dunet.transforms.NormalizeImage`; None for each image's z-score.
         training: names of the training cases.
         validation: names of the cases by which the best epoch was selected.
         schema_version: version of these fields.
@@ -54,6 +58,7 @@ class ModelDescription:
     ignore_index: int | tuple[int, ...] | None = None
     annotated_slices: Any = None
     normalize: tuple[str, ...] = ()
+    intensity: Mapping[str, float] | None = None
     training: tuple[str, ...] = ()
     validation: tuple[str, ...] = ()
     schema_version: int = SCHEMA_VERSION
@@ -109,6 +114,7 @@ def describe_model(
     ignore_index: int | Sequence[int] | None = None,
     annotated_slices: Any = None,
     normalize: Sequence[str] = (),
+    intensity: Mapping[str, float] | None = None,
 ) -> ModelDescription:
     """Describe a model that is to be trained.
 
@@ -121,6 +127,7 @@ def describe_model(
         ignore_index: see :class:`ModelDescription`.
         annotated_slices: see :class:`ModelDescription`.
         normalize: see :class:`ModelDescription`.
+        intensity: see :class:`ModelDescription`.
     """
     content = {
         "class_names": data_set.class_names,
@@ -133,6 +140,7 @@ def describe_model(
         "ignore_index": ignore_index,
         "annotated_slices": annotated_slices,
         "normalize": normalize,
+        "intensity": intensity,
         "training": [case_name(case[IMAGE]) for case in split[0]],
         "validation": [case_name(case[IMAGE]) for case in split[1]],
     }
@@ -170,7 +178,7 @@ def description_for_bundle(
     """Return the description for the bundle's configs: the one next to `model_file`.
 
     Before any training, tools that inspect the bundle get the network that `train_config` defines, for `in_channels`
-    and `num_classes`.
+    and `num_classes`, and voxels that are nearly cubes.
 
     Raises:
         DataError: when there is neither, or the model was trained with a network other than UNet3D.
@@ -188,12 +196,10 @@ def description_for_bundle(
         return description
     if not Path(train_config).is_file():
         raise DataError(NO_MODEL.format(path=path.absolute()))
-    config = ConfigParser.load_config_file(str(train_config))
-    parser = ConfigParser(
-        {"network_def": {**config["network_def"], "in_channels": in_channels, "out_channels": num_classes}}
-    )
+    network = {**ConfigParser.load_config_file(str(train_config))["network_def"], **UNPLANNED}
+    parser = ConfigParser({"network_def": {**network, "in_channels": in_channels, "out_channels": num_classes}})
     classes = DataSet([], [f"class {i}" for i in range(num_classes)], list(range(num_classes)), (), in_channels)
-    return describe_model(parser.get_parsed_content("network_def"), classes, config["largest_patch_size"])
+    return describe_model(parser.get_parsed_content("network_def"), classes, [64, 64, 64])
 
 
 def check_model_fits(description: ModelDescription, data_set: DataSet) -> None:

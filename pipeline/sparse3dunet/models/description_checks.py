@@ -9,8 +9,9 @@ from typing import Any
 from sparse3dunet import __version__
 from sparse3dunet.data.slices import check_specification
 from sparse3dunet.errors import DataError
+from sparse3dunet.transforms.normalize import is_intensity
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Version of the schema; it rises with every change of the fields that a program must know to use a model."""
 DESCRIPTION = "model.json"
 CURE = "Copy it again from the training's folder."
@@ -21,14 +22,16 @@ class NewerDescriptionError(DataError):
 
 
 def migrated(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a description; those without a schema version, as up to 0.10.0, in schema version 1.
+    """Return the fields of a description of any former schema version as those of the present one.
 
-    Since then the padding determines the upsampling (weights are converted when they are loaded), and ``in_channels``
-    is given for any network.
+    Up to 0.10.0 there was no version. Since then the padding determines the upsampling (weights are converted when they
+    are loaded), and ``in_channels`` is given for any network. Version 2 (0.12.0) adds ``intensity``.
     """
+    if content.get("schema_version") == 1:
+        return {**content, "schema_version": SCHEMA_VERSION}
     if "schema_version" in content:
         return dict(content)
-    result = {"schema_version": 1, "in_channels": 1, **content}
+    result = {"schema_version": SCHEMA_VERSION, "in_channels": 1, **content}
     network, names, ignored = (result.get(name) for name in ("network", "class_names", "ignore_index"))
     if isinstance(network, Mapping):
         result["network"] = {name: value for name, value in network.items() if name != "upsampling"}
@@ -109,6 +112,7 @@ _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "annotated_slices": (lambda v: v is None or _are_slices(v), "a plane, all, slices by plane, or null"),
     "normalize": _NAMES,
+    "intensity": (is_intensity, "lower, upper, mean and std, with lower < upper and std above 0, or null"),
     "training": _NAMES,
     "validation": _NAMES,
     "sparse3dunet_version": (lambda v: v is None or isinstance(v, str), "a version such as 1.0.0"),

@@ -15,6 +15,7 @@ from sparse3dunet.data.datalist import Case
 from sparse3dunet.data.splits import share_cases
 from sparse3dunet.datasets.mni152 import ensure_default
 from sparse3dunet.inference.processes import LONGEST_WAIT
+from sparse3dunet.planning.plan import Plan, write_plan
 
 
 def start(dataset_dir: str | None) -> None:
@@ -48,6 +49,15 @@ def show_data(report: DataReport, class_weights: Sequence[float] | None = None) 
     """
     if idist.get_rank() == 0:
         check_report.show(report, cases=False, class_weights=class_weights)
+
+
+def show_plan(plan: Plan, path: str | Path | None) -> None:
+    """Print a plan, and write it to a file, if one is given, in the first process only."""
+    if idist.get_rank() == 0:
+        for name, value, reason in plan.lines():
+            print(f"{name}: {value} ({reason})", flush=True)
+        if path is not None:
+            write_plan(plan, Path(path).expanduser())
 
 
 def show_results(output_dir: str | Path) -> None:

@@ -15,6 +15,11 @@ from sparse3dunet.models.loading import load_model
 from sparse3dunet.networks import UNet3D
 
 
+def description_of(pretrained: str | Path | None) -> ModelDescription | None:
+    """Return the description of a model to fine-tune, as for :func:`load_pretrained`; None for none."""
+    return None if pretrained is None else load_model(pretrained).description
+
+
 def load_pretrained(network: nn.Module, pretrained: str | Path | None, description: ModelDescription) -> None:
     """Load the weights of a trained model into a network, in place, and print what was loaded and what is new.
 

@@ -1,8 +1,9 @@
-"""Settings that depend on the data or the device, or must fit them: patch size, spacing, weights of cases."""
+"""Settings that depend on the data or the device, or must fit them: voxel size, weights of cases, workers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,38 +14,36 @@ from sparse3dunet.data.datalist import Case, case_name
 from sparse3dunet.errors import DataError
 from sparse3dunet.keys import IMAGE
 from sparse3dunet.networks import UNet3D
+from sparse3dunet.planning.plan import planned_spacing
+from sparse3dunet.planning.sampling import draw_shares
 
 
-def target_spacing(report: DataReport, spacing: Any) -> list[float] | None:
+def target_spacing(report: DataReport, spacing: Any, plan: str | Path | None = None) -> list[float] | None:
     """Return the spacing in mm to resample to, by axis (left-right, posterior-anterior, inferior-superior).
 
     Args:
         report: report on the data set.
-        spacing: None not to resample; three sizes; or "median" for the median of the cases' spacings.
+        spacing: None not to resample; three sizes; "median" for the median of the cases' spacings; or "auto", for the
+            plan's, if there is one, or the median if the cases' spacings differ.
+        plan: a plan's file; None for none.
 
     Raises:
         DataError: when `spacing` is none of these.
     """
+    spacing = planned_spacing(report, spacing, plan)
     if spacing is None:
         return None
     if spacing == "median":
         return [float(s) for s in np.median([case.spacing for case in report.cases], axis=0)]
     sizes = spacing if isinstance(spacing, (list, tuple)) else []
     if len(sizes) != 3 or not all(isinstance(s, (int, float)) and 0 < s < np.inf for s in sizes):
-        raise DataError(f'spacing must be three sizes in mm (--spacing "[1,1,1]"), or median; found {spacing!r}.')
+        raise DataError(f'spacing must be three sizes in mm (--spacing "[1,1,1]"), median or auto; found {spacing!r}.')
     return [float(s) for s in sizes]
 
 
-def network_shapes(report: DataReport, spacing: Sequence[float] | None = None) -> list[tuple[int, ...]]:
-    """Return the volumes' spatial shapes as the network sees them: in RAS order, resampled to `spacing` if given."""
-    shapes = []
-    for case in report.cases:
-        sizes = zip(case.shape, case.spacing, spacing or case.spacing)
-        shapes.append(tuple(max(round(n * old / new), 1) for n, old, new in sizes))
-    return shapes
-
-
-def case_weights(report: DataReport, cases: Sequence[Case], case_balance: float = 0.0) -> list[float]:
+def case_weights(
+    report: DataReport, cases: Sequence[Case], case_balance: float = 0.0, class_balance: float = 0.0
+) -> list[float]:
     """Return how likely each of `cases` is drawn for a training patch, up to a common factor.
 
     Args:
@@ -52,6 +51,7 @@ def case_weights(report: DataReport, cases: Sequence[Case], case_balance: float 
         cases: cases to draw from.
         case_balance: 0 to draw all cases equally often, however much of each is annotated; 1 in proportion to the
             annotated voxels, so that a case with twice as many is drawn twice as often; in between, their power.
+        class_balance: probability with which a class is drawn first, each equally often, and then a case that shows it.
 
     Raises:
         DataError: when `case_balance` is not in [0, 1].
@@ -60,42 +60,12 @@ def case_weights(report: DataReport, cases: Sequence[Case], case_balance: float 
         raise DataError(
             f"case_balance must be from 0 (cases equally often) to 1 (by annotated voxels), got {case_balance}."
         )
-    annotated = {case.name: case.annotated for case in report.cases}
-    return [float(annotated[case_name(case[IMAGE])]) ** case_balance for case in cases]
-
-
-def fit_patch_size(
-    shapes: Sequence[Sequence[int]], largest: Sequence[int], multiple_of: Sequence[int] | int = 8
-) -> list[int]:
-    """Return the patch size for volumes of the given shapes: `largest`, or less if most volumes are smaller.
-
-    Args:
-        shapes: spatial shapes of the volumes.
-        largest: upper bound per axis.
-        multiple_of: factor that each length must be a multiple of, for the network.
-
-    Returns:
-        Per axis the 90th percentile of the volumes' lengths, rounded up to a multiple, but no more than `largest`,
-        rounded down to one (and at least one multiple).
-    """
-    factors = np.broadcast_to(multiple_of, 3)
-    typical = np.ceil(np.percentile(np.asarray(shapes), 90, axis=0) / factors)
-    bound = np.maximum(np.asarray(largest) // factors, 1)
-    return [int(n) for n in np.minimum(typical, bound) * factors]
-
-
-def patch_size(
-    report: DataReport, spacing: Sequence[float] | None, largest: Sequence[int], network: torch.nn.Module
-) -> list[int]:
-    """Return the patch size by axis for a data set and a network.
-
-    Args:
-        report: report on the data set.
-        spacing: spacing in mm to resample to; None for volumes as they are.
-        largest: upper bound by axis, in voxels.
-        network: its ``size_multiple`` is what the patch size must be a multiple of; 8 if it has none.
-    """
-    return fit_patch_size(network_shapes(report, spacing), largest, getattr(network, "size_multiple", 8))
+    by_name = {case.name: case for case in report.cases}
+    chosen = [by_name[case_name(case[IMAGE])] for case in cases]
+    weights = [float(case.annotated) ** case_balance for case in chosen]
+    if not class_balance:
+        return weights
+    return draw_shares([case.class_counts for case in chosen], weights, class_balance).tolist()
 
 
 def default_workers(device: torch.device | str) -> int:

@@ -12,6 +12,7 @@ from sparse3dunet.transforms.intensity import (
     RandNoise,
     RandShading,
 )
+from sparse3dunet.transforms.normalize import NormalizeImage, NormalizeImaged
 from sparse3dunet.transforms.patches import RandPatchCenter, RandPatchCenterd, UntilAnnotated
 from sparse3dunet.transforms.simulate import (
     KeepFraction,
@@ -51,6 +52,8 @@ __all__ = [
     "KeepScribblesd",
     "KeepSlices",
     "KeepSlicesd",
+    "NormalizeImage",
+    "NormalizeImaged",
     "RandBSplineElastic",
     "RandBSplineElasticd",
     "RandBlur",

@@ -12,6 +12,13 @@ import numpy as np
 from sparse3dunet.errors import DataError
 
 
+def axis_or_none(name: str, value: Any) -> int | None:
+    """Return an axis, 0, 1 or 2, or None; raise DataError for anything else."""
+    if value is not None and (isinstance(value, bool) or value not in (0, 1, 2)):
+        raise DataError(f"{name} must be an axis, 0, 1 or 2, or None; got {value!r}.")
+    return value
+
+
 def one_of(name: str, value: str, choices: Sequence[str]) -> str:
     """Return the value if it is one of the choices."""
     if value not in choices:

@@ -17,11 +17,13 @@ from monai.utils import convert_to_dst_type, convert_to_numpy, convert_to_tensor
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.keys import CENTER, IMAGE, LABEL, WEIGHT
-from sparse3dunet.transforms.arguments import number, of_each, one_of, per_axis, ranges, size_in_voxels
+from sparse3dunet.transforms.arguments import axis_or_none, number, of_each, one_of, per_axis, ranges, size_in_voxels
 from sparse3dunet.transforms.spatial.bspline_field import Deformation, control_shape
 from sparse3dunet.transforms.spatial.warping import BILINEAR, BORDER, MODES, NEAREST, PADDING_MODES, ZEROS, warp
 
 VOXELS, MM = UNITS = ("voxels", "mm")
+SHEARS = ((0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1))
+"""Axes of MONAI's six shear factors: which one is sheared by which."""
 
 
 class RandBSplineElastic(RandomizableTransform):
@@ -54,6 +56,8 @@ class RandBSplineElastic(RandomizableTransform):
         units: unit of `control_spacing`, `displacement` and `translate_range`: "voxels", or "mm" by the spacing.
         mode: "bilinear", "nearest" or "bicubic" (slow: SciPy, on the CPU); in three dimensions.
         padding_mode: how to extend the volume: "border" repeats its outermost voxels, or "zeros".
+        slice_axis: axis across slices much thicker than the voxels in them: each slice then stays what it is, deformed,
+            rotated and sheared in its plane only (scaling, flips and translations remain). None for none.
 
     Attributes:
         deformation: the last deformation applied, or a list of them for a batch; empty before.
@@ -80,7 +84,9 @@ class RandBSplineElastic(RandomizableTransform):
         units: str = VOXELS,
         mode: str = BILINEAR,
         padding_mode: str = BORDER,
+        slice_axis: int | None = None,
     ) -> None:
+        self.slice_axis = axis_or_none("slice_axis", slice_axis)
         self.spatial_size = size_in_voxels(spatial_size)
         self.control_spacing = per_axis("control_spacing", control_spacing, positive=True)
         self.displacement = per_axis("displacement", displacement)
@@ -128,6 +134,8 @@ class RandBSplineElastic(RandomizableTransform):
         shift = self._uniform(self.translate_range) / unit
         displacements = self.R.normal(size=(3, *control_shape(size, control_spacing)))
         displacements *= displacement.reshape(3, 1, 1, 1)
+        if self.slice_axis is not None:
+            displacements[self.slice_axis] = 0
         drawn = Deformation(crop.size, crop.center - linear @ shift, linear, displacements, control_spacing)
         if drawn.folds():
             warnings.warn(
@@ -188,8 +196,11 @@ class RandBSplineElastic(RandomizableTransform):
 
     def _draw_linear(self, voxel: np.ndarray) -> np.ndarray:
         """Draw the matrix (3, 3) from a voxel to its position before flips, scaling, shear and rotation."""
-        body = create_rotate(3, self._uniform(self.rotate_range).tolist())[:3, :3]
-        body = body @ create_shear(3, self._uniform(self.shear_range).tolist())[:3, :3]
+        angles, shears = self._uniform(self.rotate_range), self._uniform(self.shear_range)
+        if self.slice_axis is not None:
+            angles[[axis for axis in range(3) if axis != self.slice_axis]] = 0
+            shears[[axis for axis, pair in enumerate(SHEARS) if self.slice_axis in pair]] = 0
+        body = create_rotate(3, angles.tolist())[:3, :3] @ create_shear(3, shears.tolist())[:3, :3]
         body = body @ create_scale(3, (1 + self._uniform(self.scale_range)).tolist())[:3, :3]
         flips = np.where(self.R.uniform(size=3) < self.flip_prob, -1.0, 1.0)
         return flips[:, None] * np.linalg.inv(body) * voxel / voxel[:, None]
@@ -209,7 +220,7 @@ class RandBSplineElasticd(MapTransform, Randomizable):
     Args:
         keys: keys of the volumes, which share one grid; the spacing is that of the first.
         spatial_size, prob, control_spacing, displacement, rotate_range, scale_range, shear_range, translate_range,
-            flip_prob, units: see :class:`RandBSplineElastic`.
+            flip_prob, units, slice_axis: see :class:`RandBSplineElastic`.
         mode: mode for the images, by default "bilinear"; the keys ``label`` and ``weight`` have "nearest". Or a list
             with the mode of each key.
         padding_mode: mode for images and label, by default "border", so that no intensity or class is made up; the key
@@ -239,6 +250,7 @@ class RandBSplineElasticd(MapTransform, Randomizable):
         center_key: str = CENTER,
         deformation_key: str | None = None,
         allow_missing_keys: bool = False,
+        slice_axis: int | None = None,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
         self.elastic = RandBSplineElastic(
@@ -252,6 +264,7 @@ class RandBSplineElasticd(MapTransform, Randomizable):
             translate_range,
             flip_prob,
             units,
+            slice_axis=slice_axis,
         )
         self.mode = of_each("mode", self.keys, mode, {LABEL: NEAREST, WEIGHT: NEAREST}, MODES)
         self.padding_mode = of_each("padding_mode", self.keys, padding_mode, {WEIGHT: ZEROS}, PADDING_MODES)

@@ -1,0 +1,39 @@
+"""`sparse3dunet plan`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sparse3dunet.cli import arguments, options
+
+
+def plan(
+    context: typer.Context,
+    data: Annotated[str, typer.Argument(help="Decathlon or nnU-Net raw folder, folder of pairs, or JSON datalist.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File for the plan: plan.json.")] = None,
+    overlay: options.Overlay = None,
+    minutes: Annotated[float | None, typer.Option(help="Duration of the training that is planned.")] = None,
+    label_dir: Annotated[str | None, typer.Option(help="Folder in DATA with the labels.")] = None,
+    ignore_index: options.IgnoreIndex = None,
+    annotated_slices: options.AnnotatedSlices = None,
+) -> None:
+    """Plan a training from its data: voxel size, patches, network, normalisation, sampling, each with its reason.
+
+    A training makes the same plan by itself; --plan plan.json takes one from a file, for example one that you changed.
+    Any setting of bundle/configs/train.yaml can follow, such as --spacing median.
+    """
+    from sparse3dunet.bundle import running
+
+    given = {
+        "dataset_dir": data,
+        "plan_output": None if output is None else str(output),
+        "minutes": minutes,
+        "label_dir": label_dir,
+        "ignore_index": arguments.numbers(ignore_index, "--ignore-index"),
+        "annotated_slices": arguments.slices(annotated_slices),
+    }
+    chosen = {name: value for name, value in given.items() if value is not None}
+    running.run_quietly("planning", {**chosen, **running.parse_settings(context.args)}, overlay or [])

@@ -1,0 +1,69 @@
+"""Schema of plans: its version, and the valid values of fields."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from sparse3dunet import __version__
+from sparse3dunet.errors import DataError
+from sparse3dunet.transforms.normalize import is_intensity
+
+SCHEMA_VERSION = 1
+CURE = "Make one: sparse3dunet plan DATA -o FILE"
+
+
+def check_plan(content: Any, where: str) -> None:
+    """Raise DataError unless the content of a JSON file is a plan; `where` names the file."""
+    if not isinstance(content, dict):
+        raise DataError(f"{where}: not a plan: expected a JSON object, found {content!r:.40}. {CURE}")
+    version = content.get("schema_version")
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise DataError(
+            f"{where}: was written by sparse3dunet {content.get('sparse3dunet_version')}, whose plans (schema version "
+            f"{version}) this one, {__version__}, cannot read. Update sparse3dunet to that version or a later one."
+        )
+    for name, (fits, expected) in _EXPECTED.items():
+        if name not in content:
+            raise DataError(f"{where}: not a plan: it has no {name}; expected {expected}. {CURE}")
+        if not fits(content[name]):
+            raise DataError(f"{where}: has no valid {name}: {content[name]!r:.80}; expected {expected}. {CURE}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(map(_is_number, value))
+
+
+def _are_whole(value: Any) -> bool:
+    return _are_numbers(value) and all(isinstance(n, int) and n > 0 for n in value)
+
+
+def _are_kernels(value: Any) -> bool:
+    return isinstance(value, list) and len(value) > 1 and all(_are_whole(k) and set(k) <= {1, 3} for k in value)
+
+
+_EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "schema_version": (lambda v: v == SCHEMA_VERSION, str(SCHEMA_VERSION)),
+    "spacing": (lambda v: v is None or (_are_numbers(v) and min(v) > 0), "three numbers above 0, in mm, or null"),
+    "patch_size": (_are_whole, "three whole numbers above 0"),
+    "channels": (
+        lambda v: isinstance(v, list) and len(v) > 1 and all(isinstance(n, int) and n > 0 for n in v),
+        "a whole number above 0 for each of two or more resolutions",
+    ),
+    "batch_size": (lambda v: isinstance(v, int) and v > 0, "a whole number above 0"),
+    "strides": (
+        lambda v: isinstance(v, list) and len(v) > 0 and all(map(_are_whole, v)),
+        "three whole numbers above 0 for each downsampling",
+    ),
+    "kernel_sizes": (_are_kernels, "three numbers, 1 or 3, for each resolution"),
+    "intensity": (is_intensity, "lower, upper, mean and std, with lower < upper and std above 0, or null"),
+    "class_balance": (lambda v: _is_number(v) and 0 <= v <= 1, "a number from 0 to 1"),
+    "flip_prob": (lambda v: _are_numbers(v) and min(v) >= 0 and max(v) <= 1, "three numbers from 0 to 1"),
+    "slice_axis": (lambda v: v is None or (v in (0, 1, 2) and not isinstance(v, bool)), "0, 1, 2 or null"),
+}
+"""By field, a check of the value read from JSON, and what is expected."""

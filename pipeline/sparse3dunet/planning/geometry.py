@@ -1,0 +1,88 @@
+"""Patch size, strides and kernel sizes for the voxels of a data set, as nnU-Net's, for fewer voxels and minutes.
+
+The rules follow nnU-Net (Isensee et al. 2021, doi 10.1038/s41592-020-01008-z, supplementary note 2): patches cover as
+many mm along each axis as the volumes allow, an axis is pooled only while its voxels are less than twice as long as the
+finest axis's, and until then kernels do not reach along it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+RATIO = 2.0
+"""Ratio to the finest axis from which an axis is not pooled, and kernels have size 1 along it."""
+LEAST = 4
+"""Minimum number of voxels along an axis after pooling."""
+STEPS = 6
+"""Maximum number of downsamplings."""
+Triple = tuple[int, int, int]
+
+
+def patch_lengths(
+    shape: Sequence[float], spacing: Sequence[float], voxels: float, largest: Sequence[float] | None = None
+) -> list[float]:
+    """Return the patch's lengths in voxels, not yet whole numbers, by axis.
+
+    Args:
+        shape: volumes' typical shape, which no length exceeds.
+        spacing: voxel size in mm.
+        voxels: number of voxels of the patch; fewer if the volume has fewer.
+        largest: upper bound of each length; None for none.
+
+    Returns:
+        As many mm along each axis, but no more than the volume has; what one axis cannot use goes to the others.
+    """
+    limits = [min(n, bound) for n, bound in zip(shape, largest or [math.inf] * 3)]
+    lengths: dict[int, float] = {}
+    while len(lengths) < 3:
+        free = [axis for axis in range(3) if axis not in lengths]
+        left = voxels / math.prod(lengths.values())
+        edge = (left * math.prod(spacing[axis] for axis in free)) ** (1 / len(free))
+        full = [axis for axis in free if edge / spacing[axis] >= limits[axis]]
+        for axis in full or free:
+            lengths[axis] = max(limits[axis] if full else edge / spacing[axis], 1.0)
+    return [lengths[axis] for axis in range(3)]
+
+
+def steps(lengths: Sequence[float], spacing: Sequence[float]) -> tuple[list[Triple], list[Triple]]:
+    """Return strides of STEPS downsamplings, and kernel sizes of the STEPS + 1 resolutions, for a network to use.
+
+    Args:
+        lengths: the patch's lengths in voxels.
+        spacing: voxel size in mm.
+    """
+    size, voxel = list(map(float, lengths)), list(map(float, spacing))
+    kernel = [1, 1, 1]
+    strides: list[Triple] = []
+    kernels: list[Triple] = []
+    for _ in range(STEPS + 1):
+        finest = min(voxel[axis] for axis in range(3) if size[axis] >= 2 or max(size) < 2)
+        kernel = [3 if k == 3 or v < RATIO * finest else 1 for k, v in zip(kernel, voxel)]
+        kernels.append((kernel[0], kernel[1], kernel[2]))
+        pooled = _pooled(size, voxel)
+        strides.append((pooled[0], pooled[1], pooled[2]))
+        size = [n / stride for n, stride in zip(size, pooled)]
+        voxel = [v * stride for v, stride in zip(voxel, pooled)]
+    return strides[:STEPS], kernels
+
+
+def _pooled(size: Sequence[float], voxel: Sequence[float]) -> list[int]:
+    large = [axis for axis in range(3) if size[axis] >= 2 * LEAST]
+    finest = min((voxel[axis] for axis in large), default=math.inf)
+    return [2 if axis in large and voxel[axis] < RATIO * finest else 1 for axis in range(3)]
+
+
+def whole_lengths(lengths: Sequence[float], shape: Sequence[float], multiple_of: Sequence[int] | int) -> list[int]:
+    """Return the patch size: lengths that end at the volume are rounded up to a multiple, all others down.
+
+    Args:
+        lengths: from :func:`patch_lengths`.
+        shape: the volumes' typical shape.
+        multiple_of: what each length must be a multiple of, by axis or for all.
+    """
+    factors = [multiple_of] * 3 if isinstance(multiple_of, int) else multiple_of
+    return [
+        int(factor * max(math.ceil(n / factor - 1e-9) if n >= limit else math.floor(n / factor + 1e-9), 1))
+        for n, limit, factor in zip(lengths, shape, factors)
+    ]

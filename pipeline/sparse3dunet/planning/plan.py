@@ -1,0 +1,297 @@
+"""Plan of a training from the fingerprint of its data: every choice with its reason, as readable JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from sparse3dunet import __version__
+from sparse3dunet.data.checks import DataReport
+from sparse3dunet.errors import DataError
+from sparse3dunet.io.writing import write_text
+from sparse3dunet.models.description import ModelDescription, form_network
+from sparse3dunet.planning.checks import SCHEMA_VERSION, check_plan
+from sparse3dunet.planning.fingerprint import CT, Fingerprint, fingerprint
+from sparse3dunet.planning.geometry import patch_lengths, steps, whole_lengths
+from sparse3dunet.planning.sampling import class_balance
+
+AUTO = "auto"
+SPACING_RATIO = 1.5
+"""Ratio between the cases' voxel sizes above which they are resampled to one."""
+THICK = 3.0
+"""Ratio of the voxels' lengths above which slices count as thick, and are deformed each in its plane."""
+FLIP = 0.5
+"""Probability of a left-right flip, where no classes differ by side."""
+Triples = tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Choices for a training; sizes by axis: left-right, posterior-anterior, inferior-superior.
+
+    Attributes:
+        spacing: voxel size in mm to resample to; None for volumes as they are.
+        patch_size: size of patches and windows in voxels.
+        batch_size: patches in an iteration.
+        channels: channels of the network by resolution.
+        strides: of as many downsamplings as a network may have.
+        kernel_sizes: of as many resolutions as a network may have.
+        intensity: normalisation of images, see :class:`~sparse3dunet.transforms.NormalizeImage`; None: each image's
+            z-score.
+        class_balance: see :class:`~sparse3dunet.transforms.RandPatchCenter`.
+        flip_prob: probability of a flip along each axis.
+        slice_axis: axis across thick slices, which are deformed each in its plane; None if voxels are nearly cubes.
+        reasons: by name of a choice, why it was made.
+        fingerprint: what the choices depend on.
+        schema_version: version of these fields.
+        sparse3dunet_version: version of sparse3dunet that wrote the file.
+    """
+
+    spacing: tuple[float, ...] | None
+    patch_size: tuple[int, ...]
+    batch_size: int
+    channels: tuple[int, ...]
+    strides: Triples
+    kernel_sizes: Triples
+    intensity: Mapping[str, float] | None
+    class_balance: float
+    flip_prob: tuple[float, ...]
+    slice_axis: int | None
+    reasons: Mapping[str, str] = field(default_factory=dict, compare=False)
+    fingerprint: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    schema_version: int = SCHEMA_VERSION
+    sparse3dunet_version: str | None = field(default=__version__, compare=False)
+
+    def strides_for(self, channels: Sequence[int]) -> list[list[int]]:
+        """Return the strides of a network with these channels by resolution."""
+        return _first(self.strides, len(channels) - 1)
+
+    def kernel_sizes_for(self, channels: Sequence[int]) -> list[list[int]]:
+        """Return the kernel sizes of a network with these channels by resolution."""
+        return _first(self.kernel_sizes, len(channels))
+
+    def patch_size_for(self, network: nn.Module) -> list[int]:
+        """Return the patch size, rounded up to what a network can process (multiples of 8 if it does not say so)."""
+        return whole_lengths(self.patch_size, self.patch_size, getattr(network, "size_multiple", 8))
+
+    def to_json(self) -> str:
+        """Return the text of a plan's file."""
+        text = json.dumps(asdict(self), indent=1)
+        return re.sub(r"\[\s+([^][{}]*?)\s+\]", lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"
+
+    def lines(self) -> list[tuple[str, str, str]]:
+        """Return name, value and reason of each choice, for people."""
+        strides = self.strides_for(self.channels)
+        kernels = self.kernel_sizes_for(self.channels)
+        shown = {
+            "voxel size": "unchanged" if self.spacing is None else _by_axis(self.spacing, ".3g") + " mm",
+            "patches": f"{self.batch_size} of {_by_axis(self.patch_size, 'd')} voxels in an iteration",
+            "network": f"{'-'.join(map(str, self.channels))} channels, strides {_listed(strides)}",
+            "kernels": _listed(kernels),
+            "intensities": _intensity_text(self.intensity),
+            "class balance": f"{self.class_balance:g}",
+            "flips": "left-right" if any(self.flip_prob) else "none",
+            "deformation": "in all directions" if self.slice_axis is None else "within slices only",
+        }
+        return [(name, text, self.reasons.get(name, "as in the plan's file")) for name, text in shown.items()]
+
+
+def make_plan(
+    report: DataReport,
+    spacing: Sequence[float] | None,
+    *,
+    plan_file: str | Path | None = None,
+    patch_voxels: float = 64**3,
+    largest_patch_size: Sequence[int] | None = None,
+    like: ModelDescription | None = None,
+    channels: Sequence[int] = (16, 32, 64, 128),
+    batch_size: int = 2,
+) -> Plan:
+    """Return the plan for a data set, or the one in a file.
+
+    Args:
+        report: report on the data set, without errors.
+        spacing: voxel size in mm to resample to; None for volumes as they are.
+        plan_file: file of a plan, which is then returned with this `spacing`.
+        patch_voxels: number of voxels that a patch may have.
+        largest_patch_size: upper bound of the patch size by axis, instead of `patch_voxels`; None for none.
+        like: a model that is to be trained further: strides, kernels and normalisation are then as this model's.
+        channels: channels of the network by resolution.
+        batch_size: patches in an iteration.
+
+    Raises:
+        DataError: when the file is not a plan, or does not fit the data set.
+    """
+    found = fingerprint(report)
+    if plan_file is not None:
+        return _check_fits(replace(read_plan(plan_file), spacing=_tuple(spacing)), found, plan_file)
+    voxel = spacing or found.spacing
+    shape = found.shape if spacing is None else [length / size for length, size in zip(found.extent, spacing)]
+    voxels = patch_voxels if largest_patch_size is None else float(np.prod(largest_patch_size))
+    lengths = patch_lengths(shape, voxel, voxels, largest_patch_size)
+    strides, kernels = steps(lengths, voxel) if like is None or like.network is None else _steps_of(like.network)
+    multiples = np.prod(strides[: len(channels) - 1], axis=0).tolist()
+    limits = shape if largest_patch_size is None else [min(n, most) for n, most in zip(shape, largest_patch_size)]
+    thick = _slice_axis(voxel)
+    balance = class_balance(report, batch_size)
+    absolute = found.intensity if found.modality == CT else None
+    return Plan(
+        spacing=_tuple(spacing),
+        patch_size=tuple(whole_lengths(lengths, limits, multiples)),
+        batch_size=batch_size,
+        channels=tuple(channels),
+        strides=tuple(strides),
+        kernel_sizes=tuple(kernels),
+        intensity=absolute if like is None else like.intensity,
+        class_balance=balance,
+        flip_prob=(0.0 if found.lateral else FLIP, 0.0, 0.0),
+        slice_axis=thick,
+        reasons=_reasons(found, voxel, spacing, shape, voxels, like is not None, thick, balance),
+        fingerprint=asdict(found),
+    )
+
+
+def chosen(planned: Plan, network: nn.Module, **settings: Any) -> Plan:
+    """Return a plan with the settings that a training uses, as far as they differ from the plan.
+
+    Args:
+        planned: the plan.
+        network: the training's network.
+        settings: values of fields of :class:`Plan`.
+    """
+    config = getattr(network, "config", {})
+    known = {name: config[name] for name in ("channels", "strides") if name in config}
+    if known and len(known["channels"]) > 1:
+        kernels = config.get("kernel_sizes", [[3, 3, 3]] * len(known["channels"]))
+        settings |= {"channels": known["channels"], "strides": known["strides"], "kernel_sizes": kernels}
+    actual = replace(planned, **{name: _tuple(value) for name, value in settings.items()})
+    before = {name: value for name, value, _ in planned.lines()}
+    reasons = {name: r if value == before[name] else "as requested" for name, value, r in actual.lines()}
+    return replace(actual, reasons=reasons)
+
+
+def planned_spacing(report: DataReport, spacing: Any, plan_file: str | Path | None = None) -> Any:
+    """Return the voxel size for "auto": the plan's, or the median if the cases' differ, or None; else `spacing`."""
+    if spacing != AUTO:
+        return spacing
+    if plan_file is not None:
+        return read_plan(plan_file).spacing
+    found = fingerprint(report)
+    low, high = found.spacing_range
+    if all(most <= SPACING_RATIO * least for least, most in zip(low, high)):
+        return None
+    return list(found.spacing)
+
+
+def read_plan(path: str | Path) -> Plan:
+    """Read a plan's file.
+
+    Raises:
+        DataError: when it is not a plan, a field is missing or not valid, or a newer version wrote it.
+    """
+    try:
+        content = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(
+            f"{path}: cannot be read as a plan ({error}). Make one: sparse3dunet plan DATA -o FILE"
+        ) from error
+    check_plan(content, str(path))
+    known = {entry.name: _tuple(content[entry.name]) for entry in fields(Plan) if entry.name in content}
+    return Plan(**{"sparse3dunet_version": None, **known})
+
+
+def write_plan(plan: Plan, path: str | Path) -> None:
+    """Write a plan's file."""
+    write_text(Path(path), plan.to_json())
+
+
+def _check_fits(plan: Plan, found: Fingerprint, path: str | Path) -> Plan:
+    """Raise DataError if a plan was made for other classes: their sides decide about flips."""
+    names = plan.fingerprint.get("class_names")
+    if names is not None and list(names) != list(found.class_names):
+        raise DataError(
+            f"{path}: it is for the classes {', '.join(names)}, the data set has {', '.join(found.class_names)}. "
+            "Make a plan for these data: sparse3dunet plan DATA -o FILE"
+        )
+    return plan
+
+
+def _slice_axis(voxel: Sequence[float]) -> int | None:
+    """Return the axis across thick slices; None if no axis is much longer than both others."""
+    order = np.argsort(voxel)
+    return int(order[2]) if voxel[order[2]] > THICK * voxel[order[1]] else None
+
+
+def _reasons(
+    found: Fingerprint,
+    voxel: Sequence[float],
+    spacing: Sequence[float] | None,
+    shape: Sequence[float],
+    voxels: float,
+    alike: bool,
+    thick: int | None,
+    balance: float,
+) -> dict[str, str]:
+    mm = _by_axis(voxel, ".3g")
+    rarest = int(np.argmin([count or np.inf for count in found.class_voxels]))
+    share = found.class_voxels[rarest] / max(sum(found.class_voxels), 1)
+    cubes = max(voxel) < 2 * min(voxel)
+    model = "as the model that is trained further" if alike else ""
+    return {
+        "voxel size": "as requested, or since the cases' voxel sizes differ"
+        if spacing
+        else "the cases' voxel sizes agree",
+        "patches": f"up to {voxels:,.0f} voxels of {mm} mm, as many mm along each axis as volumes of "
+        f"{_by_axis(shape, '.0f')} allow",
+        "network": model or ("voxels are nearly cubes" if cubes else "an axis is pooled once the others are as coarse"),
+        "kernels": model
+        or ("voxels are nearly cubes" if cubes else "they reach along an axis once the others are as coarse"),
+        "intensities": model or "CT has an absolute scale: that of the annotated foreground"
+        if found.modality == CT or model
+        else "intensities of this kind of image have no absolute scale",
+        "class balance": f"{found.class_names[rarest]} has {share:.2%} of the annotated voxels, in "
+        f"{found.class_cases[rarest]} of {found.cases} case(s)"
+        + (": drawn more often, to be seen every few iterations" if balance else ""),
+        "flips": f"{', '.join(found.lateral)} differ by side" if found.lateral else "no classes differ by side",
+        "deformation": "slices are much thicker than their voxels" if thick is not None else "slices are thin",
+    }
+
+
+def _first(steps: Sequence[Sequence[int]], count: int) -> list[list[int]]:
+    """Return the first steps; more than there are do not change the size."""
+    listed = [list(step) for step in steps[:count]]
+    return listed + [[1, 1, 1]] * (count - len(listed))
+
+
+def _steps_of(network: Mapping[str, Any]) -> tuple[list, list]:
+    form = form_network(network)
+    return list(form.strides), list(form.kernel_sizes)
+
+
+def _listed(triples: Sequence[Sequence[int]]) -> str:
+    """Return sizes by axis as text: one for all if they are equal."""
+    texts = [_by_axis(triple, "d") for triple in triples]
+    return texts[0] if len(set(texts)) == 1 else ", ".join(texts)
+
+
+def _by_axis(values: Sequence[Any], form: str) -> str:
+    return "x".join(format(value, form) for value in values)
+
+
+def _intensity_text(intensity: Mapping[str, float] | None) -> str:
+    if intensity is None:
+        return "z-score of each image"
+    text = "clipped to {lower:g} ... {upper:g}, less {mean:g}, divided by {std:g}"
+    return text.format(**intensity)
+
+
+def _tuple(value: Any) -> Any:
+    """Turn lists, also nested, into tuples."""
+    return tuple(map(_tuple, value)) if isinstance(value, (list, tuple)) else value
