@@ -6,7 +6,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
-from monai.transforms import Compose, Invertd, NormalizeIntensity, NormalizeIntensityd, Orientationd
+from monai.transforms import Compose, Invertd, NormalizeIntensity, Orientationd
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.inference.predictor import Predictor, Scratch, most_probable
@@ -15,7 +15,7 @@ from sparse3dunet.inference.slabs import SlabInferer
 from sparse3dunet.inference.windows import cut
 from sparse3dunet.io.volumes import Volume
 from sparse3dunet.networks import UNet3D
-from sparse3dunet.transforms import ExtentSpacing, ExtentSpacingd
+from sparse3dunet.transforms import ExtentSpacing, ExtentSpacingd, NormalizeImaged
 from tests.inference.test_inferers import oblique, permuted
 
 WINDOW = (24, 16, 20)
@@ -37,10 +37,10 @@ def predictor(network, **options):
     return Predictor(network, inferer, **{"class_values": VALUES, "num_channels": 2, **options})
 
 
-def chain(network, data, affine, spacing):
+def chain(network, data, affine, spacing, intensity=None):
     """What the bundle's preprocessing, MONAI's inferer and the bundle's postprocessing make of it."""
     resample = [ExtentSpacingd("image", pixdim=spacing)] if spacing else []
-    normalize = [NormalizeIntensityd("image", channel_wise=True)]
+    normalize = [NormalizeImaged("image", intensity)]
     preprocess = Compose([Orientationd("image", "RAS", labels=None), *resample, *normalize])
     image = MetaTensor(torch.from_numpy(data).permute(3, 0, 1, 2).float(), affine=torch.from_numpy(affine))
     case = preprocess({"image": image})
@@ -71,6 +71,17 @@ def test_equals_the_bundles_transforms(network, data, affine, spacing, in_memory
         assert np.abs(found.confidence - 255 * best).max() <= 0.5 + 1e-4
         assert found.mean_confidence == pytest.approx(best[found.segmentation > 0].mean(), abs=1e-5)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("spacing", [None, (1.3, 0.9, 1.7)])
+def test_an_absolute_scale(network, data, spacing):
+    intensity = {"lower": 60, "upper": 170.5, "mean": 103.2, "std": 41.7}
+    affine = permuted()
+    with Scratch() as scratch:
+        found = predictor(network, spacing=spacing, intensity=intensity)([Volume("a", data, affine)], scratch)
+    expected = chain(network, data, affine, spacing, intensity)
+    assert (found.segmentation == expected).mean() > 0.9999
+    assert (found.segmentation != chain(network, data, affine, spacing)).mean() > 0.01
 
 
 def test_channels_in_files_of_their_own(network, data):

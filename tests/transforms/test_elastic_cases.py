@@ -297,3 +297,24 @@ def test_wrong_volumes():
         RandBSplineElasticd()({"image": torch.rand(1, 8, 8, 8)})
     patch = RandBSplineElasticd(allow_missing_keys=True)({"image": torch.rand(1, 8, 8, 8)})
     assert patch["image"].shape == (1, 8, 8, 8)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("seed", range(4))
+def test_thick_slices_stay_whole(axis, seed):
+    """With a slice axis, every voxel of a patch shows its own slice, whatever is drawn: only within, slices move."""
+    shape = (14, 13, 12)
+    number = torch.arange(shape[axis]).view([-1 if a == axis else 1 for a in range(3)]).expand(shape)[None].float()
+    inside = torch.from_numpy(np.random.default_rng(seed).normal(size=(1, *shape))).float()
+    drawn = RandBSplineElastic(
+        control_spacing=6, displacement=1, rotate_range=0.6, shear_range=0.3, slice_axis=axis
+    ).set_random_state(seed)
+    numbers, values = drawn.warp_alike([number, inside], ["bilinear"] * 2, ["border"] * 2)
+    torch.testing.assert_close(numbers, number, atol=1e-4, rtol=0)
+    assert (values - inside).abs().mean() > 0.1
+
+
+@pytest.mark.parametrize("axis", [3, -1, True, "z"])
+def test_no_such_slice_axis(axis):
+    with pytest.raises(DataError, match="slice_axis"):
+        RandBSplineElasticd(slice_axis=axis)
