@@ -12,6 +12,8 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import torch
+from monai.transforms.utils import scale_affine
 
 from sparse3dunet.data.slices import Slices, crossed, plane_names, slices_mask
 from sparse3dunet.datasets.mni152 import load_template
@@ -154,6 +156,34 @@ def _ct(shared: Path) -> dict[str, Callable[[], Loaded]]:
     return {"ct3mm": lambda: read_pair(*files)}
 
 
+def _thick(shared: Path) -> dict[str, Callable[[], Loaded]]:
+    """The built-in volume with voxels of 0.5 x 0.5 x 7.5 mm, as of a stack of thick MRI slices."""
+    return {"thick": lambda: resampled(brain(), (0.5, 0.5, 7.5))}
+
+
+def _wide(shared: Path) -> dict[str, Callable[[], Loaded]]:
+    """The CT as 20 slices of 512 x 512 voxels."""
+    loaded = _ct(shared)["ct3mm"]
+
+    def load() -> Loaded:
+        image, dense, affine = loaded()
+        size = nib.affines.voxel_sizes(affine) * image.shape / (512, 512, 20)
+        return resampled((image, dense, affine), size)
+
+    return {"wide": load}
+
+
+def resampled(loaded: Loaded, spacing: Sequence[float]) -> Loaded:
+    """Resample over the same field of view: intensities of thick slices are means, labels those in their middle."""
+    image, dense, affine = loaded
+    shape = [max(round(n * s / t), 1) for n, s, t in zip(image.shape, nib.affines.voxel_sizes(affine), spacing)]
+    volume = torch.from_numpy(image.astype(np.float32))[None, None]
+    values = torch.nn.functional.interpolate(volume, shape, mode="area")[0, 0].numpy()
+    label = torch.from_numpy(dense.astype(np.float32))[None, None]
+    classes = torch.nn.functional.interpolate(label, shape, mode="nearest-exact")[0, 0].numpy()
+    return values, classes.astype(np.uint8), affine @ scale_affine(image.shape, shape)
+
+
 def _nuclei(shared: Path) -> dict[str, Callable[[], Loaded]]:
     files = [_required(shared / "nuclei" / name) for name in ("scan.tif", "nuclei.tif")]
     try:
@@ -185,6 +215,8 @@ KINDS = {
     "ct3mm": Kind(_ct, "axial", 5, 2),
     "nuclei": Kind(_nuclei, "axial", 5, 2),
     "tube": Kind(_tube, "axial", 12, 2),
+    "thick": Kind(_thick, "axial", 3, 1),
+    "wide": Kind(_wide, "axial", 4, 2),
 }
 
 

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from rich.console import Console
 from rich.table import Table
 
 from sparse3dunet.bundle import check_settings as checking
 from sparse3dunet.bundle.running import config_path, parse_settings
 from sparse3dunet.errors import DataError
+from sparse3dunet.planning import read_plan
 
 OF_DATA = {"dataset_dir", "label_dir", "reference_dir", "split_file", "val_fraction"}
 OWN = OF_DATA | {"minutes", "max_epochs", "seed", "keep", "val_interval", "ckpt_dir", "output_dir"}
@@ -147,7 +147,7 @@ def train(
     call([*run, "evaluating", *places])
     with (folder / "eval/training.csv").open(encoding="utf-8") as file:
         epochs = list(csv.DictReader(file))
-    batch = yaml.safe_load((folder / "eval/config.yaml").read_text(encoding="utf-8"))["batch_size"]
+    batch = read_plan(folder / "models/plan.json").batch_size
     with (folder / "eval/scores.csv").open(encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["region"] == "all"]
     dice = np.mean([float(row["dice"]) for row in rows if row["class"] != "background" and row["dice"]])

@@ -67,6 +67,7 @@ def config_values(model: Model) -> dict[str, dict[str, Any]]:
             "annotated_slices": description.annotated_slices,
             "spacing": model.spacing,
             "patch_size": model.patch_size,
+            "intensity": description.intensity,
             "network_def": {
                 "_target_": f"{UNet3D.__module__.rpartition('.')[0]}.{UNet3D.__name__}",
                 "in_channels": "@num_channels",
@@ -80,9 +81,19 @@ def config_values(model: Model) -> dict[str, dict[str, Any]]:
             "class_values": model.class_values,
             "class_dtype": smallest_type(model.class_values).__name__,
             "spacing": model.spacing,
+            **_scale(description.intensity),
             "roi_size": model.patch_size,
         },
     }
+
+
+def _scale(intensity: Mapping[str, float] | None) -> dict[str, Any]:
+    """Return the values of standalone.yaml for a normalisation."""
+    if intensity is None:
+        return {"absolute_scale": False}
+    limits = [intensity["lower"], intensity["upper"]]
+    scaled = [(limit - intensity["mean"]) / intensity["std"] for limit in limits]
+    return {"absolute_scale": True, "clip_range": limits, "scaled_range": scaled}
 
 
 def with_values(text: str, values: Mapping[str, Any]) -> str:
@@ -125,7 +136,8 @@ def metadata_of(model: Model, base: Mapping[str, Any], name: str, version: str) 
         name=name,
         version=version,
         changelog={**entry, **metadata["changelog"]},
-        image_classes=f"volume of {model.in_channels} channel(s), any intensity range",
+        image_classes=f"volume of {model.in_channels} channel(s), "
+        + ("in Hounsfield units" if model.description.intensity else "any intensity range"),
         label_classes=", ".join(f"{value}: {name}" for name, value in zip(model.class_names, model.class_values)),
         pred_classes=", ".join(model.class_names),
     )
@@ -173,8 +185,8 @@ def page_of(model: Model, base: str, name: str) -> str:
         else f"Trained on {cases} volume(s), {len(description.validation)} of them to select the best epoch. For the\n"
         "licence of the data see `data_license.txt`.",
         "Network": f"`sparse3dunet.networks.UNet3D` with {channels} channels and {network['padding']} padding.\n"
-        f"Input: windows of {size} voxels with {model.in_channels} channel(s), in RAS order{spacing}, each channel\n"
-        "normalised to mean 0 and standard deviation 1 in each volume. Output: logits, by channel:\n\n"
+        f"Input: windows of {size} voxels with {model.in_channels} channel(s), in RAS order{spacing},\n"
+        f"{_normalization_text(description.intensity)}. Output: logits, by channel:\n\n"
         f"| channel | class | value in segmentations |\n| --- | --- | --- |\n{rows.rstrip()}",
     }
     text = re.sub(r"\A# .*", f"# {name}", base)
@@ -183,6 +195,12 @@ def page_of(model: Model, base: str, name: str) -> str:
             start = text.index(f"## {heading}\n") + len(f"## {heading}\n")
             text = text[:start] + body + text[text.index("\n\n## ", start) :]
     return text
+
+
+def _normalization_text(intensity: Mapping[str, float] | None) -> str:
+    if intensity is None:
+        return "each channel normalised to mean 0 and standard deviation 1 in each volume"
+    return "clipped to {lower:g} ... {upper:g}, less {mean:g}, divided by {std:g}".format(**intensity)
 
 
 def _numbered(names: Sequence[str]) -> dict[str, str]:

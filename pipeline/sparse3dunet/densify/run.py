@@ -122,7 +122,8 @@ class _Run:
         state = self.state = self._begin(description)
         self._clear()
         configs.record(self.output_dir)
-        plan = summary.at_start(self.report, state, self.options, description)
+        chosen = self._parser({}).get_parsed_content("chosen")
+        plan = summary.at_start(self.report, state, self.options, chosen)
         for entry in plan:
             print(summary.text(entry), flush=True)
         if not state.trained:

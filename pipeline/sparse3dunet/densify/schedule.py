@@ -1,4 +1,4 @@
-"""Plan of a densification: voxel size, network, folds, and the schedule of its minutes."""
+"""Schedule of a densification's minutes, its voxel size and folds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from sparse3dunet.data.datalist import Case, case_name, without_references
 from sparse3dunet.data.slices import Slices, crossed, find_slices, runs
 from sparse3dunet.errors import DataError
 from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, WEIGHT
-from sparse3dunet.models.description import ModelDescription
 from sparse3dunet.training.settings import target_spacing
 from sparse3dunet.transforms.holdout import TRAINING, HoldOutSlices, HoldOutSlicesd
 from sparse3dunet.transforms.walker import MOST_VOXELS
@@ -110,33 +109,6 @@ def patch_voxels(device: Any) -> int:
 def walked_voxels(minutes: float, cases: Sequence[Case]) -> int:
     """Return the maximum number of voxels of each volume for a random walk, to take at most a quarter of the time."""
     return max(min(MOST_VOXELS, round(WALKED_PER_MINUTE * minutes / max(len(cases), 1))), 1000)
-
-
-def plan(
-    report: DataReport, description: ModelDescription, device: Any, minutes: float, own_spacing: bool
-) -> list[tuple[str, str, str]]:
-    """Return (name, value, reason) of each setting that was determined from the data or requested.
-
-    Args:
-        report: report on the data set.
-        description: description of the model.
-        device: device of the network.
-        minutes: duration of the whole run.
-        own_spacing: whether the voxel size was not set by the user.
-    """
-    kind = "GPU" if torch.device(device).type == "cuda" else "CPU"
-    spacing = description.spacing
-    levels = list(description.network["channels"]) if description.network else None
-    voxels = f"{sum(case.voxels for case in report.cases) / 1e6:.1f} million voxels"
-    fits = f"{voxels}, for {minutes:g} minutes on this {kind}"
-    size = "unchanged" if spacing is None else " x ".join(f"{s:.3g}" for s in spacing) + " mm"
-    network = f"learns most in a few minutes on a {kind}" if levels == channels(device) else "as requested"
-    patches = "the size of most volumes, up to the size that learns most in a few minutes"
-    return [
-        ("voxel size", size, fits if own_spacing else "as requested"),
-        ("patches", "x".join(map(str, description.patch_size)), patches),
-        ("network", "-".join(map(str, levels)) + " channels" if levels else "not a UNet3D", network),
-    ]
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
+
 from sparse3dunet.data.checks import DataReport
 from sparse3dunet.densify.options import Options
 from sparse3dunet.densify.propagated import Propagation
-from sparse3dunet.densify.schedule import AUTO, annotated_text, plan, unlabeled_text
+from sparse3dunet.densify.schedule import AUTO, annotated_text, unlabeled_text
 from sparse3dunet.densify.state import State
 from sparse3dunet.inference.inputs import ImageCase
-from sparse3dunet.models.description import ModelDescription
+from sparse3dunet.planning import Plan
 
 Entry = tuple[str, str, str]
 """Name, value and reason."""
@@ -23,14 +25,14 @@ def text(entry: Entry) -> str:
     return f"{name}: {value} ({reason})"
 
 
-def at_start(report: DataReport, state: State, options: Options, description: ModelDescription) -> list[Entry]:
+def at_start(report: DataReport, state: State, options: Options, plan: Plan) -> list[Entry]:
     """Return what was found in the files, and the plan made from it.
 
     Args:
         report: report on the data set.
         state: state of the run.
         options: options of the run.
-        description: description of the model.
+        plan: the plan.
     """
     entries = [
         ("annotation", annotated_text(report.cases), "as found in the files"),
@@ -43,7 +45,12 @@ def at_start(report: DataReport, state: State, options: Options, description: Mo
         entries.append(("quality estimate", f"{count} part(s) of the slices held out", reason))
     if state.goes_on:
         entries.append(("initial network", "the former run's model", "it was trained on this annotation"))
-    return [*entries, *plan(report, description, options.device, options.minutes, options.own_spacing)]
+    kind = "GPU" if torch.device(options.device).type == "cuda" else "CPU"
+    millions = sum(case.voxels for case in report.cases) / 1e6
+    size = f"{millions:.1f} million voxels, for {options.minutes:g} minutes on this {kind}"
+    for name, value, reason in plan.lines():
+        entries.append((name, value, size if name == "voxel size" and options.own_spacing else reason))
+    return entries
 
 
 def methods_entry(propagation: Propagation, cases: Sequence[ImageCase], share: float | None, in_time: bool) -> Entry:
