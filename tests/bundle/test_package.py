@@ -18,12 +18,16 @@ import monai
 import pytest
 import torch
 import yaml
+from monai.bundle import ConfigParser
+from monai.data import MetaTensor
+from monai.transforms import Compose
 
 import sparse3dunet
 from sparse3dunet.bundle import package as packaging
 from sparse3dunet.bundle.contents import with_values
 from sparse3dunet.models.loading import load_model
 from sparse3dunet.networks import UNet3D
+from sparse3dunet.transforms import NormalizeImage
 from tests.conftest import ROOT, bundle_environment, run_package
 
 NAME = packaging.DEFAULT_NAME
@@ -167,6 +171,25 @@ def test_other_models(tmp_path, quick):
     assert (train["spacing"], train["annotated_slices"]) == ([1, 1, 2.5], "axial")
     assert json.loads((bundle / "configs/standalone.json").read_text())["spacing"] == [1, 1, 2.5]
     assert (bundle / "docs/data_license.txt").read_text() == "CC0"
+
+
+@pytest.mark.parametrize("intensity", [None, {"lower": -80, "upper": 240.5, "mean": 60, "std": 40}])
+def test_every_config_normalises_as_the_model(tmp_path, quick, intensity):
+    """Also standalone.yaml, which has none of this package's transforms."""
+    description = {**DESCRIPTION, "schema_version": 2, "in_channels": 1, "intensity": intensity}
+    folder = model_folder(tmp_path / "m", description, kernel_sizes=((3, 3, 1), 3))
+    bundle = packaging.package(folder, tmp_path / "out").folder
+    image = MetaTensor(torch.linspace(-1000, 1000, 60).view(1, 3, 4, 5))
+    expected = NormalizeImage(intensity)(image)
+    for name in ("train", "inference", "standalone"):
+        config = ConfigParser.load_config_file(bundle / f"configs/{name}.yaml")
+        parser = ConfigParser({**config, "bundle_root": str(bundle)})
+        found = Compose(parser.get_parsed_content("normalize"))({"image": image})["image"]
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    text = (bundle / "docs/README.md").read_text()
+    assert ("clipped to -80 ... 240.5" in text) == (intensity is not None)
+    train = yaml.safe_load((bundle / "configs/train.yaml").read_text())
+    assert train["network_def"]["kernel_sizes"] == [[3, 3, 1], [3, 3, 3]]
 
 
 def test_valid_convolutions_have_no_standalone_config(tmp_path, capsys):

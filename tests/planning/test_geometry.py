@@ -88,6 +88,12 @@ def test_the_paper_s_network_for_cubes():
     assert strides == [(2, 2, 2)] * 4 + [(1, 1, 1)] * 2  # down to 4 voxels
 
 
+def test_a_bound_that_is_a_cube():
+    lengths = patch_lengths((24, 20, 18), (2, 2, 2), 16**3, (16, 16, 16))
+    assert steps(lengths, (2, 2, 2))[0][:3] == [(2, 2, 2), (2, 2, 2), (1, 1, 1)]
+    assert whole_lengths(lengths, (16, 16, 16), 4) == [16, 16, 16]
+
+
 def test_thick_slices_stay_apart_at_first():
     strides, kernels = steps((158, 158, 11), (0.5, 0.5, 7.5))
     assert strides[:4] == [(2, 2, 1), (2, 2, 1), (2, 2, 1), (2, 2, 2)]

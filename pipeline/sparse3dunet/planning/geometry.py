@@ -14,6 +14,8 @@ RATIO = 2.0
 """Ratio to the finest axis from which an axis is not pooled, and kernels have size 1 along it."""
 LEAST = 4
 """Minimum number of voxels along an axis after pooling."""
+ROUNDING = 1e-6
+"""Tolerance in voxels: the third root of 16 x 16 x 16 is a little less than 16."""
 STEPS = 6
 """Maximum number of downsamplings."""
 Triple = tuple[int, int, int]
@@ -39,7 +41,7 @@ def patch_lengths(
         free = [axis for axis in range(3) if axis not in lengths]
         left = voxels / math.prod(lengths.values())
         edge = (left * math.prod(spacing[axis] for axis in free)) ** (1 / len(free))
-        full = [axis for axis in free if edge / spacing[axis] >= limits[axis]]
+        full = [axis for axis in free if edge / spacing[axis] >= limits[axis] - ROUNDING]
         for axis in full or free:
             lengths[axis] = max(limits[axis] if full else edge / spacing[axis], 1.0)
     return [lengths[axis] for axis in range(3)]
@@ -68,7 +70,7 @@ def steps(lengths: Sequence[float], spacing: Sequence[float]) -> tuple[list[Trip
 
 
 def _pooled(size: Sequence[float], voxel: Sequence[float]) -> list[int]:
-    large = [axis for axis in range(3) if size[axis] >= 2 * LEAST]
+    large = [axis for axis in range(3) if size[axis] >= 2 * LEAST - ROUNDING]
     finest = min((voxel[axis] for axis in large), default=math.inf)
     return [2 if axis in large and voxel[axis] < RATIO * finest else 1 for axis in range(3)]
 
@@ -83,6 +85,6 @@ def whole_lengths(lengths: Sequence[float], shape: Sequence[float], multiple_of:
     """
     factors = [multiple_of] * 3 if isinstance(multiple_of, int) else multiple_of
     return [
-        int(factor * max(math.ceil(n / factor - 1e-9) if n >= limit else math.floor(n / factor + 1e-9), 1))
+        int(factor * max(math.ceil(n / factor - ROUNDING) if n >= limit else math.floor(n / factor + ROUNDING), 1))
         for n, limit, factor in zip(lengths, shape, factors)
     ]
