@@ -22,7 +22,7 @@ ALL = sorted((ROOT / "bundle/configs").glob("*.yaml"))
         "train#deform#prob",
         "train::deform::prob",
         "network_def#channels",
-        "network_def#channels#0",
+        "planned#channels#0",
         "network_def#dropout",  # an argument that the config leaves at its default
         "optimizer#betas",
         "train#log#_disabled_",

@@ -11,6 +11,7 @@ import sparse3dunet
 from sparse3dunet.data.datalist import DataSet
 from sparse3dunet.errors import DataError
 from sparse3dunet.models.description import ModelDescription, describe_model
+from sparse3dunet.models.description_checks import SCHEMA_VERSION
 from sparse3dunet.models.loading import load_model
 from sparse3dunet.networks import UNet3D
 
@@ -51,7 +52,7 @@ def test_comes_back_as_it_was(more):
 
 def test_is_plain_json_for_others():
     content = json.loads(described().to_json())
-    assert (content["schema_version"], content["sparse3dunet_version"]) == (1, sparse3dunet.__version__)
+    assert (content["schema_version"], content["sparse3dunet_version"]) == (SCHEMA_VERSION, sparse3dunet.__version__)
     network = content.pop("network")
     assert {**network, "upsampling": "joined"} == OLD["network"]
     assert {name: content[name] for name in OLD if name in content} == {k: v for k, v in OLD.items() if k != "network"}
@@ -79,7 +80,7 @@ def test_what_the_first_versions_wrote_is_completed():
 def test_notes_of_others_are_ignored_but_a_newer_schema_is_not():
     content = json.loads(described().to_json())
     assert ModelDescription.from_json(json.dumps({**content, "note": "of the ward"}), "here") == described()
-    newer = json.dumps({**content, "schema_version": 2, "sparse3dunet_version": "1.4.0"})
+    newer = json.dumps({**content, "schema_version": SCHEMA_VERSION + 1, "sparse3dunet_version": "1.4.0"})
     with pytest.raises(DataError, match=r"here: was written by sparse3dunet 1\.4\.0, .* Update sparse3dunet"):
         ModelDescription.from_json(newer, "here")
 
