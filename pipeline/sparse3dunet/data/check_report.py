@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from sparse3dunet.data.checks import CaseReport, DataReport
+from sparse3dunet.data.partial_labels import describe
 
 SHOWN_CASES = 20
 
@@ -63,6 +64,8 @@ def show(
         f"about {report.memory / 1e9:.2g} GB for all volumes in memory.",
         highlight=False,
     )
+    for text in describe([case.looked_for for case in report.cases]):
+        console.print(f"{escape(text)}.", highlight=False, soft_wrap=True)
     for text in report.warning_lines():
         console.print(f"[yellow]warning:[/] {escape(text)}", highlight=False, soft_wrap=True)
     errors = report.all_errors
@@ -119,11 +122,14 @@ def _slices_text(case: CaseReport) -> str:
 def _class_table(report: DataReport, weights: Sequence[float] | None) -> Table:
     counts = report.class_counts
     table = Table(title="Classes", box=box.SIMPLE_HEAD)
-    for heading in ("class", "value", "annotated voxels", "share", "cases", *(["weight"] if weights else [])):
+    partial = any(case.looked_for for case in report.cases)
+    more = [*(["looked for in"] if partial else []), *(["weight"] if weights else [])]
+    for heading in ("class", "value", "annotated voxels", "share", "cases", *more):
         table.add_column(heading, justify="left" if heading == "class" else "right")
     for number, (name, value) in enumerate(zip(report.data_set.class_names, report.data_set.class_values)):
         cases = sum(1 for case in report.cases if case.class_counts and case.class_counts[number])
         share = f"{counts[number] / sum(counts):.1%}" if sum(counts) else ""
-        weight = [f"{weights[number]:.3g}"] if weights else []
-        table.add_row(escape(name), str(value), f"{counts[number]:,}", share, str(cases), *weight)
+        sought = sum(1 for case in report.cases if number == 0 or name in (case.looked_for or [name]))
+        cells = [*([str(sought)] if partial else []), *([f"{weights[number]:.3g}"] if weights else [])]
+        table.add_row(escape(name), str(value), f"{counts[number]:,}", share, str(cases), *cells)
     return table

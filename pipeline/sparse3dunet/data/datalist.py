@@ -1,8 +1,9 @@
 """Data sets, read from a folder or a datalist in any of the usual layouts.
 
 A case is a dictionary: ``image``, an absolute path or the list of its channels' paths; ``label``, the path of the
-annotation; and optionally ``weight``, the path of a weight image, ``annotated_slices`` as in the datalist, and
-``reference``, the path of a dense label used only for scoring.
+annotation; and optionally ``weight``, the path of a weight image, ``annotated_slices`` as in the datalist,
+``annotated_classes``, the values of the classes that were looked for, and ``reference``, the path of a dense label used
+only for scoring.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from sparse3dunet.data.layouts import SUFFIXES, Listing, file_stem, read_listing
+from sparse3dunet.data.partial_labels import with_annotated_classes
 from sparse3dunet.data.slices import check_specification
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.suffixes import suffix_among
-from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL, REFERENCE, WEIGHT
+from sparse3dunet.keys import ANNOTATED_CLASSES, ANNOTATED_SLICES, IMAGE, LABEL, REFERENCE, WEIGHT
 
 Case = dict[str, Any]
 FILE_KEYS = (IMAGE, LABEL, WEIGHT, REFERENCE)
@@ -62,7 +64,7 @@ def read_data_set(
     Args:
         source: the folder, or the JSON file.
         label_dir: folder within it with labels of the same file names to use instead of the listed ones; declared
-            slices and weights belong to the listed labels, and are then ignored.
+            slices and weights belong to the listed labels, and are then ignored (but not ``annotated_classes``).
         weight_dir: folder within it with a weight image (>= 0) for each label, by the labels' file names.
         reference_dir: folder within it with dense labels, used only for scoring, by the labels' file names.
         ignore_index: values of unlabeled voxels; default: as the source declares ("ignore_index", or a label "ignore"),
@@ -102,6 +104,7 @@ def read_data_set(
     if not ignore and class_values:
         ignore = (max(class_values) + 1,)
     _check_classes(listing, class_names, class_values, ignore)
+    cases = with_annotated_classes(cases, listing.annotated_classes, class_names, class_values, str(listing.source))
     validation = tuple(case_name(case[IMAGE]) for case in cases[len(cases) - listing.num_validation :])
     return DataSet(
         cases, class_names, class_values, ignore, listing.num_channels, validation, str(listing.source.absolute())
@@ -182,6 +185,8 @@ def _case(listing: Listing, entry: Any, number: int, folders: Mapping[str, str |
     if entry.get(ANNOTATED_SLICES) is not None and folders[LABEL] is None:
         check_specification(entry[ANNOTATED_SLICES], where)
         case[ANNOTATED_SLICES] = entry[ANNOTATED_SLICES]
+    if entry.get(ANNOTATED_CLASSES) is not None:
+        case[ANNOTATED_CLASSES] = entry[ANNOTATED_CLASSES]
     return case
 
 

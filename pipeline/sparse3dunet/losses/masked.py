@@ -1,4 +1,9 @@
-"""Cross-entropy and Dice over annotated voxels; unlabeled ones affect neither the loss nor any gradient."""
+"""Cross-entropy and Dice over annotated voxels; unlabeled ones affect neither the loss nor any gradient.
+
+Partial labels, in which a voxel marked as background may be a class that was not looked for in its volume, are learned
+by the marginal loss (Fang & Yan 2020; Shi et al. 2021): the probabilities of these classes are added to that of the
+background.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +15,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from sparse3dunet.losses.target import unpack_target
+from sparse3dunet.losses.target import annotated_classes, unpack_target
 from sparse3dunet.networks.shapes import center_crop
 
 
@@ -44,18 +49,22 @@ class _MaskedLoss(nn.Module):
             raise ValueError(f"class_weight must be a list of finite numbers >= 0, got {class_weight}.")
         self.register_buffer("class_weight", weights, persistent=False)
 
-    def _prepare(self, pred: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return logits (B, K, ...) float32, labels (B, ...) int64 and weights (B, ...), all of the prediction's size.
+    def _prepare(
+        self, pred: torch.Tensor, target: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return logits (B, K, ...), labels (B, ...) and weights (B, ...) of the prediction's size; classes looked for.
 
-        Logits of unlabeled voxels become 0 before the softmax, so that not even an infinite one causes NaN.
+        Logits of unlabeled voxels become 0 before the softmax, so that not even an infinite one causes NaN. Those of
+        classes that were not looked for are merged into the background's. The last is (B, K) bool.
         """
         if pred.shape[0] != target.shape[0] or any(p > t for p, t in zip(pred.shape[2:], target.shape[2:])):
             raise ValueError(
                 f"prediction {tuple(pred.shape)} and target {tuple(target.shape)} do not fit: "
                 "expected one batch size and a target at least as large as the prediction."
             )
-        label, weight = unpack_target(center_crop(target, list(pred.shape[2:])))
         num_classes = pred.shape[1]
+        looked_for = annotated_classes(target, num_classes)
+        label, weight = unpack_target(center_crop(target, list(pred.shape[2:])))
         if self.class_weight is not None and len(self.class_weight) != num_classes:
             raise ValueError(f"class_weight has {len(self.class_weight)} entries for {num_classes} classes.")
         if label.numel() and (label.max() >= num_classes or label.min() < 0):
@@ -65,7 +74,11 @@ class _MaskedLoss(nn.Module):
             )
         annotated = (weight > 0).unsqueeze(1)
         logits = torch.where(annotated, pred.float(), torch.zeros((), device=pred.device))
-        return logits, label, weight
+        if looked_for is None:
+            return logits, label, weight, torch.ones(pred.shape[:2], dtype=torch.bool, device=pred.device)
+        if not bool(looked_for.gather(1, label.flatten(1)).all()):
+            raise ValueError("an annotated voxel has the label of a class that was not looked for in its volume.")
+        return _merge_into_background(logits, looked_for), label, weight, looked_for
 
     def _cross_entropy(self, logits: torch.Tensor, label: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Compute PyTorch's weighted mean over the annotated voxels; a differentiable 0 if there are none."""
@@ -81,12 +94,21 @@ class _MaskedLoss(nn.Module):
         return _SumOverProcesses.apply(part) if several else part
 
 
+def _merge_into_background(logits: torch.Tensor, looked_for: torch.Tensor) -> torch.Tensor:
+    """Add the probabilities of the classes that were not looked for to the background's, as logits (B, K, ...)."""
+    classes = looked_for.view(*looked_for.shape, *[1] * (logits.ndim - 2))
+    others = classes.clone()
+    others[:, 0] = False
+    background = logits.masked_fill(others, -torch.inf).logsumexp(dim=1, keepdim=True)
+    return torch.cat([background, logits.masked_fill(~classes, -torch.inf)[:, 1:]], dim=1)
+
+
 class MaskedCrossEntropyLoss(_MaskedLoss):
     """Softmax with weighted cross-entropy, the loss of Çiçek et al. 2016 (page 5).
 
     The mean is over the weights, not over the voxels, so that the loss does not depend on how sparse the annotation
     is. With all weights 1 it equals ``torch.nn.CrossEntropyLoss(weight=class_weight)``; without an annotated voxel it
-    is a differentiable zero.
+    is a differentiable zero. Classes that were not looked for in a volume count as its background.
 
     Args:
         class_weight: one factor >= 0 per class, multiplied with the voxels' weights.
@@ -96,16 +118,16 @@ class MaskedCrossEntropyLoss(_MaskedLoss):
 
     Shapes:
         pred: (B, K, X, Y, Z) logits.
-        target: (B, 2, X', Y', Z'), label and weight (:func:`~sparse3dunet.losses.target.pack_target`), or
-            (B, 1, X', Y', Z'), a dense label. If it is larger than `pred`, as with valid convolutions, its centre is
-            used.
+        target: (B, 2, X', Y', Z'), label and weight, or more channels for partial labels
+            (:func:`~sparse3dunet.losses.target.pack_target`), or (B, 1, X', Y', Z'), a dense label.
+            If it is larger than `pred`, as with valid convolutions, its centre is used.
 
     Raises:
         ValueError: when the shapes do not fit, or an annotated voxel's label is not a class.
     """
 
     def forward(self, pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        return self._cross_entropy(*self._prepare(pred, target))
+        return self._cross_entropy(*self._prepare(pred, target)[:3])
 
 
 class MaskedDiceCELoss(_MaskedLoss):
@@ -113,7 +135,8 @@ class MaskedDiceCELoss(_MaskedLoss):
 
     The mask is applied after the softmax: on the logits it would turn every unlabeled voxel into a uniform prediction.
     With all weights 1 it equals ``monai.losses.DiceCELoss(to_onehot_y=True, softmax=True)`` with the same arguments;
-    without an annotated voxel it is a differentiable zero. Shapes and errors as in :class:`MaskedCrossEntropyLoss`.
+    without an annotated voxel it is a differentiable zero. In Dice, a class that was not looked for in a volume has no
+    term there; its probability is the background's. Shapes and errors as in :class:`MaskedCrossEntropyLoss`.
 
     Args:
         include_background: whether the Dice term includes class 0.
@@ -150,26 +173,32 @@ class MaskedDiceCELoss(_MaskedLoss):
 
     def forward(self, pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         prepared = self._prepare(pred, target)
-        return self.lambda_dice * self._dice(*prepared) + self.lambda_ce * self._cross_entropy(*prepared)
+        return self.lambda_dice * self._dice(*prepared) + self.lambda_ce * self._cross_entropy(*prepared[:3])
 
-    def _dice(self, logits: torch.Tensor, label: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    def _dice(
+        self, logits: torch.Tensor, label: torch.Tensor, weight: torch.Tensor, looked_for: torch.Tensor
+    ) -> torch.Tensor:
         prob = logits.softmax(dim=1)
         onehot = F.one_hot(label, prob.shape[1]).movedim(-1, 1)
         factor = None if self.class_weight is None else self.class_weight.to(label.device)
         if not self.include_background:
-            prob, onehot = prob[:, 1:], onehot[:, 1:]
+            prob, onehot, looked_for = prob[:, 1:], onehot[:, 1:], looked_for[:, 1:]
             factor = None if factor is None else factor[1:]
         axes = tuple(range(2, prob.ndim))
         counted = weight.unsqueeze(1)
         overlap = (counted * prob * onehot).sum(axes)
         total = (counted * (prob + onehot)).sum(axes)
-        annotated = weight.flatten(1).sum(1)
+        # How much annotation the term of a class has in a volume, or in the batch; without any, there is no term.
+        annotated = weight.flatten(1).sum(1, keepdim=True) * looked_for
         if self.batch:
             overlap, total, annotated = (self._of_all(part.sum(0, True)) for part in (overlap, total, annotated))
+        counted_terms = (annotated > 0).sum(1).clamp(min=1)
         loss = 1 - (2 * overlap + self.smooth_nr) / (total + self.smooth_dr)
         if factor is not None:
             loss = loss * factor
-        value, count = (loss.mean(1) * (annotated > 0)).sum(), (annotated > 0).sum()
+        of_volumes = (loss * (annotated > 0)).sum(1) / counted_terms
+        count = (annotated > 0).any(1).sum()
+        value = of_volumes.sum()
         if not self.batch:
             value, count = self._of_all(value), self._of_all(count)
         return value / count.clamp(min=1)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from monai.metrics import CumulativeIterationMetric
 
-from sparse3dunet.losses.target import unpack_target
+from sparse3dunet.losses.target import annotated_classes, unpack_target
 
 KINDS = ("dice", "iou")
 
@@ -18,8 +18,9 @@ def overlap_counts(pred: torch.Tensor, target: torch.Tensor, num_classes: int) -
 
     Args:
         pred: (B, 1, ...) the segmentation, classes 0 ... K-1; or (B, K, ...) logits, of which the argmax is taken.
-        target: (B, 2, ...) label and weight, or (B, 1, ...) a dense label. Voxels of weight 0 are not counted; all
-            others count once.
+        target: label and weight (:func:`~sparse3dunet.losses.target.pack_target`), or (B, 1, ...) a dense label. Voxels
+            of weight 0 are not counted; all others count once. A predicted class that was not looked for in a volume
+            counts as background, which it may be there.
         num_classes: K.
 
     Returns:
@@ -32,13 +33,16 @@ def overlap_counts(pred: torch.Tensor, target: torch.Tensor, num_classes: int) -
         pred = pred.argmax(dim=1, keepdim=True)
     if pred.shape[1] != 1 or pred.shape[0] != target.shape[0] or pred.shape[2:] != target.shape[2:]:
         raise ValueError(f"segmentation {tuple(pred.shape)} and target {tuple(target.shape)} do not fit.")
+    looked_for = annotated_classes(target, num_classes)
     label, weight = unpack_target(target)
     counts = []
-    for guess, truth, counted in zip(pred[:, 0].long(), label, weight > 0):
+    for number, (guess, truth, counted) in enumerate(zip(pred[:, 0].long(), label, weight > 0)):
         truth, guess = truth[counted], guess[counted]
         for name, classes in (("label", truth), ("predicted class", guess)):
             if classes.numel() and not 0 <= int(classes.min()) <= int(classes.max()) < num_classes:
                 raise ValueError(f"a {name} is outside of 0 ... {num_classes - 1}: {classes.unique().tolist()[:9]}.")
+        if looked_for is not None:
+            guess = torch.where(looked_for[number][guess], guess, 0)
         pairs = truth * num_classes + guess
         confusion = torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes)
         true_positive = confusion.diagonal()

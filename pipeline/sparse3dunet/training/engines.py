@@ -22,7 +22,7 @@ from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
 from sparse3dunet.data.datalist import case_name
-from sparse3dunet.keys import IMAGE, LABEL, PRED, REFERENCE, WEIGHT
+from sparse3dunet.keys import ANNOTATED_CLASSES, IMAGE, LABEL, PRED, REFERENCE, WEIGHT
 from sparse3dunet.losses.target import pack_target
 from sparse3dunet.metrics.masked import class_scores, mean_score, overlap_counts, overlap_scores
 from sparse3dunet.report.pictures import save_picture
@@ -36,7 +36,10 @@ METRIC_NAMES = tuple(f"{kind}_{region}" for region in REGIONS for kind in ("dice
 
 
 class PrepareSparseBatch(PrepareBatch):
-    """Make (image, target) from a batch; the target is label and weight in one tensor (B, 2, X, Y, Z)."""
+    """Make (image, target) from a batch; the target has label, weight and, if given, the classes looked for.
+
+    See :func:`~sparse3dunet.losses.target.pack_target`.
+    """
 
     def __call__(
         self,
@@ -50,7 +53,7 @@ class PrepareSparseBatch(PrepareBatch):
             convert_to_tensor(batchdata[key], track_meta=False).to(device=device, non_blocking=non_blocking, **kwargs)
             for key in (IMAGE, LABEL, WEIGHT)
         )
-        return image, pack_target(label, weight)
+        return image, pack_target(label, weight, batchdata.get(ANNOTATED_CLASSES))
 
 
 class NamedHandler:
@@ -264,9 +267,10 @@ def _decollated(engine: Engine) -> Iterator[tuple[dict[str, Any], dict[str, Any]
 
 
 def _targets(item: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Return by region the target (1, 2, X, Y, Z) to score a volume against."""
+    """Return by region the target to score a volume against; a dense label shows all classes."""
     label, weight = item[LABEL][None], item[WEIGHT][None]
-    targets = {"annotated": pack_target(label, weight)}
+    mask = item.get(ANNOTATED_CLASSES)
+    targets = {"annotated": pack_target(label, weight, None if mask is None else mask[None])}
     if REFERENCE in item:
         reference = item[REFERENCE][None]
         targets["unlabeled"] = pack_target(reference, weight == 0)
