@@ -51,7 +51,7 @@ def test_comes_back_as_it_was(more):
 
 def test_is_plain_json_for_others():
     content = json.loads(described().to_json())
-    assert (content["schema_version"], content["sparse3dunet_version"]) == (1, sparse3dunet.__version__)
+    assert (content["schema_version"], content["sparse3dunet_version"]) == (2, sparse3dunet.__version__)
     network = content.pop("network")
     assert {**network, "upsampling": "joined"} == OLD["network"]
     assert {name: content[name] for name in OLD if name in content} == {k: v for k, v in OLD.items() if k != "network"}
@@ -79,9 +79,27 @@ def test_what_the_first_versions_wrote_is_completed():
 def test_notes_of_others_are_ignored_but_a_newer_schema_is_not():
     content = json.loads(described().to_json())
     assert ModelDescription.from_json(json.dumps({**content, "note": "of the ward"}), "here") == described()
-    newer = json.dumps({**content, "schema_version": 2, "sparse3dunet_version": "1.4.0"})
+    newer = json.dumps({**content, "schema_version": 3, "sparse3dunet_version": "1.4.0"})
     with pytest.raises(DataError, match=r"here: was written by sparse3dunet 1\.4\.0, .* Update sparse3dunet"):
         ModelDescription.from_json(newer, "here")
+
+
+def test_version_1_had_no_regions():
+    content = json.loads(described().to_json())
+    for before in ({**content, "schema_version": 1}, {**content, "schema_version": 1, "regions": "a note of the ward"}):
+        assert ModelDescription.from_json(json.dumps(before), "here") == described()
+
+
+def test_regions_come_back_in_their_order():
+    regions = {"whole": (1, 2), "core": (2,)}
+    network = UNet3D(2, 2, channels=(4, 8), norm="instance", padding="same")
+    found = ModelDescription.from_json(
+        describe_model(network, DATA_SET, (16, 16, 8), regions=regions).to_json(), "here"
+    )
+    assert {name: tuple(classes) for name, classes in (found.regions or {}).items()} == regions
+    assert list(found.regions) == ["whole", "core"]
+    with pytest.raises(DataError, match="has 3 class_names for a network of 2 outputs"):
+        ModelDescription.from_json(replace(found, regions=None).to_json(), "here")
 
 
 def test_settings_are_the_same_whichever_version_writes_them():

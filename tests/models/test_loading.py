@@ -208,14 +208,24 @@ def spoil(folder, form, **fields):
         (lambda f, n: spoil(f, n, ignore_index=[0.5], unlabeled=[]), r"no valid ignore_index: \[0.5\]"),
         (lambda f, n: spoil(f, n, annotated_slices="some"), "no valid annotated_slices: 'some'"),
         (lambda f, n: spoil(f, n, normalize="z-score"), "no valid normalize: 'z-score'; expected a list of names"),
+        (lambda f, n: spoil(f, n, regions={"all": [1, 2]}, schema_version=2, in_channels=1), "no valid regions"),
+        (lambda f, n: spoil(f, n, regions={"all": [1, "x"]}, schema_version=2, in_channels=1), "no valid regions"),
+        (
+            lambda f, n: spoil(f, n, regions={"all": [1, 2], "core": [2]}, schema_version=2, in_channels=1),
+            "has 2 regions for a network",
+        ),
+        (
+            lambda f, n: spoil(f, n, regions={"all": [1]}, schema_version=2, in_channels=1),
+            "has 1 regions for 3 class_names",
+        ),
         (lambda f, n: spoil(f, n, training=None), r"model.json: has no valid training: None.*Copy it again"),
         (lambda f, n: spoil(f, n, schema_version=1), r"model.json: has no in_channels; expected a whole number"),
-        (lambda f, n: spoil(f, n, schema_version="1"), "no valid schema_version: '1'; expected 1"),
+        (lambda f, n: spoil(f, n, schema_version="1"), "no valid schema_version: '1'; expected 1 to 2"),
         (
-            lambda f, n: spoil(f, n, schema_version=2, sparse3dunet_version="9.1.0"),
-            r"model.json: was written by sparse3dunet 9\.1\.0.*schema version 2.*Update sparse3dunet to that version",
+            lambda f, n: spoil(f, n, schema_version=3, sparse3dunet_version="9.1.0"),
+            r"model.json: was written by sparse3dunet 9\.1\.0.*schema version 3.*Update sparse3dunet to that version",
         ),
-        (lambda f, n: spoil(f, n, schema_version=2), "was written by sparse3dunet .unknown version."),
+        (lambda f, n: spoil(f, n, schema_version=3), "was written by sparse3dunet .unknown version."),
     ],
 )
 def test_faults_are_named(folder, network, fault, words):

@@ -13,13 +13,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from sparse3dunet.data.checks import CaseReport, DataReport
-from sparse3dunet.data.partial_labels import describe
+from sparse3dunet.data.partial_labels import describe as describe_partial_labels
+from sparse3dunet.data.regions import describe as describe_regions
 
 SHOWN_CASES = 20
 
 
 def as_json(report: DataReport) -> str:
-    """Return the report as JSON: ``ok``, ``errors``, ``warnings``, ``classes``, ``memory_bytes`` and ``cases``."""
+    """Return the report as JSON: ``ok``, ``errors``, ``warnings``, ``classes``, ``regions``, ``cases`` and others."""
     names, values = report.data_set.class_names, report.data_set.class_values
     classes = [
         {"name": name, "value": value, "voxels": count}
@@ -30,6 +31,7 @@ def as_json(report: DataReport) -> str:
         "errors": report.all_errors,
         "warnings": report.warning_lines(),
         "classes": classes,
+        "regions": {name: list(classes) for name, classes in report.data_set.regions.items()},
         "ignore_index": list(report.data_set.ignore_index),
         "num_channels": report.data_set.num_channels,
         "memory_bytes": report.memory,
@@ -64,7 +66,8 @@ def show(
         f"about {report.memory / 1e9:.2g} GB for all volumes in memory.",
         highlight=False,
     )
-    for text in describe([case.looked_for for case in report.cases]):
+    regions = describe_regions(report.data_set.regions, report.data_set.class_names)
+    for text in [*regions, *describe_partial_labels([case.looked_for for case in report.cases])]:
         console.print(f"{escape(text)}.", highlight=False, soft_wrap=True)
     for text in report.warning_lines():
         console.print(f"[yellow]warning:[/] {escape(text)}", highlight=False, soft_wrap=True)

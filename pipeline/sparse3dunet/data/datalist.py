@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from sparse3dunet.data.layouts import SUFFIXES, Listing, file_stem, read_listing
 from sparse3dunet.data.partial_labels import with_annotated_classes
+from sparse3dunet.data.regions import declared_regions
 from sparse3dunet.data.slices import check_specification
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.suffixes import suffix_among
@@ -39,6 +40,7 @@ class DataSet:
         num_channels: channels of the images; 0 if undeclared.
         validation: names of the cases that the source itself sets apart for validation.
         source: file or folder that lists the cases, for messages.
+        regions: class numbers by the name of the region, in the order in which they are written; empty if undeclared.
     """
 
     cases: list[Case]
@@ -48,6 +50,7 @@ class DataSet:
     num_channels: int
     validation: tuple[str, ...] = ()
     source: str = "the data set"
+    regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def read_data_set(
@@ -105,10 +108,15 @@ def read_data_set(
         ignore = (max(class_values) + 1,)
     _check_classes(listing, class_names, class_values, ignore)
     cases = with_annotated_classes(cases, listing.annotated_classes, class_names, class_values, str(listing.source))
+    regions = declared_regions(listing.regions, class_names, class_values, str(listing.source))
+    if regions and any(ANNOTATED_CLASSES in case for case in cases):
+        raise DataError(
+            f"{listing.source}: regions and annotated_classes are both declared; expected one of them, since a region "
+            "is not known where a class of it was not looked for. Remove one."
+        )
     validation = tuple(case_name(case[IMAGE]) for case in cases[len(cases) - listing.num_validation :])
-    return DataSet(
-        cases, class_names, class_values, ignore, listing.num_channels, validation, str(listing.source.absolute())
-    )
+    source = str(listing.source.absolute())
+    return DataSet(cases, class_names, class_values, ignore, listing.num_channels, validation, source, regions)
 
 
 def declared_data_set(declared: Mapping[str, Any] | None) -> DataSet:
@@ -281,7 +289,8 @@ def _classes(listing: Listing) -> tuple[list[str], list[int], tuple[int, ...]]:
         raise DataError(
             f'{listing.source}: "labels" must name at least two classes by their values, background first, as in '
             '{"0": "background", "1": "tubule"} or {"background": 0, "tubule": 1, "ignore": 2}, with a different whole '
-            f"number for each (regions of several values are not supported); found {listing.labels!r}. Correct them."
+            f'number for each (regions of several values are declared apart, in "regions"); found {listing.labels!r}. '
+            "Correct them."
         )
     # The background is class 0 even where its value is not the smallest, as in the paper's data.
     order = sorted(classes, key=lambda number: (classes[number].lower() != "background", number))

@@ -33,6 +33,7 @@ class Listing:
         ignore_index: values of unlabeled voxels; None if undeclared.
         annotated_slices: annotated slices of cases that list none; None if undeclared.
         annotated_classes: classes that were looked for in cases that list none; None for all.
+        regions: classes by the name of the region; None if undeclared.
         num_channels: channels of the images; 0 if undeclared.
         num_validation: number of cases that the source sets apart for validation.
         allows_absolute: whether paths may be absolute and point anywhere.
@@ -45,6 +46,7 @@ class Listing:
     ignore_index: Any = None
     annotated_slices: Any = None
     annotated_classes: Any = None
+    regions: Any = None
     num_channels: int = 0
     num_validation: int = 0
     allows_absolute: bool = False
@@ -99,6 +101,7 @@ def _datalist(file: Path, content: Any, allows_absolute: bool) -> Listing:
         ignore_index=content.get("ignore_index"),
         annotated_slices=content.get("annotated_slices"),
         annotated_classes=content.get("annotated_classes"),
+        regions=content.get("regions"),
         num_channels=_declared_channels(file, key, content.get(key) or {})
         or (len(images) if isinstance(images, list) else 0),
         num_validation=len(validation),
@@ -136,6 +139,7 @@ def _nnunet(file: Path, content: dict[str, Any]) -> Listing:
         ignore_index=content.get("ignore_index"),
         annotated_slices=content.get("annotated_slices"),
         annotated_classes=content.get("annotated_classes"),
+        regions=content.get("regions"),
         num_channels=num_channels,
     )
 

@@ -15,6 +15,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
+from sparse3dunet.losses.regions import Regions, membership
 from sparse3dunet.losses.target import annotated_classes, unpack_target
 from sparse3dunet.networks.shapes import center_crop
 
@@ -37,17 +38,26 @@ class _SumOverProcesses(torch.autograd.Function):
 
 
 class _MaskedLoss(nn.Module):
-    """Base of both losses, with class weights and checked logits, labels and weights."""
+    """Base of both losses, with class weights or regions, and checked logits, labels and weights."""
 
     class_weight: torch.Tensor | None
+    in_region: torch.Tensor | None
 
-    def __init__(self, class_weight: Sequence[float] | torch.Tensor | None = None, distributed: bool = False) -> None:
+    def __init__(
+        self,
+        class_weight: Sequence[float] | torch.Tensor | None = None,
+        distributed: bool = False,
+        regions: Regions | None = None,
+    ) -> None:
         super().__init__()
         self.distributed = distributed
         weights = None if class_weight is None else torch.as_tensor(class_weight, dtype=torch.float32)
         if weights is not None and (weights.ndim != 1 or not torch.isfinite(weights).all() or (weights < 0).any()):
             raise ValueError(f"class_weight must be a list of finite numbers >= 0, got {class_weight}.")
+        if weights is not None and regions:
+            raise ValueError("class_weight is for classes, and cannot be combined with regions.")
         self.register_buffer("class_weight", weights, persistent=False)
+        self.register_buffer("in_region", membership(regions) if regions else None, persistent=False)
 
     def _prepare(
         self, pred: torch.Tensor, target: torch.Tensor
@@ -55,14 +65,17 @@ class _MaskedLoss(nn.Module):
         """Return logits (B, K, ...), labels (B, ...) and weights (B, ...) of the prediction's size; classes looked for.
 
         Logits of unlabeled voxels become 0 before the softmax, so that not even an infinite one causes NaN. Those of
-        classes that were not looked for are merged into the background's. The last is (B, K) bool.
+        classes that were not looked for are merged into the background's. The last is (B, K) bool. With regions, logits
+        are (B, R, ...), and the last is (B, R).
         """
         if pred.shape[0] != target.shape[0] or any(p > t for p, t in zip(pred.shape[2:], target.shape[2:])):
             raise ValueError(
                 f"prediction {tuple(pred.shape)} and target {tuple(target.shape)} do not fit: "
                 "expected one batch size and a target at least as large as the prediction."
             )
-        num_classes = pred.shape[1]
+        num_classes = pred.shape[1] if self.in_region is None else self.in_region.shape[1]
+        if self.in_region is not None and pred.shape[1] != len(self.in_region):
+            raise ValueError(f"the network has {pred.shape[1]} outputs, but there are {len(self.in_region)} regions.")
         looked_for = annotated_classes(target, num_classes)
         label, weight = unpack_target(center_crop(target, list(pred.shape[2:])))
         if self.class_weight is not None and len(self.class_weight) != num_classes:
@@ -78,15 +91,27 @@ class _MaskedLoss(nn.Module):
             return logits, label, weight, torch.ones(pred.shape[:2], dtype=torch.bool, device=pred.device)
         if not bool(looked_for.gather(1, label.flatten(1)).all()):
             raise ValueError("an annotated voxel has the label of a class that was not looked for in its volume.")
+        if self.in_region is not None:
+            raise ValueError("partial labels cannot be combined with regions.")
         return _merge_into_background(logits, looked_for), label, weight, looked_for
 
     def _cross_entropy(self, logits: torch.Tensor, label: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Compute PyTorch's weighted mean over the annotated voxels; a differentiable 0 if there are none."""
         if self.class_weight is not None:
             weight = weight * self.class_weight.to(label.device)[label]
-        loss = F.cross_entropy(logits, label, reduction="none")
+        if self.in_region is None:
+            loss = F.cross_entropy(logits, label, reduction="none")
+        else:
+            truth = self._truth(label, logits.shape[1]).float()
+            loss = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").mean(1)
         weights = self._of_all(weight.sum()).clamp(min=torch.finfo(torch.float32).tiny)
         return self._of_all((loss * weight).sum()) / weights
+
+    def _truth(self, label: torch.Tensor, num_classes: int) -> torch.Tensor:
+        """Return (B, K, ...), 1 in the channel of the label and 0 in others; with regions (B, R, ...), 1 inside."""
+        if self.in_region is None:
+            return F.one_hot(label, num_classes).movedim(-1, 1)
+        return self.in_region.to(label.device)[:, label].movedim(0, 1).long()
 
     def _of_all(self, part: torch.Tensor) -> torch.Tensor:
         """Return the differentiable sum over all processes; `part` if there is only one."""
@@ -108,16 +133,19 @@ class MaskedCrossEntropyLoss(_MaskedLoss):
 
     The mean is over the weights, not over the voxels, so that the loss does not depend on how sparse the annotation
     is. With all weights 1 it equals ``torch.nn.CrossEntropyLoss(weight=class_weight)``; without an annotated voxel it
-    is a differentiable zero. Classes that were not looked for in a volume count as its background.
+    is a differentiable zero. Classes that were not looked for in a volume count as its background. With regions it is
+    the mean binary cross-entropy over the regions.
 
     Args:
         class_weight: one factor >= 0 per class, multiplied with the voxels' weights.
         distributed: with DistributedDataParallel, whether the mean is over the annotated voxels of all processes, as
             if one had the whole batch. With a mean in each process, a voxel would count more the fewer its process has.
             All processes must call the loss equally often.
+        regions: class numbers by the name of the region (:mod:`~sparse3dunet.losses.regions`), for a network with a
+            sigmoid output for each instead of a softmax over classes; None or empty for classes.
 
     Shapes:
-        pred: (B, K, X, Y, Z) logits.
+        pred: (B, K, X, Y, Z) logits of the classes, or (B, R, X, Y, Z) of the regions.
         target: (B, 2, X', Y', Z'), label and weight, or more channels for partial labels
             (:func:`~sparse3dunet.losses.target.pack_target`), or (B, 1, X', Y', Z'), a dense label.
             If it is larger than `pred`, as with valid convolutions, its centre is used.
@@ -136,10 +164,11 @@ class MaskedDiceCELoss(_MaskedLoss):
     The mask is applied after the softmax: on the logits it would turn every unlabeled voxel into a uniform prediction.
     With all weights 1 it equals ``monai.losses.DiceCELoss(to_onehot_y=True, softmax=True)`` with the same arguments;
     without an annotated voxel it is a differentiable zero. In Dice, a class that was not looked for in a volume has no
-    term there; its probability is the background's. Shapes and errors as in :class:`MaskedCrossEntropyLoss`.
+    term there; its probability is the background's. With regions, it equals ``DiceLoss(sigmoid=True)`` plus
+    ``BCEWithLogitsLoss``, by region. Shapes and errors as in :class:`MaskedCrossEntropyLoss`.
 
     Args:
-        include_background: whether the Dice term includes class 0.
+        include_background: whether the Dice term includes class 0; regions have no background.
         batch: whether to sum over the whole batch in Dice; otherwise it is the mean over the volumes that have an
             annotated voxel.
         smooth_nr: added to Dice's numerator.
@@ -148,6 +177,7 @@ class MaskedDiceCELoss(_MaskedLoss):
         lambda_dice: factor of the Dice term.
         lambda_ce: factor of the cross-entropy term.
         distributed: whether all sums are over all processes, see :class:`MaskedCrossEntropyLoss`.
+        regions: see :class:`MaskedCrossEntropyLoss`.
     """
 
     def __init__(
@@ -160,8 +190,9 @@ class MaskedDiceCELoss(_MaskedLoss):
         lambda_dice: float = 1.0,
         lambda_ce: float = 1.0,
         distributed: bool = False,
+        regions: Regions | None = None,
     ) -> None:
-        super().__init__(class_weight, distributed)
+        super().__init__(class_weight, distributed, regions)
         if lambda_dice < 0 or lambda_ce < 0:
             raise ValueError(f"lambda_dice and lambda_ce must be >= 0, got {lambda_dice} and {lambda_ce}.")
         self.include_background = include_background
@@ -178,10 +209,10 @@ class MaskedDiceCELoss(_MaskedLoss):
     def _dice(
         self, logits: torch.Tensor, label: torch.Tensor, weight: torch.Tensor, looked_for: torch.Tensor
     ) -> torch.Tensor:
-        prob = logits.softmax(dim=1)
-        onehot = F.one_hot(label, prob.shape[1]).movedim(-1, 1)
+        prob = logits.softmax(dim=1) if self.in_region is None else logits.sigmoid()
+        onehot = self._truth(label, prob.shape[1])
         factor = None if self.class_weight is None else self.class_weight.to(label.device)
-        if not self.include_background:
+        if not self.include_background and self.in_region is None:
             prob, onehot, looked_for = prob[:, 1:], onehot[:, 1:], looked_for[:, 1:]
             factor = None if factor is None else factor[1:]
         axes = tuple(range(2, prob.ndim))

@@ -23,6 +23,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from sparse3dunet.data.datalist import case_name
 from sparse3dunet.keys import ANNOTATED_CLASSES, IMAGE, LABEL, PRED, REFERENCE, WEIGHT
+from sparse3dunet.losses.regions import Regions
 from sparse3dunet.losses.target import pack_target
 from sparse3dunet.metrics.masked import class_scores, mean_score, overlap_counts, overlap_scores
 from sparse3dunet.report.pictures import save_picture
@@ -85,17 +86,24 @@ class ScoreReport:
     different volumes or the same ones: scores are over all of them, and the first process prints and writes.
 
     Args:
-        class_names: names by class number.
+        class_names: names by class number; with regions of the background and of each of these
+            (:func:`~sparse3dunet.data.regions.scored_names`).
         output_dir: folder for ``scores.csv``, with a row for each volume, region and class; None for no file.
         print_table: whether to print a table at the end.
+        regions: class numbers by the name of the region, to score these instead of the classes.
     """
 
     def __init__(
-        self, class_names: Sequence[str], output_dir: str | Path | None = None, print_table: bool = False
+        self,
+        class_names: Sequence[str],
+        output_dir: str | Path | None = None,
+        print_table: bool = False,
+        regions: Regions | None = None,
     ) -> None:
         self.class_names = list(class_names)
         self.csv_file = None if output_dir is None else Path(output_dir) / "scores.csv"
         self.print_table = print_table
+        self.regions = regions
         self.names: dict[str, list[str]] = {}
         self.counts: dict[str, list[torch.Tensor]] = {}
 
@@ -116,7 +124,8 @@ class ScoreReport:
             for region, target in _targets(item).items():
                 pred = output[PRED].to(target.device)
                 self.names[region].append(_name_of(item))
-                self.counts[region].append(overlap_counts(pred[None], target, len(self.class_names))[0])
+                counts = overlap_counts(pred[None], target, len(self.class_names), self.regions)
+                self.counts[region].append(counts[0])
 
     def compute(self, engine: Engine) -> None:
         if idist.get_world_size() > 1:

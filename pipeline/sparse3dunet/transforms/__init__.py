@@ -13,6 +13,7 @@ from sparse3dunet.transforms.intensity import (
     RandShading,
 )
 from sparse3dunet.transforms.patches import RandPatchCenter, RandPatchCenterd, UntilAnnotated
+from sparse3dunet.transforms.regions import RegionsToClasses, RegionsToClassesd
 from sparse3dunet.transforms.simulate import (
     KeepFraction,
     KeepFractiond,
@@ -61,6 +62,8 @@ __all__ = [
     "RandShading",
     "RandomWalkerLabel",
     "RandomWalkerLabeld",
+    "RegionsToClasses",
+    "RegionsToClassesd",
     "ResampleAnnotation",
     "SparseLabel",
     "SparseLabeld",
