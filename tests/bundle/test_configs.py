@@ -31,7 +31,7 @@ ALL = sorted((ROOT / "bundle/configs").glob("*.yaml"))
         "train#dataset#data",
         "experiment_name",  # of --tracking
         "_meta_#version",
-        "validate#postprocessing#transforms#0#threshold",
+        "validate#postprocessing#transforms#1#threshold",
     ],
 )
 def test_known_settings_pass(name):

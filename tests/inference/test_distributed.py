@@ -25,13 +25,20 @@ LOSSES = {
 
 
 def make_batch(case):
-    """Four patches of which the first two, the first process's, have more annotated voxels, or all or none of them."""
+    """Four patches of which the first two, the first process's, have more annotated voxels, or all or none of them.
+
+    With partial labels, classes were not looked for in some patches, or only in the first process's.
+    """
     random = torch.Generator().manual_seed(0)
     image = torch.randn(4, 1, 6, 5, 4, generator=random)
     label = torch.randint(0, 3, (4, 1, 6, 5, 4), generator=random)
     weight = (torch.rand(4, 1, 6, 5, 4, generator=random) < 0.3).float()
-    weight[2:] *= {"few": (torch.rand(2, 1, 6, 5, 4, generator=random) < 0.1).float(), "none": 0.0}[case]
-    return image, pack_target(label, weight)
+    weight[2:] *= {"few": (torch.rand(2, 1, 6, 5, 4, generator=random) < 0.1).float(), "none": 0.0}.get(case, 1.0)
+    looked_for = torch.ones(4, 3, dtype=torch.bool)
+    if case == "partial":
+        looked_for[:2, 2] = looked_for[0, 1] = False
+        label = torch.where(torch.stack([mask[part] for mask, part in zip(looked_for, label)]), label, 0)
+    return image, pack_target(label, weight, looked_for)
 
 
 def make_network():
@@ -41,7 +48,7 @@ def make_network():
 
 def losses_and_gradients(network, indices, **options):
     found = {}
-    for case in ("few", "none"):
+    for case in ("few", "none", "partial"):
         image, target = make_batch(case)
         for name, make in LOSSES.items():
             network.zero_grad()

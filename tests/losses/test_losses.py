@@ -145,4 +145,6 @@ def test_readable_errors():
         with pytest.raises(ValueError, match="weight that is negative"):
             MaskedDiceCELoss()(logits, pack_target(label, torch.where(weight > 0.5, bad, weight)))
     with pytest.raises(ValueError, match="channel"):
-        unpack_target(logits)
+        MaskedDiceCELoss()(logits, logits)
+    with pytest.raises(ValueError, match="channel"):
+        unpack_target(logits[:, :0])

@@ -85,6 +85,24 @@ def test_notes_of_others_are_ignored_but_a_newer_schema_is_not():
         ModelDescription.from_json(newer, "here")
 
 
+def test_version_1_had_no_regions():
+    content = json.loads(described().to_json())
+    for before in ({**content, "schema_version": 1}, {**content, "schema_version": 1, "regions": "a note of the ward"}):
+        assert ModelDescription.from_json(json.dumps(before), "here") == described()
+
+
+def test_regions_come_back_in_their_order():
+    regions = {"whole": (1, 2), "core": (2,)}
+    network = UNet3D(2, 2, channels=(4, 8), norm="instance", padding="same")
+    found = ModelDescription.from_json(
+        describe_model(network, DATA_SET, (16, 16, 8), regions=regions).to_json(), "here"
+    )
+    assert {name: tuple(classes) for name, classes in (found.regions or {}).items()} == regions
+    assert list(found.regions) == ["whole", "core"]
+    with pytest.raises(DataError, match="has 3 class_names for a network of 2 outputs"):
+        ModelDescription.from_json(replace(found, regions=None).to_json(), "here")
+
+
 def test_settings_are_the_same_whichever_version_writes_them():
     settings = described().settings()
     assert settings == replace(described(), sparse3dunet_version="0.0.1").settings() == json.loads(json.dumps(settings))

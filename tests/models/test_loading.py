@@ -208,6 +208,16 @@ def spoil(folder, form, **fields):
         (lambda f, n: spoil(f, n, ignore_index=[0.5], unlabeled=[]), r"no valid ignore_index: \[0.5\]"),
         (lambda f, n: spoil(f, n, annotated_slices="some"), "no valid annotated_slices: 'some'"),
         (lambda f, n: spoil(f, n, normalize="z-score"), "no valid normalize: 'z-score'; expected a list of names"),
+        (lambda f, n: spoil(f, n, regions={"all": [1, 2]}, schema_version=2, in_channels=1), "no valid regions"),
+        (lambda f, n: spoil(f, n, regions={"all": [1, "x"]}, schema_version=2, in_channels=1), "no valid regions"),
+        (
+            lambda f, n: spoil(f, n, regions={"all": [1, 2], "core": [2]}, schema_version=2, in_channels=1),
+            "has 2 regions for a network",
+        ),
+        (
+            lambda f, n: spoil(f, n, regions={"all": [1]}, schema_version=2, in_channels=1),
+            "has 1 regions for 3 class_names",
+        ),
         (lambda f, n: spoil(f, n, training=None), r"model.json: has no valid training: None.*Copy it again"),
         (lambda f, n: spoil(f, n, schema_version=1), r"model.json: has no in_channels; expected a whole number"),
         (lambda f, n: spoil(f, n, schema_version="1"), r"no valid schema_version: '1'; expected \d"),

@@ -71,7 +71,7 @@ def config_values(model: Model) -> dict[str, dict[str, Any]]:
             "network_def": {
                 "_target_": f"{UNet3D.__module__.rpartition('.')[0]}.{UNet3D.__name__}",
                 "in_channels": "@num_channels",
-                "out_channels": "@num_classes",
+                "out_channels": "@num_outputs",
                 **own,
             },
         },

@@ -101,6 +101,11 @@ def _trained(path: str | Path) -> Model:
     model = load_model(path)
     if model.description.network is None:
         raise DataError(f"{path}: not a UNet3D, as the bundle's configs require. Pass a training's folder.")
+    if model.description.regions:
+        raise DataError(
+            f"{path}: was trained for regions ({', '.join(model.description.regions)}), whose sigmoid outputs MONAI's "
+            "tools would take for classes. Only models for classes can be packaged; predict with sparse3dunet."
+        )
     if model.description.normalize:
         raise DataError(
             f"{path}: was trained with another normalisation ({' and '.join(model.description.normalize)}) than that "

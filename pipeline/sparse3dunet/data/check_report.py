@@ -14,12 +14,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from sparse3dunet.data.checks import CaseReport, DataReport
+from sparse3dunet.data.partial_labels import describe as describe_partial_labels
+from sparse3dunet.data.regions import describe as describe_regions
 
 SHOWN_CASES = 20
 
 
 def as_json(report: DataReport) -> str:
-    """Return the report as JSON: ``ok``, ``errors``, ``warnings``, ``classes``, ``memory_bytes`` and ``cases``."""
+    """Return the report as JSON: ``ok``, ``errors``, ``warnings``, ``classes``, ``regions``, ``cases`` and others."""
     names, values = report.data_set.class_names, report.data_set.class_values
     classes = [
         {"name": name, "value": value, "voxels": count}
@@ -30,6 +32,7 @@ def as_json(report: DataReport) -> str:
         "errors": report.all_errors,
         "warnings": report.warning_lines(),
         "classes": classes,
+        "regions": {name: list(classes) for name, classes in report.data_set.regions.items()},
         "ignore_index": list(report.data_set.ignore_index),
         "num_channels": report.data_set.num_channels,
         "memory_bytes": report.memory,
@@ -67,6 +70,9 @@ def show(
         f"about {report.memory / 1e9:.2g} GB for all volumes in memory.",
         highlight=False,
     )
+    regions = describe_regions(report.data_set.regions, report.data_set.class_names)
+    for text in [*regions, *describe_partial_labels([case.looked_for for case in report.cases])]:
+        console.print(f"{escape(text)}.", highlight=False, soft_wrap=True)
     for text in report.warning_lines():
         console.print(f"[yellow]warning:[/] {escape(text)}", highlight=False, soft_wrap=True)
     errors = report.all_errors
@@ -123,11 +129,14 @@ def _slices_text(case: CaseReport) -> str:
 def _class_table(report: DataReport, weights: Sequence[float] | None) -> Table:
     counts = report.class_counts
     table = Table(title="Classes", box=box.SIMPLE_HEAD)
-    for heading in ("class", "value", "annotated voxels", "share", "cases", *(["weight"] if weights else [])):
+    partial = any(case.looked_for for case in report.cases)
+    more = [*(["looked for in"] if partial else []), *(["weight"] if weights else [])]
+    for heading in ("class", "value", "annotated voxels", "share", "cases", *more):
         table.add_column(heading, justify="left" if heading == "class" else "right")
     for number, (name, value) in enumerate(zip(report.data_set.class_names, report.data_set.class_values)):
         cases = sum(1 for case in report.cases if case.class_counts and case.class_counts[number])
         share = f"{counts[number] / sum(counts):.1%}" if sum(counts) else ""
-        weight = [f"{weights[number]:.3g}"] if weights else []
-        table.add_row(escape(name), str(value), f"{counts[number]:,}", share, str(cases), *weight)
+        sought = sum(1 for case in report.cases if number == 0 or name in (case.looked_for or [name]))
+        cells = [*([str(sought)] if partial else []), *([f"{weights[number]:.3g}"] if weights else [])]
+        table.add_row(escape(name), str(value), f"{counts[number]:,}", share, str(cases), *cells)
     return table

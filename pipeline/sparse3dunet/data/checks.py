@@ -15,6 +15,7 @@ from sparse3dunet.data.datalist import Case, DataSet, case_name, with_cases
 from sparse3dunet.data.label_and_weight import SparseLabel
 from sparse3dunet.data.measurements import Measurements, measure
 from sparse3dunet.data.memory import machine_memory
+from sparse3dunet.data.partial_labels import looked_for
 from sparse3dunet.data.slices import find_slices, plane_names
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.volumes import (
@@ -26,7 +27,7 @@ from sparse3dunet.io.volumes import (
     read_volume,
     values_found,
 )
-from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL, REFERENCE, WEIGHT
+from sparse3dunet.keys import ANNOTATED_CLASSES, ANNOTATED_SLICES, IMAGE, LABEL, REFERENCE, WEIGHT
 
 SHOWN_PROBLEMS = 10
 INTENSITY_RATIO = 100
@@ -58,6 +59,7 @@ class CaseReport:
         slices: annotated slices by plane; None if the annotation is not made of slices (scribbles, for example),
             empty lists if all voxels are annotated.
         measurements: further measurements, for a plan; None if a file could not be read.
+        looked_for: names of the classes that were looked for, without background; empty if all were.
     """
 
     name: str
@@ -73,6 +75,7 @@ class CaseReport:
     class_counts: list[int] = field(default_factory=list)
     slices: dict[str, list[int]] | None = None
     measurements: Measurements | None = field(default=None, repr=False)
+    looked_for: list[str] = field(default_factory=list)
 
     @property
     def is_dense(self) -> bool:
@@ -241,7 +244,7 @@ def inspect_case(case: Case, data_set: DataSet) -> CaseReport:
         for volume in filter(None, (label, weight)):
             if image is not None:
                 check_same_grid(volume, image)
-        _describe_annotation(report, image, label, weight, case.get(ANNOTATED_SLICES), data_set)
+        _describe_annotation(report, image, label, weight, case, data_set)
         if REFERENCE in case:
             _check_reference(read_volume(case[REFERENCE]), label, data_set.class_values)
     except DataError as error:
@@ -278,10 +281,15 @@ def as_tensor(volume: Volume) -> MetaTensor:
 
 
 def _describe_annotation(
-    report: CaseReport, image: Volume | None, label: Volume, weight: Volume | None, slices: object, data_set: DataSet
+    report: CaseReport, image: Volume | None, label: Volume, weight: Volume | None, case: Case, data_set: DataSet
 ) -> None:
-    split = SparseLabel(data_set.class_values, data_set.ignore_index)
+    names, values = data_set.class_names, data_set.class_values
+    split = SparseLabel(values, data_set.ignore_index)
+    slices = case.get(ANNOTATED_SLICES)
     classes, weights = split(as_tensor(label), None if weight is None else as_tensor(weight), slices)
+    if ANNOTATED_CLASSES in case:
+        mask = looked_for(classes, weights, case[ANNOTATED_CLASSES], values, label.path, names)
+        report.looked_for = [] if mask.all() else [name for name, found in zip(names[1:], mask[1:]) if found]
     annotated = weights[0].numpy() > 0
     numbers = np.asarray(classes[0])[annotated]
     report.voxels, report.annotated = annotated.size, int(annotated.sum())

@@ -1,23 +1,26 @@
 """Data sets, read from a folder or a datalist in any of the usual layouts.
 
 A case is a dictionary: ``image``, an absolute path or the list of its channels' paths; ``label``, the path of the
-annotation; and optionally ``weight``, the path of a weight image, ``annotated_slices`` as in the datalist, and
-``reference``, the path of a dense label used only for scoring.
+annotation; and optionally ``weight``, the path of a weight image, ``annotated_slices`` as in the datalist,
+``annotated_classes``, the values of the classes that were looked for, and ``reference``, the path of a dense label used
+only for scoring.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from sparse3dunet.data.layouts import SUFFIXES, Listing, file_stem, read_listing
+from sparse3dunet.data.partial_labels import with_annotated_classes
+from sparse3dunet.data.regions import declared_regions
 from sparse3dunet.data.slices import check_specification
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.suffixes import suffix_among
-from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL, REFERENCE, WEIGHT
+from sparse3dunet.keys import ANNOTATED_CLASSES, ANNOTATED_SLICES, IMAGE, LABEL, REFERENCE, WEIGHT
 
 Case = dict[str, Any]
 FILE_KEYS = (IMAGE, LABEL, WEIGHT, REFERENCE)
@@ -38,6 +41,7 @@ class DataSet:
         validation: names of the cases that the source itself sets apart for validation.
         source: file or folder that lists the cases, for messages.
         modalities: names of the channels, such as CT; empty if undeclared.
+        regions: class numbers by the name of the region, in the order in which they are written; empty if undeclared.
     """
 
     cases: list[Case]
@@ -48,6 +52,7 @@ class DataSet:
     validation: tuple[str, ...] = ()
     source: str = "the data set"
     modalities: tuple[str, ...] = ()
+    regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def read_data_set(
@@ -64,7 +69,7 @@ def read_data_set(
     Args:
         source: the folder, or the JSON file.
         label_dir: folder within it with labels of the same file names to use instead of the listed ones; declared
-            slices and weights belong to the listed labels, and are then ignored.
+            slices and weights belong to the listed labels, and are then ignored (but not ``annotated_classes``).
         weight_dir: folder within it with a weight image (>= 0) for each label, by the labels' file names.
         reference_dir: folder within it with dense labels, used only for scoring, by the labels' file names.
         ignore_index: values of unlabeled voxels; default: as the source declares ("ignore_index", or a label "ignore"),
@@ -104,10 +109,17 @@ def read_data_set(
     if not ignore and class_values:
         ignore = (max(class_values) + 1,)
     _check_classes(listing, class_names, class_values, ignore)
+    cases = with_annotated_classes(cases, listing.annotated_classes, class_names, class_values, str(listing.source))
+    regions = declared_regions(listing.regions, class_names, class_values, str(listing.source))
+    if regions and any(ANNOTATED_CLASSES in case for case in cases):
+        raise DataError(
+            f"{listing.source}: regions and annotated_classes are both declared; expected one of them, since a region "
+            "is not known where a class of it was not looked for. Remove one."
+        )
     validation = tuple(case_name(case[IMAGE]) for case in cases[len(cases) - listing.num_validation :])
     source = str(listing.source.absolute())
     return DataSet(
-        cases, class_names, class_values, ignore, listing.num_channels, validation, source, listing.modalities
+        cases, class_names, class_values, ignore, listing.num_channels, validation, source, listing.modalities, regions
     )
 
 
@@ -185,6 +197,8 @@ def _case(listing: Listing, entry: Any, number: int, folders: Mapping[str, str |
     if entry.get(ANNOTATED_SLICES) is not None and folders[LABEL] is None:
         check_specification(entry[ANNOTATED_SLICES], where)
         case[ANNOTATED_SLICES] = entry[ANNOTATED_SLICES]
+    if entry.get(ANNOTATED_CLASSES) is not None:
+        case[ANNOTATED_CLASSES] = entry[ANNOTATED_CLASSES]
     return case
 
 
@@ -279,7 +293,8 @@ def _classes(listing: Listing) -> tuple[list[str], list[int], tuple[int, ...]]:
         raise DataError(
             f'{listing.source}: "labels" must name at least two classes by their values, background first, as in '
             '{"0": "background", "1": "tubule"} or {"background": 0, "tubule": 1, "ignore": 2}, with a different whole '
-            f"number for each (regions of several values are not supported); found {listing.labels!r}. Correct them."
+            f'number for each (regions of several values are declared apart, in "regions"); found {listing.labels!r}. '
+            "Correct them."
         )
     # The background is class 0 even where its value is not the smallest, as in the paper's data.
     order = sorted(classes, key=lambda number: (classes[number].lower() != "background", number))

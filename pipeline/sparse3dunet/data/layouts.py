@@ -32,6 +32,8 @@ class Listing:
         labels: names by value, or values by name; None if undeclared.
         ignore_index: values of unlabeled voxels; None if undeclared.
         annotated_slices: annotated slices of cases that list none; None if undeclared.
+        annotated_classes: classes that were looked for in cases that list none; None for all.
+        regions: classes by the name of the region; None if undeclared.
         num_channels: channels of the images; 0 if undeclared.
         modalities: names of the channels, such as CT; empty if undeclared.
         num_validation: number of cases that the source sets apart for validation.
@@ -44,6 +46,8 @@ class Listing:
     labels: Any = None
     ignore_index: Any = None
     annotated_slices: Any = None
+    annotated_classes: Any = None
+    regions: Any = None
     num_channels: int = 0
     modalities: tuple[str, ...] = ()
     num_validation: int = 0
@@ -98,6 +102,8 @@ def _datalist(file: Path, content: Any, allows_absolute: bool) -> Listing:
         labels=content.get("labels"),
         ignore_index=content.get("ignore_index"),
         annotated_slices=content.get("annotated_slices"),
+        annotated_classes=content.get("annotated_classes"),
+        regions=content.get("regions"),
         num_channels=_declared_channels(file, key, content.get(key) or {})
         or (len(images) if isinstance(images, list) else 0),
         modalities=_modalities(content.get(key)),
@@ -139,6 +145,8 @@ def _nnunet(file: Path, content: dict[str, Any]) -> Listing:
         labels=content["labels"],
         ignore_index=content.get("ignore_index"),
         annotated_slices=content.get("annotated_slices"),
+        annotated_classes=content.get("annotated_classes"),
+        regions=content.get("regions"),
         num_channels=num_channels,
         modalities=_modalities(content["channel_names"]),
     )

@@ -81,7 +81,14 @@ def check_minutes(minutes: Any) -> None:
 
 
 def check_sparse(report: DataReport) -> None:
-    """Raise DataError if every voxel of every case counts as annotated, so that there is nothing to densify."""
+    """Raise DataError if every voxel of every case counts as annotated, or not all classes were looked for."""
+    partial = [case for case in report.cases if case.looked_for]
+    if partial:
+        raise DataError(
+            f"{report.data_set.source}: only {', '.join(partial[0].looked_for)} was looked for in {partial[0].name} "
+            "(annotated_classes), but densify needs all classes in each volume, since it starts from the annotation "
+            "alone. List the volumes with all classes, or train a network, which can learn from both."
+        )
     if all(case.is_dense for case in report.cases):
         values = ", ".join(map(str, report.data_set.class_values))
         raise DataError(

@@ -15,10 +15,12 @@ import nibabel as nib
 import numpy as np
 import torch
 
+from sparse3dunet.data.regions import output_count
 from sparse3dunet.errors import DataError
 from sparse3dunet.inference.resizing import SlabResizer, resize_linear
 from sparse3dunet.inference.slabs import SlabInferer
 from sparse3dunet.io.volumes import Volume, check_channels
+from sparse3dunet.losses.regions import Regions, class_logits
 from sparse3dunet.transforms.components import clean_components
 from sparse3dunet.transforms.spatial.resample import extent_shape
 
@@ -33,7 +35,7 @@ class Prediction:
     Attributes:
         segmentation: (X, Y, Z) the classes' values on disk.
         confidence: (X, Y, Z) uint8, the probability of the chosen class, times 255; None unless requested.
-        probabilities: (X, Y, Z, K) float32; None unless requested.
+        probabilities: (X, Y, Z, K) float32, or (X, Y, Z, R) those of the regions; None unless requested.
         voxels: number of voxels of each class, by class number.
         mean_confidence: in [0, 1], over the foreground voxels before any clean-up; None if none is left after it.
     """
@@ -99,6 +101,7 @@ class Predictor:
         min_ml: by class number, volume in ml below which a component becomes background.
         intensity: absolute scale of a network trained on one, see :class:`~sparse3dunet.transforms.NormalizeImage`;
             without effect if `normalize` is given.
+        regions: class numbers by the name of the region, if the network has an output for each; None for classes.
     """
 
     def __init__(
@@ -115,6 +118,7 @@ class Predictor:
         largest: Sequence[int] = (),
         min_ml: dict[int, float] | None = None,
         intensity: Mapping[str, float] | None = None,
+        regions: Regions | None = None,
     ) -> None:
         self.intensity = intensity
         self.network, self.inferer, self.device = network, inferer, torch.device(device)
@@ -122,6 +126,7 @@ class Predictor:
         self.num_channels, self.spacing, self.normalize = num_channels, spacing, normalize
         self.confidence, self.probabilities = confidence, probabilities
         self.largest, self.min_ml = list(largest), dict(min_ml or {})
+        self.regions = regions
 
     def __call__(self, volumes: Sequence[Volume], scratch: Scratch) -> Prediction:
         """Segment an image.
@@ -249,13 +254,15 @@ class _Result:
         shape, num_classes = image.spatial_shape, len(predictor.class_values)
         self.segmentation = scratch.array(shape, predictor.class_values.dtype)
         self.confidence = scratch.array(shape, np.uint8) if predictor.confidence else None
-        self.probabilities = scratch.array((*shape, num_classes), np.float32) if predictor.probabilities else None
+        count = output_count(predictor.regions, num_classes)
+        self.probabilities = scratch.array((*shape, count), np.float32) if predictor.probabilities else None
         self.voxels = np.zeros(num_classes, np.int64)
         self.sum_of_confidence, self.foreground = 0.0, 0
 
     def add(self, rows: slice, axis: int, logits: torch.Tensor) -> None:
         """Add the slab (K, X, Y, Z) at `rows` along an axis of the image in RAS order."""
-        classes, confidence = most_probable(logits)
+        regions = self.predictor.regions
+        classes, confidence = most_probable(class_logits(logits, regions) if regions else logits)
         if not torch.isfinite(confidence).all():
             raise DataError(
                 f"{self.image.path}: the network returns NaN or infinity. Its weights may contain such values, or the "
@@ -271,7 +278,8 @@ class _Result:
         if self.confidence is not None:
             self._put(self.confidence, (confidence * 255).round().to(torch.uint8).cpu().numpy(), rows, axis)
         if self.probabilities is not None:
-            self._put(self.probabilities, logits.softmax(0).movedim(0, -1).cpu().numpy(), rows, axis)
+            prob = logits.sigmoid() if regions else logits.softmax(0)
+            self._put(self.probabilities, prob.movedim(0, -1).cpu().numpy(), rows, axis)
 
     def _put(self, target: np.ndarray, values: np.ndarray, rows: slice, axis: int) -> None:
         np.moveaxis(self.grid.to_ras(target), axis, 0)[rows] = np.moveaxis(values, axis, 0)

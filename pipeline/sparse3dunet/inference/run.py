@@ -55,7 +55,7 @@ def predict(
         format: ".nii.gz", ".nii", ".nrrd", ".mha" or ".seg.nrrd" (3D Slicer's); None for each image's own, and .nii.gz
             for DICOM.
         confidence: whether to write the probability of the chosen class, 0 to 255.
-        probabilities: whether to write the probabilities of all classes.
+        probabilities: whether to write the probabilities of all classes, or of all regions.
         pictures: whether to draw each image with its segmentation.
         largest: True, or names or numbers of classes of which only the largest connected component is kept.
         min_ml: volume in ml, for all classes or by name, below which a connected component becomes background.
@@ -104,6 +104,7 @@ def _predictor(
         _class_numbers(largest, model.class_names),
         _minimum_sizes(min_ml, model.class_names),
         model.description.intensity,
+        model.description.regions,
     )
 
 

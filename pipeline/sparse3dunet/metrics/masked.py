@@ -8,22 +8,28 @@ from dataclasses import dataclass
 import torch
 from monai.metrics import CumulativeIterationMetric
 
-from sparse3dunet.losses.target import unpack_target
+from sparse3dunet.losses.regions import Regions, membership
+from sparse3dunet.losses.target import annotated_classes, unpack_target
 
 KINDS = ("dice", "iou")
 
 
-def overlap_counts(pred: torch.Tensor, target: torch.Tensor, num_classes: int) -> torch.Tensor:
+def overlap_counts(
+    pred: torch.Tensor, target: torch.Tensor, num_classes: int, regions: Regions | None = None
+) -> torch.Tensor:
     """Count the annotated voxels on which segmentation and label agree and disagree.
 
     Args:
         pred: (B, 1, ...) the segmentation, classes 0 ... K-1; or (B, K, ...) logits, of which the argmax is taken.
-        target: (B, 2, ...) label and weight, or (B, 1, ...) a dense label. Voxels of weight 0 are not counted; all
-            others count once.
+        target: label and weight (:func:`~sparse3dunet.losses.target.pack_target`), or (B, 1, ...) a dense label. Voxels
+            of weight 0 are not counted; all others count once. A predicted class that was not looked for in a volume
+            counts as background, which it may be there.
         num_classes: K.
+        regions: class numbers by the name of the region, to count the background and the regions instead of classes.
 
     Returns:
-        (B, K, 3) int64: for each volume and class the true positives, false positives and false negatives.
+        (B, K, 3) int64: for each volume and class, or background and region, the true positives, false positives and
+        false negatives.
 
     Raises:
         ValueError: when shapes differ, or a class is out of range.
@@ -32,19 +38,24 @@ def overlap_counts(pred: torch.Tensor, target: torch.Tensor, num_classes: int) -
         pred = pred.argmax(dim=1, keepdim=True)
     if pred.shape[1] != 1 or pred.shape[0] != target.shape[0] or pred.shape[2:] != target.shape[2:]:
         raise ValueError(f"segmentation {tuple(pred.shape)} and target {tuple(target.shape)} do not fit.")
+    looked_for = annotated_classes(target, num_classes)
     label, weight = unpack_target(target)
     counts = []
-    for guess, truth, counted in zip(pred[:, 0].long(), label, weight > 0):
+    for number, (guess, truth, counted) in enumerate(zip(pred[:, 0].long(), label, weight > 0)):
         truth, guess = truth[counted], guess[counted]
         for name, classes in (("label", truth), ("predicted class", guess)):
             if classes.numel() and not 0 <= int(classes.min()) <= int(classes.max()) < num_classes:
                 raise ValueError(f"a {name} is outside of 0 ... {num_classes - 1}: {classes.unique().tolist()[:9]}.")
+        if looked_for is not None:
+            guess = torch.where(looked_for[number][guess], guess, 0)
         pairs = truth * num_classes + guess
         confusion = torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes)
-        true_positive = confusion.diagonal()
-        counts.append(
-            torch.stack([true_positive, confusion.sum(0) - true_positive, confusion.sum(1) - true_positive], dim=-1)
-        )
+        true_positive, predicted, true = confusion.diagonal(), confusion.sum(0), confusion.sum(1)
+        if regions:
+            inside = torch.cat([torch.eye(1, num_classes), membership(regions)]).to(confusion.device).double()
+            true_positive = ((inside @ confusion.double()) * inside).sum(1).long()
+            predicted, true = ((inside @ count.double()).long() for count in (predicted, true))
+        counts.append(torch.stack([true_positive, predicted - true_positive, true - true_positive], dim=-1))
     return torch.stack(counts)
 
 
@@ -79,20 +90,28 @@ class OverlapMetric(CumulativeIterationMetric):
         num_classes: K.
         kind: ``"dice"`` or ``"iou"``.
         include_background: whether the mean over classes (:meth:`aggregate`) includes class 0.
+        regions: see :func:`overlap_counts`; the scores are then those of the background and the regions.
 
     Shapes: called with a segmentation and a target as :func:`overlap_counts`.
     """
 
-    def __init__(self, num_classes: int, kind: str = "dice", include_background: bool = False) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        kind: str = "dice",
+        include_background: bool = False,
+        regions: Regions | None = None,
+    ) -> None:
         super().__init__()
         if kind not in KINDS:
             raise ValueError(f"kind must be one of {KINDS}, got {kind!r}.")
         self.num_classes = num_classes
         self.kind = kind
         self.include_background = include_background
+        self.regions = regions
 
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        counts = overlap_counts(torch.as_tensor(y_pred), torch.as_tensor(y), self.num_classes)
+        counts = overlap_counts(torch.as_tensor(y_pred), torch.as_tensor(y), self.num_classes, self.regions)
         return overlap_scores(counts, self.kind).float()
 
     def by_class(self) -> list[ClassScore]:

@@ -13,6 +13,7 @@ from monai.bundle import ConfigParser
 
 from sparse3dunet import __version__
 from sparse3dunet.data.datalist import Case, DataSet, case_name
+from sparse3dunet.data.regions import output_count
 from sparse3dunet.errors import DataError
 from sparse3dunet.keys import IMAGE
 from sparse3dunet.models.description_checks import CURE, DESCRIPTION, SCHEMA_VERSION, check_fields, migrated
@@ -42,6 +43,8 @@ class ModelDescription:
             :func:`~sparse3dunet.models.normalization.normalization_names`.
         intensity: scale on which the bundle's own normalisation brings images, see
             :class:`~sparse3dunet.transforms.NormalizeImage`; None for each image's z-score.
+        regions: class numbers by the name of the region, in the order in which they are written, for a network with a
+            sigmoid output for each; None for one with a softmax over classes.
         training: names of the training cases.
         validation: names of the cases by which the best epoch was selected.
         schema_version: version of these fields.
@@ -59,6 +62,7 @@ class ModelDescription:
     annotated_slices: Any = None
     normalize: tuple[str, ...] = ()
     intensity: Mapping[str, float] | None = None
+    regions: Mapping[str, Sequence[int]] | None = None
     training: tuple[str, ...] = ()
     validation: tuple[str, ...] = ()
     schema_version: int = SCHEMA_VERSION
@@ -115,6 +119,7 @@ def describe_model(
     annotated_slices: Any = None,
     normalize: Sequence[str] = (),
     intensity: Mapping[str, float] | None = None,
+    regions: Mapping[str, Sequence[int]] | None = None,
 ) -> ModelDescription:
     """Describe a model that is to be trained.
 
@@ -128,6 +133,7 @@ def describe_model(
         annotated_slices: see :class:`ModelDescription`.
         normalize: see :class:`ModelDescription`.
         intensity: see :class:`ModelDescription`.
+        regions: see :class:`ModelDescription`.
     """
     content = {
         "class_names": data_set.class_names,
@@ -141,6 +147,7 @@ def describe_model(
         "annotated_slices": annotated_slices,
         "normalize": normalize,
         "intensity": intensity,
+        "regions": regions or None,
         "training": [case_name(case[IMAGE]) for case in split[0]],
         "validation": [case_name(case[IMAGE]) for case in split[1]],
     }
@@ -246,6 +253,8 @@ def _check_classes(description: ModelDescription, where: str) -> None:
     count, values, network = len(description.class_names), description.class_values, description.network
     if len(values) != count:
         raise DataError(f"{where}: has no valid class_values: {list(values)} for {count} class_names. {CURE}")
+    if description.regions and len(description.regions) != count - 1:
+        raise DataError(f"{where}: has {len(description.regions)} regions for {count} class_names. {CURE}")
     if network is None:
         return
     try:
@@ -253,8 +262,9 @@ def _check_classes(description: ModelDescription, where: str) -> None:
     except Exception as error:  # what MONAI and PyTorch raise differs by argument
         reason = " ".join(str(error).split()).rstrip(".")
         raise DataError(f"{where}: has no valid network, {network}: {reason}. {CURE}") from error
-    if form.head.out_channels != count:
-        raise DataError(f"{where}: has {count} class_names for a network of {form.head.out_channels}. {CURE}")
+    if form.head.out_channels != output_count(description.regions, count):
+        kind = f"{len(description.regions)} regions" if description.regions else f"{count} class_names"
+        raise DataError(f"{where}: has {kind} for a network of {form.head.out_channels} outputs. {CURE}")
     if form.in_channels != description.in_channels:
         raise DataError(
             f"{where}: has in_channels {description.in_channels} for a network of {form.in_channels}. {CURE}"

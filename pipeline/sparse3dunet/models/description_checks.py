@@ -9,6 +9,7 @@ from typing import Any
 from sparse3dunet import __version__
 from sparse3dunet.data.slices import check_specification
 from sparse3dunet.errors import DataError
+from sparse3dunet.losses.regions import membership
 from sparse3dunet.transforms.normalize import is_intensity
 
 SCHEMA_VERSION = 2
@@ -22,16 +23,20 @@ class NewerDescriptionError(DataError):
 
 
 def migrated(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a description of any former schema version as those of the present one.
+    """Return the fields of a description in the current schema version.
 
-    Up to 0.10.0 there was no version. Since then the padding determines the upsampling (weights are converted when they
-    are loaded), and ``in_channels`` is given for any network. Version 2 (0.12.0) adds ``intensity``.
+    Up to 0.10.0 there was none. Since version 1 the padding determines the upsampling (weights are converted when they
+    are loaded), and ``in_channels`` is given for any network. Version 2 (0.12.0) added ``regions`` and ``intensity``.
     """
-    if content.get("schema_version") == 1:
-        return {**content, "schema_version": SCHEMA_VERSION}
-    if "schema_version" in content:
-        return dict(content)
-    result = {"schema_version": SCHEMA_VERSION, "in_channels": 1, **content}
+    result = dict(content) if "schema_version" in content else _first_version(content)
+    if result["schema_version"] == 1:
+        result |= {"schema_version": 2, "regions": None}
+    return result
+
+
+def _first_version(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a description without a schema version in version 1."""
+    result = {"schema_version": 1, "in_channels": 1, **content}
     network, names, ignored = (result.get(name) for name in ("network", "class_names", "ignore_index"))
     if isinstance(network, Mapping):
         result["network"] = {name: value for name, value in network.items() if name != "upsampling"}
@@ -61,7 +66,7 @@ def check_fields(content: Mapping[str, Any], required: Sequence[str], where: str
 def _check_version(content: Mapping[str, Any], where: str) -> None:
     version, writer = content["schema_version"], content.get("sparse3dunet_version")
     if not _is_number(version, int) or version < 1:
-        raise DataError(f"{where}: has no valid schema_version: {version!r}; expected {SCHEMA_VERSION}. {CURE}")
+        raise DataError(f"{where}: has no valid schema_version: {version!r}; expected 1 to {SCHEMA_VERSION}. {CURE}")
     if version > SCHEMA_VERSION:
         raise NewerDescriptionError(
             f"{where}: was written by sparse3dunet {writer or '(unknown version)'}, whose model descriptions (schema "
@@ -84,6 +89,16 @@ def _are_different(value: list[Any]) -> bool:
 
 def _are_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+def _are_regions(value: Any) -> bool:
+    if not isinstance(value, dict) or not all(map(_are_numbers, value.values())):
+        return False
+    try:
+        membership(value)
+    except (ValueError, IndexError):
+        return False
+    return True
 
 
 def _are_slices(value: Any) -> bool:
@@ -113,6 +128,7 @@ _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "annotated_slices": (lambda v: v is None or _are_slices(v), "a plane, all, slices by plane, or null"),
     "normalize": _NAMES,
     "intensity": (is_intensity, "lower, upper, mean and std, with lower < upper and std above 0, or null"),
+    "regions": (lambda v: v is None or _are_regions(v), "class numbers by region, or null"),
     "training": _NAMES,
     "validation": _NAMES,
     "sparse3dunet_version": (lambda v: v is None or isinstance(v, str), "a version such as 1.0.0"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sparse3dunet.data import checks, conventions
@@ -21,6 +22,8 @@ def read(
 ) -> DataSet:
     """Read a data set, and take what it does not declare from its files; the built-in one is prepared if absent.
 
+    With `infer_unlabeled`, as for densify, regions are ignored.
+
     Args:
         dataset_dir: the data set's folder or JSON datalist; None for one without cases, whose classes are in
             `declared`, as for MONAI Label, which lists the cases itself.
@@ -37,5 +40,7 @@ def read(
         return checks.complete(declared_data_set(declared), known)
     data_set = read_data_set(ensure_default(dataset_dir), **options)
     if infer_unlabeled:
-        return conventions.complete(data_set, class_names, known)
+        if data_set.regions:
+            print(f"{data_set.source}: the regions are ignored; each class is segmented by itself.")
+        return conventions.complete(replace(data_set, regions={}), class_names, known)
     return checks.complete(data_set, known)

@@ -22,7 +22,8 @@ from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
 from sparse3dunet.data.datalist import case_name
-from sparse3dunet.keys import IMAGE, LABEL, PRED, REFERENCE, WEIGHT
+from sparse3dunet.keys import ANNOTATED_CLASSES, IMAGE, LABEL, PRED, REFERENCE, WEIGHT
+from sparse3dunet.losses.regions import Regions
 from sparse3dunet.losses.target import pack_target
 from sparse3dunet.metrics.masked import class_scores, mean_score, overlap_counts, overlap_scores
 from sparse3dunet.report.pictures import save_picture
@@ -36,7 +37,10 @@ METRIC_NAMES = tuple(f"{kind}_{region}" for region in REGIONS for kind in ("dice
 
 
 class PrepareSparseBatch(PrepareBatch):
-    """Make (image, target) from a batch; the target is label and weight in one tensor (B, 2, X, Y, Z)."""
+    """Make (image, target) from a batch; the target has label, weight and, if given, the classes looked for.
+
+    See :func:`~sparse3dunet.losses.target.pack_target`.
+    """
 
     def __call__(
         self,
@@ -50,7 +54,7 @@ class PrepareSparseBatch(PrepareBatch):
             convert_to_tensor(batchdata[key], track_meta=False).to(device=device, non_blocking=non_blocking, **kwargs)
             for key in (IMAGE, LABEL, WEIGHT)
         )
-        return image, pack_target(label, weight)
+        return image, pack_target(label, weight, batchdata.get(ANNOTATED_CLASSES))
 
 
 class NamedHandler:
@@ -82,17 +86,24 @@ class ScoreReport:
     different volumes or the same ones: scores are over all of them, and the first process prints and writes.
 
     Args:
-        class_names: names by class number.
+        class_names: names by class number; with regions of the background and of each of these
+            (:func:`~sparse3dunet.data.regions.scored_names`).
         output_dir: folder for ``scores.csv``, with a row for each volume, region and class; None for no file.
         print_table: whether to print a table at the end.
+        regions: class numbers by the name of the region, to score these instead of the classes.
     """
 
     def __init__(
-        self, class_names: Sequence[str], output_dir: str | Path | None = None, print_table: bool = False
+        self,
+        class_names: Sequence[str],
+        output_dir: str | Path | None = None,
+        print_table: bool = False,
+        regions: Regions | None = None,
     ) -> None:
         self.class_names = list(class_names)
         self.csv_file = None if output_dir is None else Path(output_dir) / "scores.csv"
         self.print_table = print_table
+        self.regions = regions
         self.names: dict[str, list[str]] = {}
         self.counts: dict[str, list[torch.Tensor]] = {}
 
@@ -113,7 +124,8 @@ class ScoreReport:
             for region, target in _targets(item).items():
                 pred = output[PRED].to(target.device)
                 self.names[region].append(_name_of(item))
-                self.counts[region].append(overlap_counts(pred[None], target, len(self.class_names))[0])
+                counts = overlap_counts(pred[None], target, len(self.class_names), self.regions)
+                self.counts[region].append(counts[0])
 
     def compute(self, engine: Engine) -> None:
         if idist.get_world_size() > 1:
@@ -264,9 +276,10 @@ def _decollated(engine: Engine) -> Iterator[tuple[dict[str, Any], dict[str, Any]
 
 
 def _targets(item: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Return by region the target (1, 2, X, Y, Z) to score a volume against."""
+    """Return by region the target to score a volume against; a dense label shows all classes."""
     label, weight = item[LABEL][None], item[WEIGHT][None]
-    targets = {"annotated": pack_target(label, weight)}
+    mask = item.get(ANNOTATED_CLASSES)
+    targets = {"annotated": pack_target(label, weight, None if mask is None else mask[None])}
     if REFERENCE in item:
         reference = item[REFERENCE][None]
         targets["unlabeled"] = pack_target(reference, weight == 0)

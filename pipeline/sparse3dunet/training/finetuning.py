@@ -24,7 +24,7 @@ def load_pretrained(network: nn.Module, pretrained: str | Path | None, descripti
     """Load the weights of a trained model into a network, in place, and print what was loaded and what is new.
 
     From a model with the same number of classes everything is loaded, whatever their names; with another number of
-    classes the head stays new, with another number of channels the first convolution.
+    classes, or regions instead of classes, the head stays new, with another number of channels the first convolution.
 
     Args:
         network: the network to be trained.
@@ -41,7 +41,10 @@ def load_pretrained(network: nn.Module, pretrained: str | Path | None, descripti
         raise DataError(f"{pretrained}: only the model.pt of a UNet3D can be trained further (a .ts only predicts).")
     _check_same_form(network.config, model.network.config, str(pretrained))
     own, others = network.state_dict(), model.network.state_dict()
-    loaded = {name: tensor for name, tensor in others.items() if own[name].shape == tensor.shape}
+    # Outputs for regions and for classes mean different things, even if there are equally many.
+    kept_head = bool(model.description.regions) == bool(description.regions)
+    fitting = {name for name in others if kept_head or not name.startswith("head.")}
+    loaded = {name: tensor for name, tensor in others.items() if name in fitting and own[name].shape == tensor.shape}
     network.load_state_dict({**own, **loaded})
     if idist.get_rank() == 0:
         count = f"{len(loaded)} of {len(own)} tensors loaded."
@@ -66,8 +69,11 @@ def _plain(value: Any) -> Any:
 def _news(before: ModelDescription, now: ModelDescription) -> str:
     """Describe which layers are new, and what else differs from the model."""
     news = []
-    classes, names = before.class_names, now.class_names
-    if len(classes) != len(names):
+    classes, names = ((*(d.regions or d.class_names),) for d in (before, now))
+    if bool(before.regions) != bool(now.regions):
+        kinds = ["regions" if description.regions else "classes" for description in (now, before)]
+        news.append(f"The head is new: {kinds[0]} ({', '.join(names)}) instead of {kinds[1]}.")
+    elif len(classes) != len(names):
         news.append(f"The head is new: {len(names)} classes ({', '.join(names)}) instead of {len(classes)}.")
     elif classes != names:
         news.append(f"Classes by number: {', '.join(f'{a} -> {b}' for a, b in zip(classes, names))}.")

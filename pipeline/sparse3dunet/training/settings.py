@@ -13,6 +13,7 @@ from sparse3dunet.data.checks import DataReport
 from sparse3dunet.data.datalist import Case, case_name
 from sparse3dunet.errors import DataError
 from sparse3dunet.keys import IMAGE
+from sparse3dunet.losses.regions import Regions
 from sparse3dunet.networks import UNet3D
 from sparse3dunet.planning.plan import planned_spacing
 from sparse3dunet.planning.sampling import draw_shares
@@ -78,6 +79,15 @@ def check_counts(counts: Mapping[str, Any]) -> None:
     for name, value in counts.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise DataError(f"{name} must be a whole number of at least 1, such as --{name} 10; got {value!r}.")
+
+
+def check_loss(loss: torch.nn.Module, regions: Regions | None) -> None:
+    """Raise DataError if one of this package's losses is set without the data set's regions."""
+    if regions and getattr(loss, "in_region", loss) is None:
+        raise DataError(
+            f"the data set declares regions ({', '.join(regions)}), but the loss is for classes; set it as regions: "
+            '"@regions" in the config of the loss.'
+        )
 
 
 def check_patch_size(network: torch.nn.Module, patch_size: Sequence[int]) -> None:

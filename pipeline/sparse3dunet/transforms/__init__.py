@@ -14,6 +14,7 @@ from sparse3dunet.transforms.intensity import (
 )
 from sparse3dunet.transforms.normalize import NormalizeImage, NormalizeImaged
 from sparse3dunet.transforms.patches import RandPatchCenter, RandPatchCenterd, UntilAnnotated
+from sparse3dunet.transforms.regions import RegionsToClasses, RegionsToClassesd
 from sparse3dunet.transforms.simulate import (
     KeepFraction,
     KeepFractiond,
@@ -64,6 +65,8 @@ __all__ = [
     "RandShading",
     "RandomWalkerLabel",
     "RandomWalkerLabeld",
+    "RegionsToClasses",
+    "RegionsToClassesd",
     "ResampleAnnotation",
     "SparseLabel",
     "SparseLabeld",
