@@ -295,7 +295,9 @@ class _Run:
         judged = 0.0
         if schedule.judged and state.share is None:
             initial = self._fold_model() if state.goes_on else None
-            trained = self._part("fold_0", "training, slices held out", state.held_out[0], schedule.fold(self._spent()), initial)
+            trained = self._part(
+                "fold_0", "training, slices held out", state.held_out[0], schedule.fold(self._spent()), initial
+            )
             if trained.stopped and state.goes_on:
                 self._finish(None)  # the former run's model is better than this part's
                 return

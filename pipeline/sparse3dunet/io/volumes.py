@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,12 @@ import nibabel as nib
 import numpy as np
 
 from sparse3dunet.errors import DataError
+from sparse3dunet.io.payload import check_regular
 
 AFFINE_TOLERANCE = 0.1
 """Maximum distance in voxels between the corners of two volumes on the same grid."""
+MOST_AFTER_VOXELS = 2**20
+"""Bytes that may follow the voxels in a compressed file: a gzip bomb could be unpacked for hours."""
 IN_MM = {"micron": 1e-3, "meter": 1e3}
 """NIfTI's units of length in mm; files without one of them are in mm."""
 
@@ -62,14 +66,16 @@ def read_volume(path: str | Path) -> Volume:
     Raises:
         DataError: when it is missing, empty, truncated, damaged, not NIfTI, in colours, or has a degenerate affine.
     """
+    if os.path.lexists(path):
+        check_regular(path)
     try:
         image: Any = nib.load(path)
         if str(path).lower().endswith(".gz"):
             with gzip.open(path) as file:
                 image = type(image).from_stream(file)
                 data = np.asanyarray(image.dataobj)
-                while file.read(2**20):
-                    pass  # to the end, where the checksum is
+                if len(file.read(MOST_AFTER_VOXELS + 1)) > MOST_AFTER_VOXELS:  # to the end, where the checksum is
+                    raise ValueError("it goes on behind its voxels")
         else:
             data = np.asanyarray(image.dataobj)
     except Exception as error:  # nibabel, zlib and the file system raise a dozen kinds here
@@ -121,6 +127,7 @@ def check_affine(path: str | Path, affine: np.ndarray) -> None:
 def count_channels(path: str | Path) -> int:
     """Return the number of channels in a NIfTI file, by its header alone; 0 if that cannot be read."""
     try:
+        check_regular(path)
         shape = nib.load(path).shape  # type: ignore[attr-defined]
     except Exception:  # see read_volume
         return 0
