@@ -3,6 +3,7 @@
 import gzip
 import os
 import random
+import struct
 import subprocess
 import sys
 from contextlib import suppress
@@ -160,3 +161,39 @@ def test_gzip_bombs_are_not_unpacked(tmp_path):
         file.write(bytes(2**22))
     with pytest.raises(DataError, match=r"image\.nii\.gz: cannot be read .*goes on behind its voxels"):
         read_image(tmp_path / "image.nii.gz")
+
+
+def put(offset: int, form: str, *values):
+    def change(content: bytes) -> bytes:
+        size = struct.calcsize(form)
+        return content[:offset] + struct.pack(form, *values) + content[offset + size :]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (put(0, "<i", 0), "sizeof_hdr is 0"),
+        (put(40, "<h", 9), "dim.0. is 9"),
+        (put(42, "<h", 3), "goes on behind its voxels"),
+        (put(70, "<h", 2), "bitpix is 16, expected 8"),
+        (put(72, "<h", 8), "bitpix is 8, expected 16"),
+        (put(80, "<f", 0.0), "pixdim"),
+        (put(80, "<f", -1.0), "pixdim"),
+        (put(84, "<f", np.nan), "pixdim"),
+        (put(108, "<f", np.nan), "cannot be read"),
+        (put(112, "<f", np.inf), "scl_slope is inf"),
+        (put(116, "<f", -np.inf), "scl_inter is -inf"),
+        (put(252, "<h", 99), "qform_code is 99"),
+        (put(344, "4s", b"ni1\0"), "magic is"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_nibabel_mends_no_header_unnoticed(tmp_path, suffix, spoil, words):
+    nib.save(nib.Nifti1Image(voxels(), np.diag([1, 2, 3, 1])), tmp_path / "good.nii")
+    content = spoil((tmp_path / "good.nii").read_bytes())
+    path = tmp_path / f"image{suffix}"
+    path.write_bytes(content if suffix == ".nii" else gzip.compress(content))
+    with pytest.raises(DataError, match=rf"image\.nii.*{words}"):
+        read_image(path)

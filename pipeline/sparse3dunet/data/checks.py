@@ -12,6 +12,7 @@ import torch
 from monai.data import MetaTensor
 
 from sparse3dunet.data.datalist import Case, DataSet, case_name, with_cases
+from sparse3dunet.data.doubts import annotation_doubts, image_doubts
 from sparse3dunet.data.label_and_weight import SparseLabel
 from sparse3dunet.data.memory import machine_memory
 from sparse3dunet.data.slices import find_slices, plane_names
@@ -263,9 +264,7 @@ def _describe_image(report: CaseReport, image: Volume) -> None:
     report.voxels = int(np.prod(image.spatial_shape))
     sample = image.data.reshape(-1)[:: max(image.data.size // 100_000, 1)]  # a percentile needs no more
     report.intensity = tuple(float(v) for v in np.percentile(sample.astype(np.float64), (0.5, 99.5)))
-    if image.data.min() == image.data.max():
-        text = f"{image.path}: all voxels have the value {image.data.flat[0]}; there is nothing to learn."
-        report.warnings.append(("constant", text))
+    report.warnings += image_doubts(image)
 
 
 def as_tensor(volume: Volume) -> MetaTensor:
@@ -285,14 +284,7 @@ def _describe_annotation(
     report.class_counts = np.bincount(numbers, minlength=len(data_set.class_names)).tolist()
     found = [[], [], []] if report.is_dense else find_slices(annotated)
     report.slices = None if found is None else dict(sorted(zip(plane_names(label.affine), found)))
-    if report.class_counts[0] == 0:
-        text = (
-            f"{label.path}: no voxel is labelled {data_set.class_names[0]} ({data_set.class_values[0]}). Annotate the "
-            "background on each annotated slice too."
-        )
-        report.warnings.append(("no background", text))
-    if report.is_dense and data_set.class_values[0] == 0:
-        _suspect_forgotten_slices(report, label)
+    report.warnings += annotation_doubts(label, annotated, report.class_counts, data_set, slices is not None)
 
 
 def _check_reference(reference: Volume, label: Volume, class_values: Sequence[int]) -> None:
@@ -306,18 +298,6 @@ def _check_reference(reference: Volume, label: Volume, class_values: Sequence[in
             f"{reference.path}: label value {shown} in {bad} of {reference.data.size} voxels is not a class; expected "
             f"a dense label for scoring, with only {', '.join(map(str, class_values))}. Correct it, or leave it out."
         )
-
-
-def _suspect_forgotten_slices(report: CaseReport, label: Volume) -> None:
-    """Warn about a label map that counts as dense although its foreground lies on single slices."""
-    found = find_slices(label.data != 0)
-    if found is not None and any(found):
-        where = ", ".join(f"{plane} {indices}" for plane, indices in zip(plane_names(label.affine), found) if indices)
-        text = (
-            f"{label.path}: every voxel counts as annotated, but only these slices show any foreground: {where[:200]}. "
-            "If the others were not annotated, set annotated_slices: all, or they are learned as background."
-        )
-        report.warnings.append(("slices", text))
 
 
 def _inspect_classes(report: DataReport) -> None:
