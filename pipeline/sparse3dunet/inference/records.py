@@ -167,32 +167,37 @@ def write_summary(output_dir: str | Path, class_names: Sequence[str]) -> Path:
     """Write ``summary.csv`` with a row for each case that is recorded in the folder, sorted by name.
 
     Columns: case, status (done or failed), seconds, the volume in ml of each foreground class, the mean confidence over
-    the foreground, the segmentation's file, the error.
+    the foreground, the segmentation's file, the error. Text that a spreadsheet would take for a formula begins with '.
     """
     folder = Path(output_dir)
     records = [_read(path) for path in sorted((folder / RECORDS).rglob("*.json"))]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     volumes = [f"{name} ml" for name in class_names[1:]]
-    writer.writerow(["case", "status", "seconds", *volumes, "mean confidence", "segmentation", "error"])
+    headings = ["case", "status", "seconds", *volumes, "mean confidence", "segmentation", "error"]
+    writer.writerow([_harmless(heading) for heading in headings])
     for record in records:
         if record.get("status") not in (DONE, FAILED):
             continue
         ml = record.get("ml", {})
         volumes = [f"{ml[name]:.4f}" if name in ml else "" for name in class_names[1:]]
         seconds, confidence = record.get("seconds"), record.get("mean_confidence")
-        writer.writerow(
-            [
-                *(record.get("case"), record["status"], "" if seconds is None else f"{seconds:.2f}", *volumes),
-                "" if confidence is None else f"{confidence:.4f}",
-                *(record.get("segmentation", ""), record.get("error", "")),
-            ]
-        )
+        cells = [
+            *(record.get("case"), record["status"], "" if seconds is None else f"{seconds:.2f}", *volumes),
+            "" if confidence is None else f"{confidence:.4f}",
+            *(record.get("segmentation", ""), record.get("error", "")),
+        ]
+        writer.writerow([_harmless(cell) for cell in cells])
     path = folder / "summary.csv"
     content = text.getvalue().encode(errors="backslashreplace")  # names of files may be no UTF-8
     with replacing(path) as draft:
         draft.write_bytes(content)
     return path
+
+
+def _harmless(cell: Any) -> Any:
+    """Return a cell that a spreadsheet does not take for a formula: names of files come from others."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -56,13 +56,15 @@ def read_meta_header(path: Path) -> MetaHeader:
         parts = re.fullmatch(r"\s*([\w.\- ]{1,200}?)\s*=\s*(.*?)\s*", line)
         if parts is None:
             if line.strip():
-                raise unreadable(path, f"line {number} of its header is {line[:60]!r}, expected KEY = VALUE")
+                raise unreadable(path, f"line {number} of its header is not KEY = VALUE")
             continue
         key, value = parts.groups()
         if key in fields and key != "Comment":
-            raise unreadable(path, f"its header has {key} twice")
+            raise unreadable(path, f"line {number} of its header repeats a key")
         if len(value) > LONGEST_TEXT and key not in LONG_KEYS and TEXT_KEYS.fullmatch(key):
-            raise unreadable(path, f"{key} has {len(value)} characters, expected {LONGEST_TEXT} at most")
+            raise unreadable(
+                path, f"line {number} of its header has {len(value)} characters, expected {LONGEST_TEXT} at most"
+            )
         fields[key] = value
     if LAST not in fields:
         raise unreadable(path, f"its header has no {LAST}")

@@ -53,9 +53,9 @@ def read_nrrd_header(path: Path) -> NrrdHeader:
         name, colon, value = line.partition(": ")
         name = re.sub(r"\W", "", name).lower()
         if not colon:
-            raise unreadable(path, f"line {number} of its header is {line[:60]!r}, expected FIELD: VALUE")
+            raise unreadable(path, f"line {number} of its header is not FIELD: VALUE")
         if name in fields:
-            raise unreadable(path, f"its header has {line.partition(':')[0]} twice")
+            raise unreadable(path, f"line {number} of its header repeats a field")
         if name not in ("content", "datafile") and (
             len(value) > LONGEST_VALUE or max(map(len, value.split()), default=0) > LONGEST_WORD
         ):
