@@ -14,7 +14,7 @@ import shutil
 import signal
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +116,9 @@ class _Run:
         )
 
     def run(self) -> None:
+        hopeless = summary.hopeless(self.report)
+        for text in hopeless:
+            print(f"This result is likely to be useless: {text}", flush=True)
         self.results.check(self.before)
         description = self._parser({}).get_parsed_content("description")
         state = self.state = self._begin(description)
@@ -133,6 +136,7 @@ class _Run:
         expected = self.results.predict(model, self._outlook, self.options.device, normalize)
         previews = self._previews_alone()
         quality = self._quality(expected, "there was only time for a preview" if previews else state.reason)
+        quality = replace(quality, warnings=[*hopeless, *quality.warnings])
         methods = summary.methods_entry(self.propagation, self.results.cases, state.share, not previews)
         print(summary.text(methods), flush=True)
         show(quality)
@@ -141,11 +145,7 @@ class _Run:
             quality,
             suggestions=self.options.suggestions,
             plan=[*plan, methods],
-            notes=[
-                *self.notes,
-                *previews,
-                *(["The run was stopped early, by Ctrl-C."] if state.stopped_early else []),
-            ],
+            notes=[*self.notes, *previews, *["The run was stopped early, by Ctrl-C."][: state.stopped_early]],
             command=command_line(),
             work={part: self.output_dir / "work" / part for part in state.seconds},
             templates=state.templates,
