@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 
+from sparse3dunet.data.background import lowest_is_background, with_background
 from sparse3dunet.data.datalist import Case, DataSet, case_name, with_cases
 from sparse3dunet.data.doubts import annotation_doubts, image_doubts
 from sparse3dunet.data.label_and_weight import SparseLabel
@@ -122,7 +124,7 @@ class DataReport:
         ]
 
 
-def complete(data_set: DataSet, known: Mapping[str, Any] | None = None) -> DataSet:
+def complete(data_set: DataSet, known: Mapping[str, Any] | None = None, background: int | None = None) -> DataSet:
     """Return the data set with undeclared classes and channels taken from its files.
 
     The classes are then all values of the label maps that do not mean "unlabeled".
@@ -130,9 +132,12 @@ def complete(data_set: DataSet, known: Mapping[str, Any] | None = None) -> DataS
     Args:
         data_set: as read.
         known: ``class_names`` and ``class_values`` to use for undeclared classes instead, for example a model's.
+        background: value of the background; None: the first declared class, else the lowest value, which is told
+            unless it is 0.
 
     Raises:
-        DataError: when the label maps contain fewer than two classes, or far too many.
+        DataError: when the label maps contain fewer than two classes, or far too many; when the value of the background
+            is no class.
     """
     if known is not None and not data_set.class_values:
         names, numbers = list(known["class_names"]), list(known["class_values"])
@@ -142,6 +147,8 @@ def complete(data_set: DataSet, known: Mapping[str, Any] | None = None) -> DataS
         values: set[float] = set().union(*found)
         slices = any(ANNOTATED_SLICES in case for case in data_set.cases)
         classes = sorted({v for v in values if v == int(v)} - set(data_set.ignore_index) | ({0} if slices else set()))
+        if background is not None and background not in (*classes, *data_set.ignore_index):
+            classes = sorted([background, *classes])
         if len(classes) < 2 or len(values) > MOST_VALUES:
             if not values:
                 read_volume(data_set.cases[0][LABEL])  # its error is the better message
@@ -159,8 +166,13 @@ def complete(data_set: DataSet, known: Mapping[str, Any] | None = None) -> DataS
                 f"expected classes from 0 on. If it means unlabeled, pass it as ignore_index {classes[0]:g}; if it is "
                 "a class, declare the classes in a dataset.json."
             )
-        names = ["background" if number == 0 else f"class {value:g}" for number, value in enumerate(classes)]
+        if background is None and classes[0] != 0:
+            print(lowest_is_background(data_set.source, [int(value) for value in classes]), file=sys.stderr, flush=True)
+        first = classes[0] if background is None else background
+        names = ["background" if value == first else f"class {value:g}" for value in classes]
         data_set = replace(data_set, class_names=names, class_values=[int(v) for v in classes])
+    if background is not None:
+        data_set = with_background(data_set, background)
     wide = [value for value in data_set.class_values if not -(2**15) <= value < 2**15]
     if wide:
         raise DataError(

@@ -17,6 +17,7 @@ def read(
     known: Mapping[str, Any] | None = None,
     class_names: Sequence[str] | None = None,
     infer_unlabeled: bool = False,
+    background: int | None = None,
     **options: Any,
 ) -> DataSet:
     """Read a data set, and take what it does not declare from its files; the built-in one is prepared if absent.
@@ -28,6 +29,7 @@ def read(
         known: classes for a data set that declares none, see :func:`~sparse3dunet.data.checks.complete`.
         class_names: names instead of the declared ones, background first; only with `infer_unlabeled`.
         infer_unlabeled: whether to infer from the label maps what is unlabeled, if the data set does not declare it.
+        background: value of the background, see :func:`~sparse3dunet.data.checks.complete`.
         options: see :func:`~sparse3dunet.data.datalist.read_data_set`.
 
     Raises:
@@ -37,5 +39,5 @@ def read(
         return checks.complete(declared_data_set(declared), known)
     data_set = read_data_set(ensure_default(dataset_dir), **options)
     if infer_unlabeled:
-        return conventions.complete(data_set, class_names, known)
-    return checks.complete(data_set, known)
+        return conventions.complete(data_set, class_names, known, background)
+    return checks.complete(data_set, known, background)
