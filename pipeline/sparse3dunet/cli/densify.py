@@ -60,7 +60,9 @@ def densify(
     extra = running.parse_settings([*sources[known:], *context.args])
     sources = sources[:known]
     ignored, slices = arguments.numbers(ignore_index, "--ignore-index"), arguments.slices(annotated_slices)
+    output_dir = output_dir.expanduser()
     io.check_output_dir(output_dir)
+    io.hold_folder(output_dir)
     dataset = inputs.prepare(sources, output_dir / "work" / "inputs", ignore_index=ignored, annotated_slices=slices)
     own_format = io.natural_suffix(sources[0]) if len(sources) == 2 else None
     given = {

@@ -38,6 +38,7 @@ from sparse3dunet.densify.propagated import Outlook, Propagation
 from sparse3dunet.densify.results import Results, write_results
 from sparse3dunet.densify.schedule import FINAL, Schedule, channels, deal_slices, number_of_folds, slices_showing
 from sparse3dunet.densify.state import Learned, State, StateFile, differences, digest, former_description, keep_aside
+from sparse3dunet.io import hold_folder
 from sparse3dunet.keys import IMAGE, LABEL, WEIGHT
 from sparse3dunet.models.checkpoints import save_file
 from sparse3dunet.models.description import ModelDescription
@@ -67,6 +68,7 @@ def densify(data_set: DataSet, report: DataReport, spacing: Any, **options: Any)
     Raises:
         DataError: when a setting is wrong, or a result would replace a file that no former run wrote.
     """
+    hold_folder(options["output_dir"])
     try:
         _Run(configs.current(), data_set, report, spacing, Options(**options)).run()
     except KeyboardInterrupt:

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from sparse3dunet.errors import DataError
 from sparse3dunet.inference.inputs import ImageCase
 from sparse3dunet.io.writing import replacing, write_text
@@ -43,8 +45,30 @@ class CaseRecord:
         # A number, since the name may be that of another case's folder.
         self.drafts = self.output_dir / DRAFTS / hashlib.sha256(os.fsencode(case.name)).hexdigest()[:16]
         self.before: dict[str, Any] = {}
+        self._lock = FileLock(self.path.with_name(f"{self.path.name}.lock"), thread_local=False)
         self.settings = json.loads(json.dumps(key))
         self.key = hashlib.sha256(json.dumps([key, _identity(case)], sort_keys=True).encode()).hexdigest()
+
+    def hold(self, wait: bool = False) -> bool:
+        """Hold the case for this process, so that no other one works on it; return whether that succeeded.
+
+        Where the file system has no locks, nothing is held, and that counts as success.
+
+        Args:
+            wait: whether to wait until another process has finished it.
+        """
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(timeout=-1 if wait else 0)
+        except Timeout:
+            return False
+        except (OSError, NotImplementedError):
+            return True
+        return True
+
+    def release(self) -> None:
+        """End holding the case."""
+        self._lock.release(force=True)
 
     def is_done(self, names: Sequence[str] = (), unchanged: bool = False) -> bool:
         """Return whether nothing is left to do; first moves complete drafts of a killed run.
