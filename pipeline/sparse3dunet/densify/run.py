@@ -104,7 +104,7 @@ class _Run:
         self.spacing = self.former.spacing if self.former and options.own_spacing else spacing
         self.config = {**config, "data_set": data_set, "report": report, "target_spacing": self.spacing}
         self.digest = digest(data_set, config, [self.spacing, channels(options.device)])
-        self.notes: list[str] = []
+        self.notes = [self.file.fault] if self.file.fault else []
         self.total = 0.0  # seconds of this process, up to `started`
         self.results = Results(self.output_dir, self.data_set, options.format, options.keep_annotation)
         count, seconds = len(data_set.class_names), 60 * options.minutes
@@ -119,8 +119,8 @@ class _Run:
 
     def run(self) -> None:
         hopeless = summary.hopeless(self.report)
-        for text in hopeless:
-            print(f"This result is likely to be useless: {text}", flush=True)
+        for text in [*self.notes, *(f"This result is likely to be useless: {text}" for text in hopeless)]:
+            print(text, flush=True)
         self.results.check(self.before)
         description = self._parser({}).get_parsed_content("description")
         state = self.state = self._begin(description)

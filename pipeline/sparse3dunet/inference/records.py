@@ -16,11 +16,19 @@ from filelock import FileLock, Timeout
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.inference.inputs import ImageCase
+from sparse3dunet.io.json_files import misfit, parse_json
 from sparse3dunet.io.writing import replacing, write_text
 from sparse3dunet.models.checkpoints import file_digest
 
 RECORDS, DRAFTS = "records", ".drafts"
 DONE, FAILED, STARTED = "done", "failed", "started"
+VERSION = 1
+"""Version of the fields of a record."""
+_FIELDS: dict[str, Any] = {
+    **{"version": int, "case": str, "status": str, "key": str, "error": str, "segmentation": str},
+    **{"image": list[str], "results": dict[str, list[Any]], "seconds": float | None, "ml": dict[str, float]},
+    "mean_confidence": float | None,
+}
 
 
 class CaseRecord:
@@ -152,7 +160,7 @@ class CaseRecord:
             )
 
     def _write(self, record: Mapping[str, Any]) -> None:
-        content = {"case": self.case.name, "image": list(self.case.files), **record}
+        content = {"version": VERSION, "case": self.case.name, "image": list(self.case.files), **record}
         content |= {"key": self.key, "settings": self.settings}
         write_text(self.path, json.dumps(content, indent=1) + "\n")
 
@@ -168,6 +176,8 @@ class CaseRecord:
         return target
 
     def _clear(self) -> None:
+        if self.drafts.is_symlink():
+            self.drafts.unlink()
         shutil.rmtree(self.drafts, ignore_errors=True)
 
 
@@ -225,12 +235,21 @@ def _harmless(cell: Any) -> Any:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Read a record; empty if there is none or the file is something else."""
+    """Read a record; empty if there is none, or the file is damaged, of a newer version, or something else."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        record = parse_json(path.read_bytes(), str(path), "a record", "")
+    except (OSError, DataError):
         return {}
-    return record if isinstance(record, dict) else {}
+    if misfit(record, _FIELDS) or record.get("version", 1) > VERSION:
+        return {}
+    if not all(map(_is_inside, record.get("results", {}))):
+        return {}
+    return record
+
+
+def _is_inside(name: str) -> bool:
+    """Return whether the name of a result leads to no other folder than that of the results."""
+    return bool(name) and not os.path.isabs(name) and ".." not in Path(name).parts and "\0" not in name
 
 
 def _identity(case: ImageCase) -> list[Any]:

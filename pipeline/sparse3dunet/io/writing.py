@@ -127,6 +127,7 @@ def replacing(path: str | Path, suffix: str = "") -> Iterator[Path]:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = _draft(target, suffix)
+    draft.unlink(missing_ok=True)  # a link there would be followed
     try:
         yield draft
         with draft.open("rb+") as file:
