@@ -156,8 +156,8 @@ class _Run:
         state.complete = True
         self.file.write(state)
         seconds = self.total + time.perf_counter() - self.started
-        if not quality.usable:
-            print(f"This result is likely to be useless: {quality.warnings[0]}", flush=True)
+        for text in quality.warnings[:1]:
+            print(f"This result is likely to be useless: {text}", flush=True)
         print(f"Done in {seconds / 60:.1f} minutes. See {self.output_dir / 'report.html'}", flush=True)
 
     # ------------------------------------------------------------ without a network
@@ -338,8 +338,7 @@ class _Run:
     def _keep_time(self) -> None:
         """Write the state, with the time spent so far."""
         now = time.perf_counter()
-        self.state.spent += now - self.started
-        self.total += now - self.started
+        self.state.spent, self.total = self.state.spent + now - self.started, self.total + now - self.started
         self.started = now
         self.file.write(self.state)
 
@@ -349,7 +348,8 @@ class _Run:
         """Train a part, or resume its training."""
         started = time.perf_counter()
         resume = (self.output_dir / "work" / part / "last.pt").is_file()
-        changes = {"part": part, "title": title, "held_out": held_out, "minutes": seconds / 60, "resume": resume}
+        pairs = held_out and tuple(held_out.items())  # no dict: names of cases are no config
+        changes = {"part": part, "title": title, "held_out": pairs, "minutes": seconds / 60, "resume": resume}
         parser = self._parser(changes)
         set_determinism(seed=self.options.seed)
         network, description, resumable, budget = map(
