@@ -267,9 +267,7 @@ def hold_out(held_out: Mapping[str, Slices] | Sequence[tuple[str, Slices]] | Non
     return [*held, *(transform for transform in then if transform is not None)]
 
 
-def cases_of(
-    cases: Sequence[Case], held_out: Mapping[str, Slices] | Sequence[tuple[str, Slices]] | None
-) -> list[Case]:
+def cases_of(cases: Sequence[Case], held_out: Mapping[str, Slices] | Sequence[tuple[str, Slices]] | None) -> list[Case]:
     """Return the cases with held-out slices, without dense labels; if there are none, the first case."""
     chosen = [case for case in cases if case_name(case[IMAGE]) in dict(held_out or {})]
     return without_references(chosen or cases[:1])
