@@ -28,7 +28,6 @@ def simulate(
     """Make sparse label maps from dense ones, for experiments: how much annotation is needed?"""
     from sparse3dunet import transforms
     from sparse3dunet.data import simulation
-    from sparse3dunet.io import check_output_dir
 
     kinds = {"--slices": slices, "--fraction": fraction, "--scribbles": scribbles}
     if sum(option is not None for option in kinds.values()) != 1:
@@ -46,7 +45,6 @@ def simulate(
     else:
         keep = transforms.KeepScribbles(scribbles or 0, length, width)
     output_dir = output_dir.expanduser()
-    check_output_dir(output_dir)
     done = simulation.simulate(labels, output_dir, keep, seed, ignore_index)
     print(
         f"Wrote {len(done.files)} label map(s) to {output_dir}: {sum(done.shares) / len(done.shares):.2%} of the "
