@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import io
 import logging
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -11,6 +15,15 @@ from types import TracebackType
 from typing import Any
 
 TRACEBACK_VARIABLE = "SPARSE3DUNET_TRACEBACK"
+OF_THE_DISK = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.EISDIR),
+    *(errno.ENAMETOOLONG, errno.EIO, errno.EFBIG),
+)
+"""Errors of the operating system whose cause is a place on disk, not the program."""
+LESS_MEMORY = (
+    "Options that need less: --roi-size (predict), a coarser --spacing (densify), --largest_patch_size, --batch_size "
+    "and --cache_rate (training)."
+)
 
 
 class DataError(ValueError):
@@ -31,19 +44,75 @@ def find_data_error(error: BaseException | None) -> DataError | None:
     return None
 
 
+def readable(error: BaseException) -> str | None:
+    """Return what a user needs to know of an error: of the user's data, the disk or the memory; None for any other."""
+    data_error = find_data_error(error)
+    if data_error is not None:
+        return str(data_error)
+    seen: BaseException | None = error
+    while seen is not None:
+        text = " ".join(str(seen).split())
+        if isinstance(seen, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+            return f"not enough memory ({_short(text or 'no size was given', 200)}). {LESS_MEMORY}"
+        if isinstance(seen, OSError) and seen.errno in OF_THE_DISK:
+            place = seen.filename2 or seen.filename or "a file of the results"
+            return f"{place}: {seen.strerror}. Make room or change the rights there, or pass another folder."
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def end_in_order() -> None:
+    """Have SIGTERM end this process as Ctrl-C does, and let it go on when nobody reads its output any more."""
+    with contextlib.suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout = _Unread(sys.stdout)
+
+
+class _Unread:
+    """Text stream that drops what is written once its reader is gone, as `head` is after some lines."""
+
+    def __init__(self, stream: io.TextIOWrapper) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            self._stream.write(text)
+            if self._stream.line_buffering:
+                self._stream.flush()
+        except BrokenPipeError:
+            self._drop()
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            self._drop()
+
+    def _drop(self) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def show_readable_errors() -> None:
     """Have an uncaught error end the process with one message and exit status 1.
 
-    For a DataError, its own message is shown; for an error in a bundle's config, one that names the setting. The full
-    traceback is shown if the environment variable SPARSE3DUNET_TRACEBACK is set, and for any other error. MONAI's
-    warnings about a DICOM decoder for GPUs are hidden: it is not installed, and nothing here needs it.
+    For a DataError, its own message is shown; also for a lack of room or memory; for an error in a bundle's config,
+    one that names the setting. The full traceback is shown if the environment variable SPARSE3DUNET_TRACEBACK is set,
+    and for any other error. MONAI's warnings about a DICOM decoder for GPUs are hidden: it is not installed, and
+    nothing here needs it. SIGTERM then ends the process as Ctrl-C does, see :func:`end_in_order`.
     """
+    end_in_order()
     logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", "NvImgCodecPydicomReader")
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        data_error = find_data_error(error)
-        message = str(data_error) if data_error else config_error(error)
+        message = readable(error) or config_error(error)
         if message is None or os.environ.get(TRACEBACK_VARIABLE):
             sys.__excepthook__(kind, error, trace)
         else:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
+from sparse3dunet.data import checks
 from sparse3dunet.data.checks import check_data
 from sparse3dunet.data.datalist import DataSet, read_data_set
 from sparse3dunet.errors import DataError
@@ -61,7 +62,7 @@ def test_good_data_passes(dataset):
     [
         ("imagesTr", lambda p: p.write_bytes(p.read_bytes()[:500]), ["cannot be read", "truncated"]),
         ("imagesTr", lambda p: p.write_bytes(b""), ["cannot be read", "copy or export it again"]),
-        ("imagesTr", lambda p: p.write_bytes(gzip.compress(b"not a volume" * 99)), ["cannot be read"]),
+        ("imagesTr", lambda p: p.write_bytes(gzip.compress(b"not a volume" * 99)), ["not NIfTI", "export it again"]),
         ("imagesTr", lambda p: change(p, put(np.nan)), ["1 of 8640 voxels are NaN or infinite"]),
         ("imagesTr", lambda p: change(p, put(np.inf)), ["NaN or infinite"]),
         ("imagesTr", lambda p: change(p, lambda a: np.stack([a, a], -1)), ["expected a 3D image with 1 channel"]),
@@ -183,3 +184,21 @@ def test_memory_is_what_the_cache_takes(dataset):
     tensors = [v for item in kept for value in item.values() for v in (value if isinstance(value, list) else [value])]
     size = sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor))
     assert parser.get_parsed_content("report").memory == pytest.approx(size, rel=0.05)
+
+
+def test_doubts_about_valid_volumes(tmp_path):
+    """A sheared grid, and a slice on which painting seems to have stopped half-way."""
+    folder = tmp_path / "pairs"
+    image, label = np.random.default_rng(0).normal(size=(20, 24, 9)), np.zeros((20, 24, 9), np.uint8)
+    label[4:16, 4:20, ::2] = 1
+    label[4:16, 8:20, 4] = 0
+    affine = np.eye(4)
+    affine[0, 1] = 0.3
+    for name, array in (("images", image.astype(np.float32)), ("labels", label)):
+        (folder / name).mkdir(parents=True)
+        nib.save(nib.Nifti1Image(array, affine), folder / name / "a.nii.gz")
+    data_set = checks.complete(read_data_set(folder, annotated_slices="axial"))
+    text = " ".join(checks.inspect(data_set).warning_lines())
+    assert "axes of its affine are not orthogonal" in text
+    assert "axial [4]" not in text
+    assert "axial 4 show(s) far less foreground" in text

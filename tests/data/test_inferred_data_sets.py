@@ -209,6 +209,25 @@ def test_class_names(tmp_path):
         complete(read_data_set(folder), ["background", "core", "core"])
 
 
+def test_the_lowest_value_as_background_is_told(tmp_path, capsys):
+    """Foreground alone was painted: the first structure would become the background without a word."""
+    painted = np.where(planes(*THREE), 1 + (DENSE > 1), 255).astype(np.uint8)
+    folder = write(tmp_path, [painted])
+    data_set = complete(read_data_set(folder))
+    told = capsys.readouterr().err
+    assert (data_set.class_values, data_set.class_names) == ([1, 2], ["background", "class 2"])
+    assert "the lowest value, 1, is taken for the background" in told
+    assert "--background VALUE" in told
+    assert complete(read_data_set(folder), background=1).class_values == [1, 2]
+    assert complete(read_data_set(folder), background=2).class_values == [2, 1]
+    assert complete(read_data_set(folder), background=2).class_names == ["background", "class 1"]
+    assert capsys.readouterr().err == ""
+    with pytest.raises(DataError, match=r"no voxel of any case is labelled background \(value 0\)"):
+        check_data(complete(read_data_set(folder), background=0))
+    with pytest.raises(DataError, match=r"the background is to be 255, which is no class.*It means unlabeled"):
+        complete(read_data_set(folder, ignore_index=255), background=255)
+
+
 def test_real_slices_of_any_orientation(tmp_path):
     """The found slices are those of the file's own axes."""
     label = DENSE * planes(*THREE)

@@ -361,3 +361,17 @@ def test_a_network_and_a_normalisation_of_ones_own(tmp_path):
     description = json.loads((tmp_path / "out/model/model.json").read_text())
     assert description["network"] is None
     assert "ScaleIntensityRanged" in description["normalize"][0]
+
+
+def test_a_constant_scan_is_told_first(tmp_path):
+    scan, annotation, _ = write_scan(tmp_path)
+    write_nifti(scan, np.full(array(scan).shape, 7, np.float32), AFFINE)
+    result = densify(scan, annotation, "-o", tmp_path / "out", "--minutes", 0.02, "--folds", 0, *SMALL)
+    assert result.returncode == 0, result.stderr
+    before = result.stdout[: result.stdout.index("annotation: ")]
+    assert "This result is likely to be useless: " in before
+    assert "all voxels have the value 7" in before
+    quality = json.loads((tmp_path / "out/quality.json").read_text())
+    assert quality["usable"] is False
+    assert "all voxels have the value 7" in quality["warnings"][0]
+    assert "This result is likely to be useless" in (tmp_path / "out/report.html").read_text()

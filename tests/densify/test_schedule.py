@@ -211,3 +211,19 @@ def test_models_that_do_not_fit_are_left_aside(tmp_path):
     with pytest.raises(DataError, match=r"written by sparse3dunet 9\.0\.0"):  # rather than to replace that model
         former_description(tmp_path / "model.pt")
     assert os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["_target_", "$x", "@x", "%x", "__local_refs", "_disabled_"])
+def test_names_of_scans_are_no_config(name):
+    """MONAI's parser would call, evaluate or look up what has such a name."""
+    slices = [[1], [], [2]]
+    parser = ConfigParser(
+        {
+            "imports": ["$import sparse3dunet.densify.schedule as schedule"],
+            "held_out": ((name, slices),),
+            "transforms": "$schedule.hold_out(@held_out, 'training')",
+            "cases": [],
+        }
+    )
+    (transform,) = parser.get_parsed_content("transforms")
+    assert transform.hold_out.listed == {name: slices}

@@ -105,6 +105,17 @@ def test_segmentations_that_cannot_be_used(tmp_path):
         prepare_pair(scan, alone, tmp_path / "out")
 
 
+def test_values_of_no_segment_are_told(tmp_path):
+    """They would be taken for nothing, or for another class."""
+    stray = ON_SLICES.copy()
+    stray[12, 3, :4] = 7
+    with pytest.raises(DataError, match=r"label\.seg\.nrrd: 4 voxels have a value that no segment has \(7\)"):
+        prepared(tmp_path, stray, NAMES)
+    prepared(tmp_path, stray, NAMES, ignore_index=7)
+    with pytest.raises(DataError, match=r"label\.seg\.nrrd: the segment 'a' has the value 40000"):
+        prepared(tmp_path, ON_SLICES, {**NAMES, 40000: "a"})
+
+
 def test_segments_without_names_and_values(tmp_path):
     """As older versions wrote them."""
     scan = write_input(tmp_path / "scan.nii.gz", IMAGE_DATA, OBLIQUE)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sparse3dunet.densify.state import Learned, differences
+from sparse3dunet.densify.state import Learned, State, StateFile, differences
 from sparse3dunet.models.description import ModelDescription
 
 NUMBERS = np.arange(24).reshape(2, 3, 4) % 3
@@ -60,3 +60,30 @@ def test_networks_that_cannot_be_told_apart_are_not_learned_further():
     assert differences(unet, unet) == []
     assert differences(other, unet) == differences(unet, other) == differences(other, other) == ["another network"]
     assert differences(other, replace(other, spacing=(1, 1, 1))) == ["another network", "another voxel size"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "not valid JSON"),
+        ("[" * 99999, "nested too deeply"),
+        ("[]", "the field all"),
+        ('{"spent": 1.0}', "digest"),
+        ('{"digest": "a", "spent": "long"}', "the field spent"),
+        ('{"digest": "a", "previews": {"a": 1}}', "the field previews"),
+        ('{"digest": "a", "version": 99}', "version"),
+    ],
+)
+def test_a_damaged_state_is_told(tmp_path, text, words):
+    """It says that a run was here, unlike a missing one; and nothing of it is used."""
+    file = StateFile(tmp_path)
+    assert file.read() is None
+    file.write(State("a", spent=1.5, held_out=[{"x": [[1], [], []]}], previews={"a.nii": "b"}, calibrations={"x": [1]}))
+    assert file.read() == State(
+        "a", spent=1.5, held_out=[{"x": [[1], [], []]}], previews={"a.nii": "b"}, calibrations={"x": [1]}
+    )
+    assert file.fault == ""
+    file.path.write_text(text)
+    assert file.read() == State("")
+    assert str(file.path) in file.fault
+    assert words in file.fault

@@ -184,3 +184,48 @@ def test_odd_records_do_no_harm(tmp_path, case):
     record.path.write_text(json.dumps({"status": "done", "results": dict.fromkeys(NAMES, 5)}))
     with pytest.raises(DataError, match="is not what this command wrote there"):
         record.check(NAMES)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda r: r["results"].update({"../precious.txt": [1, 2]}),
+        lambda r: r["results"].update({"/etc/hosts": [1, 2]}),
+        lambda r: r.update(results=[1]),
+        lambda r: r.update(seconds="long"),
+        lambda r: r.update(ml={"shell": []}),
+        lambda r: r.update(version=99),
+        lambda r: r.update(image="x"),
+    ],
+)
+def test_records_lead_to_no_other_file(tmp_path, case, change):
+    """A damaged record counts as none; what it names is neither read nor removed."""
+    precious = tmp_path / "precious.txt"
+    precious.write_text("x")
+    out = tmp_path / "out"
+    record = do(out, case)
+    content, status = json.loads(record.path.read_text()), precious.stat()
+    change(content)
+    if "../precious.txt" in content["results"]:
+        content["results"]["../precious.txt"] = [status.st_size, status.st_mtime_ns]
+    record.path.write_text(json.dumps(content))
+    assert not record.is_done(NAMES)
+    write_summary(out, ["background", "shell"])
+    do(out, case, overwrite=True)
+    assert precious.read_text() == "x"
+    assert record.is_done(NAMES)
+
+
+def test_links_are_not_followed(tmp_path, case):
+    """Neither the folder for drafts nor a result may lead to other files."""
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "a.txt").write_text("precious")
+    record = CaseRecord(out, case, {"model": "one"})
+    record.drafts.parent.mkdir(parents=True)
+    record.drafts.symlink_to(elsewhere)
+    (out / "sub").mkdir()
+    (out / NAMES[0]).symlink_to(elsewhere / "a.txt")
+    do(out, case, overwrite=True)
+    assert [path.read_text() for path in elsewhere.iterdir()] == ["precious"]
+    assert not (out / NAMES[0]).is_symlink()

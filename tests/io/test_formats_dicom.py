@@ -89,7 +89,7 @@ def test_series_is_read_in_order_of_positions(series, tmp_path):
     assert is_dicom_folder(series)
     assert not is_dicom_folder(tmp_path)
     assert not is_dicom_folder(series / "IM1")
-    assert [str(s) for s in dicom_series(series)] == ['"series 1.2.3.4" (CT, 5 slice(s))']
+    assert [str(s) for s in dicom_series(series)] == ["1.2.3.4 (CT, 5 slice(s))"]
     volume = read_image(series)
     assert volume.path == str(series)
     np.testing.assert_array_equal(volume.data, ct())
@@ -159,9 +159,9 @@ def only(*names):
         (replace("double", k=3), ["a.dcm and double are at the same position, -2.888 mm", "Remove the duplicate"]),
         (
             replace("second", uid="1.2.5"),
-            ["found 2 DICOM series", '"series 1.2.3.4" (CT, 5 slice(s))', "its own folder"],
+            ["found 2 DICOM series", "1.2.3.4 (CT, 5 slice(s))", "its own folder"],
         ),
-        (localizer, ["found 2 DICOM series", '"series 1.2.9" (CT, 2 slice(s))', "expected one"]),
+        (localizer, ["found 2 DICOM series", "1.2.9 (CT, 2 slice(s))", "expected one"]),
         (replace(shape=(7, 8)), ["IM3.ima", "size", "[7, 6", "[7, 8", "expected the same for all slices"]),
         (replace(spacing=(0.8, 1.3)), ["pixel spacing in mm", "[1.3, 0.8]", "[1.3, 0.7]"]),
         (replace(axes=rotation(0.3, -0.6)), ["orientation", "0.955"]),

@@ -1,6 +1,7 @@
 """Models from whatever holds them; nothing that could run is ever loaded."""
 
 import json
+import os
 import pickle
 import shutil
 import zipfile
@@ -288,4 +289,38 @@ def test_concatenated_upsampling_is_converted(folder, network):
     assert torch.equal(loaded["up.0.2.weight"], state["up.0.3.weight"])
     torch.save({**state, "up.0.0.weight": state["up.0.0.weight"][:, :coarse]}, folder / "model.pt")
     with pytest.raises(DataError, match="belongs to another model"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("[" * 100_000, '{"a":' * 100_000, "[1]", "null", "1", '"a"', "", "{}", '{"schema_version": 1e999}'),
+        *(f'{{"schema_version": {"9" * 4000}}}', '{"schema_version": NaN}', '{"schema_version": [[]]}', "\xff"),
+        '{"schema_version": 1, "class_names": [[]], "class_values": {}, "patch_size": "aaa"}',
+        f'{{"schema_version": 1, "class_names": ["a", "b"], "class_values": [0, {"9" * 999}]}}',
+    ],
+)
+def test_any_description_ends_in_one_line(folder, text):
+    (folder / "model.json").write_text(text, encoding="latin-1")
+    with pytest.raises(DataError, match=r"model\.json: ") as error:
+        load_model(folder)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize("inside", ["model.pt", "bundle.zip"])
+def test_bombs_are_not_unpacked(folder, tmp_path, inside):
+    path = tmp_path / inside
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        archive.writestr("models/model.pt", bytes(2**27))
+    (tmp_path / "model.json").write_bytes((folder / "model.json").read_bytes())
+    with pytest.raises(DataError, match=f"{inside}: .* would unpack to 134217728"):
+        load_model(path)
+
+
+def test_only_files_are_models(folder):
+    (folder / "model.json").unlink()
+    os.mkfifo(folder / "model.json")
+    with pytest.raises(DataError, match=r"model\.json"):
         load_model(folder)

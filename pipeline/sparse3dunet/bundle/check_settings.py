@@ -20,6 +20,7 @@ from monai.bundle import ConfigComponent, ConfigParser, ConfigWorkflow, Referenc
 from monai.bundle.utils import merge_kv
 from monai.utils import ensure_tuple
 
+from sparse3dunet.bundle.config_files import read_config
 from sparse3dunet.bundle.configs import OF_TRACKING
 from sparse3dunet.errors import DataError
 
@@ -173,7 +174,7 @@ def _of_files(files: Sequence[str | Path]) -> dict[str, Any]:
 
 def _read(files: Sequence[str | Path]) -> list[tuple[str, dict[str, Any]]]:
     """Read configs; return path and content of each."""
-    return [(str(file), ConfigParser.load_config_file(str(file))) for file in files]
+    return [(str(file), read_config(file)) for file in files]
 
 
 def _laid_over(config: Mapping[str, Any], entries: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -308,6 +309,7 @@ def check_plain(files: Sequence[str | Path], settings: Mapping[str, Any]) -> Non
         files: the configs.
         settings: values by name.
     """
+    _read(files)  # whose errors name the line
     config = ConfigParser.load_config_files([str(file) for file in files])
     for name, value in settings.items():
         check_literal(name, value)

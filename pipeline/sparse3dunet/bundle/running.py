@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import runpy
 import sys
@@ -124,4 +125,8 @@ def parse_settings(arguments: Sequence[str]) -> dict[str, Any]:
             settings[name] = DefaultParseValue(rest.pop(0))
         else:
             settings[name] = True
-    return settings
+    # The shell expands --name ~/x, but not --name=~/x
+    return {
+        name: os.path.expanduser(value) if isinstance(value, str) and value.startswith("~") else value
+        for name, value in settings.items()
+    }

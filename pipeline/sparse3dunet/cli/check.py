@@ -18,6 +18,7 @@ def check(
     weight_dir: Annotated[str | None, typer.Option(help="Folder in DATA with weight images.")] = None,
     reference_dir: Annotated[str | None, typer.Option(help="Folder in DATA with dense labels for scoring.")] = None,
     ignore_index: options.IgnoreIndex = None,
+    background: options.Background = None,
     annotated_slices: options.AnnotatedSlices = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
     all_cases: Annotated[bool, typer.Option("--all", help="List each case and error.")] = False,
@@ -35,7 +36,7 @@ def check(
             ignore_index=arguments.numbers(ignore_index, "--ignore-index"),
             annotated_slices=arguments.slices(annotated_slices),
         )
-        report = checks.inspect(checks.complete(data_set))
+        report = checks.inspect(checks.complete(data_set, background=background))
     except DataError as error:
         if as_json:
             print(json.dumps({"ok": False, "errors": [str(error)], "warnings": []}, indent=1))

@@ -29,6 +29,7 @@ def densify(
     output_dir: options.OutputDir,
     minutes: Annotated[float, typer.Option(help="Time for the whole run.")] = 5.0,
     ignore_index: options.IgnoreIndex = None,
+    background: options.Background = None,
     annotated_slices: options.AnnotatedSlices = None,
     class_names: Annotated[str | None, typer.Option(help="background,liver,tumor; default: as declared.")] = None,
     label_dir: Annotated[str | None, typer.Option(help="Folder with the labels of several volumes.")] = None,
@@ -59,7 +60,9 @@ def densify(
     extra = running.parse_settings([*sources[known:], *context.args])
     sources = sources[:known]
     ignored, slices = arguments.numbers(ignore_index, "--ignore-index"), arguments.slices(annotated_slices)
+    output_dir = output_dir.expanduser()
     io.check_output_dir(output_dir)
+    io.hold_folder(output_dir)
     dataset = inputs.prepare(sources, output_dir / "work" / "inputs", ignore_index=ignored, annotated_slices=slices)
     own_format = io.natural_suffix(sources[0]) if len(sources) == 2 else None
     given = {
@@ -67,6 +70,7 @@ def densify(
         "output_dir": str(output_dir),
         "minutes": minutes,
         "ignore_index": ignored,
+        "background": background,
         "annotated_slices": slices,
         "given_names": arguments.names(class_names) or None,
         "label_dir": label_dir,

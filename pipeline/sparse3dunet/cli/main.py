@@ -8,7 +8,7 @@ import sys
 import typer
 
 from sparse3dunet.cli import check, densify, package, plan, predict, run, simulate
-from sparse3dunet.errors import TRACEBACK_VARIABLE, DataError
+from sparse3dunet.errors import TRACEBACK_VARIABLE, end_in_order, readable
 
 app = typer.Typer(
     help="Dense 3D segmentation from sparsely annotated volumes.",
@@ -31,10 +31,12 @@ def _main() -> None:
 
 
 def main() -> None:
-    """Run the command; a DataError ends it with only its message and exit status 1."""
+    """Run the command; a DataError, or a lack of room or memory, ends it with one line and exit status 1."""
+    end_in_order()
     try:
         app()
-    except DataError as error:
-        if os.environ.get(TRACEBACK_VARIABLE):
+    except Exception as error:
+        message = readable(error)
+        if message is None or os.environ.get(TRACEBACK_VARIABLE):
             raise
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {message}")

@@ -9,6 +9,7 @@ import typer
 
 OutputDir = Annotated[Path, typer.Option("--output-dir", "-o", help="Folder for the results.")]
 IgnoreIndex = Annotated[str | None, typer.Option(help="Value or values of unlabeled voxels: 255 or 4,255.")]
+Background = Annotated[int | None, typer.Option(help="Value of the background; default: as declared, else the lowest.")]
 AnnotatedSlices = Annotated[
     str | None, typer.Option(help='"axial", "coronal", "sagittal", "all", or JSON as in a datalist.')
 ]

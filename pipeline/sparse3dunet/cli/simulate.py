@@ -44,6 +44,7 @@ def simulate(
         keep = transforms.KeepFraction(fraction)
     else:
         keep = transforms.KeepScribbles(scribbles or 0, length, width)
+    output_dir = output_dir.expanduser()
     done = simulation.simulate(labels, output_dir, keep, seed, ignore_index)
     print(
         f"Wrote {len(done.files)} label map(s) to {output_dir}: {sum(done.shares) / len(done.shares):.2%} of the "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,9 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 
+from sparse3dunet.data.background import lowest_is_background, with_background
 from sparse3dunet.data.datalist import Case, DataSet, case_name, with_cases
+from sparse3dunet.data.doubts import annotation_doubts, image_doubts
 from sparse3dunet.data.label_and_weight import SparseLabel
 from sparse3dunet.data.measurements import Measurements, measure
 from sparse3dunet.data.memory import machine_memory
@@ -127,7 +130,7 @@ class DataReport:
         ]
 
 
-def complete(data_set: DataSet, known: Mapping[str, Any] | None = None) -> DataSet:
+def complete(data_set: DataSet, known: Mapping[str, Any] | None = None, background: int | None = None) -> DataSet:
     """Return the data set with undeclared classes and channels taken from its files.
 
     The classes are then all values of the label maps that do not mean "unlabeled".
@@ -135,9 +138,12 @@ def complete(data_set: DataSet, known: Mapping[str, Any] | None = None) -> DataS
     Args:
         data_set: as read.
         known: ``class_names`` and ``class_values`` to use for undeclared classes instead, for example a model's.
+        background: value of the background; None: the first declared class, else the lowest value, which is told
+            unless it is 0.
 
     Raises:
-        DataError: when the label maps contain fewer than two classes, or far too many.
+        DataError: when the label maps contain fewer than two classes, or far too many; when the value of the background
+            is no class.
     """
     if known is not None and not data_set.class_values:
         names, numbers = list(known["class_names"]), list(known["class_values"])
@@ -147,6 +153,8 @@ def complete(data_set: DataSet, known: Mapping[str, Any] | None = None) -> DataS
         values: set[float] = set().union(*found)
         slices = any(ANNOTATED_SLICES in case for case in data_set.cases)
         classes = sorted({v for v in values if v == int(v)} - set(data_set.ignore_index) | ({0} if slices else set()))
+        if background is not None and background not in (*classes, *data_set.ignore_index):
+            classes = sorted([background, *classes])
         if len(classes) < 2 or len(values) > MOST_VALUES:
             if not values:
                 read_volume(data_set.cases[0][LABEL])  # its error is the better message
@@ -164,8 +172,13 @@ def complete(data_set: DataSet, known: Mapping[str, Any] | None = None) -> DataS
                 f"expected classes from 0 on. If it means unlabeled, pass it as ignore_index {classes[0]:g}; if it is "
                 "a class, declare the classes in a dataset.json."
             )
-        names = ["background" if number == 0 else f"class {value:g}" for number, value in enumerate(classes)]
+        if background is None and classes[0] != 0:
+            print(lowest_is_background(data_set.source, [int(value) for value in classes]), file=sys.stderr, flush=True)
+        first = classes[0] if background is None else background
+        names = ["background" if value == first else f"class {value:g}" for value in classes]
         data_set = replace(data_set, class_names=names, class_values=[int(v) for v in classes])
+    if background is not None:
+        data_set = with_background(data_set, background)
     wide = [value for value in data_set.class_values if not -(2**15) <= value < 2**15]
     if wide:
         raise DataError(
@@ -269,9 +282,7 @@ def _describe_image(report: CaseReport, image: Volume) -> None:
     report.voxels = int(np.prod(image.spatial_shape))
     sample = image.data.reshape(-1)[:: max(image.data.size // 100_000, 1)]  # a percentile needs no more
     report.intensity = tuple(float(v) for v in np.percentile(sample.astype(np.float64), (0.5, 99.5)))
-    if image.data.min() == image.data.max():
-        text = f"{image.path}: all voxels have the value {image.data.flat[0]}; there is nothing to learn."
-        report.warnings.append(("constant", text))
+    report.warnings += image_doubts(image)
 
 
 def as_tensor(volume: Volume) -> MetaTensor:
@@ -298,14 +309,7 @@ def _describe_annotation(
     report.slices = None if found is None else dict(sorted(zip(plane_names(label.affine), found)))
     if image is not None:
         report.measurements = measure(image, np.asarray(classes[0]), annotated, len(data_set.class_names))
-    if report.class_counts[0] == 0:
-        text = (
-            f"{label.path}: no voxel is labelled {data_set.class_names[0]} ({data_set.class_values[0]}). Annotate the "
-            "background on each annotated slice too."
-        )
-        report.warnings.append(("no background", text))
-    if report.is_dense and data_set.class_values[0] == 0:
-        _suspect_forgotten_slices(report, label)
+    report.warnings += annotation_doubts(label, annotated, report.class_counts, data_set, slices is not None)
 
 
 def _check_reference(reference: Volume, label: Volume, class_values: Sequence[int]) -> None:
@@ -319,18 +323,6 @@ def _check_reference(reference: Volume, label: Volume, class_values: Sequence[in
             f"{reference.path}: label value {shown} in {bad} of {reference.data.size} voxels is not a class; expected "
             f"a dense label for scoring, with only {', '.join(map(str, class_values))}. Correct it, or leave it out."
         )
-
-
-def _suspect_forgotten_slices(report: CaseReport, label: Volume) -> None:
-    """Warn about a label map that counts as dense although its foreground lies on single slices."""
-    found = find_slices(label.data != 0)
-    if found is not None and any(found):
-        where = ", ".join(f"{plane} {indices}" for plane, indices in zip(plane_names(label.affine), found) if indices)
-        text = (
-            f"{label.path}: every voxel counts as annotated, but only these slices show any foreground: {where[:200]}. "
-            "If the others were not annotated, set annotated_slices: all, or they are learned as background."
-        )
-        report.warnings.append(("slices", text))
 
 
 def _inspect_classes(report: DataReport) -> None:

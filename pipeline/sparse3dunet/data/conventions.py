@@ -98,7 +98,10 @@ def announcement(convention: Convention, file: str) -> str:
 
 
 def complete(
-    data_set: DataSet, class_names: Sequence[str] | None = None, known: Mapping[str, Any] | None = None
+    data_set: DataSet,
+    class_names: Sequence[str] | None = None,
+    known: Mapping[str, Any] | None = None,
+    background: int | None = None,
 ) -> DataSet:
     """Return the data set with undeclared unlabeled values, classes and channels taken from its files.
 
@@ -109,12 +112,14 @@ def complete(
     Args:
         data_set: as read.
         class_names: names to use instead of the declared ones, by class number, background first.
-        known: see :func:`sparse3dunet.data.checks.complete`.
+        known: see :func:`sparse3dunet.data.checks.complete`, as for `background`.
+        background: value of the background.
 
     Raises:
         DataError: when the convention cannot be inferred, or the label maps differ in it, or the classes are wrong.
     """
-    data_set = checks.complete(_with_convention(data_set, known or {}), known)
+    classes = (known or {}).get("class_values") or ([] if background is None else [background])
+    data_set = checks.complete(_with_convention(data_set, classes), known, background)
     if class_names is None:
         return data_set
     names, values = list(class_names), data_set.class_values
@@ -217,7 +222,7 @@ def _found_slices(
         ignored,
         ALL,
         "0 means background on annotated slices and unlabeled elsewhere: the other values lie on "
-        f"{sum(map(len, slices))} slice(s){more}",
+        f"{sum(map(len, slices))} slice(s){more}; slices that are painted only in part need another value for the rest",
     )
 
 
@@ -309,11 +314,11 @@ class _Inferred:
     zeros_last: bool = False
 
 
-def _with_convention(data_set: DataSet, known: Mapping[str, Any]) -> DataSet:
+def _with_convention(data_set: DataSet, known: Sequence[int]) -> DataSet:
     is_declared = any(key in case for case in data_set.cases for key in (ANNOTATED_SLICES, WEIGHT))
     if is_declared or not data_set.cases or (data_set.ignore_index and not data_set.class_values):
         return data_set
-    classes = tuple(data_set.class_values or known.get("class_values", ()))
+    classes = tuple(data_set.class_values or known)
     with ThreadPoolExecutor(max_workers=2) as pool:
         inferred = list(pool.map(partial(_infer, declared=data_set.ignore_index, classes=classes), data_set.cases))
     if any(entry.is_declared for entry in inferred):

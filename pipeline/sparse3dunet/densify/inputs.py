@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,20 +16,15 @@ from sparse3dunet.data import conventions
 from sparse3dunet.data.checks import MOST_VALUES
 from sparse3dunet.data.datalist import case_name
 from sparse3dunet.data.layouts import SUFFIXES, read_json
+from sparse3dunet.densify.segments import IGNORE, check_values, class_labels, read_segments
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import is_dicom_folder, read_image, write_map
-from sparse3dunet.io.itk import itk_header
-from sparse3dunet.io.suffixes import NRRD_SUFFIXES, image_suffix, suffix_among
+from sparse3dunet.io.suffixes import image_suffix, suffix_among
 from sparse3dunet.io.volumes import AFFINE_TOLERANCE, Volume, check_same_grid, values_found
 from sparse3dunet.io.writing import write_text
 from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL
 
 DATALIST = "datalist.json"
-IGNORE = "ignore"
-"""Name of the value of unlabeled voxels in data sets."""
-BACKGROUND = "background"
-UNLABELED_NAMES = (IGNORE, "ignored", "unlabeled", "unlabelled", "unannotated")
-"""Names of segments that cover unlabeled voxels."""
 MANY_VALUES = 30
 """Number of values in an annotation above which it may be the scan."""
 EXPECTED = (
@@ -113,16 +107,16 @@ def prepare_pair(
     """
     scan, annotation, folder = _absolute(scan), _absolute(annotation), _absolute(folder)
     _check_files(scan, annotation)
-    segments = _segments(annotation)
+    segments = read_segments(annotation)
     image, label = read_image(scan), read_image(annotation)
-    _check_label(label, image, segments)
     given = [ignore_index] if isinstance(ignore_index, int) else list(ignore_index or [])
+    _check_label(label, image, segments, given)
     is_declared = bool(given) or annotated_slices is not None
     is_part = sorted(label.data.shape) != sorted(image.spatial_shape)
     inferred = _unlabeled_in(label) if is_part and not segments and not is_declared else ()
     outside = 0 if segments else next(iter(given or inferred), 0)
     placed = _on_grid_of(image, label, outside)
-    labels = _labels(segments, given, annotation)
+    labels = class_labels(segments, given, annotation)
     declared: dict[str, Any] = {"ignore_index": list(inferred)} if inferred else {}
     if labels and not is_declared:
         declared = _infer(placed, annotation, labels)
@@ -184,8 +178,8 @@ def _check_files(scan: Path, annotation: Path) -> None:
         )
 
 
-def _check_label(label: Volume, image: Volume, segments: Mapping[int, str]) -> None:
-    """Raise DataError unless an annotation is a label map, in one layer."""
+def _check_label(label: Volume, image: Volume, segments: Mapping[int, str], given: Sequence[int]) -> None:
+    """Raise DataError unless an annotation is a label map, in one layer, of the segments' and the given values."""
     if label.data.ndim == 4 and segments:
         raise DataError(
             f"{label.path}: the segmentation has {label.num_channels} layers, because segments overlap or were once "
@@ -199,6 +193,7 @@ def _check_label(label: Volume, image: Volume, segments: Mapping[int, str]) -> N
             "one number per voxel. Export it as one label map. The order is: SCAN ANNOTATION."
         )
     values = values_found(label.data)
+    check_values(label.path, values, segments, given)
     if len(values) <= MANY_VALUES:
         return
     are_swapped = len(values_found(image.data)) < len(values)
@@ -211,43 +206,6 @@ def _check_label(label: Volume, image: Volume, segments: Mapping[int, str]) -> N
 
 
 # 3D Slicer's segmentations
-
-
-def _segments(annotation: Path) -> dict[int, str]:
-    """Return segment names by value; empty if the file is not a segmentation of 3D Slicer."""
-    if image_suffix(annotation) not in NRRD_SUFFIXES:
-        return {}
-    header = itk_header(annotation, "NrrdImageIO")
-    metadata = {key: header.GetMetaData(key) for key in header.GetMetaDataKeys()}
-    numbers = sorted({int(found[1]) for key in metadata if (found := re.match(r"Segment(\d+)_", key))})
-    segments: dict[int, str] = {}
-    for number in numbers:
-        value = metadata.get(f"Segment{number}_LabelValue", "1").strip()  # older versions: none, one layer per segment
-        name = metadata.get(f"Segment{number}_Name", "").strip() or f"segment {number + 1}"
-        if not value.isdecimal() or not int(value):
-            raise DataError(
-                f"{annotation}: the segment {name!r} has the value {value!r}; expected a positive whole number. Save "
-                "the segmentation again in 3D Slicer."
-            )
-        segments[int(value)] = name
-    return segments
-
-
-def _labels(segments: Mapping[int, str], ignore_index: Sequence[int], annotation: Path) -> dict[int, str]:
-    """Return the names of classes and of unlabeled values, as data sets declare them; empty without segments."""
-    if not segments:
-        return {}
-    names = {v: IGNORE if name.lower() in UNLABELED_NAMES else name for v, name in segments.items()}
-    names = {value: BACKGROUND if name.lower() == BACKGROUND else name for value, name in names.items()}
-    labels = {0: IGNORE if BACKGROUND in names.values() else BACKGROUND, **names}
-    labels = {value: name for value, name in labels.items() if value not in ignore_index}
-    classes = [name for name in labels.values() if name != IGNORE]
-    if len(classes) < 2:
-        raise DataError(
-            f"{annotation}: the segments are {', '.join(segments.values())}, which gives the classes "
-            f"{', '.join(classes) or '(none)'}; expected at least two (background: all in no segment). Add a segment."
-        )
-    return labels
 
 
 def _infer(label: np.ndarray, annotation: Path, labels: dict[int, str]) -> dict[str, Any]:

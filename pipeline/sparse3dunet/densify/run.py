@@ -14,7 +14,7 @@ import shutil
 import signal
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from sparse3dunet.densify.propagated import Outlook, Propagation
 from sparse3dunet.densify.results import Results, write_results
 from sparse3dunet.densify.schedule import FINAL, Schedule, channels, deal_slices, number_of_folds, slices_showing
 from sparse3dunet.densify.state import Learned, State, StateFile, differences, digest, former_description, keep_aside
+from sparse3dunet.io import hold_folder
 from sparse3dunet.keys import IMAGE, LABEL, WEIGHT
 from sparse3dunet.models.checkpoints import save_file
 from sparse3dunet.models.description import ModelDescription
@@ -67,6 +68,7 @@ def densify(data_set: DataSet, report: DataReport, spacing: Any, **options: Any)
     Raises:
         DataError: when a setting is wrong, or a result would replace a file that no former run wrote.
     """
+    hold_folder(options["output_dir"])
     try:
         _Run(configs.current(), data_set, report, spacing, Options(**options)).run()
     except KeyboardInterrupt:
@@ -103,7 +105,7 @@ class _Run:
         self.config = {**config, "data_set": data_set, "report": report, "target_spacing": self.spacing}
         self.config |= {} if self.former is None else {"like": self.former}
         self.digest = digest(data_set, config, [self.spacing, channels(options.device)])
-        self.notes: list[str] = []
+        self.notes = [self.file.fault] if self.file.fault else []
         self.total = 0.0  # seconds of this process, up to `started`
         self.results = Results(self.output_dir, self.data_set, options.format, options.keep_annotation)
         count, seconds = len(data_set.class_names), 60 * options.minutes
@@ -117,6 +119,9 @@ class _Run:
         )
 
     def run(self) -> None:
+        hopeless = summary.hopeless(self.report)
+        for text in [*self.notes, *(f"This result is likely to be useless: {text}" for text in hopeless)]:
+            print(text, flush=True)
         self.results.check(self.before)
         description = self._parser({}).get_parsed_content("description")
         state = self.state = self._begin(description)
@@ -135,6 +140,7 @@ class _Run:
         expected = self.results.predict(model, self._outlook, self.options.device, normalize)
         previews = self._previews_alone()
         quality = self._quality(expected, "there was only time for a preview" if previews else state.reason)
+        quality = replace(quality, warnings=[*hopeless, *quality.warnings])
         methods = summary.methods_entry(self.propagation, self.results.cases, state.share, not previews)
         print(summary.text(methods), flush=True)
         show(quality)
@@ -143,11 +149,7 @@ class _Run:
             quality,
             suggestions=self.options.suggestions,
             plan=[*plan, methods],
-            notes=[
-                *self.notes,
-                *previews,
-                *(["The run was stopped early, by Ctrl-C."] if state.stopped_early else []),
-            ],
+            notes=[*self.notes, *previews, *["The run was stopped early, by Ctrl-C."][: state.stopped_early]],
             command=command_line(),
             work={part: self.output_dir / "work" / part for part in state.seconds},
             templates=state.templates,
@@ -156,8 +158,8 @@ class _Run:
         state.complete = True
         self.file.write(state)
         seconds = self.total + time.perf_counter() - self.started
-        if not quality.usable:
-            print(f"This result is likely to be useless: {quality.warnings[0]}", flush=True)
+        for text in quality.warnings[:1]:
+            print(f"This result is likely to be useless: {text}", flush=True)
         print(f"Done in {seconds / 60:.1f} minutes. See {self.output_dir / 'report.html'}", flush=True)
 
     # ------------------------------------------------------------ without a network
@@ -338,8 +340,7 @@ class _Run:
     def _keep_time(self) -> None:
         """Write the state, with the time spent so far."""
         now = time.perf_counter()
-        self.state.spent += now - self.started
-        self.total += now - self.started
+        self.state.spent, self.total = self.state.spent + now - self.started, self.total + now - self.started
         self.started = now
         self.file.write(self.state)
 
@@ -349,7 +350,8 @@ class _Run:
         """Train a part, or resume its training."""
         started = time.perf_counter()
         resume = (self.output_dir / "work" / part / "last.pt").is_file()
-        changes = {"part": part, "title": title, "held_out": held_out, "minutes": seconds / 60, "resume": resume}
+        pairs = held_out and tuple(held_out.items())  # no dict: names of cases are no config
+        changes = {"part": part, "title": title, "held_out": pairs, "minutes": seconds / 60, "resume": resume}
         parser = self._parser(changes)
         set_determinism(seed=self.options.seed)
         network, description, resumable, budget = map(

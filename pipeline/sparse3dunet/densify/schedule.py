@@ -236,21 +236,22 @@ def _again(former: Slices, annotated: torch.Tensor) -> Slices:
     return [[i for run in runs(indices) if set(run) & set(before) for i in run] for indices, before in zip(now, former)]
 
 
-def hold_out(held_out: Mapping[str, Slices] | None, part: str, *then: Any) -> list[Any]:
+def hold_out(held_out: Mapping[str, Slices] | Sequence[tuple[str, Slices]] | None, part: str, *then: Any) -> list[Any]:
     """Return the transforms that remove held-out slices from the weight, or keep only these, for a config.
 
     Args:
-        held_out: by case, for each axis the slices' indices.
+        held_out: by case, for each axis the slices' indices; in a config as pairs, since a config would take a dict
+            with a case named _target_ for a component.
         part: "training" or "validation".
         then: transforms that follow; None, for a transform that the config disables, is left out.
     """
-    held = [HoldOutSlicesd(WEIGHT, part=part, listed=held_out)] if held_out else []
+    held = [HoldOutSlicesd(WEIGHT, part=part, listed=dict(held_out))] if held_out else []
     return [*held, *(transform for transform in then if transform is not None)]
 
 
-def cases_of(cases: Sequence[Case], held_out: Mapping[str, Slices] | None) -> list[Case]:
+def cases_of(cases: Sequence[Case], held_out: Mapping[str, Slices] | Sequence[tuple[str, Slices]] | None) -> list[Case]:
     """Return the cases with held-out slices, without dense labels; if there are none, the first case."""
-    chosen = [case for case in cases if case_name(case[IMAGE]) in (held_out or {})]
+    chosen = [case for case in cases if case_name(case[IMAGE]) in dict(held_out or {})]
     return without_references(chosen or cases[:1])
 
 

@@ -19,6 +19,7 @@ from sparse3dunet import __version__
 from sparse3dunet.data.datalist import FILE_KEYS, DataSet
 from sparse3dunet.data.slices import Slices
 from sparse3dunet.errors import DataError
+from sparse3dunet.io.json_files import misfit, parse_json
 from sparse3dunet.io.volumes import read_volume
 from sparse3dunet.io.writing import replacing, write_text
 from sparse3dunet.keys import IMAGE
@@ -37,6 +38,9 @@ NOT_OF_THE_RUN = (
     "format",
 )
 """Settings that may change when a run goes on."""
+
+VERSION = 1
+"""Version of the state's fields."""
 
 
 @dataclass
@@ -61,6 +65,7 @@ class State:
         previews: by file name, the digest of each preview that was written.
         templates: by file name, the digest of each template that was written; without those passed as annotation since.
         notes: other facts that a reader of the results must know.
+        version: version of these fields.
     """
 
     digest: str
@@ -80,6 +85,7 @@ class State:
     previews: dict[str, str] = field(default_factory=dict)
     templates: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    version: int = 1
 
 
 class StateFile:
@@ -87,15 +93,30 @@ class StateFile:
 
     def __init__(self, output_dir: str | Path) -> None:
         self.path = Path(output_dir) / "work" / "state.json"
+        self.fault = ""
 
     def read(self) -> State | None:
-        """Read the state; None if there is none, or it cannot be read."""
-        try:
-            content = json.loads(self.path.read_text(encoding="utf-8"))
-            known = {entry.name for entry in fields(State)}  # an older version may have had others
-            return State(**{name: value for name, value in content.items() if name in known})
-        except (OSError, ValueError, TypeError, AttributeError):
+        """Read the state; None if there is none.
+
+        A damaged state, or one of a newer version, is as good as none, but tells that a run was here: it is empty then,
+        and :attr:`fault` says what is wrong.
+        """
+        if not self.path.is_file():
             return None
+        try:
+            content = parse_json(self.path.read_bytes(), str(self.path), "a state", "")
+            wrong = misfit(content, State)
+            if wrong or "digest" not in content or content.get("version", 1) > VERSION:
+                raise DataError(f"{self.path}: the field {wrong or 'digest or version'} is not as expected.")
+        except (OSError, DataError) as error:
+            reason = " ".join(str(error).split()).removeprefix(f"{self.path}: ").rstrip(". ")
+            self.fault = (
+                f"{self.path} is damaged, or of another version ({reason}); what the former run computed is not used, "
+                "but for the model beside it."
+            )
+            return State("")
+        known = {entry.name for entry in fields(State)}  # an older version may have had others
+        return State(**{name: value for name, value in content.items() if name in known})
 
     def write(self, state: State) -> None:
         write_text(self.path, json.dumps(asdict(state), indent=1) + "\n")

@@ -84,3 +84,12 @@ def preview_notes(propagation: Propagation, cases: Sequence[ImageCase]) -> list[
         f"{len(needed)} of {len(cases)} volume(s): there is only time for a preview, which is the result, without a "
         f"quality estimate. For more, use --minutes {math.ceil(max(needed) / 6) / 10:g}."
     ]
+
+
+def hopeless(report: DataReport) -> list[str]:
+    """Return why the data themselves make a useful result unlikely, and what to do; empty if nothing does."""
+    texts = [text for case in report.cases for kind, text in case.warnings if kind == "constant"]
+    if not texts:
+        return []
+    more = f" The same in {len(texts) - 1} more volume(s)." if len(texts) > 1 else ""
+    return [f"{texts[0]} Pass the scan that was annotated, or export it again.{more}"]

@@ -173,20 +173,36 @@ class _Batch:
                 del volumes, done
 
     def _jobs(self, cases: Sequence[ImageCase]) -> Iterator[_Job]:
-        """Yield the cases that are not done yet."""
-        for case in cases:
-            names = self.output.names(case, self.predictor.confidence, self.predictor.probabilities)
-            try:
-                record = CaseRecord(self.output.folder, case, self.key)
-                done = record.is_done(list(names.values()), self.output.overwrite)
-            except Exception as error:  # a link to nothing, for example
-                self._failed(case.name, error)
-                continue
-            if done:
-                self.outcome.skipped += 1
-                self.progress.skip()
-            else:
-                yield _Job(case, record, names)
+        """Yield the cases that are not done yet; last those that other processes are working on, if they failed."""
+        held_by_others: list[ImageCase] = []
+        for wait, group in ((False, cases), (True, held_by_others)):
+            for case in group:
+                job, free = self._job(case, wait)
+                if not free:
+                    held_by_others.append(case)
+                elif job is not None:
+                    yield job
+
+    def _job(self, case: ImageCase, wait: bool) -> tuple[_Job | None, bool]:
+        """Return the job of a case, None if there is nothing to do; and whether no other process holds the case."""
+        names = self.output.names(case, self.predictor.confidence, self.predictor.probabilities)
+        record = None
+        try:
+            record = CaseRecord(self.output.folder, case, self.key)
+            if not record.hold(wait):
+                return None, False
+            done = record.is_done(list(names.values()), self.output.overwrite)
+        except Exception as error:  # a link to nothing, for example
+            self._failed(case.name, error)
+            if record is not None:
+                record.release()
+            return None, True
+        if not done:
+            return _Job(case, record, names), True
+        record.release()
+        self.outcome.skipped += 1
+        self.progress.skip()
+        return None, True
 
     @staticmethod
     def _reading(jobs: Iterator[_Job], reader: ThreadPoolExecutor) -> Iterator[tuple[_Job, Future]]:
@@ -233,6 +249,7 @@ class _Batch:
                 mean_confidence=prediction.mean_confidence,
                 segmentation=job.names["segmentation"],
             )
+            job.record.release()
         except Exception as error:  # a full disk, for example
             self._failed(job.case.name, error, job.record)
             return
@@ -255,11 +272,14 @@ class _Batch:
         text = " ".join(text.split())
         self.outcome.failed.append(f"{name}: {text}")
         self.progress.failed(name, text)
+        if record is None:
+            return
         try:
-            if record is not None:
-                record.fail(text)
+            record.fail(text)
         except OSError:  # the disk is full or gone, as was reported above
             return
+        finally:
+            record.release()
 
 
 def _draw(path: Path, name: str, image: Volume, prediction: Prediction, output: Output) -> None:

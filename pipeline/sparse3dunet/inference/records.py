@@ -12,13 +12,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from sparse3dunet.errors import DataError
 from sparse3dunet.inference.inputs import ImageCase
+from sparse3dunet.io.json_files import misfit, parse_json
 from sparse3dunet.io.writing import replacing, write_text
 from sparse3dunet.models.checkpoints import file_digest
 
 RECORDS, DRAFTS = "records", ".drafts"
 DONE, FAILED, STARTED = "done", "failed", "started"
+VERSION = 1
+"""Version of the fields of a record."""
+_FIELDS: dict[str, Any] = {
+    **{"version": int, "case": str, "status": str, "key": str, "error": str, "segmentation": str},
+    **{"image": list[str], "results": dict[str, list[Any]], "seconds": float | None, "ml": dict[str, float]},
+    "mean_confidence": float | None,
+}
 
 
 class CaseRecord:
@@ -43,8 +53,30 @@ class CaseRecord:
         # A number, since the name may be that of another case's folder.
         self.drafts = self.output_dir / DRAFTS / hashlib.sha256(os.fsencode(case.name)).hexdigest()[:16]
         self.before: dict[str, Any] = {}
+        self._lock = FileLock(self.path.with_name(f"{self.path.name}.lock"), thread_local=False)
         self.settings = json.loads(json.dumps(key))
         self.key = hashlib.sha256(json.dumps([key, _identity(case)], sort_keys=True).encode()).hexdigest()
+
+    def hold(self, wait: bool = False) -> bool:
+        """Hold the case for this process, so that no other one works on it; return whether that succeeded.
+
+        Where the file system has no locks, nothing is held, and that counts as success.
+
+        Args:
+            wait: whether to wait until another process has finished it.
+        """
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(timeout=-1 if wait else 0)
+        except Timeout:
+            return False
+        except (OSError, NotImplementedError):
+            return True
+        return True
+
+    def release(self) -> None:
+        """End holding the case."""
+        self._lock.release(force=True)
 
     def is_done(self, names: Sequence[str] = (), unchanged: bool = False) -> bool:
         """Return whether nothing is left to do; first moves complete drafts of a killed run.
@@ -128,7 +160,7 @@ class CaseRecord:
             )
 
     def _write(self, record: Mapping[str, Any]) -> None:
-        content = {"case": self.case.name, "image": list(self.case.files), **record}
+        content = {"version": VERSION, "case": self.case.name, "image": list(self.case.files), **record}
         content |= {"key": self.key, "settings": self.settings}
         write_text(self.path, json.dumps(content, indent=1) + "\n")
 
@@ -144,6 +176,8 @@ class CaseRecord:
         return target
 
     def _clear(self) -> None:
+        if self.drafts.is_symlink():
+            self.drafts.unlink()
         shutil.rmtree(self.drafts, ignore_errors=True)
 
 
@@ -167,27 +201,27 @@ def write_summary(output_dir: str | Path, class_names: Sequence[str]) -> Path:
     """Write ``summary.csv`` with a row for each case that is recorded in the folder, sorted by name.
 
     Columns: case, status (done or failed), seconds, the volume in ml of each foreground class, the mean confidence over
-    the foreground, the segmentation's file, the error.
+    the foreground, the segmentation's file, the error. Text that a spreadsheet would take for a formula begins with '.
     """
     folder = Path(output_dir)
     records = [_read(path) for path in sorted((folder / RECORDS).rglob("*.json"))]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     volumes = [f"{name} ml" for name in class_names[1:]]
-    writer.writerow(["case", "status", "seconds", *volumes, "mean confidence", "segmentation", "error"])
+    headings = ["case", "status", "seconds", *volumes, "mean confidence", "segmentation", "error"]
+    writer.writerow([_harmless(heading) for heading in headings])
     for record in records:
         if record.get("status") not in (DONE, FAILED):
             continue
         ml = record.get("ml", {})
         volumes = [f"{ml[name]:.4f}" if name in ml else "" for name in class_names[1:]]
         seconds, confidence = record.get("seconds"), record.get("mean_confidence")
-        writer.writerow(
-            [
-                *(record.get("case"), record["status"], "" if seconds is None else f"{seconds:.2f}", *volumes),
-                "" if confidence is None else f"{confidence:.4f}",
-                *(record.get("segmentation", ""), record.get("error", "")),
-            ]
-        )
+        cells = [
+            *(record.get("case"), record["status"], "" if seconds is None else f"{seconds:.2f}", *volumes),
+            "" if confidence is None else f"{confidence:.4f}",
+            *(record.get("segmentation", ""), record.get("error", "")),
+        ]
+        writer.writerow([_harmless(cell) for cell in cells])
     path = folder / "summary.csv"
     content = text.getvalue().encode(errors="backslashreplace")  # names of files may be no UTF-8
     with replacing(path) as draft:
@@ -195,13 +229,27 @@ def write_summary(output_dir: str | Path, class_names: Sequence[str]) -> Path:
     return path
 
 
+def _harmless(cell: Any) -> Any:
+    """Return a cell that a spreadsheet does not take for a formula: names of files come from others."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
+
+
 def _read(path: Path) -> dict[str, Any]:
-    """Read a record; empty if there is none or the file is something else."""
+    """Read a record; empty if there is none, or the file is damaged, of a newer version, or something else."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        record = parse_json(path.read_bytes(), str(path), "a record", "")
+    except (OSError, DataError):
         return {}
-    return record if isinstance(record, dict) else {}
+    if misfit(record, _FIELDS) or record.get("version", 1) > VERSION:
+        return {}
+    if not all(map(_is_inside, record.get("results", {}))):
+        return {}
+    return record
+
+
+def _is_inside(name: str) -> bool:
+    """Return whether the name of a result leads to no other folder than that of the results."""
+    return bool(name) and not os.path.isabs(name) and ".." not in Path(name).parts and "\0" not in name
 
 
 def _identity(case: ImageCase) -> list[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,14 +66,14 @@ def predict(
             are listed in the :class:`~sparse3dunet.inference.batch.Outcome`.
     """
     format = _suffix(format)
+    output_dir = Path(output_dir).expanduser() if isinstance(output_dir, (str, Path)) else output_dir
     for source in sources:
         check_output_dir(output_dir, source)
     _check_normalization(model, normalize)
     cases = find_images(sources, model.in_channels, results_in(output_dir))
     predictor = _predictor(model, inferer, device, normalize, confidence, probabilities, largest, min_ml)
     inferer.windows((1, 1, 1), model.network)  # checks that the network accepts such windows
-    _check_writable(Path(output_dir))
-    output = Output(Path(output_dir), model.class_names, model.class_values, format, pictures, overwrite)
+    output = Output(output_dir, model.class_names, model.class_values, format, pictures, overwrite)
     key = _key(model, predictor, normalization_names(normalize))
     return predict_batch(cases, predictor, output, key, quiet)
 
@@ -184,14 +183,6 @@ def _check_normalization(model: Model, normalize: Sequence[Any] | None) -> None:
             f"{model.path} was trained with another normalisation ({_listed(expected)}) than the one for prediction "
             f"({_listed(found)}). Use the bundle's run inference, with `normalize` as in the training's config."
         )
-
-
-def _check_writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise DataError(f"cannot write results to {folder.absolute()} ({error}). Pass another folder.") from error
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -1,9 +1,10 @@
 """Reading images (NIfTI, NRRD, MetaImage, DICOM), and writing results on exactly their grid, in any of the formats."""
 
 from sparse3dunet.io.dicom import dicom_series, is_dicom_folder
+from sparse3dunet.io.folders import check_output_dir, hold_folder
 from sparse3dunet.io.formats import read_image
 from sparse3dunet.io.suffixes import IMAGE_SUFFIXES, OUTPUT_SUFFIXES, natural_suffix
-from sparse3dunet.io.writing import check_output, check_output_dir, write_map, write_segmentation
+from sparse3dunet.io.writing import check_output, write_map, write_segmentation
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -11,6 +12,7 @@ __all__ = [
     "check_output",
     "check_output_dir",
     "dicom_series",
+    "hold_folder",
     "is_dicom_folder",
     "natural_suffix",
     "read_image",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,10 +40,12 @@ class DicomSeries:
     files: tuple[DicomFile, ...]
 
     def __str__(self) -> str:
+        # Not the description, in which some write the patient's name: messages are kept in files
         first, slices = self.files[0], sum(file.shape[2] for file in self.files)
-        return (
-            f'"{first.text("SeriesDescription")}" ({first.text("Modality") or "unknown modality"}, {slices} slice(s))'
-        )
+        number = f"number {first.text('SeriesNumber')}, " if first.text("SeriesNumber").isdecimal() else ""
+        kind = first.text("Modality")
+        kind = kind if re.fullmatch(r"[A-Z]{2,16}", kind) else "unknown modality"
+        return f"{self.uid or 'without UID'} ({number}{kind}, {slices} slice(s))"
 
 
 def is_dicom_folder(path: str | Path) -> bool:

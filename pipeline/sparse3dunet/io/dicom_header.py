@@ -32,7 +32,7 @@ PIXELS = ("Rows", "Columns", "BitsAllocated", "PixelData")
 USUAL = {"SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2"}
 """Defaults for files without these elements."""
 KEYWORDS = (
-    *("SeriesInstanceUID", "SeriesDescription", "Modality", "NumberOfFrames", "SpacingBetweenSlices"),
+    *("SeriesInstanceUID", "SeriesNumber", "Modality", "NumberOfFrames", "SpacingBetweenSlices"),
     *(BY_FRAME, SHARED, *GROUPS, *USUAL, *PIXELS),
 )
 """Elements that are read."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from sparse3dunet.errors import DataError
@@ -9,6 +10,7 @@ from sparse3dunet.io.dicom import read_dicom_file, read_dicom_folder
 from sparse3dunet.io.dicom_header import is_dicom_file
 from sparse3dunet.io.meta_image import read_meta_image
 from sparse3dunet.io.nrrd import read_nrrd
+from sparse3dunet.io.payload import check_regular
 from sparse3dunet.io.suffixes import IMAGE_SUFFIXES, META_SUFFIXES, NIFTI_SUFFIXES, NRRD_SUFFIXES, image_suffix
 from sparse3dunet.io.volumes import Volume, read_volume
 
@@ -31,6 +33,8 @@ def read_image(source: str | Path) -> Volume:
     path = Path(source)
     if path.is_dir():
         return read_dicom_folder(path)
+    if os.path.lexists(path):
+        check_regular(path)
     suffix = image_suffix(path)
     if suffix in NIFTI_SUFFIXES:
         return read_volume(source)

@@ -13,6 +13,7 @@ import SimpleITK as sitk
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.grid import lps_geometry, ras_affine
+from sparse3dunet.io.text_header import unreadable
 from sparse3dunet.io.volumes import check_affine
 
 
@@ -57,10 +58,7 @@ def itk_read(reader: sitk.ImageFileReader, path: str | Path, information_only: b
         with itk_warnings_off():
             return reader.ReadImageInformation() if information_only else reader.Execute()
     except RuntimeError as error:
-        raise DataError(
-            f"{path}: cannot be read ({itk_reason(error)}); expected a whole image. It is missing, truncated, damaged "
-            "or something else; copy or export it again."
-        ) from error
+        raise unreadable(path, itk_reason(error)) from error
 
 
 def itk_write(path: Path, io: str, array: np.ndarray, affine: np.ndarray, metadata: Mapping[str, str]) -> None:

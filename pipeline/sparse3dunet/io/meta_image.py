@@ -1,27 +1,34 @@
-"""MetaImage, read and written by ITK, with a check of the voxels that ITK lacks."""
+"""MetaImage, read and written by ITK, with checks of the header and the voxels that ITK lacks."""
 
 from __future__ import annotations
 
-import zlib
+import math
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.itk import itk_affine, itk_array, itk_header, itk_read, itk_write
+from sparse3dunet.io.meta_header import LAST, MetaHeader, read_meta_header
+from sparse3dunet.io.payload import check_compressed, check_length, check_regular
+from sparse3dunet.io.text_header import unreadable, whole_number
 from sparse3dunet.io.volumes import Volume
 
 
 def read_meta_image(path: Path) -> Volume:
-    """Read a MetaImage, in one file or two, to an (X, Y, Z) or (X, Y, Z, C) volume.
+    """Read a MetaImage, in one file or more, to an (X, Y, Z) or (X, Y, Z, C) volume.
 
     Raises:
         DataError: when it is damaged, or has another format.
     """
+    header = read_meta_header(path)
+    files = _voxel_files(path, header)
     reader = itk_header(path, "MetaImageIO")
-    _check_voxels(path, reader)
+    if len(files) == 1:
+        _check_voxels(path, files[0], header)
     return Volume(str(path), itk_array(itk_read(reader, path)), itk_affine(reader))
 
 
@@ -32,10 +39,17 @@ def write_meta_image(path: Path, array: np.ndarray, affine: np.ndarray, metadata
         OSError: when not all could be written.
     """
     itk_write(path, "MetaImageIO", array, affine, {key: _ascii_line(text) for key, text in metadata.items()})
-    fields, end = _header_fields(path)
-    # ITK does not check the end of the file (see itk_write).
-    if path.stat().st_size != end + int(fields.get("compresseddatasize", array.nbytes)):
+    if not _is_whole(path, array):
         raise OSError(f"{path} could not be written completely; is the disk full?")
+
+
+def _is_whole(path: Path, array: np.ndarray) -> bool:
+    """Return whether a file written by ITK is complete, which ITK does not check (see :func:`itk_write`)."""
+    try:
+        header = read_meta_header(path)
+    except DataError:
+        return False
+    return path.stat().st_size == header.end + int(header.fields.get("CompressedDataSize", array.nbytes))
 
 
 def _ascii_line(text: str) -> str:
@@ -43,61 +57,67 @@ def _ascii_line(text: str) -> str:
     return " ".join(text.split()).encode("ascii", "backslashreplace").decode()
 
 
-def _check_voxels(path: Path, reader: sitk.ImageFileReader) -> None:
-    """Raise DataError if a MetaImage's voxels are missing, truncated or damaged.
+def _voxel_files(path: Path, header: MetaHeader) -> list[Path]:
+    """Return the files of the voxels: one, or one for each slice.
+
+    Raises:
+        DataError: when one is missing or no file, or the header does not say which ones: MetaIO passes a pattern to C's
+            printf, which crashes for most.
+    """
+    name = header.fields[LAST]
+    size = [int(word) for word in header.fields["DimSize"].split()]
+    if name.upper() == "LOCAL":
+        return [path]
+    if re.match("LIST( |$)", name):
+        dims = whole_number(path, f"{LAST} = LIST", name[5:] or str(len(size) - 1), 1, len(size))
+        lines = path.read_bytes()[header.end :].decode("latin-1").splitlines()
+        names = [line.strip() for line in lines if line.strip()]
+        count = math.prod(size[dims:])
+        if len(names) != count:
+            raise unreadable(path, f"it lists {len(names)} files of voxels, expected {count}")
+    elif "%" in name:
+        names = _numbered(path, name, size[-1])
+    else:
+        names = [name]
+    files = [path.parent / name for name in names]
+    for file in files:
+        if not os.path.exists(file):
+            raise DataError(f"{path}: the voxel file {file} is missing. Copy it too, or export the image again.")
+        check_regular(file, path)
+    return files
+
+
+def _numbered(path: Path, pattern: str, slices: int) -> list[str]:
+    """Return the names of "scan_%03d.raw 1 20 1": a pattern, the first and the last number, the step."""
+    parts = re.fullmatch(r"([^%]*%0?\d?[diu][^%]*?)\s+(\d{1,9})\s+(\d{1,9})(?:\s+(\d{1,9}))?", pattern)
+    if parts is None:
+        raise unreadable(
+            path, f"{LAST} is {pattern[:60]!r}, expected a file, or a pattern such as scan_%03d.raw 1 20 1"
+        )
+    text, first, last, step = parts[1], int(parts[2]), int(parts[3]), int(parts[4] or 1)
+    numbers = range(first, last + 1, max(step, 1))
+    if len(numbers) != slices:
+        raise unreadable(path, f"{LAST} names {len(numbers)} slices, expected {slices}")
+    return [text % number for number in numbers]
+
+
+def _check_voxels(path: Path, file: Path, header: MetaHeader) -> None:
+    """Raise DataError if the voxels in one file are missing, truncated or damaged.
 
     ITK prints at most a line for such files, and returns what it has: with the middle of a file overwritten, 7502 of
     15000 compressed voxels were wrong. For truncated files, its message is "No such file or directory".
     """
-    fields, start = _header_fields(path)
-    name = fields.get("elementdatafile", "")
-    if name.startswith("LIST") or "%" in name:  # a file for each slice
-        return
-    file = path
-    if name.upper() != "LOCAL":
-        file, start = path.parent / name, max(int(fields.get("headersize", 0)), 0)
-    if not file.is_file():
-        raise DataError(f"{path}: the voxel file {file} is missing. Copy it too, or export the image again.")
-    voxel = sitk.Image([1, 1, 1], reader.GetPixelID())
-    num_bytes = int(np.prod(reader.GetSize())) * reader.GetNumberOfComponents() * voxel.GetSizeOfPixelComponent()
+    fields, skipped = header.fields, int(header.fields.get("HeaderSize", "0"))
+    start = header.end if file == path else max(skipped, 0)
+    if file == path and skipped not in (-1, 0, header.end):
+        raise unreadable(path, f"HeaderSize is {skipped}, but the header ends after {header.end} bytes")
     found = file.stat().st_size - start
-    if fields.get("compresseddata", "").lower() == "true":
+    if header.is_true("CompressedData"):
         # Without a given size, ITK finds no voxels after a header.
-        found = _inflated_size(path, file, start, int(fields.get("compresseddatasize", 0 if file == path else found)))
-    elif fields.get("binarydata", "").lower() != "true":  # text
-        return
-    if found < num_bytes:
-        raise DataError(
-            f"{path}: truncated: {file.name} contains {found} bytes of voxels, expected {num_bytes}. Copy or export it "
-            "again."
-        )
-
-
-def _header_fields(path: Path) -> tuple[dict[str, str], int]:
-    """Return a MetaImage's header by lower-case keys, and the offset of its end."""
-    fields: dict[str, str] = {}
-    with path.open("rb") as file:
-        while "elementdatafile" not in fields and (line := file.readline()):
-            key, _, value = line.decode("latin-1").partition("=")
-            fields[key.strip().lower()] = value.strip()
-        return fields, file.tell()
-
-
-def _inflated_size(path: Path, file: Path, start: int, num_bytes: int) -> int:
-    """Return the decompressed size of the zlib or gzip stream of `num_bytes` from `start` on in a file.
-
-    Raises:
-        DataError: when it is damaged.
-    """
-    inflater, found = zlib.decompressobj(wbits=47), 0  # of either kind
-    try:
-        with file.open("rb") as stream:
-            stream.seek(start)
-            while not inflater.eof:
-                packed = inflater.unconsumed_tail or stream.read(min(2**20, start + num_bytes - stream.tell()))
-                if not packed:
-                    break
-                found += len(inflater.decompress(packed, 2**24))
-    except zlib.error as error:
-        raise DataError(f"{path}: the voxels in {file.name} are damaged ({error}). Copy or export it again.") from error
-    return found
+        size = int(fields.get("CompressedDataSize", "0" if file == path else str(found)))
+        check_compressed(path, file, start, size, header.num_bytes)
+    elif header.is_true("BinaryData"):
+        found = min(found, header.num_bytes) if skipped < 0 else found  # negative: the voxels are at the end
+        check_length(path, file, found, header.num_bytes)
+    elif len(words := file.read_bytes()[start:].split()) != header.num_numbers:
+        raise unreadable(path, f"its voxels are {len(words)} numbers as text, expected {header.num_numbers}")

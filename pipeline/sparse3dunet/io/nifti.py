@@ -13,6 +13,12 @@ import numpy as np
 from sparse3dunet.io.grid import SHEAR_TOLERANCE, shear
 from sparse3dunet.io.volumes import Volume, affine_in_mm
 
+GEOMETRY = (
+    *("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
+    *("srow_x", "srow_y", "srow_z", "xyzt_units"),
+)
+"""Fields of a header that place an image in space, beside pixdim."""
+
 
 def write_nifti_labels(path: Path, labels: np.ndarray, like: Volume, class_names: Mapping[int, str]) -> None:
     """Write a label map on an image's grid, with the class names as JSON in an extension of the header."""
@@ -31,24 +37,29 @@ def write_nifti_map(path: Path, values: np.ndarray, like: Volume, description: s
 
 
 def _result_header(array: np.ndarray, like: Volume) -> Any:
-    """Return a header for an array on an image's grid: a copy of the image's NIfTI header, or a new one."""
+    """Return a header for an array on an image's grid: with the geometry of the image's NIfTI header, or a new one."""
     header = like.header
     if (
         isinstance(header, nib.Nifti1Header)
         and header.is_single
         and np.array_equal(affine_in_mm(header.get_best_affine(), header), like.affine)
     ):
-        header = header.copy()
-        header.extensions.clear()  # they describe the image's voxels, and may name the patient
+        header = _with_geometry(header)
     else:
         header = _new_header(array.shape, like.affine)
     header.set_data_shape(array.shape)
     header.set_data_dtype(array.dtype)
     header.set_slope_inter(1, 0)
-    header["cal_min"] = header["cal_max"] = 0
-    header["vox_offset"] = 0  # set later from the extensions' size
-    header.set_intent("none")
     return header
+
+
+def _with_geometry(header: Any) -> Any:
+    """Return a new header with nothing but another one's geometry; its texts may name the patient."""
+    result = type(header)(endianness=header.endianness)
+    for field in GEOMETRY:
+        result[field] = header[field]
+    result["pixdim"][:4] = header["pixdim"][:4]
+    return result
 
 
 def _new_header(shape: tuple[int, ...], affine: np.ndarray) -> Any:

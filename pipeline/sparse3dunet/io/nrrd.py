@@ -11,6 +11,7 @@ import numpy as np
 from sparse3dunet.colors import class_color
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.itk import itk_affine, itk_array, itk_header, itk_read, itk_write
+from sparse3dunet.io.nrrd_header import check_voxels, read_nrrd_header
 from sparse3dunet.io.volumes import Volume
 
 
@@ -20,6 +21,7 @@ def read_nrrd(path: Path) -> Volume:
     Raises:
         DataError: when it is damaged, or has another format.
     """
+    check_voxels(path, read_nrrd_header(path))
     reader = itk_header(path, "NrrdImageIO")
     return Volume(str(path), itk_array(itk_read(reader, path)), itk_affine(reader))
 

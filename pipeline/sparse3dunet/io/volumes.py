@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import gzip
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import nibabel as nib
 import numpy as np
 
 from sparse3dunet.errors import DataError
+from sparse3dunet.io.nifti_header import check_nifti_header
+from sparse3dunet.io.payload import check_regular
 
 AFFINE_TOLERANCE = 0.1
 """Maximum distance in voxels between the corners of two volumes on the same grid."""
+MOST_AFTER_VOXELS = 2**20
+"""Bytes of padding that may follow the voxels; a gzip bomb could be unpacked for hours."""
 IN_MM = {"micron": 1e-3, "meter": 1e3}
 """NIfTI's units of length in mm; files without one of them are in mm."""
 
@@ -62,16 +67,21 @@ def read_volume(path: str | Path) -> Volume:
     Raises:
         DataError: when it is missing, empty, truncated, damaged, not NIfTI, in colours, or has a degenerate affine.
     """
+    if os.path.lexists(path):
+        check_regular(path)
+    check_nifti_header(path)
     try:
         image: Any = nib.load(path)
         if str(path).lower().endswith(".gz"):
             with gzip.open(path) as file:
                 image = type(image).from_stream(file)
                 data = np.asanyarray(image.dataobj)
-                while file.read(2**20):
-                    pass  # to the end, where the checksum is
+                _check_end(file)  # where the checksum is
         else:
             data = np.asanyarray(image.dataobj)
+            with open(path, "rb") as file:
+                file.seek(image.dataobj.offset + image.dataobj.dtype.itemsize * data.size)
+                _check_end(file)
     except Exception as error:  # nibabel, zlib and the file system raise a dozen kinds here
         what = " ".join(f"{type(error).__name__}: {error}".split())
         raise DataError(
@@ -94,6 +104,13 @@ def read_volume(path: str | Path) -> Volume:
     affine = affine_in_mm(image.affine, image.header)
     check_affine(path, affine)
     return Volume(str(path), data, affine, image.header)
+
+
+def _check_end(file: IO[bytes] | gzip.GzipFile) -> None:
+    """Raise ValueError if more than padding follows the voxels: then the header is not that of these voxels."""
+    rest = file.read(MOST_AFTER_VOXELS + 1)
+    if len(rest) > MOST_AFTER_VOXELS or rest.strip(b"\0"):
+        raise ValueError("it goes on behind its voxels")
 
 
 def affine_in_mm(affine: np.ndarray, header: Any) -> np.ndarray:
@@ -121,6 +138,7 @@ def check_affine(path: str | Path, affine: np.ndarray) -> None:
 def count_channels(path: str | Path) -> int:
     """Return the number of channels in a NIfTI file, by its header alone; 0 if that cannot be read."""
     try:
+        check_regular(path)
         shape = nib.load(path).shape  # type: ignore[attr-defined]
     except Exception:  # see read_volume
         return 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import platform
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from sparse3dunet.errors import DataError
+from sparse3dunet.io.folders import is_running
 from sparse3dunet.io.grid import SHEAR_TOLERANCE, shear
 from sparse3dunet.io.meta_image import write_meta_image
 from sparse3dunet.io.nifti import write_nifti_labels, write_nifti_map
@@ -123,7 +126,8 @@ def replacing(path: str | Path, suffix: str = "") -> Iterator[Path]:
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f".{target.name[: len(target.name) - len(suffix)]}.part{suffix}")
+    draft = _draft(target, suffix)
+    draft.unlink(missing_ok=True)  # a link there would be followed
     try:
         yield draft
         with draft.open("rb+") as file:
@@ -133,21 +137,19 @@ def replacing(path: str | Path, suffix: str = "") -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
+def _draft(target: Path, suffix: str) -> Path:
+    """Return the path of a draft of this process alone, and remove those of processes of this machine that ended."""
+    stem = f".{target.name[: len(target.name) - len(suffix)]}"[:150]
+    host = re.sub(r"\W", "", platform.node())[:40]
+    pattern = re.compile(rf"{re.escape(stem)}\.{host}-(\d{{1,9}})\.part{re.escape(suffix)}")
+    for name in os.listdir(target.parent):
+        found = pattern.fullmatch(name)
+        if found and not is_running(int(found[1])):
+            target.with_name(name).unlink(missing_ok=True)
+    return target.with_name(f"{stem}.{host}-{os.getpid()}.part{suffix}")
+
+
 def write_text(path: str | Path, text: str, errors: str = "strict") -> None:
     """Write text in UTF-8 to a file that is always whole, see :func:`replacing`."""
     with replacing(path) as draft:
         draft.write_text(text, encoding="utf-8", errors=errors)
-
-
-def check_output_dir(output_dir: str | Path, inputs: str | Path | None = None) -> None:
-    """Raise DataError if results cannot be written there: it is a file, or the folder of the inputs."""
-    if not isinstance(output_dir, (str, Path)):
-        raise DataError(f"the folder for results is {output_dir!r}, which is not text; pass ./{output_dir} instead.")
-    path = Path(output_dir)
-    if path.exists() and not path.is_dir():
-        raise DataError(f"{path.absolute()}, the folder for results, is a file; pass a folder.")
-    if inputs is not None and path.resolve() == Path(str(inputs)).expanduser().resolve():
-        raise DataError(
-            f"output_dir {path.absolute()} is also the folder of the images, so a second run would take the results "
-            "for images. Pass another folder: --output_dir FOLDER."
-        )

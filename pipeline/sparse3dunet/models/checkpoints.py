@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,7 +34,10 @@ def save_file(path: str | Path, content: Mapping[str, Any], description: ModelDe
     if description is not None:
         _describe(path, description.to_json())
     with replacing(path) as draft:
-        torch.save(content, draft)
+        # PyTorch itself, on a full disk, raises an error of another kind, or ends the process
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        draft.write_bytes(buffer.getbuffer())
 
 
 def _describe(model_file: Path, text: str) -> None:

@@ -15,6 +15,8 @@ from sparse3dunet import __version__
 from sparse3dunet.data.datalist import Case, DataSet, case_name
 from sparse3dunet.data.regions import output_count
 from sparse3dunet.errors import DataError
+from sparse3dunet.io.json_files import parse_json
+from sparse3dunet.io.payload import check_regular
 from sparse3dunet.keys import IMAGE
 from sparse3dunet.models.description_checks import CURE, DESCRIPTION, SCHEMA_VERSION, check_fields, migrated
 from sparse3dunet.networks import UNet3D
@@ -93,10 +95,7 @@ class ModelDescription:
             NewerDescriptionError: when a newer version of sparse3dunet wrote it.
             DataError: when it is not a description, or a field is missing or not valid; names the field and its value.
         """
-        try:
-            content = json.loads(text)
-        except ValueError as error:
-            raise DataError(f"{where}: not a model description: it is not valid JSON ({error}). {CURE}") from error
+        content = parse_json(text, where, "a model description", CURE)
         if not isinstance(content, dict):
             raise DataError(f"{where}: not a model description: expected a JSON object, found {content!r:.40}. {CURE}")
         content = migrated(content)
@@ -235,7 +234,11 @@ def form_network(config: Mapping[str, Any]) -> UNet3D:
 def content_of(file: Any) -> bytes:
     """Read the bytes of a file, or of one in an archive."""
     try:
+        if isinstance(file, Path):
+            check_regular(file)
         return file.read_bytes()
+    except DataError:
+        raise
     except Exception as error:  # zipfile raises many kinds if an archive is damaged or encrypted
         raise DataError(f"{file}: cannot be read ({error}). Copy it again, without a password.") from error
 

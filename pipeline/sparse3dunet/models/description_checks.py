@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +13,8 @@ from sparse3dunet.transforms.normalize import is_intensity
 
 SCHEMA_VERSION = 2
 """Version of the schema; it rises with every change of the fields that a program must know to use a model."""
+LARGEST = 2**63
+"""Bound of all numbers: JSON's have any number of digits."""
 DESCRIPTION = "model.json"
 CURE = "Copy it again from the training's folder."
 
@@ -58,7 +59,7 @@ def check_fields(content: Mapping[str, Any], required: Sequence[str], where: str
     _check_version(content, where)
     for name, (fits, expected) in _EXPECTED.items():
         if name in content and not fits(content[name]):
-            raise DataError(f"{where}: has no valid {name}: {content[name]!r}; expected {expected}. {CURE}")
+            raise DataError(f"{where}: has no valid {name}: {_short(content[name])}; expected {expected}. {CURE}")
         if name not in content and name in required:
             raise DataError(f"{where}: has no {name}; expected {expected}. {CURE}")
 
@@ -66,7 +67,8 @@ def check_fields(content: Mapping[str, Any], required: Sequence[str], where: str
 def _check_version(content: Mapping[str, Any], where: str) -> None:
     version, writer = content["schema_version"], content.get("sparse3dunet_version")
     if not _is_number(version, int) or version < 1:
-        raise DataError(f"{where}: has no valid schema_version: {version!r}; expected 1 to {SCHEMA_VERSION}. {CURE}")
+        found = _short(version)
+        raise DataError(f"{where}: has no valid schema_version: {found}; expected 1 to {SCHEMA_VERSION}. {CURE}")
     if version > SCHEMA_VERSION:
         raise NewerDescriptionError(
             f"{where}: was written by sparse3dunet {writer or '(unknown version)'}, whose model descriptions (schema "
@@ -75,8 +77,13 @@ def _check_version(content: Mapping[str, Any], where: str) -> None:
         )
 
 
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
 def _is_number(value: Any, kind: Any) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, kind) and not isinstance(value, bool) and abs(value) < LARGEST  # false for NaN, too
 
 
 def _are_numbers(value: Any, kind: Any = int) -> bool:

@@ -22,6 +22,8 @@ from sparse3dunet.networks.concatenated import additive_weights
 
 PLACES = ("model.pt", "models/model.pt", "model.ts", "models/model.ts")
 """Places of the weights in a folder or an archive; the first that exists is used."""
+UNPACKED_BYTES, UNPACKED_RATIO = 2**26, 20
+"""Bound of an archive's unpacked size: so many bytes, and so many times its packed size."""
 _INTO_SCRIPT = f"torch.jit.save(network, file, _extra_files={{'{DESCRIPTION}': text}})."
 _CURE = "Train one (run training), or pass one: its file, or the folder of the training."
 
@@ -122,7 +124,10 @@ def _weights_file(path: Path) -> tuple[Any, str]:
     if path.suffix.lower() == ".zip" and path.is_file():
         try:
             root: Any = zipfile.Path(path)
+            _check_sizes(root.root.infolist(), str(path.absolute()))
             tops = [root, *(entry for entry in root.iterdir() if entry.is_dir())]
+        except DataError:
+            raise
         except Exception as error:  # many kinds, if it is damaged
             raise DataError(f"{path.absolute()}: not a readable archive ({error}). Copy it again.") from error
     elif path.is_dir():
@@ -143,13 +148,25 @@ def _check_whole(content: bytes, where: str) -> None:
         return  # loading reports what it is
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            _check_sizes(archive.infolist(), where)
             damaged = archive.testzip()
+    except DataError:
+        raise
     except Exception as error:  # many kinds, as above
         damaged = str(error)
     if damaged:
         raise DataError(
             f"{where}: damaged model file, its checksums differ at {damaged}. Copy it again, or train again; if it "
             "was saved with torch.serialization.set_crc32_options(False), save it again without that."
+        )
+
+
+def _check_sizes(entries: list[zipfile.ZipInfo], where: str) -> None:
+    """Raise DataError if an archive would unpack to far more than it is: a zip bomb."""
+    packed, unpacked = sum(e.compress_size for e in entries), sum(e.file_size for e in entries)
+    if unpacked > UNPACKED_BYTES + UNPACKED_RATIO * packed:
+        raise DataError(
+            f"{where}: {packed} bytes would unpack to {unpacked}, which no model does. Copy it again from its source."
         )
 
 

@@ -18,6 +18,7 @@ def read(
     known: Mapping[str, Any] | None = None,
     class_names: Sequence[str] | None = None,
     infer_unlabeled: bool = False,
+    background: int | None = None,
     **options: Any,
 ) -> DataSet:
     """Read a data set, and take what it does not declare from its files; the built-in one is prepared if absent.
@@ -31,6 +32,7 @@ def read(
         known: classes for a data set that declares none, see :func:`~sparse3dunet.data.checks.complete`.
         class_names: names instead of the declared ones, background first; only with `infer_unlabeled`.
         infer_unlabeled: whether to infer from the label maps what is unlabeled, if the data set does not declare it.
+        background: value of the background, see :func:`~sparse3dunet.data.checks.complete`.
         options: see :func:`~sparse3dunet.data.datalist.read_data_set`.
 
     Raises:
@@ -42,5 +44,5 @@ def read(
     if infer_unlabeled:
         if data_set.regions:
             print(f"{data_set.source}: the regions are ignored; each class is segmented by itself.")
-        return conventions.complete(replace(data_set, regions={}), class_names, known)
-    return checks.complete(data_set, known)
+        return conventions.complete(replace(data_set, regions={}), class_names, known, background)
+    return checks.complete(data_set, known, background)

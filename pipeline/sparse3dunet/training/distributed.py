@@ -15,6 +15,7 @@ from sparse3dunet.data.datalist import Case
 from sparse3dunet.data.splits import share_cases
 from sparse3dunet.datasets.mni152 import ensure_default
 from sparse3dunet.inference.processes import LONGEST_WAIT
+from sparse3dunet.io import folders
 from sparse3dunet.planning.plan import Plan, write_plan
 
 
@@ -38,6 +39,12 @@ def wrap(network: nn.Module) -> nn.Module:
 def share(cases: Sequence[Case]) -> list[Case]:
     """Return this process's share of the cases, see :func:`~sparse3dunet.data.splits.share_cases`."""
     return share_cases(cases, idist.get_rank(), idist.get_world_size())
+
+
+def hold_folder(folder: str | Path) -> None:
+    """Hold a folder for this run, see :func:`~sparse3dunet.io.folders.hold_folder`; by the first process, for all."""
+    if idist.get_rank() == 0:
+        folders.hold_folder(folder)
 
 
 def show_data(report: DataReport, class_weights: Sequence[float] | None = None) -> None:

@@ -1,0 +1,98 @@
+"""Doubts about valid volumes: what is probably not as its user thinks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from sparse3dunet.data.datalist import DataSet
+from sparse3dunet.data.slices import find_slices, plane_names
+from sparse3dunet.io.grid import shear
+from sparse3dunet.io.volumes import Volume
+
+SHEAR_TOLD = 0.01
+"""Cosine between two axes of a volume above which a warning is given."""
+HALF_PAINTED = 0.6
+"""Share of the foreground on the neighbouring slices below which an annotated slice seems unfinished."""
+FEWEST_PAINTED = 20
+"""Number of foreground voxels on a slice below which nothing is concluded from their number."""
+
+Doubt = tuple[str, str]
+"""Kind and text of a warning."""
+
+
+def image_doubts(image: Volume) -> list[Doubt]:
+    """Return doubts about an image."""
+    doubts = []
+    if image.data.min() == image.data.max():
+        text = f"{image.path}: all voxels have the value {image.data.flat[0]}; there is nothing to learn."
+        doubts.append(("constant", text))
+    cosine = shear(image.affine)
+    if cosine > SHEAR_TOLD:
+        text = (
+            f"{image.path}: the axes of its affine are not orthogonal (the cosine between two of them is "
+            f"{cosine:.2g}). If the scan was not made with a tilted gantry, the header is damaged: export it again."
+        )
+        doubts.append(("shear", text))
+    return doubts
+
+
+def annotation_doubts(
+    label: Volume, annotated: np.ndarray, class_counts: Sequence[int], data_set: DataSet, on_slices: bool
+) -> list[Doubt]:
+    """Return doubts about an annotation.
+
+    Args:
+        label: the label map.
+        annotated: (X, Y, Z), which voxels count as annotated.
+        class_counts: number of annotated voxels of each class.
+        data_set: data set, for the values and names of classes.
+        on_slices: whether 0 is background on some slices and unlabeled elsewhere.
+    """
+    doubts = []
+    if class_counts[0] == 0:
+        text = (
+            f"{label.path}: no voxel is labelled {data_set.class_names[0]} ({data_set.class_values[0]}). Annotate the "
+            "background on each annotated slice too."
+        )
+        doubts.append(("no background", text))
+    if data_set.class_values[0] == 0 and annotated.all():
+        doubts += _forgotten_slices(label)
+    if data_set.class_values[0] == 0 and on_slices:
+        doubts += _half_painted_slices(label, annotated)
+    return doubts
+
+
+def _forgotten_slices(label: Volume) -> list[Doubt]:
+    """Return a doubt about a label map that counts as dense although its foreground lies on single slices."""
+    found = find_slices(label.data != 0)
+    if found is None or not any(found):
+        return []
+    where = ", ".join(f"{plane} {indices}" for plane, indices in zip(plane_names(label.affine), found) if indices)
+    text = (
+        f"{label.path}: every voxel counts as annotated, but only these slices show any foreground: {where[:200]}. If "
+        "the others were not annotated, set annotated_slices: all, or they are learned as background."
+    )
+    return [("slices", text)]
+
+
+def _half_painted_slices(label: Volume, annotated: np.ndarray) -> list[Doubt]:
+    """Return doubts about slices with far less foreground than both annotated slices next to them."""
+    slices = find_slices(annotated)
+    foreground = (label.data != 0) & annotated
+    odd = []
+    for axis, plane in enumerate(plane_names(label.affine)):
+        indices = slices[axis] if slices else []
+        areas = [int(foreground.take(i, axis).sum()) for i in indices]
+        for before, i, area, after in zip(areas, indices[1:], areas[1:], areas[2:]):
+            if FEWEST_PAINTED <= area < HALF_PAINTED * min(before, after):
+                odd.append(f"{plane} {i}")
+    if not odd:
+        return []
+    text = (
+        f"{label.path}: {', '.join(odd)[:200]} show(s) far less foreground than the annotated slices on both sides. If "
+        "only a part is painted, the rest of it is learned as background, as 0 means: give what is not annotated a "
+        "value of its own, such as 255."
+    )
+    return [("half-painted slices", text)]

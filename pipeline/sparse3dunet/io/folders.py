@@ -1,0 +1,118 @@
+"""Folders for results: made and tested before anything is computed, and held by one run at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import tempfile
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from sparse3dunet.errors import DataError
+
+LOCK = ".lock"
+"""Name of the file in a folder that the run which uses it keeps locked; the system unlocks it when the run ends."""
+HOLDER = ".lock.json"
+"""Name of the file that says which process that is."""
+LONGEST_END = 10.0
+"""Seconds to wait for the rest of a run whose process has ended: its workers end a little later."""
+_HELD: dict[Path, FileLock] = {}
+
+
+def check_output_dir(output_dir: str | Path, inputs: str | Path | None = None) -> None:
+    """Raise DataError if results cannot be written there: it is a file or the folder of the inputs, or writing fails.
+
+    A file is written for that, and removed.
+    """
+    if not isinstance(output_dir, (str, Path)):
+        raise DataError(f"the folder for results is {output_dir!r}, which is not text; pass ./{output_dir} instead.")
+    if str(output_dir).startswith("~"):
+        raise DataError(
+            f"the folder for results is {output_dir}, in which ~ is not expanded here; pass the whole path."
+        )
+    path = Path(output_dir)
+    if os.path.exists(path) and not path.is_dir():
+        raise DataError(f"{path.absolute()}, the folder for results, is a file; pass a folder.")
+    if inputs is not None and os.path.realpath(path) == os.path.realpath(os.path.expanduser(str(inputs))):
+        raise DataError(
+            f"output_dir {path.absolute()} is also the folder of the images, so a second run would take the results "
+            "for images. Pass another folder: --output_dir FOLDER."
+        )
+    _check_writable(path)
+
+
+def _check_writable(folder: Path) -> None:
+    missing = [place for place in (folder, *folder.parents) if not os.path.lexists(place)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(4096))
+            file.flush()
+        for place in missing:
+            place.rmdir()
+    except OSError as error:
+        raise DataError(
+            f"cannot write results to {folder.absolute()} ({error.strerror or error}). Make room or change the rights "
+            "there, or pass another folder."
+        ) from error
+
+
+def hold_folder(folder: str | Path) -> None:
+    """Hold a folder for this process until it ends, so that no other run writes to it at the same time.
+
+    Where the file system has no locks, this does nothing.
+
+    Raises:
+        DataError: when another process holds it; says which one.
+    """
+    path = Path(folder).expanduser().absolute()
+    if path in _HELD:
+        return
+    lock = FileLock(path / LOCK, thread_local=False)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            lock.acquire(timeout=LONGEST_END if _has_ended(path) else 0)
+        (path / HOLDER).write_text(json.dumps({"pid": os.getpid(), "host": platform.node()}), encoding="utf-8")
+    except Timeout as error:
+        raise DataError(
+            f"{path} is in use by another run ({_holder(path)}). Wait until it has ended, or pass another folder."
+        ) from error
+    except (OSError, NotImplementedError):  # without locks; what cannot be written is told by check_output_dir
+        return
+    _HELD[path] = lock
+
+
+def _read_holder(folder: Path) -> tuple[int, str]:
+    """Return process and host of the run that holds a folder; 0 and "" if unknown."""
+    try:
+        content = json.loads((folder / HOLDER).read_text(encoding="utf-8"))
+        return int(content["pid"]), str(content["host"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return 0, ""
+
+
+def _holder(folder: Path) -> str:
+    pid, host = _read_holder(folder)
+    return f"process {pid} on {host}" if pid else "an unknown process"
+
+
+def _has_ended(folder: Path) -> bool:
+    """Return whether the process that holds a folder was one of this machine, and has ended."""
+    pid, host = _read_holder(folder)
+    return bool(pid) and host == platform.node() and not is_running(pid)
+
+
+def is_running(pid: int) -> bool:
+    """Return whether a process of this machine is running."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # of another user
+        return True
+    return True

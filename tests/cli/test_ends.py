@@ -1,0 +1,132 @@
+"""How commands end: by signals, by disks that are full or read-only, without a reader, and beside other runs."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from sparse3dunet.errors import DataError, readable
+from sparse3dunet.inference.inputs import ImageCase
+from sparse3dunet.inference.records import CaseRecord
+from sparse3dunet.io import check_output_dir, hold_folder
+from sparse3dunet.io.writing import replacing, write_text
+from tests.conftest import ROOT, bundle_environment, make_volume, write_nifti
+
+HOLD = (
+    "import sys, time; from sparse3dunet.io import hold_folder; hold_folder(sys.argv[1]); print('held', flush=True); "
+)
+
+
+def python(code, *arguments):
+    command = [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments)]
+    return subprocess.Popen(command, env=bundle_environment(), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def test_a_folder_belongs_to_one_run(tmp_path):
+    other = python(HOLD + "time.sleep(60)", tmp_path / "out")
+    try:
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(DataError, match=rf"out is in use by another run \(process {other.pid} on .*Wait until"):
+            hold_folder(tmp_path / "out")
+    finally:
+        other.kill()
+        other.communicate()
+    hold_folder(tmp_path / "out")  # of a process that was killed
+    hold_folder(tmp_path / "out")
+
+
+def test_a_case_belongs_to_one_process(tmp_path):
+    """Two commands share a batch: the second leaves the case that the first one works on for later."""
+    image = write_nifti(tmp_path / "a.nii.gz", make_volume(0)[0])
+    first, second = (CaseRecord(tmp_path / "out", ImageCase("a", (str(image),)), {}) for _ in range(2))
+    assert first.hold()
+    assert not second.hold()
+    first.release()
+    assert second.hold()
+    second.release()
+
+
+def test_drafts_have_names_of_their_own(tmp_path):
+    """Of a process that was killed, the draft is removed; of one that still writes, it is not touched."""
+    code = "import sys, time; from sparse3dunet.io.writing import replacing\n"
+    code += (
+        "with replacing(sys.argv[1]) as draft:\n    draft.write_text('x'); print('held', flush=True); time.sleep(60)"
+    )
+    other = python(code, tmp_path / "a.txt")
+    try:
+        assert other.stdout.readline() == b"held\n"
+        write_text(tmp_path / "a.txt", "mine")
+        assert len(list(tmp_path.iterdir())) == 2
+    finally:
+        other.kill()
+        other.communicate()
+    write_text(tmp_path / "a.txt", "mine again")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine again"]
+
+
+def test_folders_for_results_are_tested(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "one").symlink_to(tmp_path / "two")
+    (tmp_path / "two").symlink_to(tmp_path / "one")
+    for name in ("file", "file/out", "one", "one/out", "a" * 300):
+        with pytest.raises(
+            DataError, match=r"file, the folder|cannot write results to .*/(file/out|one|one/out|a{300}) \("
+        ):
+            check_output_dir(tmp_path / name)
+    check_output_dir(tmp_path / "new/out")
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(DataError, match="~ is not expanded"):
+        check_output_dir("~/out")
+
+
+def test_full_disks_and_little_memory_are_one_line():
+    full = OSError(errno.ENOSPC, "No space left on device", "/out/a")
+    assert readable(full).startswith("/out/a: No space left on device. Make room")
+    wrapped = RuntimeError("wrapped")
+    wrapped.__cause__ = full
+    assert "No space left" in readable(wrapped)
+    assert "Unable to allocate 3 TiB" in readable(MemoryError("Unable to allocate 3 TiB"))
+    assert "--roi-size" in readable(RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB"))
+    assert readable(ValueError("a bug")) is None
+    assert readable(OSError(errno.ENOENT, "a bug", "x")) is None
+
+
+@pytest.mark.skipif(not os.access("/dev/full", os.W_OK), reason="a full disk is /dev/full on Linux")
+def test_no_draft_is_left_on_a_full_disk(tmp_path):
+    def write():
+        with replacing(tmp_path / "a.txt") as draft, open("/dev/full", "w") as file:
+            draft.write_text("half")
+            file.write("x" * 99999)
+
+    with pytest.raises(OSError, match="No space left"):
+        write()
+    assert not list(tmp_path.iterdir())
+
+
+def test_terminated_as_by_ctrl_c(tmp_path):
+    code = "import time\nfrom sparse3dunet.errors import end_in_order\nfrom sparse3dunet.io.writing import replacing\n"
+    code += "import sys\nend_in_order()\nwith replacing(sys.argv[1]) as draft:\n    draft.write_text('x')\n"
+    code += "    print('there', flush=True)\n    time.sleep(60)"
+    process = python(code, tmp_path / "a.txt")
+    assert process.stdout.readline() == b"there\n"
+    time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert process.returncode in (-signal.SIGINT, 128 + signal.SIGINT, 1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_a_reader_the_work_goes_on(tmp_path):
+    code = "import sys\nfrom sparse3dunet.errors import end_in_order\nend_in_order()\n"
+    code += "for i in range(100000): print('line', i)\nopen(sys.argv[1], 'w').write('done')"
+    process = python(code, tmp_path / "a.txt")
+    assert process.stdout.readline() == b"line 0\n"
+    process.stdout.close()
+    error = process.stderr.read()
+    assert process.wait(30) == 0, error
+    assert error == b""
+    assert (tmp_path / "a.txt").read_text() == "done"
