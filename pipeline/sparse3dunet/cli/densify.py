@@ -38,6 +38,8 @@ def densify(
     suggestions: Annotated[int, typer.Option(help="Slices per plane to suggest for annotation.", min=0)] = 3,
     keep_annotation: KeepAnnotation = True,
     format: options.Format = None,
+    voxel_size: options.VoxelSize = None,
+    axes: options.Axes = None,
     device: options.Device = None,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     restart: Annotated[bool, typer.Option("--restart", help="Start over, without the model of the last run.")] = False,
@@ -51,7 +53,9 @@ def densify(
     from sparse3dunet import io
     from sparse3dunet.bundle import running
     from sparse3dunet.densify import inputs
+    from sparse3dunet.io.defaults import set_defaults
 
+    set_defaults(voxel_size, axes)
     if anew:
         print("--anew is now called --restart; the old name will be removed.", file=sys.stderr)
     # An option that typer does not know, a setting of the config, ends up behind the sources.

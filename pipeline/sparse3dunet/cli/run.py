@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from sparse3dunet.cli import options
+
 
 def run(
     context: typer.Context,
@@ -13,11 +15,15 @@ def run(
     overlay: Annotated[
         list[str] | None, typer.Option(help="Config to override the bundle's: a file, or multi_gpu_train, for example.")
     ] = None,
+    voxel_size: options.VoxelSize = None,
+    axes: options.Axes = None,
 ) -> None:
     """Run the bundle, with any of its settings, such as --dataset_dir FOLDER --max_epochs 20 (see bundle/configs).
 
     Like python -m monai.bundle run, except that settings are checked first and must be plain values.
     """
     from sparse3dunet.bundle.running import run_bundle
+    from sparse3dunet.io.defaults import set_defaults
 
+    set_defaults(voxel_size, axes)
     run_bundle(what, overlay or [], context.args)

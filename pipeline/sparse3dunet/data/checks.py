@@ -16,13 +16,14 @@ from sparse3dunet.data.label_and_weight import SparseLabel
 from sparse3dunet.data.memory import machine_memory
 from sparse3dunet.data.slices import find_slices, plane_names
 from sparse3dunet.errors import DataError
+from sparse3dunet.io.formats import count_channels, read_image
 from sparse3dunet.io.volumes import (
+    NO_VOXEL_SIZE,
     Volume,
     check_channels,
     check_finite,
     check_same_grid,
-    count_channels,
-    read_volume,
+    on_grid_of,
     values_found,
 )
 from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL, REFERENCE, WEIGHT
@@ -143,7 +144,7 @@ def complete(data_set: DataSet, known: Mapping[str, Any] | None = None) -> DataS
         classes = sorted({v for v in values if v == int(v)} - set(data_set.ignore_index) | ({0} if slices else set()))
         if len(classes) < 2 or len(values) > MOST_VALUES:
             if not values:
-                read_volume(data_set.cases[0][LABEL])  # its error is the better message
+                read_image(data_set.cases[0][LABEL])  # its error is the better message
             shown = ", ".join([f"{value:.7g}" for value in sorted(values)[:10]] + ["..."] * (len(values) > 10))
             most = max(range(len(found)), key=lambda number: len(found[number]))
             raise DataError(
@@ -175,7 +176,7 @@ def complete(data_set: DataSet, known: Mapping[str, Any] | None = None) -> DataS
 def _label_values(case: Case) -> set[float]:
     """Return the values of a label map; none if the file is bad, which the check of all files reports."""
     try:
-        return set(values_found(read_volume(case[LABEL]).data))
+        return set(values_found(read_image(case[LABEL]).data))
     except DataError:
         return set()
 
@@ -231,16 +232,17 @@ def inspect_case(case: Case, data_set: DataSet) -> CaseReport:
     except DataError as error:
         report.errors.append(str(error))
     try:
-        label = read_volume(case[LABEL])
+        label = read_image(case[LABEL])
         report.dtypes = (*report.dtypes, str(label.data.dtype))
         report.values = values_found(label.data)
-        weight = read_volume(case[WEIGHT]) if WEIGHT in case else None
-        for volume in filter(None, (label, weight)):
-            if image is not None:
+        weight = read_image(case[WEIGHT]) if WEIGHT in case else None
+        if image is not None:
+            label, weight = on_grid_of(label, image), weight and on_grid_of(weight, image)
+            for volume in filter(None, (label, weight)):
                 check_same_grid(volume, image)
         _describe_annotation(report, label, weight, case.get(ANNOTATED_SLICES), data_set)
         if REFERENCE in case:
-            _check_reference(read_volume(case[REFERENCE]), label, data_set.class_values)
+            _check_reference(on_grid_of(read_image(case[REFERENCE]), label), label, data_set.class_values)
     except DataError as error:
         report.errors.append(str(error))
     return report
@@ -249,7 +251,7 @@ def inspect_case(case: Case, data_set: DataSet) -> CaseReport:
 def _read_image(case: Case, num_channels: int) -> Volume:
     """Read the image and check its channels; return the first file if there is one per channel."""
     paths = case[IMAGE] if isinstance(case[IMAGE], list) else [case[IMAGE]]
-    volumes = [read_volume(path) for path in paths]
+    volumes = [read_image(path) for path in paths]
     check_channels(volumes, num_channels)
     for volume in volumes:
         check_finite(volume)
@@ -266,6 +268,8 @@ def _describe_image(report: CaseReport, image: Volume) -> None:
     if image.data.min() == image.data.max():
         text = f"{image.path}: all voxels have the value {image.data.flat[0]}; there is nothing to learn."
         report.warnings.append(("constant", text))
+    if not image.has_voxel_size:
+        report.warnings.append(("voxel size", f"{image.path} {NO_VOXEL_SIZE}"))
 
 
 def as_tensor(volume: Volume) -> MetaTensor:

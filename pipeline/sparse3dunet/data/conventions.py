@@ -14,7 +14,8 @@ from sparse3dunet.data import checks
 from sparse3dunet.data.datalist import Case, DataSet
 from sparse3dunet.data.slices import ALL, Slices, crossed, nonempty_slices, runs, slices_mask
 from sparse3dunet.errors import DataError
-from sparse3dunet.io.volumes import read_volume, values_found
+from sparse3dunet.io.formats import read_image
+from sparse3dunet.io.volumes import values_found
 from sparse3dunet.keys import ANNOTATED_SLICES, LABEL, WEIGHT
 
 USUAL_VALUE = 255
@@ -341,7 +342,7 @@ def _with_convention(data_set: DataSet, known: Mapping[str, Any]) -> DataSet:
 def _infer(case: Case, declared: tuple[int, ...], classes: tuple[int, ...]) -> _Inferred:
     file = case[LABEL]
     try:
-        label = read_volume(file).data
+        label = read_image(file).data
         if declared and np.isin(label, declared).any():
             return _Inferred(file, is_declared=True)
         return _Inferred(file, convention=infer(label, file, classes))

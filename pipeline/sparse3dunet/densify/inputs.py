@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,20 @@ import numpy as np
 from sparse3dunet.data import conventions
 from sparse3dunet.data.checks import MOST_VALUES
 from sparse3dunet.data.datalist import case_name
-from sparse3dunet.data.layouts import SUFFIXES, read_json
+from sparse3dunet.data.layouts import file_stem, read_json
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import is_dicom_folder, read_image, write_map
-from sparse3dunet.io.itk import itk_header
-from sparse3dunet.io.suffixes import NRRD_SUFFIXES, image_suffix, suffix_among
-from sparse3dunet.io.volumes import AFFINE_TOLERANCE, Volume, check_same_grid, values_found
+from sparse3dunet.io.formats import annotation_path
+from sparse3dunet.io.nrrd import read_segments
+from sparse3dunet.io.suffixes import (
+    MICROSCOPY_SUFFIXES,
+    NIFTI_SUFFIXES,
+    files_of,
+    image_suffix,
+    is_image_file,
+    split,
+)
+from sparse3dunet.io.volumes import AFFINE_TOLERANCE, NO_VOXEL_SIZE, Volume, check_same_grid, on_grid_of, values_found
 from sparse3dunet.io.writing import write_text
 from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL
 
@@ -37,7 +44,9 @@ EXPECTED = (
     "a scan and its annotation (SCAN ANNOTATION: two files, or the folder of a DICOM series and a file), or a data set "
     "(a folder, or a JSON datalist)"
 )
-LABEL_FORMATS = ".nii.gz, .nii, .nrrd, .seg.nrrd or .mha"
+LABEL_FORMATS = ".nii.gz, .nii, .nrrd, .seg.nrrd, .mha, .tif, .ome.tif, .h5, or an OME-Zarr folder"
+AS_THEY_ARE = (*NIFTI_SUFFIXES, *MICROSCOPY_SUFFIXES)
+"""Formats of files that are not converted: these are read fast, and state no orientation that NIfTI would have to."""
 
 
 def prepare(
@@ -71,11 +80,12 @@ def prepare(
             f"found {len(paths)} inputs ({shown[:300]}); expected {EXPECTED}. List many scans in a datalist."
         )
     (path,) = paths
-    if not os.path.exists(path):
+    if not (os.path.exists(path) or is_image_file(path)):
         raise DataError(f"{path} does not exist; expected {EXPECTED}.")
-    if is_dicom_folder(path) or (path.is_file() and path.suffix != ".json"):
+    if is_dicom_folder(path) or (is_image_file(path) and path.suffix != ".json"):
+        what = "DICOM series" if is_dicom_folder(path) else "image"
         raise DataError(
-            f"{path}: found one {'DICOM series' if path.is_dir() else 'file'}, but no annotation; expected {EXPECTED}. "
+            f"{path}: found one {what}, but no annotation; expected {EXPECTED}. "
             "Pass the annotation as the second input."
         )
     return str(sources[0])
@@ -91,15 +101,15 @@ def prepare_pair(
 ) -> Path:
     """Write a datalist of one case, named after the scan.
 
-    NIfTI files are listed as they are; others are converted to NIfTI in the folder, and kept there until their sources
-    change. An annotation on a part of the scan's grid, to which 3D Slicer crops segmentations, is pasted into the whole
-    grid; outside of it is 0, or its value for unlabeled. The segment names of a 3D Slicer segmentation become the class
-    names. Voxels in no segment are unlabeled if a segment is named background; otherwise
+    NIfTI, TIFF, HDF5 and OME-Zarr are listed as they are; others are converted to NIfTI in the folder, and kept there
+    until their sources change. An annotation on a part of the scan's grid, to which 3D Slicer crops segmentations, is
+    pasted into the whole grid; outside of it is 0, or its value for unlabeled. The segment names of a 3D Slicer
+    segmentation become the class names. Voxels in no segment are unlabeled if a segment is named background; otherwise
     :func:`~sparse3dunet.data.conventions.infer` decides.
 
     Args:
-        scan: a NIfTI, NRRD, MetaImage or DICOM file, or the folder of a DICOM series; one or several channels.
-        annotation: NIfTI, NRRD, .seg.nrrd or MetaImage.
+        scan: any format of :func:`~sparse3dunet.io.formats.read_image`; one or several channels.
+        annotation: likewise, or .seg.nrrd, but not DICOM.
         folder: folder for the datalist and the converted files; files in it may be replaced.
         ignore_index: values of unlabeled voxels, if set by an option.
         annotated_slices: annotated slices, if set by an option; with either, nothing is inferred from segments.
@@ -113,8 +123,10 @@ def prepare_pair(
     """
     scan, annotation, folder = _absolute(scan), _absolute(annotation), _absolute(folder)
     _check_files(scan, annotation)
-    segments = _segments(annotation)
-    image, label = read_image(scan), read_image(annotation)
+    annotation = Path(annotation_path(str(annotation)))
+    segments = read_segments(annotation)
+    image, own = read_image(scan), read_image(annotation)
+    label = on_grid_of(own, image)
     _check_label(label, image, segments)
     given = [ignore_index] if isinstance(ignore_index, int) else list(ignore_index or [])
     is_declared = bool(given) or annotated_slices is not None
@@ -131,9 +143,12 @@ def prepare_pair(
     made.check_scan(scan)
     name = _name(scan)
     entry = {IMAGE: str(scan), LABEL: str(annotation)}
-    if not suffix_among(scan, SUFFIXES):
+    if not image.has_voxel_size:
+        print(f"note: {scan} {NO_VOXEL_SIZE}")
+    if image_suffix(scan) not in AS_THEY_ARE:
         entry[IMAGE] = made.write(f"{name}.nii", image.data, image, [scan])
-    if placed is not label.data or not suffix_among(annotation, SUFFIXES):
+    is_moved = own.has_orientation and label is not own
+    if placed is not label.data or is_moved or image_suffix(annotation) not in AS_THEY_ARE:
         entry[LABEL] = made.write(f"{name}_annotation.nii.gz", placed, image, [scan, annotation], outside)
     content: dict[str, Any] = {"training": [entry], **declared, "made_from": made.states}
     content |= {"scan": str(scan), "annotation": str(annotation)}
@@ -148,7 +163,7 @@ def annotation_of(datalist: str | Path) -> str | None:
     with contextlib.suppress(DataError, AttributeError):
         content = read_json(Path(datalist)) if Path(datalist).name == DATALIST else {}
         annotation = content.get("annotation")
-        return annotation if isinstance(annotation, str) and os.path.isfile(annotation) else None
+        return annotation if isinstance(annotation, str) and is_image_file(annotation) else None
     return None
 
 
@@ -158,10 +173,9 @@ def _absolute(path: str | Path) -> Path:
 
 def _name(scan: Path) -> str:
     """Return the name of the case; the case of the file suffix does not matter."""
-    if scan.is_dir():
-        return scan.name
-    suffix = image_suffix(scan)
-    return scan.name[: -len(suffix)].removesuffix("_0000") if suffix else case_name(scan)
+    if image_suffix(scan):
+        return file_stem(scan).removesuffix("_0000")
+    return scan.name if scan.is_dir() else case_name(scan)
 
 
 # Checks of the files
@@ -169,15 +183,16 @@ def _name(scan: Path) -> str:
 
 def _check_files(scan: Path, annotation: Path) -> None:
     for path, what in ((scan, "scan"), (annotation, "annotation")):
-        if not os.path.exists(path):
+        if not (os.path.exists(path) or is_image_file(path)):
             raise DataError(f"{path} does not exist; expected the {what}. The order is: SCAN ANNOTATION.")
         if path.suffix == ".json":
             raise DataError(f"{path} is a JSON file; expected the {what}. Pass a datalist alone, as the only input.")
-    if os.path.samefile(scan, annotation):
+    (file, place), (other, other_place) = split(scan), split(annotation)
+    if place == other_place and os.path.samefile(file, other):
         raise DataError(
             f"{scan} is given as both the scan and its annotation; expected two files. The order is: SCAN ANNOTATION."
         )
-    if annotation.is_dir():
+    if annotation.is_dir() and not is_image_file(annotation):
         raise DataError(
             f"{annotation} is a folder; expected the annotation in one file ({LABEL_FORMATS}). The order is: SCAN "
             "ANNOTATION; export a segmentation in DICOM as one of these, in 3D Slicer for example."
@@ -211,26 +226,6 @@ def _check_label(label: Volume, image: Volume, segments: Mapping[int, str]) -> N
 
 
 # 3D Slicer's segmentations
-
-
-def _segments(annotation: Path) -> dict[int, str]:
-    """Return segment names by value; empty if the file is not a segmentation of 3D Slicer."""
-    if image_suffix(annotation) not in NRRD_SUFFIXES:
-        return {}
-    header = itk_header(annotation, "NrrdImageIO")
-    metadata = {key: header.GetMetaData(key) for key in header.GetMetaDataKeys()}
-    numbers = sorted({int(found[1]) for key in metadata if (found := re.match(r"Segment(\d+)_", key))})
-    segments: dict[int, str] = {}
-    for number in numbers:
-        value = metadata.get(f"Segment{number}_LabelValue", "1").strip()  # older versions: none, one layer per segment
-        name = metadata.get(f"Segment{number}_Name", "").strip() or f"segment {number + 1}"
-        if not value.isdecimal() or not int(value):
-            raise DataError(
-                f"{annotation}: the segment {name!r} has the value {value!r}; expected a positive whole number. Save "
-                "the segmentation again in 3D Slicer."
-            )
-        segments[int(value)] = name
-    return segments
 
 
 def _labels(segments: Mapping[int, str], ignore_index: Sequence[int], annotation: Path) -> dict[int, str]:
@@ -362,7 +357,12 @@ class _Made:
 
     def check_scan(self, scan: Path) -> None:
         """Raise DataError if the folder belongs to another scan, whose results would be replaced."""
-        if self.former_scan and os.path.exists(self.former_scan) and not os.path.samefile(self.former_scan, scan):
+        if (
+            self.former_scan
+            and os.path.exists(self.former_scan)
+            and not str(scan) != self.former_scan
+            and not (os.path.samefile(split(self.former_scan)[0], split(scan)[0]))
+        ):
             raise DataError(
                 f"{scan}: the results next to {self.folder} are those of {self.former_scan}. Pass another folder (-o) "
                 "for this scan; or both scans in one datalist, to train on them together."
@@ -371,7 +371,7 @@ class _Made:
     def write(self, name: str, data: np.ndarray, image: Volume, made_from: Iterable[Path], *settings: int) -> str:
         """Write voxels on an image's grid, unless the file is up to date, and return its path."""
         file = self.folder / name
-        if any(file.exists() and os.path.samefile(file, source) for source in self.sources):
+        if any(file.exists() and os.path.samefile(file, split(source)[0]) for source in self.sources):
             raise DataError(
                 f"{file} would be replaced by a file made from it. Move it out of {self.folder}, or rename it."
             )
@@ -391,5 +391,5 @@ def _state(source: Path) -> list[Any] | None:
     """
     if source.suffix.lower() in (".nhdr", ".mhd"):
         return None
-    files = [entry.stat() for entry in os.scandir(source) if entry.is_file()] if source.is_dir() else [source.stat()]
+    files = [os.stat(file) for file in files_of(source)]
     return [str(source), len(files), sum(file.st_size for file in files), max(file.st_mtime_ns for file in files)]

@@ -22,7 +22,8 @@ from sparse3dunet.inference.predictor import IN_MEMORY, Prediction, Predictor, S
 from sparse3dunet.inference.processes import Processes
 from sparse3dunet.inference.records import CaseRecord, remove_empty_drafts, write_summary
 from sparse3dunet.io import check_output, natural_suffix, read_image, write_map, write_segmentation
-from sparse3dunet.io.volumes import Volume
+from sparse3dunet.io.defaults import as_key
+from sparse3dunet.io.volumes import NO_VOXEL_SIZE, Volume
 from sparse3dunet.progress import BatchProgress
 from sparse3dunet.report.pictures import save_picture
 
@@ -101,7 +102,7 @@ def predict_batch(
     """
     processes = Processes()
     mine = processes.share(processes.agree(sorted(cases, key=lambda case: (-case.size, case.name))))
-    key = {**key, "format": output.format, "pictures": output.pictures}
+    key = {**key, "format": output.format, "pictures": output.pictures, **as_key()}
     outcome = Outcome()
     with BatchProgress(len(mine), quiet or not processes.is_first) as progress:
         predictor.inferer.on_window = progress.windows
@@ -237,6 +238,8 @@ class _Batch:
             self._failed(job.case.name, error, job.record)
             return
         self.outcome.done += 1
+        if not volumes[0].has_voxel_size:
+            self.progress.note(f"{volumes[0].path} {NO_VOXEL_SIZE}")
         self.progress.done(job.record.read())
 
     def _write_drafts(self, job: _Job, image: Volume, prediction: Prediction) -> None:

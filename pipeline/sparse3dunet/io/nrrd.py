@@ -48,6 +48,30 @@ def _is_whole(path: Path, array: np.ndarray) -> bool:
         return file.read() == (array.nbytes % 2**32).to_bytes(4, "little")  # the last bytes of gzip
 
 
+def read_segments(path: Path) -> dict[int, str]:
+    """Return segment names by value; empty if the file is not a segmentation of 3D Slicer.
+
+    Raises:
+        DataError: when the file is damaged, or the value of a segment is not a positive whole number.
+    """
+    if path.suffix.lower() not in (".nrrd", ".nhdr"):
+        return {}
+    header = itk_header(path, "NrrdImageIO")
+    metadata = {key: header.GetMetaData(key) for key in header.GetMetaDataKeys()}
+    numbers = sorted({int(found[1]) for key in metadata if (found := re.match(r"Segment(\d+)_", key))})
+    segments: dict[int, str] = {}
+    for number in numbers:
+        value = metadata.get(f"Segment{number}_LabelValue", "1").strip()  # older versions: none, one layer per segment
+        name = metadata.get(f"Segment{number}_Name", "").strip() or f"segment {number + 1}"
+        if not value.isdecimal() or not int(value):
+            raise DataError(
+                f"{path}: the segment {name!r} has the value {value!r}; expected a positive whole number. Save "
+                "the segmentation again in 3D Slicer."
+            )
+        segments[int(value)] = name
+    return segments
+
+
 def check_segment_values(path: str | Path, class_names: Mapping[int, str]) -> None:
     """Raise DataError unless the values of all classes but the first can be those of 3D Slicer's segments."""
     for value, name in list(class_names.items())[1:]:
