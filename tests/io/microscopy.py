@@ -82,6 +82,7 @@ def read(path: Path):
                 ome = tifffile.xml2dict(file.ome_metadata)["OME"]
                 pixels, found = ome["Image"]["Pixels"], ome.get("StructuredAnnotations", {}).get("MapAnnotation", {})
                 entries = found.get("Value", {}).get("M", [])
+                entries = entries if isinstance(entries, list) else [entries]
                 names = {entry["K"]: entry["value"] for entry in entries}
                 sizes = [pixels.get(f"PhysicalSize{a}") for a in "XYZ"]
                 assert all(pixels.get(f"PhysicalSize{a}Unit", "µm") == "µm" for a in "XYZ")

@@ -93,9 +93,10 @@ def _dataset(h5py: Any, path: Path, content: Any, inner: str) -> Any:
     if name and isinstance(content.get(name), h5py.Dataset):
         raise DataError(f"{path}: found shape {content[name].shape}; expected a volume of three dimensions.")
     listed = ", ".join(f"{key} {shape}" for key, shape in list(found.items())[:10]) or "none"
+    what = f"no dataset {inner}" if inner else "no dataset is named, and none has a usual name"
     raise DataError(
-        f"{path}: {f'no dataset {inner}' if inner else 'no dataset is named, and none has a usual name'}; expected "
-        f"a volume. Datasets of three or more dimensions: {listed}. Pass one: {split(path)[0].name}:/{next(iter(found), 'raw')}."
+        f"{path}: {what}; expected a volume. Datasets of three or more dimensions: {listed}. Pass one: "
+        f"{split(path)[0].name}:/{next(iter(found), 'raw')}."
     )
 
 

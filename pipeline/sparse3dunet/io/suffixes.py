@@ -69,14 +69,21 @@ def split(path: str | Path) -> tuple[Path, str]:
     ``labels/cells``; any other path is returned as it is.
     """
     parts = Path(path).parts
-    for number, part in enumerate(parts):
-        name = part.rstrip(":")
+    for number in reversed(range(len(parts))):
+        name, inner = parts[number].rstrip(":"), "/".join(parts[number + 1 :])
         file = Path(*parts[:number], name)
-        if name.lower().endswith(HDF5_SUFFIXES) and not os.path.isdir(file):
-            return file, "/".join(parts[number + 1 :])
-        if name.lower().endswith(ZARR_SUFFIXES):
-            return file, "/".join(parts[number + 1 :])
+        if name.lower().endswith(HDF5_SUFFIXES) and (os.path.isfile(file) if inner else not os.path.isdir(file)):
+            return file, inner
+        if name.lower().endswith(ZARR_SUFFIXES) and (not inner or _is_zarr(file)):
+            return file, inner
+        if not inner and name.lower().endswith(IMAGE_SUFFIXES):
+            break
     return Path(path), ""
+
+
+def _is_zarr(folder: Path) -> bool:
+    """Return whether a folder has the metadata of Zarr; one with a name like that may contain anything."""
+    return any(os.path.isfile(folder / name) for name in ("zarr.json", ".zgroup", ".zarray"))
 
 
 def is_image_file(path: str | Path) -> bool:
