@@ -17,6 +17,7 @@ from tests.io import microscopy
 from tests.io.microscopy import KINDS, SPACING, affine, write
 
 SMALL = ("--network_def#channels", "[4,8,8]", "--largest_patch_size", "[16,16,16]", "--epoch_length", "10")
+MAPS = ("--confidence", "--no-pictures")
 OUTPUTS = dict(zip(KINDS, (".tif", ".ome.tif", ".ome.zarr", ".ome.zarr", ".h5", ".h5")))
 
 
@@ -52,7 +53,7 @@ def test_predict(tmp_path, trained):
     nib.save(nib.Nifti1Image(image, affine()), tmp_path / "images/nifti.nii.gz")
     for kind in KINDS:
         write(tmp_path / "images" / kind, image)
-    command = ("predict", trained / "models", tmp_path / "images", "-o", tmp_path / "out", "--confidence", "--no-pictures")
+    command = ("predict", trained / "models", tmp_path / "images", "-o", tmp_path / "out", *MAPS)
     assert "Segmented 7 volume(s)" in ok(*command)
     expected = {name: nib.load(tmp_path / f"out/nifti_{name}.nii.gz").get_fdata() for name in ("seg", "confidence")}
     assert len(np.unique(expected["seg"])) > 1

@@ -218,6 +218,13 @@ def test_a_codec_that_is_missing(tmp_path, monkeypatch):
     assert re.search(r"'imagecodecs' package.*Install it, or save the file without", error_of(tmp_path / "a.tif"))
 
 
+def test_zarr_3_without_its_package(tmp_path, monkeypatch):
+    """On Python 3.10 there is only zarr 2."""
+    path = write(tmp_path / "ngff05.zarr", voxels())
+    monkeypatch.delattr(zarr, "create_group")
+    assert re.search(r"needs zarr 3.*Python 3\.11", error_of(path))
+
+
 # Options
 
 

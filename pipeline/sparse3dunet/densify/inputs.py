@@ -26,6 +26,7 @@ from sparse3dunet.io.suffixes import (
     files_of,
     image_suffix,
     is_image_file,
+    same_volume,
     split,
 )
 from sparse3dunet.io.volumes import AFFINE_TOLERANCE, NO_VOXEL_SIZE, Volume, check_same_grid, on_grid_of, values_found
@@ -83,7 +84,7 @@ def prepare(
     if not (os.path.exists(path) or is_image_file(path)):
         raise DataError(f"{path} does not exist; expected {EXPECTED}.")
     if is_dicom_folder(path) or (is_image_file(path) and path.suffix != ".json"):
-        what = "DICOM series" if is_dicom_folder(path) else "image"
+        what = "DICOM series" if is_dicom_folder(path) else "file"
         raise DataError(
             f"{path}: found one {what}, but no annotation; expected {EXPECTED}. "
             "Pass the annotation as the second input."
@@ -187,8 +188,7 @@ def _check_files(scan: Path, annotation: Path) -> None:
             raise DataError(f"{path} does not exist; expected the {what}. The order is: SCAN ANNOTATION.")
         if path.suffix == ".json":
             raise DataError(f"{path} is a JSON file; expected the {what}. Pass a datalist alone, as the only input.")
-    (file, place), (other, other_place) = split(scan), split(annotation)
-    if place == other_place and os.path.samefile(file, other):
+    if same_volume(scan, annotation):
         raise DataError(
             f"{scan} is given as both the scan and its annotation; expected two files. The order is: SCAN ANNOTATION."
         )
@@ -357,14 +357,10 @@ class _Made:
 
     def check_scan(self, scan: Path) -> None:
         """Raise DataError if the folder belongs to another scan, whose results would be replaced."""
-        if (
-            self.former_scan
-            and os.path.exists(self.former_scan)
-            and not str(scan) != self.former_scan
-            and not (os.path.samefile(split(self.former_scan)[0], split(scan)[0]))
-        ):
+        former = self.former_scan
+        if former and split(former)[0].exists() and not same_volume(former, scan):
             raise DataError(
-                f"{scan}: the results next to {self.folder} are those of {self.former_scan}. Pass another folder (-o) "
+                f"{scan}: the results next to {self.folder} are those of {former}. Pass another folder (-o) "
                 "for this scan; or both scans in one datalist, to train on them together."
             )
 

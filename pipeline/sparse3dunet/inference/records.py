@@ -14,7 +14,7 @@ from typing import Any
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.inference.inputs import ImageCase
-from sparse3dunet.io.suffixes import split
+from sparse3dunet.io.suffixes import same_volume, split
 from sparse3dunet.io.writing import flush, move, remove, replacing, write_text
 from sparse3dunet.models.checkpoints import file_digest
 
@@ -121,8 +121,7 @@ class CaseRecord:
     def _check_image(self, record: Mapping[str, Any]) -> None:
         """Raise DataError if the existing results belong to another image of the same name."""
         other, own = record.get("image") or [self.case.files[0]], self.case.files
-        (theirs, place), (ours, own_place) = split(other[0]), split(own[0])
-        if theirs.exists() and (place != own_place or not os.path.samefile(theirs, ours)):
+        if split(other[0])[0].exists() and not same_volume(other[0], own[0]):
             raise DataError(
                 f"{own[0]}: the results named {self.case.name} are those of {other[0]}. Predict into another folder, "
                 "or both in one command, which names them differently; --overwrite replaces them."

@@ -102,6 +102,11 @@ def _check_exists(path: Path) -> None:
 
 def _open(zarr: Any, path: Path) -> Any:
     file, inner = split(path)
+    if (file / "zarr.json").is_file() and not hasattr(zarr, "create_group"):
+        raise DataError(
+            f"{path}: OME-Zarr 0.5 needs zarr 3, and that Python 3.11 or newer; found zarr {zarr.__version__}. Update, "
+            "or save the image as OME-Zarr 0.4."
+        )
     node = zarr.open(str(file), mode="r")
     return node[inner] if inner else node
 

@@ -94,6 +94,13 @@ def is_image_file(path: str | Path) -> bool:
     return os.path.isfile(file)
 
 
+def same_volume(one: str | Path, other: str | Path) -> bool:
+    """Return whether two paths name the same file and place in it; False if either file does not exist."""
+    (file, place), (other_file, other_place) = split(one), split(other)
+    both = os.path.exists(file) and os.path.exists(other_file)
+    return both and place.strip("/") == other_place.strip("/") and os.path.samefile(file, other_file)
+
+
 def files_of(path: str | Path) -> list[str]:
     """Return the files on disk that a volume is read from: all in a folder, and those below it for Zarr."""
     file, _ = split(path)
