@@ -15,6 +15,7 @@ from sparse3dunet.data.datalist import Case, DataSet
 from sparse3dunet.data.slices import ALL, Slices, crossed, nonempty_slices, runs, slices_mask
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.formats import read_image
+from sparse3dunet.io.itk_snap import read_label_descriptions
 from sparse3dunet.io.volumes import values_found
 from sparse3dunet.keys import ANNOTATED_SLICES, LABEL, WEIGHT
 
@@ -99,7 +100,7 @@ def announcement(convention: Convention, file: str) -> str:
 
 
 def complete(
-    data_set: DataSet, class_names: Sequence[str] | None = None, known: Mapping[str, Any] | None = None
+    data_set: DataSet, class_names: Sequence[str] | str | None = None, known: Mapping[str, Any] | None = None
 ) -> DataSet:
     """Return the data set with undeclared unlabeled values, classes and channels taken from its files.
 
@@ -109,7 +110,8 @@ def complete(
 
     Args:
         data_set: as read.
-        class_names: names to use instead of the declared ones, by class number, background first.
+        class_names: names to use instead of the declared ones, by class number, background first; or the path of
+            ITK-SNAP's label descriptions, which name classes by their values.
         known: see :func:`sparse3dunet.data.checks.complete`.
 
     Raises:
@@ -118,7 +120,11 @@ def complete(
     data_set = checks.complete(_with_convention(data_set, known or {}), known)
     if class_names is None:
         return data_set
-    names, values = list(class_names), data_set.class_values
+    values = data_set.class_values
+    if isinstance(class_names, str):
+        described = read_label_descriptions(class_names)
+        class_names = [described.get(value, name) for value, name in zip(values, data_set.class_names)]
+    names = list(class_names)
     if len(names) != len(values) or len(set(names)) < len(names):
         raise DataError(
             f"{data_set.source}: {len(names)} class names were given ({', '.join(names)}) for {len(values)} classes, "

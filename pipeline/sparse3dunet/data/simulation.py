@@ -102,7 +102,7 @@ def _label_files(path: Path) -> list[Path]:
     files = [path] if is_image_file(path) and suffix_among(path, SUFFIXES) else list_volumes(path)
     if not files:
         raise DataError(
-            f"{path.absolute()} is neither a label map nor a folder of label maps; expected one of "
+            f"{path.absolute()} is neither a label map nor a folder of label maps; expected "
             f"{', '.join(SUFFIXES)}. Pass a dense label map, or the folder that contains them, for example labelsTr/."
         )
     return files

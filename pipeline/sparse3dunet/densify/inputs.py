@@ -23,11 +23,11 @@ from sparse3dunet.io.nrrd import read_segments
 from sparse3dunet.io.suffixes import (
     MICROSCOPY_SUFFIXES,
     NIFTI_SUFFIXES,
-    files_of,
     image_suffix,
     is_image_file,
     same_volume,
     split,
+    state_of,
 )
 from sparse3dunet.io.volumes import AFFINE_TOLERANCE, NO_VOXEL_SIZE, Volume, check_same_grid, on_grid_of, values_found
 from sparse3dunet.io.writing import write_text
@@ -122,12 +122,11 @@ def prepare_pair(
         DataError: when a file is missing, damaged or no label map, both are the same, or the annotation's grid is no
             part of the scan's; when segments overlap, or it cannot be inferred which voxels are unlabeled.
     """
-    scan, annotation, folder = _absolute(scan), _absolute(annotation), _absolute(folder)
+    scan, folder = _absolute(scan), _absolute(folder)
+    annotation = Path(annotation_path(str(_absolute(annotation))))
     _check_files(scan, annotation)
-    annotation = Path(annotation_path(str(annotation)))
     segments = read_segments(annotation)
-    image, own = read_image(scan), read_image(annotation)
-    label = on_grid_of(own, image)
+    image, label, is_moved = _read(scan, annotation)
     _check_label(label, image, segments)
     given = [ignore_index] if isinstance(ignore_index, int) else list(ignore_index or [])
     is_declared = bool(given) or annotated_slices is not None
@@ -144,11 +143,8 @@ def prepare_pair(
     made.check_scan(scan)
     name = _name(scan)
     entry = {IMAGE: str(scan), LABEL: str(annotation)}
-    if not image.has_voxel_size:
-        print(f"note: {scan} {NO_VOXEL_SIZE}")
     if image_suffix(scan) not in AS_THEY_ARE:
         entry[IMAGE] = made.write(f"{name}.nii", image.data, image, [scan])
-    is_moved = own.has_orientation and label is not own
     if placed is not label.data or is_moved or image_suffix(annotation) not in AS_THEY_ARE:
         entry[LABEL] = made.write(f"{name}_annotation.nii.gz", placed, image, [scan, annotation], outside)
     content: dict[str, Any] = {"training": [entry], **declared, "made_from": made.states}
@@ -157,6 +153,24 @@ def prepare_pair(
         content["labels"] = {str(value): text for value, text in sorted(labels.items())}
     write_text(folder / DATALIST, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     return folder / DATALIST
+
+
+def _read(scan: Path, annotation: Path) -> tuple[Volume, Volume, bool]:
+    """Return the image, the annotation on its grid or a part of it, and whether its file states another grid.
+
+    Raises:
+        DataError: when one has no place in space, and their shapes differ.
+    """
+    image, own = read_image(scan), read_image(annotation)
+    if not image.has_voxel_size:
+        print(f"note: {scan} {NO_VOXEL_SIZE}")
+    label = on_grid_of(own, image)
+    if not (image.has_orientation and own.has_orientation) and own.spatial_shape != image.spatial_shape:
+        raise DataError(
+            f"{annotation}: shape {own.spatial_shape} (x, y, z) differs from the scan's, {image.spatial_shape} "
+            f"({scan}), and the format does not tell which part it is; expected the same. Export all of it."
+        )
+    return image, label, own.has_orientation and label is not own
 
 
 def annotation_of(datalist: str | Path) -> str | None:
@@ -371,21 +385,10 @@ class _Made:
             raise DataError(
                 f"{file} would be replaced by a file made from it. Move it out of {self.folder}, or rename it."
             )
-        states: list[Any] = [*(_state(source) for source in made_from), *settings]
+        states: list[Any] = [*(state_of(source) for source in made_from), *settings]
         if not (file.is_file() and states == self.former.get(name)):
             (self.folder / DATALIST).unlink(missing_ok=True)  # it describes the former file
             write_map(file, data, image)
         if None not in states:
             self.states[name] = states
         return str(file)
-
-
-def _state(source: Path) -> list[Any] | None:
-    """Return path, number of files, size and time of the last change in ns of a file, or of all files in a folder.
-
-    None if the voxels are in another file, which may change alone.
-    """
-    if source.suffix.lower() in (".nhdr", ".mhd"):
-        return None
-    files = [os.stat(file) for file in files_of(source)]
-    return [str(source), len(files), sum(file.st_size for file in files), max(file.st_mtime_ns for file in files)]

@@ -109,3 +109,14 @@ def files_of(path: str | Path) -> list[str]:
     if suffix_among(path, ZARR_SUFFIXES):
         return sorted(os.path.join(folder, name) for folder, _, names in os.walk(file) for name in names)
     return sorted(entry.path for entry in os.scandir(file) if entry.is_file())
+
+
+def state_of(source: Path) -> list[str | int] | None:
+    """Return path, number of files, size and time of the last change in ns of a file, or of all files in a folder.
+
+    None if the voxels are in another file, which may change alone.
+    """
+    if source.suffix.lower() in (".nhdr", ".mhd"):
+        return None
+    files = [os.stat(file) for file in files_of(source)]
+    return [str(source), len(files), sum(file.st_size for file in files), max(file.st_mtime_ns for file in files)]
