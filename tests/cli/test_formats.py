@@ -106,11 +106,11 @@ def test_densify(tmp_path, kind):
     printed = ok("densify", scan, annotation, "-o", tmp_path / "out", "--minutes", 0.03, *SMALL, *names)
     assert "axial 5, 11; coronal 6, 12; sagittal 5, 14" in printed
     for name in ("preview", "seg"):
-        array, spacing, names = microscopy.read(tmp_path / f"out/{stem(kind)}_{name}{OUTPUTS[kind]}")
+        array, spacing, found = microscopy.read(tmp_path / f"out/{stem(kind)}_{name}{OUTPUTS[kind]}")
         annotated = sparse(dense) != 255
         np.testing.assert_array_equal(array[annotated], dense[annotated])
         np.testing.assert_allclose(spacing, SPACING, rtol=1e-6)
-        assert names == {"label_0": "background", "label_1": "shell", "label_2": "core"}
+        assert found == {"label_0": "background", "label_1": "shell", "label_2": "core"}
     assert read_label_descriptions(tmp_path / "out/labels.txt") == {0: "background", 1: "shell", 2: "core"}
     template = tmp_path / f"out/{stem(kind)}_next{OUTPUTS[kind]}"
     if kind != "ngff05.zarr":  # goes on from it; `make test` has no time for that
