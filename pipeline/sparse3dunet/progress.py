@@ -36,7 +36,7 @@ class BatchProgress:
     """
 
     def __init__(self, total: int, quiet: bool = False) -> None:
-        self.total, self.quiet, self.finished = total, quiet, 0
+        self.total, self.quiet, self.finished, self.noted = total, quiet, 0, False
         self.console = Console(soft_wrap=True)
         columns = (
             TextColumn("{task.description}"),
@@ -74,6 +74,12 @@ class BatchProgress:
         confidence = record["mean_confidence"]
         sure = "" if confidence is None else f"; mean confidence {confidence:.2f}"
         self._line(f"{record['segmentation']}: {record['seconds']:.1f} s; {volumes}{sure}", self.quiet)
+
+    def note(self, text: str) -> None:
+        """Print a note, unless one was printed already."""
+        if not (self.quiet or self.noted):
+            self.noted = True
+            self.console.print(f"note: {text}", markup=False, highlight=False)
 
     def failed(self, name: str, error: str) -> None:
         """Report a failed case."""

@@ -111,7 +111,7 @@ SIMULATE = {  # labels, options, and words
     ),
     "an empty folder": ("nothing", SLICES, "data/nothing", "nor a folder of label maps", "Pass a dense label map"),
     "no such folder": ("nowhere", SLICES, "data/nowhere", "nor a folder of label maps", "Pass a dense label map"),
-    "a file of another kind": ("dataset.json", SLICES, "data/dataset.json", "expected .nii.gz or .nii", "Pass a dense"),
+    "a file of another kind": ("dataset.json", SLICES, "data/dataset.json", "expected .nii.gz, .nii", "Pass a dense"),
     "an empty file": (
         "broken",
         SLICES,

@@ -164,16 +164,16 @@ DECATHLON = {  # the fault, the file that the message names, and words for found
     "PNG": (
         renamed(".png"),
         "imagesTr/case_1.png",
-        "does not have the suffix of a NIfTI file",
-        "expected .nii.gz",
+        "does not have the suffix of an image",
+        "expected one of .nii.gz",
         "Export",
     ),
-    "NRRD": (
+    "NIfTI named like NRRD": (
         renamed(".nrrd"),
         "imagesTr/case_1.nrrd",
-        "does not have the suffix of a NIfTI file",
-        "expected .nii.gz",
-        "Export",
+        "cannot be read",
+        "expected a whole image",
+        "export it again",
     ),
     "a text file": (
         text_file,
@@ -262,11 +262,11 @@ def only(name, spoil):
 NNUNET = {
     "missing channel": (
         only("imagesTr/kidney_1_0001.nii.gz", lambda p: p.unlink()),
-        *("imagesTr/kidney_1_0001.nii.gz", "does not exist", "expected a NIfTI file", "Put the file there"),
+        *("imagesTr/kidney_1_0001.nii.gz", "does not exist", "expected an image file", "Put the file there"),
     ),
     "no channel numbers": (
         moved("imagesTr/kidney_1_0000.nii.gz", "imagesTr/kidney_1.nii.gz"),
-        *("imagesTr/kidney_1_0000.nii.gz", "does not exist", "expected a NIfTI file", "Put the file there"),
+        *("imagesTr/kidney_1_0000.nii.gz", "does not exist", "expected an image file", "Put the file there"),
     ),
     "wrong numTraining": (
         declared(numTraining=3),
@@ -276,9 +276,9 @@ NNUNET = {
         "correct the number",
     ),
     "unsupported ending": (
-        declared(file_ending=".nrrd"),
+        declared(file_ending=".png"),
         LIST,
-        "'.nrrd'",
+        "'.png'",
         "supported are .nii.gz",
         "Convert the files",
     ),
@@ -291,7 +291,7 @@ NNUNET = {
     ),
     "label without image": (
         lambda root: [p.unlink() for p in (root / "imagesTr").glob("kidney_1_*")],
-        *("imagesTr/kidney_1_0000.nii.gz", "does not exist", "expected a NIfTI file", "Put the file there"),
+        *("imagesTr/kidney_1_0000.nii.gz", "does not exist", "expected an image file", "Put the file there"),
     ),
     "image without label": (
         only("labelsTr/kidney_1.nii.gz", lambda p: p.unlink()),
@@ -340,7 +340,7 @@ PLAIN = {
     ),
     "a folder named like a label": (
         lambda root: [(root / "labels/case_1.nii.gz").unlink(), (root / "labels/case_1.nii.gz").mkdir()],
-        *("labels/case_1.nii.gz", "is a folder", "expected a NIfTI file", "Put the file there"),
+        *("labels/case_1.nii.gz", "is a folder", "expected an image file", "Put the file there"),
     ),
     "all background": (
         of_all("labels", lambda a: a * 0),

@@ -70,7 +70,7 @@ def predicted(trained, images, tmp_path_factory):
 
 def test_files_and_summary(predicted, images):
     names = {f"case_{i}{kind}.nii.gz" for i in range(8) for kind in ("_seg", "_confidence")}
-    assert set(files_of(predicted)) == {*names, *(f"pictures/case_{i}.png" for i in range(8))}
+    assert set(files_of(predicted)) == {*names, "labels.txt", *(f"pictures/case_{i}.png" for i in range(8))}
     rows = table(predicted)
     assert [row["case"] for row in rows] == [f"case_{i}" for i in range(8)]
     assert list(rows[0]) == [

@@ -16,6 +16,7 @@ from sparse3dunet.io import (
     write_map,
     write_segmentation,
 )
+from sparse3dunet.io.suffixes import ORIENTED_SUFFIXES
 from sparse3dunet.io.volumes import Volume
 
 SHAPE = (7, 6, 5)
@@ -108,7 +109,7 @@ def assert_on_grid(path, array, affine, tolerance=1e-6):
 # Grids
 
 
-@pytest.mark.parametrize("output", [*formats.OUTPUT_SUFFIXES])
+@pytest.mark.parametrize("output", ORIENTED_SUFFIXES)
 @pytest.mark.parametrize("source", [*NIFTI_FORMATS, *ITK_FORMATS])
 @pytest.mark.parametrize("name", GRIDS)
 def test_results_lie_on_the_images_grid(tmp_path, name, source, output):
@@ -230,7 +231,7 @@ def test_uncompressed_nifti_stays_on_disk(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["bool", "uint8", "int8", "int16", "uint16", "int32", "uint32", "int64", ">i2"])
-@pytest.mark.parametrize("output", [*formats.OUTPUT_SUFFIXES])
+@pytest.mark.parametrize("output", ORIENTED_SUFFIXES)
 def test_types_of_labels(tmp_path, dtype, output):
     low = -1 if np.dtype(dtype).kind == "i" else 0
     labels = voxels(dtype, low=low, high=2)

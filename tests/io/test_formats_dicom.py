@@ -10,7 +10,6 @@ import SimpleITK as sitk
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import (
-    OUTPUT_SUFFIXES,
     dicom_series,
     is_dicom_folder,
     natural_suffix,
@@ -18,6 +17,7 @@ from sparse3dunet.io import (
     write_segmentation,
 )
 from sparse3dunet.io.itk import itk_affine
+from sparse3dunet.io.suffixes import ORIENTED_SUFFIXES
 from tests.io.test_formats import LPS, NAMES, assert_on_grid, rotation, voxels
 from tests.io.test_formats_files import cut, put
 
@@ -96,7 +96,7 @@ def test_series_is_read_in_order_of_positions(series, tmp_path):
     assert volume.data.dtype == np.int16
     np.testing.assert_allclose(volume.affine, series_affine(), atol=1e-7)
     assert natural_suffix(volume) == ".nii.gz"
-    for suffix in OUTPUT_SUFFIXES:
+    for suffix in ORIENTED_SUFFIXES:
         path = tmp_path / f"out{suffix}"
         write_segmentation(path, voxels(np.uint8), volume, NAMES)
         assert_on_grid(path, voxels(np.uint8), series_affine(), tolerance=1e-5)

@@ -12,7 +12,8 @@ import pytest
 import SimpleITK as sitk
 
 from sparse3dunet.errors import DataError
-from sparse3dunet.io import OUTPUT_SUFFIXES, check_output, read_image, write_map, write_segmentation
+from sparse3dunet.io import check_output, read_image, write_map, write_segmentation
+from sparse3dunet.io.suffixes import ORIENTED_SUFFIXES
 from sparse3dunet.io.volumes import Volume
 from tests.io.test_formats import (
     GRIDS,
@@ -29,7 +30,7 @@ from tests.io.test_formats import (
 # Bytes and memory
 
 
-@pytest.mark.parametrize("output", OUTPUT_SUFFIXES)
+@pytest.mark.parametrize("output", ORIENTED_SUFFIXES)
 def test_same_input_gives_same_bytes(tmp_path, output, monkeypatch):
     image, labels = image_like(), voxels(np.uint8)
     write_segmentation(tmp_path / f"a{output}", labels, image, NAMES)
@@ -48,7 +49,7 @@ def memory(key):
 
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="peaks of memory are measured on Linux")
-@pytest.mark.parametrize("output", OUTPUT_SUFFIXES)
+@pytest.mark.parametrize("output", ORIENTED_SUFFIXES)
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_large_arrays_take_little_memory(tmp_path, output, order):
     shape = (256, 256, 256)
@@ -83,7 +84,7 @@ def file_size_limit(num_bytes):
 
 @pytest.mark.parametrize(
     ("dtype", "output"),
-    [*((np.uint8, s) for s in OUTPUT_SUFFIXES), *((np.float32, s) for s in (*NIFTI_FORMATS, *ITK_FORMATS))],
+    [*((np.uint8, s) for s in ORIENTED_SUFFIXES), *((np.float32, s) for s in (*NIFTI_FORMATS, *ITK_FORMATS))],
 )
 @pytest.mark.parametrize("shape", [SHAPE, (64, 64, 64)])
 def test_files_without_their_end_do_not_remain(tmp_path, output, shape, dtype):

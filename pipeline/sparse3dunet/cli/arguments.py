@@ -35,6 +35,11 @@ def names(text: str | None) -> list[str]:
     return [name.strip() for name in text.split(",")] if text else []
 
 
+def class_names(text: str | None) -> list[str] | str | None:
+    """Return names split at commas, or the path of ITK-SNAP's label descriptions, ``labels.txt``."""
+    return text if text is not None and text.lower().endswith(".txt") else names(text) or None
+
+
 def volumes(text: str | None) -> float | dict[str, float]:
     """Return millilitres from "0.5", or by class from "liver=5,tumor=0.1"."""
     try:

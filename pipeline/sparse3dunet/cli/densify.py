@@ -18,6 +18,9 @@ Spacing = Annotated[
 Folds = Annotated[
     str, typer.Option(help="Parts of the slices that are held out in turn to estimate the quality: auto, 0, 1, 3.")
 ]
+ClassNames = Annotated[
+    str | None, typer.Option(help="background,liver,tumor, or ITK-SNAP's labels.txt; default: as declared.")
+]
 KeepAnnotation = Annotated[
     bool, typer.Option("--keep-annotation/--as-predicted", help="Keep the label of annotated voxels.")
 ]
@@ -31,7 +34,7 @@ def densify(
     ignore_index: options.IgnoreIndex = None,
     background: options.Background = None,
     annotated_slices: options.AnnotatedSlices = None,
-    class_names: Annotated[str | None, typer.Option(help="background,liver,tumor; default: as declared.")] = None,
+    class_names: ClassNames = None,
     label_dir: Annotated[str | None, typer.Option(help="Folder with the labels of several volumes.")] = None,
     weight_dir: Annotated[str | None, typer.Option(help="Folder with the weight images of several volumes.")] = None,
     spacing: Spacing = "auto",
@@ -39,6 +42,8 @@ def densify(
     suggestions: Annotated[int, typer.Option(help="Slices per plane to suggest for annotation.", min=0)] = 3,
     keep_annotation: KeepAnnotation = True,
     format: options.Format = None,
+    voxel_size: options.VoxelSize = None,
+    axes: options.Axes = None,
     device: options.Device = None,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     restart: Annotated[bool, typer.Option("--restart", help="Start over, without the model of the last run.")] = False,
@@ -52,13 +57,13 @@ def densify(
     from sparse3dunet import io
     from sparse3dunet.bundle import running
     from sparse3dunet.densify import inputs
+    from sparse3dunet.io.defaults import set_defaults
 
+    set_defaults(voxel_size, axes)
     if anew:
         print("--anew is now called --restart; the old name will be removed.", file=sys.stderr)
-    # An option that typer does not know, a setting of the config, ends up behind the sources.
-    known = next((i for i, text in enumerate(sources) if text.startswith("--")), len(sources))
-    extra = running.parse_settings([*sources[known:], *context.args])
-    sources = sources[:known]
+    sources, settings = _without_settings(sources)
+    extra = running.parse_settings([*settings, *context.args])
     ignored, slices = arguments.numbers(ignore_index, "--ignore-index"), arguments.slices(annotated_slices)
     output_dir = output_dir.expanduser()
     io.check_output_dir(output_dir)
@@ -72,7 +77,7 @@ def densify(
         "ignore_index": ignored,
         "background": background,
         "annotated_slices": slices,
-        "given_names": arguments.names(class_names) or None,
+        "given_names": arguments.class_names(class_names),
         "label_dir": label_dir,
         "weight_dir": weight_dir,
         "spacing": arguments.spacing(spacing),
@@ -86,3 +91,9 @@ def densify(
     }
     set_values = {name: value for name, value in given.items() if value is not None or name == "spacing"}
     running.run_quietly("densify", {**set_values, **extra})
+
+
+def _without_settings(sources: list[str]) -> tuple[list[str], list[str]]:
+    """Split sources from what follows: an option that typer does not know, a setting of the config, ends up there."""
+    known = next((i for i, text in enumerate(sources) if text.startswith("--")), len(sources))
+    return sources[:known], sources[known:]

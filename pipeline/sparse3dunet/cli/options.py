@@ -13,7 +13,17 @@ Background = Annotated[int | None, typer.Option(help="Value of the background; d
 AnnotatedSlices = Annotated[
     str | None, typer.Option(help='"axial", "coronal", "sagittal", "all", or JSON as in a datalist.')
 ]
-Format = Annotated[str | None, typer.Option(help="nii.gz, nii, nrrd, mha or seg.nrrd; default: each image's own.")]
+Format = Annotated[
+    str | None,
+    typer.Option(help="nii.gz, nii, nrrd, mha, seg.nrrd, ome.tif, tif, ome.zarr, h5; default: own."),
+]
+VoxelSize = Annotated[
+    str | None,
+    typer.Option(help="Voxel size along x, y, z of files without one (TIFF, HDF5), with its unit: 0.5,0.5,2um."),
+]
+Axes = Annotated[
+    str | None, typer.Option(help="Axes of files that state none, slowest first, c for channels: zyx, czyx, zyxc.")
+]
 Overlay = Annotated[
     list[str] | None,
     typer.Option(help="Config to override the bundle's: a file, or cpu, gpu, multi_gpu_train, for example."),

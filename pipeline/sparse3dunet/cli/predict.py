@@ -38,6 +38,8 @@ def predict(
     overlap: Annotated[float, typer.Option(help="Overlap of windows, as a fraction.", min=0, max=0.95)] = 0.5,
     roi_size: RoiSize = None,
     precision: Annotated[str, typer.Option(help="auto (bfloat16 where it is fast), float32 or bfloat16.")] = "auto",
+    voxel_size: options.VoxelSize = None,
+    axes: options.Axes = None,
     device: options.Device = None,
     pictures: Annotated[bool, typer.Option("--pictures/--no-pictures", help="Draw each image.")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that were changed.")] = False,
@@ -46,8 +48,10 @@ def predict(
     """Segment images with a trained model, each on its own grid. Images that are already done are skipped."""
     from sparse3dunet.inference import run
     from sparse3dunet.inference.slabs import SlabInferer
+    from sparse3dunet.io.defaults import set_defaults
     from sparse3dunet.models.loading import load_model
 
+    set_defaults(voxel_size, axes)
     trained = load_model(model)
     inferer = SlabInferer(
         arguments.window(roi_size) or trained.patch_size,

@@ -23,12 +23,16 @@ def simulate(
     length: Annotated[int, typer.Option(help="Length of a scribble, in voxels.")] = 50,
     width: Annotated[int, typer.Option(help="Width of a scribble, in voxels.")] = 1,
     seed: Annotated[int, typer.Option(help="Random seed; a file's draw depends on it and the file's name only.")] = 0,
+    voxel_size: options.VoxelSize = None,
+    axes: options.Axes = None,
     ignore_index: Annotated[int | None, typer.Option(help="Value of unlabeled voxels; default: largest + 1.")] = None,
 ) -> None:
     """Make sparse label maps from dense ones, for experiments: how much annotation is needed?"""
     from sparse3dunet import transforms
     from sparse3dunet.data import simulation
+    from sparse3dunet.io.defaults import set_defaults
 
+    set_defaults(voxel_size, axes)
     kinds = {"--slices": slices, "--fraction": fraction, "--scribbles": scribbles}
     if sum(option is not None for option in kinds.values()) != 1:
         given = [name for name, option in kinds.items() if option is not None]

@@ -21,13 +21,14 @@ from sparse3dunet.data.memory import machine_memory
 from sparse3dunet.data.partial_labels import looked_for
 from sparse3dunet.data.slices import find_slices, plane_names
 from sparse3dunet.errors import DataError
+from sparse3dunet.io.formats import count_channels, read_image
 from sparse3dunet.io.volumes import (
+    NO_VOXEL_SIZE,
     Volume,
     check_channels,
     check_finite,
     check_same_grid,
-    count_channels,
-    read_volume,
+    on_grid_of,
     values_found,
 )
 from sparse3dunet.keys import ANNOTATED_CLASSES, ANNOTATED_SLICES, IMAGE, LABEL, REFERENCE, WEIGHT
@@ -157,7 +158,7 @@ def complete(data_set: DataSet, known: Mapping[str, Any] | None = None, backgrou
             classes = sorted([background, *classes])
         if len(classes) < 2 or len(values) > MOST_VALUES:
             if not values:
-                read_volume(data_set.cases[0][LABEL])  # its error is the better message
+                read_image(data_set.cases[0][LABEL])  # its error is the better message
             shown = ", ".join([f"{value:.7g}" for value in sorted(values)[:10]] + ["..."] * (len(values) > 10))
             most = max(range(len(found)), key=lambda number: len(found[number]))
             raise DataError(
@@ -194,7 +195,7 @@ def complete(data_set: DataSet, known: Mapping[str, Any] | None = None, backgrou
 def _label_values(case: Case) -> set[float]:
     """Return the values of a label map; none if the file is bad, which the check of all files reports."""
     try:
-        return set(values_found(read_volume(case[LABEL]).data))
+        return set(values_found(read_image(case[LABEL]).data))
     except DataError:
         return set()
 
@@ -250,16 +251,17 @@ def inspect_case(case: Case, data_set: DataSet) -> CaseReport:
     except DataError as error:
         report.errors.append(str(error))
     try:
-        label = read_volume(case[LABEL])
+        label = read_image(case[LABEL])
         report.dtypes = (*report.dtypes, str(label.data.dtype))
         report.values = values_found(label.data)
-        weight = read_volume(case[WEIGHT]) if WEIGHT in case else None
-        for volume in filter(None, (label, weight)):
-            if image is not None:
+        weight = read_image(case[WEIGHT]) if WEIGHT in case else None
+        if image is not None:
+            label, weight = on_grid_of(label, image), weight and on_grid_of(weight, image)
+            for volume in filter(None, (label, weight)):
                 check_same_grid(volume, image)
         _describe_annotation(report, image, label, weight, case, data_set)
         if REFERENCE in case:
-            _check_reference(read_volume(case[REFERENCE]), label, data_set.class_values)
+            _check_reference(on_grid_of(read_image(case[REFERENCE]), label), label, data_set.class_values)
     except DataError as error:
         report.errors.append(str(error))
     return report
@@ -268,7 +270,7 @@ def inspect_case(case: Case, data_set: DataSet) -> CaseReport:
 def _read_image(case: Case, num_channels: int) -> Volume:
     """Read the image and check its channels; return the first file if there is one per channel."""
     paths = case[IMAGE] if isinstance(case[IMAGE], list) else [case[IMAGE]]
-    volumes = [read_volume(path) for path in paths]
+    volumes = [read_image(path) for path in paths]
     check_channels(volumes, num_channels)
     for volume in volumes:
         check_finite(volume)
@@ -283,6 +285,8 @@ def _describe_image(report: CaseReport, image: Volume) -> None:
     sample = image.data.reshape(-1)[:: max(image.data.size // 100_000, 1)]  # a percentile needs no more
     report.intensity = tuple(float(v) for v in np.percentile(sample.astype(np.float64), (0.5, 99.5)))
     report.warnings += image_doubts(image)
+    if not image.has_voxel_size:
+        report.warnings.append(("voxel size", f"{image.path} {NO_VOXEL_SIZE}"))
 
 
 def as_tensor(volume: Volume) -> MetaTensor:

@@ -14,7 +14,9 @@ from sparse3dunet.data import checks
 from sparse3dunet.data.datalist import Case, DataSet
 from sparse3dunet.data.slices import ALL, Slices, crossed, nonempty_slices, runs, slices_mask
 from sparse3dunet.errors import DataError
-from sparse3dunet.io.volumes import read_volume, values_found
+from sparse3dunet.io.formats import read_image
+from sparse3dunet.io.itk_snap import read_label_descriptions
+from sparse3dunet.io.volumes import values_found
 from sparse3dunet.keys import ANNOTATED_SLICES, LABEL, WEIGHT
 
 USUAL_VALUE = 255
@@ -99,7 +101,7 @@ def announcement(convention: Convention, file: str) -> str:
 
 def complete(
     data_set: DataSet,
-    class_names: Sequence[str] | None = None,
+    class_names: Sequence[str] | str | None = None,
     known: Mapping[str, Any] | None = None,
     background: int | None = None,
 ) -> DataSet:
@@ -111,7 +113,8 @@ def complete(
 
     Args:
         data_set: as read.
-        class_names: names to use instead of the declared ones, by class number, background first.
+        class_names: names to use instead of the declared ones, by class number, background first; or the path of
+            ITK-SNAP's label descriptions, which name classes by their values.
         known: see :func:`sparse3dunet.data.checks.complete`, as for `background`.
         background: value of the background.
 
@@ -122,7 +125,11 @@ def complete(
     data_set = checks.complete(_with_convention(data_set, classes), known, background)
     if class_names is None:
         return data_set
-    names, values = list(class_names), data_set.class_values
+    values = data_set.class_values
+    if isinstance(class_names, str):
+        described = read_label_descriptions(class_names)
+        class_names = [described.get(value, name) for value, name in zip(values, data_set.class_names)]
+    names = list(class_names)
     if len(names) != len(values) or len(set(names)) < len(names):
         raise DataError(
             f"{data_set.source}: {len(names)} class names were given ({', '.join(names)}) for {len(values)} classes, "
@@ -346,7 +353,7 @@ def _with_convention(data_set: DataSet, known: Sequence[int]) -> DataSet:
 def _infer(case: Case, declared: tuple[int, ...], classes: tuple[int, ...]) -> _Inferred:
     file = case[LABEL]
     try:
-        label = read_volume(file).data
+        label = read_image(file).data
         if declared and np.isin(label, declared).any():
             return _Inferred(file, is_declared=True)
         return _Inferred(file, convention=infer(label, file, classes))

@@ -19,7 +19,8 @@ from sparse3dunet.data.partial_labels import with_annotated_classes
 from sparse3dunet.data.regions import declared_regions
 from sparse3dunet.data.slices import check_specification
 from sparse3dunet.errors import DataError
-from sparse3dunet.io.suffixes import suffix_among
+from sparse3dunet.io.formats import annotation_path
+from sparse3dunet.io.suffixes import is_image_file, split, suffix_among
 from sparse3dunet.keys import ANNOTATED_CLASSES, ANNOTATED_SLICES, IMAGE, LABEL, REFERENCE, WEIGHT
 
 Case = dict[str, Any]
@@ -185,10 +186,13 @@ def _case(listing: Listing, entry: Any, number: int, folders: Mapping[str, str |
         if key in (WEIGHT, REFERENCE) and not isinstance(entry.get(key) or "", str):
             raise DataError(f"{key} of {where} must be one path; found {entry[key]!r}. Correct the list.")
         if folder is not None:
-            files = [listing.root / str(folder) / Path(entry[LABEL]).name]
+            file, place = split(entry[LABEL])
+            files = [listing.root / str(folder) / file.name / place]
         else:
             listed = [] if key == WEIGHT and folders[LABEL] is not None else _paths(entry.get(key))
             files = [_inside(listing, name, f"{key} of {where}") for name in listed]
+        if key in (LABEL, REFERENCE):
+            files = [Path(annotation_path(str(file))) for file in files]
         for file in files:
             _check_file(file, f"{key} of {where}")
         absolute = [str(file.absolute()) for file in files]  # links are not resolved: targets may have other names
@@ -203,20 +207,20 @@ def _case(listing: Listing, entry: Any, number: int, folders: Mapping[str, str |
 
 
 def _check_file(file: Path, what: str) -> None:
-    """Raise DataError unless the file exists and has a NIfTI suffix."""
-    if not os.path.isfile(file):  # unlike Path.is_file, false for a name that is too long
+    """Raise DataError unless the file exists and has the suffix of a format."""
+    if not is_image_file(file):  # unlike Path.is_file, false for a name that is too long
         found = "does not exist"
         if os.path.islink(file):
             found = f"is a link to {os.readlink(file)}, which does not exist"
         elif os.path.isdir(file):
             found = "is a folder"
         raise DataError(
-            f"{file.absolute()} ({what}) {found}; expected a NIfTI file. Put the file there, or remove the case from "
+            f"{file.absolute()} ({what}) {found}; expected an image file. Put the file there, or remove the case from "
             "the list."
         )
     if not suffix_among(file, SUFFIXES):
         raise DataError(
-            f"{file.absolute()} ({what}) does not have the suffix of a NIfTI file; expected {' or '.join(SUFFIXES)}. "
+            f"{file.absolute()} ({what}) does not have the suffix of an image; expected one of {', '.join(SUFFIXES)}. "
             "Export it as NIfTI."
         )
 

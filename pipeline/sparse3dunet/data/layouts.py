@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from sparse3dunet.errors import DataError
-from sparse3dunet.io.suffixes import IMAGE_SUFFIXES, NIFTI_SUFFIXES, suffix_among
+from sparse3dunet.io.suffixes import IMAGE_SUFFIXES, split, suffix_among
 
-SUFFIXES = NIFTI_SUFFIXES
+SUFFIXES = IMAGE_SUFFIXES
 """Suffixes of files for training."""
 IMAGE_DIRS, LABEL_DIRS = ("images", "imagesTr"), ("labels", "labelsTr")
 EXAMPLE = '{"training": [{"image": "imagesTr/a.nii.gz", "label": "labelsTr/a.nii.gz"}]}'
@@ -130,7 +130,7 @@ def _nnunet(file: Path, content: dict[str, Any]) -> Listing:
     root, ending = file.parent, content.get("file_ending", ".nii.gz")
     if str(ending).lower() not in SUFFIXES:
         raise DataError(
-            f'{file}: "file_ending" is {ending!r}; supported are {" and ".join(SUFFIXES)}. Convert the files to NIfTI.'
+            f'{file}: "file_ending" is {ending!r}; supported are {", ".join(SUFFIXES)}. Convert the files to NIfTI.'
         )
     num_channels = _declared_channels(file, "channel_names", content["channel_names"] or None)
     entries = _nnunet_entries(file, content, ending, num_channels)
@@ -274,7 +274,7 @@ def list_volumes(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[Pat
 
 def file_stem(path: str | Path) -> str:
     """Return a file's name without its suffix."""
-    name = Path(path).name
+    name = split(path)[0].name
     suffix = suffix_among(path, IMAGE_SUFFIXES) or Path(path).suffix
     return name[: len(name) - len(suffix)]
 

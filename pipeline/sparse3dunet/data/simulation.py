@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +13,12 @@ from monai.data import MetaTensor
 from monai.transforms import Randomizable
 
 from sparse3dunet.data.datalist import case_name, read_data_set
-from sparse3dunet.data.layouts import SUFFIXES, list_volumes
+from sparse3dunet.data.layouts import SUFFIXES, file_stem, list_volumes
 from sparse3dunet.errors import DataError
-from sparse3dunet.io.suffixes import suffix_among
-from sparse3dunet.io.volumes import Volume, read_volume, values_found
-from sparse3dunet.io.writing import replacing
+from sparse3dunet.io.formats import annotation_path, read_image
+from sparse3dunet.io.suffixes import NIFTI_SUFFIXES, image_suffix, is_image_file, natural_suffix, split, suffix_among
+from sparse3dunet.io.volumes import Volume, values_found
+from sparse3dunet.io.writing import replacing, write_segmentation
 
 LARGEST = 2**24
 """Largest value in label maps: up to it, 32-bit floating-point numbers represent all whole numbers exactly."""
@@ -38,9 +38,12 @@ def simulate(
 ) -> Simulated:
     """Write a sparse copy of each dense label map, in which voxels that are not kept have the value for unlabeled.
 
+    A copy has the format of its original; of several variants of a format, the one that results are written in.
+
     Args:
         source: a label map, or a folder of them (subfolders are ignored).
-        output_dir: folder of the copies, which have the same names; former copies are replaced.
+        output_dir: folder of the copies, which have the same names (``a.tiff`` becomes ``a.tif``); former copies are
+            replaced.
         keep: :class:`~sparse3dunet.transforms.KeepSlices` or similar; called with a label map (1, X, Y, Z).
         seed: random seed; the draw depends only on it and the file's name.
         ignore_index: value of unlabeled voxels; default: that of the ``dataset.json`` in the parent folder, otherwise
@@ -52,10 +55,10 @@ def simulate(
     """
     files = _label_files(Path(source).expanduser())
     folder = Path(output_dir).expanduser()
-    if folder.resolve() == files[0].parent.resolve():
+    if folder.resolve() == split(files[0])[0].parent.resolve():
         raise DataError(f"{folder.absolute()} contains the dense label maps; pass another folder for the sparse ones.")
     used = {value for file in files for value in values_found(_read_label(file).data)}
-    unlabeled = _unlabeled_value(files[0].parent.parent, used) if ignore_index is None else ignore_index
+    unlabeled = _unlabeled_value(split(files[0])[0].parent.parent, used) if ignore_index is None else ignore_index
     if unlabeled in used:
         raise DataError(
             f"ignore_index {unlabeled} is a value of the label maps in {source}; expected one that is none of "
@@ -74,8 +77,16 @@ def simulate(
             f"{folder.absolute()}, the folder for the label maps, is a file or cannot be created ({error}). Pass "
             "another folder."
         ) from error
-    shares = [_write_sparse(_read_label(file), folder / file.name, keep, seed, unlabeled) for file in files]
-    return Simulated([folder / file.name for file in files], shares, unlabeled)
+    targets = [folder / _copy_name(file) for file in files]
+    shares = [_write_sparse(_read_label(file), copy, keep, seed, unlabeled) for file, copy in zip(files, targets)]
+    return Simulated(targets, shares, unlabeled)
+
+
+def _copy_name(file: Path) -> str:
+    """Return the name of the copy of a label map: the same, or with the suffix of results in this format."""
+    if image_suffix(file) in NIFTI_SUFFIXES:
+        return file.name
+    return file_stem(file).removesuffix(".seg") + natural_suffix(file)
 
 
 def _unlabeled_value(root: Path, used: set[float]) -> int:
@@ -88,17 +99,17 @@ def _unlabeled_value(root: Path, used: set[float]) -> int:
 
 
 def _label_files(path: Path) -> list[Path]:
-    files = [path] if os.path.isfile(path) and suffix_among(path, SUFFIXES) else list_volumes(path)
+    files = [path] if is_image_file(path) and suffix_among(path, SUFFIXES) else list_volumes(path)
     if not files:
         raise DataError(
-            f"{path.absolute()} is neither a label map nor a folder of label maps; expected {' or '.join(SUFFIXES)}. "
-            "Pass a dense label map, or the folder that contains them, for example labelsTr/."
+            f"{path.absolute()} is neither a label map nor a folder of label maps; expected "
+            f"{', '.join(SUFFIXES)}. Pass a dense label map, or the folder that contains them, for example labelsTr/."
         )
     return files
 
 
 def _read_label(file: Path) -> Volume:
-    volume = read_volume(file)
+    volume = read_image(annotation_path(str(file)))
     if volume.data.ndim != 3 or not (np.isfinite(volume.data) & (volume.data == np.round(volume.data))).all():
         raise DataError(
             f"{file}: expected a three-dimensional label map of whole numbers; found shape {volume.data.shape} of "
@@ -116,6 +127,9 @@ def _write_sparse(label: Volume, target: Path, keep: Randomizable, seed: int, un
     dtype = np.result_type(np.min_scalar_type(int(label.data.min())), np.min_scalar_type(int(label.data.max())),
                            np.min_scalar_type(unlabeled))  # fmt: skip
     sparse = np.where(kept, label.data, unlabeled).astype(dtype)
+    if suffix_among(target, SUFFIXES) not in NIFTI_SUFFIXES:
+        write_segmentation(target, sparse, label, {})
+        return float(kept.mean())
     with replacing(target, suffix_among(target, SUFFIXES)) as draft:
         nib.save(nib.Nifti1Image(sparse, label.affine), draft)
     return float(kept.mean())

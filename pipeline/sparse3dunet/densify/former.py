@@ -22,7 +22,7 @@ def check_templates(output_dir: Path, templates: dict[str, str], files: Sequence
     passed = {file_digest(file) for file in files}
     for name, written in list(templates.items()):
         path = output_dir / name
-        now = file_digest(path) if path.is_file() else written
+        now = file_digest(path) if path.exists() else written
         if written in passed:
             warnings.append(
                 f"{path} was passed unchanged: the prediction on the suggested slices now counts as annotation, "

@@ -15,12 +15,22 @@ import numpy as np
 from sparse3dunet.data import conventions
 from sparse3dunet.data.checks import MOST_VALUES
 from sparse3dunet.data.datalist import case_name
-from sparse3dunet.data.layouts import SUFFIXES, read_json
-from sparse3dunet.densify.segments import IGNORE, check_values, class_labels, read_segments
+from sparse3dunet.data.layouts import file_stem, read_json
+from sparse3dunet.densify.segments import IGNORE, check_values, class_labels
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import is_dicom_folder, read_image, write_map
-from sparse3dunet.io.suffixes import image_suffix, suffix_among
-from sparse3dunet.io.volumes import AFFINE_TOLERANCE, Volume, check_same_grid, values_found
+from sparse3dunet.io.formats import annotation_path
+from sparse3dunet.io.nrrd import read_segments
+from sparse3dunet.io.suffixes import (
+    MICROSCOPY_SUFFIXES,
+    NIFTI_SUFFIXES,
+    image_suffix,
+    is_image_file,
+    same_volume,
+    split,
+    state_of,
+)
+from sparse3dunet.io.volumes import AFFINE_TOLERANCE, NO_VOXEL_SIZE, Volume, check_same_grid, on_grid_of, values_found
 from sparse3dunet.io.writing import write_text
 from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL
 
@@ -31,7 +41,9 @@ EXPECTED = (
     "a scan and its annotation (SCAN ANNOTATION: two files, or the folder of a DICOM series and a file), or a data set "
     "(a folder, or a JSON datalist)"
 )
-LABEL_FORMATS = ".nii.gz, .nii, .nrrd, .seg.nrrd or .mha"
+LABEL_FORMATS = ".nii.gz, .nii, .nrrd, .seg.nrrd, .mha, .tif, .ome.tif, .h5, or an OME-Zarr folder"
+AS_THEY_ARE = (*NIFTI_SUFFIXES, *MICROSCOPY_SUFFIXES)
+"""Formats of files that are not converted: these are read fast, and state no orientation that NIfTI would have to."""
 
 
 def prepare(
@@ -65,11 +77,12 @@ def prepare(
             f"found {len(paths)} inputs ({shown[:300]}); expected {EXPECTED}. List many scans in a datalist."
         )
     (path,) = paths
-    if not os.path.exists(path):
+    if not (os.path.exists(path) or is_image_file(path)):
         raise DataError(f"{path} does not exist; expected {EXPECTED}.")
-    if is_dicom_folder(path) or (path.is_file() and path.suffix != ".json"):
+    if is_dicom_folder(path) or (is_image_file(path) and path.suffix != ".json"):
+        what = "DICOM series" if is_dicom_folder(path) else "file"
         raise DataError(
-            f"{path}: found one {'DICOM series' if path.is_dir() else 'file'}, but no annotation; expected {EXPECTED}. "
+            f"{path}: found one {what}, but no annotation; expected {EXPECTED}. "
             "Pass the annotation as the second input."
         )
     return str(sources[0])
@@ -85,15 +98,15 @@ def prepare_pair(
 ) -> Path:
     """Write a datalist of one case, named after the scan.
 
-    NIfTI files are listed as they are; others are converted to NIfTI in the folder, and kept there until their sources
-    change. An annotation on a part of the scan's grid, to which 3D Slicer crops segmentations, is pasted into the whole
-    grid; outside of it is 0, or its value for unlabeled. The segment names of a 3D Slicer segmentation become the class
-    names. Voxels in no segment are unlabeled if a segment is named background; otherwise
+    NIfTI, TIFF, HDF5 and OME-Zarr are listed as they are; others are converted to NIfTI in the folder, and kept there
+    until their sources change. An annotation on a part of the scan's grid, to which 3D Slicer crops segmentations, is
+    pasted into the whole grid; outside of it is 0, or its value for unlabeled. The segment names of a 3D Slicer
+    segmentation become the class names. Voxels in no segment are unlabeled if a segment is named background; otherwise
     :func:`~sparse3dunet.data.conventions.infer` decides.
 
     Args:
-        scan: a NIfTI, NRRD, MetaImage or DICOM file, or the folder of a DICOM series; one or several channels.
-        annotation: NIfTI, NRRD, .seg.nrrd or MetaImage.
+        scan: any format of :func:`~sparse3dunet.io.formats.read_image`; one or several channels.
+        annotation: likewise, or .seg.nrrd, but not DICOM.
         folder: folder for the datalist and the converted files; files in it may be replaced.
         ignore_index: values of unlabeled voxels, if set by an option.
         annotated_slices: annotated slices, if set by an option; with either, nothing is inferred from segments.
@@ -105,10 +118,11 @@ def prepare_pair(
         DataError: when a file is missing, damaged or no label map, both are the same, or the annotation's grid is no
             part of the scan's; when segments overlap, or it cannot be inferred which voxels are unlabeled.
     """
-    scan, annotation, folder = _absolute(scan), _absolute(annotation), _absolute(folder)
+    scan, folder = _absolute(scan), _absolute(folder)
+    annotation = Path(annotation_path(str(_absolute(annotation))))
     _check_files(scan, annotation)
     segments = read_segments(annotation)
-    image, label = read_image(scan), read_image(annotation)
+    image, label, is_moved = _read(scan, annotation)
     given = [ignore_index] if isinstance(ignore_index, int) else list(ignore_index or [])
     _check_label(label, image, segments, given)
     is_declared = bool(given) or annotated_slices is not None
@@ -125,9 +139,9 @@ def prepare_pair(
     made.check_scan(scan)
     name = _name(scan)
     entry = {IMAGE: str(scan), LABEL: str(annotation)}
-    if not suffix_among(scan, SUFFIXES):
+    if image_suffix(scan) not in AS_THEY_ARE:
         entry[IMAGE] = made.write(f"{name}.nii", image.data, image, [scan])
-    if placed is not label.data or not suffix_among(annotation, SUFFIXES):
+    if placed is not label.data or is_moved or image_suffix(annotation) not in AS_THEY_ARE:
         entry[LABEL] = made.write(f"{name}_annotation.nii.gz", placed, image, [scan, annotation], outside)
     content: dict[str, Any] = {"training": [entry], **declared, "made_from": made.states}
     content |= {"scan": str(scan), "annotation": str(annotation)}
@@ -137,12 +151,30 @@ def prepare_pair(
     return folder / DATALIST
 
 
+def _read(scan: Path, annotation: Path) -> tuple[Volume, Volume, bool]:
+    """Return the image, the annotation on its grid or a part of it, and whether its file states another grid.
+
+    Raises:
+        DataError: when one has no place in space, and their shapes differ.
+    """
+    image, own = read_image(scan), read_image(annotation)
+    if not image.has_voxel_size:
+        print(f"note: {scan} {NO_VOXEL_SIZE}")
+    label = on_grid_of(own, image)
+    if not (image.has_orientation and own.has_orientation) and own.spatial_shape != image.spatial_shape:
+        raise DataError(
+            f"{annotation}: shape {own.spatial_shape} (x, y, z) differs from the scan's, {image.spatial_shape} "
+            f"({scan}), and the format does not tell which part it is; expected the same. Export all of it."
+        )
+    return image, label, own.has_orientation and label is not own
+
+
 def annotation_of(datalist: str | Path) -> str | None:
     """Return the annotation file that :func:`prepare_pair` made a datalist from; None for other data sets."""
     with contextlib.suppress(DataError, AttributeError):
         content = read_json(Path(datalist)) if Path(datalist).name == DATALIST else {}
         annotation = content.get("annotation")
-        return annotation if isinstance(annotation, str) and os.path.isfile(annotation) else None
+        return annotation if isinstance(annotation, str) and is_image_file(annotation) else None
     return None
 
 
@@ -152,10 +184,9 @@ def _absolute(path: str | Path) -> Path:
 
 def _name(scan: Path) -> str:
     """Return the name of the case; the case of the file suffix does not matter."""
-    if scan.is_dir():
-        return scan.name
-    suffix = image_suffix(scan)
-    return scan.name[: -len(suffix)].removesuffix("_0000") if suffix else case_name(scan)
+    if image_suffix(scan):
+        return file_stem(scan).removesuffix("_0000")
+    return scan.name if scan.is_dir() else case_name(scan)
 
 
 # Checks of the files
@@ -163,15 +194,15 @@ def _name(scan: Path) -> str:
 
 def _check_files(scan: Path, annotation: Path) -> None:
     for path, what in ((scan, "scan"), (annotation, "annotation")):
-        if not os.path.exists(path):
+        if not (os.path.exists(path) or is_image_file(path)):
             raise DataError(f"{path} does not exist; expected the {what}. The order is: SCAN ANNOTATION.")
         if path.suffix == ".json":
             raise DataError(f"{path} is a JSON file; expected the {what}. Pass a datalist alone, as the only input.")
-    if os.path.samefile(scan, annotation):
+    if same_volume(scan, annotation):
         raise DataError(
             f"{scan} is given as both the scan and its annotation; expected two files. The order is: SCAN ANNOTATION."
         )
-    if annotation.is_dir():
+    if annotation.is_dir() and not is_image_file(annotation):
         raise DataError(
             f"{annotation} is a folder; expected the annotation in one file ({LABEL_FORMATS}). The order is: SCAN "
             "ANNOTATION; export a segmentation in DICOM as one of these, in 3D Slicer for example."
@@ -320,34 +351,24 @@ class _Made:
 
     def check_scan(self, scan: Path) -> None:
         """Raise DataError if the folder belongs to another scan, whose results would be replaced."""
-        if self.former_scan and os.path.exists(self.former_scan) and not os.path.samefile(self.former_scan, scan):
+        former = self.former_scan
+        if former and split(former)[0].exists() and not same_volume(former, scan):
             raise DataError(
-                f"{scan}: the results next to {self.folder} are those of {self.former_scan}. Pass another folder (-o) "
+                f"{scan}: the results next to {self.folder} are those of {former}. Pass another folder (-o) "
                 "for this scan; or both scans in one datalist, to train on them together."
             )
 
     def write(self, name: str, data: np.ndarray, image: Volume, made_from: Iterable[Path], *settings: int) -> str:
         """Write voxels on an image's grid, unless the file is up to date, and return its path."""
         file = self.folder / name
-        if any(file.exists() and os.path.samefile(file, source) for source in self.sources):
+        if any(file.exists() and os.path.samefile(file, split(source)[0]) for source in self.sources):
             raise DataError(
                 f"{file} would be replaced by a file made from it. Move it out of {self.folder}, or rename it."
             )
-        states: list[Any] = [*(_state(source) for source in made_from), *settings]
+        states: list[Any] = [*(state_of(source) for source in made_from), *settings]
         if not (file.is_file() and states == self.former.get(name)):
             (self.folder / DATALIST).unlink(missing_ok=True)  # it describes the former file
             write_map(file, data, image)
         if None not in states:
             self.states[name] = states
         return str(file)
-
-
-def _state(source: Path) -> list[Any] | None:
-    """Return path, number of files, size and time of the last change in ns of a file, or of all files in a folder.
-
-    None if the voxels are in another file, which may change alone.
-    """
-    if source.suffix.lower() in (".nhdr", ".mhd"):
-        return None
-    files = [entry.stat() for entry in os.scandir(source) if entry.is_file()] if source.is_dir() else [source.stat()]
-    return [str(source), len(files), sum(file.st_size for file in files), max(file.st_mtime_ns for file in files)]

@@ -13,6 +13,7 @@ from monai.inferers import Inferer
 
 from sparse3dunet.data.datalist import Case, case_name, without_references
 from sparse3dunet.densify.propagated import combined
+from sparse3dunet.io import read_image
 from sparse3dunet.keys import IMAGE
 from sparse3dunet.models.checkpoints import file_digest
 from sparse3dunet.models.description import ModelDescription
@@ -107,7 +108,7 @@ def trained_model(path: Path, description: ModelDescription, form: Callable[[], 
 
 def _file_affine(case: Case) -> np.ndarray:
     first = case[IMAGE][0] if isinstance(case[IMAGE], list) else case[IMAGE]
-    return np.asarray(nib.load(first).affine)  # type: ignore[attr-defined]
+    return read_image(first).affine
 
 
 def _to_file_order(prob: np.ndarray, affine: np.ndarray) -> np.ndarray:

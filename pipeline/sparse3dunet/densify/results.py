@@ -33,8 +33,8 @@ from sparse3dunet.inference.inputs import ImageCase
 from sparse3dunet.inference.records import CaseRecord
 from sparse3dunet.inference.slabs import SlabInferer
 from sparse3dunet.io import OUTPUT_SUFFIXES, check_output, read_image, write_segmentation
-from sparse3dunet.io.suffixes import natural_suffix, suffix_among
-from sparse3dunet.io.volumes import Volume, read_volume
+from sparse3dunet.io.suffixes import natural_suffix, split, suffix_among
+from sparse3dunet.io.volumes import Volume
 from sparse3dunet.io.writing import write_text
 from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL, WEIGHT
 from sparse3dunet.models.checkpoints import file_digest
@@ -71,8 +71,8 @@ class Results:
     def annotation(self, image: str) -> Annotation:
         """Read the annotation of the case whose (first) image file is `image`."""
         case, data_set = self.by_path[image], self.data_set
-        label = read_volume(case[LABEL])
-        weight = as_tensor(read_volume(case[WEIGHT])) if WEIGHT in case else None
+        label = read_image(case[LABEL])
+        weight = as_tensor(read_image(case[WEIGHT])) if WEIGHT in case else None
         split = SparseLabel(data_set.class_values, data_set.ignore_index)
         numbers, weights = split(as_tensor(label), weight, case.get(ANNOTATED_SLICES))
         return Annotation(label.data, np.asarray(numbers[0]), np.asarray(weights[0]) > 0)
@@ -317,7 +317,7 @@ def _is_ours(path: Path, templates: Mapping[str, str]) -> bool:
 
 
 def _is_same(path: Path, file: str) -> bool:
-    return path.exists() and os.path.samefile(path, file)
+    return path.exists() and os.path.samefile(path, split(file)[0])
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -2,48 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from sparse3dunet.errors import DataError
-from sparse3dunet.io.itk import itk_header
-from sparse3dunet.io.nrrd_header import read_nrrd_header
-from sparse3dunet.io.suffixes import NRRD_SUFFIXES, image_suffix
 
 IGNORE = "ignore"
 """Name of the value of unlabeled voxels in data sets."""
 BACKGROUND = "background"
 UNLABELED_NAMES = (IGNORE, "ignored", "unlabeled", "unlabelled", "unannotated")
 """Names of segments that cover unlabeled voxels."""
-
-
-def read_segments(annotation: Path) -> dict[int, str]:
-    """Return segment names by value; empty if the file is not a segmentation of 3D Slicer."""
-    if image_suffix(annotation) not in NRRD_SUFFIXES:
-        return {}
-    read_nrrd_header(annotation)  # checks it, which ITK does not
-    header = itk_header(annotation, "NrrdImageIO")
-    metadata = {key: header.GetMetaData(key) for key in header.GetMetaDataKeys()}
-    numbers = sorted({int(found[1]) for key in metadata if (found := re.match(r"Segment(\d+)_", key))})
-    segments: dict[int, str] = {}
-    for number in numbers:
-        value = metadata.get(f"Segment{number}_LabelValue", "1").strip()  # older versions: none, one layer per segment
-        name = metadata.get(f"Segment{number}_Name", "").strip() or f"segment {number + 1}"
-        if not value.isdecimal() or not int(value):
-            raise DataError(
-                f"{annotation}: the segment {name!r} has the value {value!r}; expected a positive whole number. Save "
-                "the segmentation again in 3D Slicer."
-            )
-        if int(value) > np.iinfo(np.int16).max:
-            raise DataError(
-                f"{annotation}: the segment {name!r} has the value {value}; expected at most {np.iinfo(np.int16).max}: "
-                "segmentations are written in 16 bits. Number the segments anew in 3D Slicer."
-            )
-        segments[int(value)] = name
-    return segments
 
 
 def class_labels(segments: Mapping[int, str], ignore_index: Sequence[int], annotation: Path) -> dict[int, str]:

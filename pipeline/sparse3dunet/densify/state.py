@@ -19,8 +19,10 @@ from sparse3dunet import __version__
 from sparse3dunet.data.datalist import FILE_KEYS, DataSet
 from sparse3dunet.data.slices import Slices
 from sparse3dunet.errors import DataError
+from sparse3dunet.io import read_image
+from sparse3dunet.io.defaults import as_key
 from sparse3dunet.io.json_files import misfit, parse_json
-from sparse3dunet.io.volumes import read_volume
+from sparse3dunet.io.suffixes import files_of
 from sparse3dunet.io.writing import replacing, write_text
 from sparse3dunet.keys import IMAGE
 from sparse3dunet.models.description import DESCRIPTION_SUFFIX, ModelDescription, read_description
@@ -130,13 +132,13 @@ def digest(data_set: DataSet, config: Mapping[str, Any], chosen: Sequence[Any] =
             paths = case[key] if isinstance(case.get(key), list) else [case[key]] if key in case else []
             for path in paths:
                 if key == IMAGE:
-                    status = Path(path).stat()
-                    result.update(f"{path} {status.st_size} {status.st_mtime_ns}".encode())
+                    for status in map(os.stat, files_of(path)):
+                        result.update(f"{path} {status.st_size} {status.st_mtime_ns}".encode())
                 else:
-                    result.update(np.ascontiguousarray(read_volume(path).data).tobytes())
+                    result.update(np.ascontiguousarray(read_image(path).data).tobytes())
     settings = {key: value for key, value in config.items() if key not in NOT_OF_THE_RUN}
     classes = [data_set.class_names, data_set.class_values, data_set.ignore_index]
-    values = [settings, classes, list(chosen), __version__]
+    values = [settings, classes, list(chosen), __version__, *as_key().items()]
     result.update(json.dumps(values, sort_keys=True, default=str).encode())
     return result.hexdigest()
 

@@ -22,7 +22,10 @@ from sparse3dunet.inference.predictor import IN_MEMORY, Prediction, Predictor, S
 from sparse3dunet.inference.processes import Processes
 from sparse3dunet.inference.records import CaseRecord, remove_empty_drafts, write_summary
 from sparse3dunet.io import check_output, natural_suffix, read_image, write_map, write_segmentation
-from sparse3dunet.io.volumes import Volume
+from sparse3dunet.io.defaults import as_key
+from sparse3dunet.io.itk_snap import label_descriptions, may_be_replaced
+from sparse3dunet.io.volumes import NO_VOXEL_SIZE, Volume
+from sparse3dunet.io.writing import write_text
 from sparse3dunet.progress import BatchProgress
 from sparse3dunet.report.pictures import save_picture
 
@@ -84,7 +87,7 @@ class Outcome:
 def predict_batch(
     cases: Sequence[ImageCase], predictor: Predictor, output: Output, key: Mapping[str, Any], quiet: bool = False
 ) -> Outcome:
-    """Predict images, and write results, records and ``summary.csv``.
+    """Predict images, and write results, records, ``summary.csv``, and ``labels.txt`` for ITK-SNAP.
 
     Cases that are already done with the same `key` are skipped. If one fails, it is reported, and the others continue.
     Under torchrun, the cases are divided among the processes.
@@ -101,7 +104,7 @@ def predict_batch(
     """
     processes = Processes()
     mine = processes.share(processes.agree(sorted(cases, key=lambda case: (-case.size, case.name))))
-    key = {**key, "format": output.format, "pictures": output.pictures}
+    key = {**key, "format": output.format, "pictures": output.pictures, **as_key()}
     outcome = Outcome()
     with BatchProgress(len(mine), quiet or not processes.is_first) as progress:
         predictor.inferer.on_window = progress.windows
@@ -126,6 +129,9 @@ def predict_batch(
 def _summarise(output: Output) -> None:
     try:
         write_summary(output.folder, output.class_names)
+        labels = output.folder / "labels.txt"
+        if may_be_replaced(labels):
+            write_text(labels, label_descriptions(output.labels))
     except OSError as error:
         raise DataError(f"{output.folder / 'summary.csv'} cannot be written ({error}).") from error
 
@@ -254,6 +260,8 @@ class _Batch:
             self._failed(job.case.name, error, job.record)
             return
         self.outcome.done += 1
+        if not volumes[0].has_voxel_size:
+            self.progress.note(f"{volumes[0].path} {NO_VOXEL_SIZE}")
         self.progress.done(job.record.read())
 
     def _write_drafts(self, job: _Job, image: Volume, prediction: Prediction) -> None:

@@ -15,7 +15,7 @@ from sparse3dunet.data.layouts import IMAGE_SUFFIXES, group_channels, list_volum
 from sparse3dunet.datasets.mni152 import ensure_default
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import is_dicom_folder
-from sparse3dunet.io.suffixes import suffix_among
+from sparse3dunet.io.suffixes import files_of, is_image_file, suffix_among
 from sparse3dunet.keys import IMAGE
 
 
@@ -25,7 +25,8 @@ class ImageCase:
 
     Attributes:
         name: name of the case, unique among those found together, after which results are named; may include folders.
-        files: absolute paths of the image's files: one, one for each channel, or the folder of a DICOM series.
+        files: absolute paths of the image's files: one, one for each channel, or a folder of DICOM or Zarr; a dataset
+            of HDF5 as ``file.h5:/raw``.
     """
 
     name: str
@@ -40,11 +41,8 @@ class ImageCase:
             return 0
 
     def all_files(self) -> list[str]:
-        """Return its files, including those in a folder."""
-        files: list[str] = []
-        for file in self.files:
-            files += sorted(e.path for e in os.scandir(file) if e.is_file()) if os.path.isdir(file) else [file]
-        return files
+        """Return its files on disk, including those in a folder."""
+        return [file for path in self.files for file in files_of(path)]
 
 
 def find_images(
@@ -96,16 +94,16 @@ def list_images(source: str | Path | None, num_channels: int = 1) -> list[dict[s
 
 
 def _name(file: str) -> str:
-    return os.path.basename(file) if os.path.isdir(file) else case_name(file)
+    return os.path.basename(file) if os.path.isdir(file) and not is_image_file(file) else case_name(file)
 
 
 def _images_of(source: str, num_channels: int) -> list[tuple[str, ...]]:
     path = Path(os.path.abspath(os.path.expanduser(source)))  # without "..", which must not get into names
     if path.suffix == ".json":
         return _listed(path)
-    if os.path.isdir(path):
+    if os.path.isdir(path) and not is_image_file(path):
         return _in_folder(path, num_channels)
-    if os.path.isfile(path):
+    if os.path.isfile(path) or is_image_file(path):
         return [(str(path.absolute()),)]
     found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
     if not found:
@@ -152,7 +150,7 @@ def _listed(path: Path) -> list[tuple[str, ...]]:
         listed = entry.get(IMAGE) if isinstance(entry, dict) else entry
         names = listed if isinstance(listed, list) else [listed]
         files = [os.path.abspath(path.parent / name) for name in names if isinstance(name, str)]
-        if len(files) < len(names) or not files or not all(map(os.path.exists, files)):
+        if len(files) < len(names) or not files or not all(os.path.exists(f) or is_image_file(f) for f in files):
             raise DataError(f"{path}: entry {number} names no existing image: {entry!r}.")
         images.append(tuple(files))
     return images

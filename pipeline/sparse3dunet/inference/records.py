@@ -17,7 +17,8 @@ from filelock import FileLock, Timeout
 from sparse3dunet.errors import DataError
 from sparse3dunet.inference.inputs import ImageCase
 from sparse3dunet.io.json_files import misfit, parse_json
-from sparse3dunet.io.writing import replacing, write_text
+from sparse3dunet.io.suffixes import same_volume, split
+from sparse3dunet.io.writing import flush, move, remove, replacing, write_text
 from sparse3dunet.models.checkpoints import file_digest
 
 RECORDS, DRAFTS = "records", ".drafts"
@@ -94,7 +95,7 @@ class CaseRecord:
         if record.get("key") != self.key or not set(names) <= set(results):
             return False
         paths = {name: self.output_dir / name for name in results}
-        return all(p.is_file() and (not unchanged or _is_as_written(p, results[name])) for name, p in paths.items())
+        return all(p.exists() and (not unchanged or _is_as_written(p, results[name])) for name, p in paths.items())
 
     def start(self, names: Sequence[str], overwrite: bool = False) -> Path:
         """Prepare for results of these names, relative to the output folder; return the folder for drafts.
@@ -130,15 +131,14 @@ class CaseRecord:
     def finish(self, names: Sequence[str], **facts: Any) -> None:
         """Move the drafts of these names into place, and record the case as done."""
         for name in names:
-            with (self.drafts / name).open("rb+") as file:
-                os.fsync(file.fileno())
+            flush(self.drafts / name)
         for name in set(self.before) - set(names):  # left by other settings
             path = self.output_dir / name
-            if path.is_file() and _is_as_written(path, self.before[name]):
-                path.unlink()
+            if path.exists() and _is_as_written(path, self.before[name]):
+                remove(path)
         self._write({"status": DONE, "results": {name: _as_written(self.drafts / name) for name in names}, **facts})
         for name in names:
-            os.replace(self.drafts / name, self._target(name))
+            move(self.drafts / name, self._target(name))
         self._clear()
 
     def fail(self, error: str, **facts: Any) -> None:
@@ -153,7 +153,7 @@ class CaseRecord:
     def _check_image(self, record: Mapping[str, Any]) -> None:
         """Raise DataError if the existing results belong to another image of the same name."""
         other, own = record.get("image") or [self.case.files[0]], self.case.files
-        if os.path.exists(other[0]) and not os.path.samefile(other[0], own[0]):
+        if split(other[0])[0].exists() and not same_volume(other[0], own[0]):
             raise DataError(
                 f"{own[0]}: the results named {self.case.name} are those of {other[0]}. Predict into another folder, "
                 "or both in one command, which names them differently; --overwrite replaces them."
@@ -167,8 +167,8 @@ class CaseRecord:
     def _finish_moves(self, record: Mapping[str, Any]) -> None:
         """Move the drafts that a killed run had recorded as done."""
         for name in record.get("results", {}):
-            if (self.drafts / name).is_file():
-                os.replace(self.drafts / name, self._target(name))
+            if (self.drafts / name).exists():
+                move(self.drafts / name, self._target(name))
 
     def _target(self, name: str) -> Path:
         target = self.output_dir / name
@@ -254,7 +254,8 @@ def _is_inside(name: str) -> bool:
 
 def _identity(case: ImageCase) -> list[Any]:
     """Return values that change with the image."""
-    return [[os.path.basename(file), *_stat(Path(file))] for file in case.all_files()]
+    places = [place for _, place in map(split, case.files) if place]
+    return [*([os.path.basename(file), *_stat(Path(file))] for file in case.all_files()), *places]
 
 
 def _as_written(path: Path) -> list[Any]:
@@ -264,7 +265,7 @@ def _as_written(path: Path) -> list[Any]:
 
 def _is_as_written(path: Path, written: Any) -> bool:
     """Return whether a result is unchanged since it was written; a copy with another time of change counts, too."""
-    if not path.is_file() or not isinstance(written, list):
+    if not path.exists() or not isinstance(written, list):
         return False
     size, changed = _stat(path)
     if [size, changed] == written[:2]:
@@ -273,6 +274,6 @@ def _is_as_written(path: Path, written: Any) -> bool:
 
 
 def _stat(path: Path) -> list[int]:
-    """Return size in bytes and time of the last change, both kept by moving."""
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns]
+    """Return size in bytes and time of the last change, both kept by moving; of all files in a folder."""
+    states = [file.stat() for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path.stat()]
+    return [sum(state.st_size for state in states), max((state.st_mtime_ns for state in states), default=0)]

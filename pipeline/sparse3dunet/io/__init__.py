@@ -1,4 +1,4 @@
-"""Reading images (NIfTI, NRRD, MetaImage, DICOM), and writing results on exactly their grid, in any of the formats."""
+"""Reading images of all formats (see docs/formats.md), and writing results on exactly their grid, in most of them."""
 
 from sparse3dunet.io.dicom import dicom_series, is_dicom_folder
 from sparse3dunet.io.folders import check_output_dir, hold_folder

@@ -17,7 +17,8 @@ class VolumeReader(ImageReader):
     """Reader for all formats of :func:`~sparse3dunet.io.formats.read_image`: ``LoadImaged(reader=VolumeReader)``.
 
     Unlike MONAI's NIfTI reader, it respects units (affines are in mm), and verifies checksums. The metadata are those
-    that MONAI's transforms need, and ``is_placed``: whether the file states the patient's orientation.
+    that MONAI's transforms need, ``is_placed``: whether the file states the patient's orientation, and
+    ``has_orientation`` and ``has_voxel_size``: see :class:`~sparse3dunet.io.volumes.Volume`.
 
     Shapes: one file (X, Y, Z) or (X, Y, Z, C); several files, one for each channel, (C, X, Y, Z).
     """
@@ -48,4 +49,6 @@ class VolumeReader(ImageReader):
             MetaKeys.SPACE: SpaceKeys.RAS,
             MetaKeys.ORIGINAL_CHANNEL_DIM: channel_dim,
             "is_placed": first.is_placed,
+            "has_orientation": first.has_orientation,
+            "has_voxel_size": first.has_voxel_size,
         }

@@ -12,6 +12,7 @@ from sparse3dunet.colors import class_color
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.itk import itk_affine, itk_array, itk_header, itk_read, itk_write
 from sparse3dunet.io.nrrd_header import check_voxels, read_nrrd_header
+from sparse3dunet.io.suffixes import NRRD_SUFFIXES, image_suffix
 from sparse3dunet.io.volumes import Volume
 
 
@@ -48,6 +49,32 @@ def _is_whole(path: Path, array: np.ndarray) -> bool:
             return size - start == array.nbytes
         file.seek(max(start, size - 4))
         return file.read() == (array.nbytes % 2**32).to_bytes(4, "little")  # the last bytes of gzip
+
+
+def read_segments(path: Path) -> dict[int, str]:
+    """Return segment names by value; empty if the file is not a segmentation of 3D Slicer."""
+    if image_suffix(path) not in NRRD_SUFFIXES:
+        return {}
+    read_nrrd_header(path)  # checks it, which ITK does not
+    header = itk_header(path, "NrrdImageIO")
+    metadata = {key: header.GetMetaData(key) for key in header.GetMetaDataKeys()}
+    numbers = sorted({int(found[1]) for key in metadata if (found := re.match(r"Segment(\d+)_", key))})
+    segments: dict[int, str] = {}
+    for number in numbers:
+        value = metadata.get(f"Segment{number}_LabelValue", "1").strip()  # older versions: none, one layer per segment
+        name = metadata.get(f"Segment{number}_Name", "").strip() or f"segment {number + 1}"
+        if not value.isdecimal() or not int(value):
+            raise DataError(
+                f"{path}: the segment {name!r} has the value {value!r}; expected a positive whole number. Save "
+                "the segmentation again in 3D Slicer."
+            )
+        if int(value) > np.iinfo(np.int16).max:
+            raise DataError(
+                f"{path}: the segment {name!r} has the value {value}; expected at most {np.iinfo(np.int16).max}: "
+                "segmentations are written in 16 bits. Number the segments anew in 3D Slicer."
+            )
+        segments[int(value)] = name
+    return segments
 
 
 def check_segment_values(path: str | Path, class_names: Mapping[int, str]) -> None:

@@ -1,23 +1,40 @@
-"""File suffixes of the supported formats."""
+"""File suffixes of the supported formats, and paths that name a part of a file: a dataset of HDF5, a label of Zarr."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.volumes import Volume
 
 NIFTI_SUFFIXES, NRRD_SUFFIXES, META_SUFFIXES = (".nii.gz", ".nii"), (".nrrd", ".nhdr"), (".mha", ".mhd")
-IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, *NRRD_SUFFIXES, *META_SUFFIXES)
+TIFF_SUFFIXES, ZARR_SUFFIXES, HDF5_SUFFIXES = (
+    (".ome.tif", ".ome.tiff", ".tif", ".tiff", ".ome.btf", ".btf"),
+    (".ome.zarr", ".zarr"),
+    (".h5", ".hdf5"),
+)
+MICROSCOPY_SUFFIXES = (*TIFF_SUFFIXES, *ZARR_SUFFIXES, *HDF5_SUFFIXES)
+IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, *NRRD_SUFFIXES, *META_SUFFIXES, *MICROSCOPY_SUFFIXES)
 """Suffixes of images that can be read, except DICOM."""
-OUTPUT_SUFFIXES = (*NIFTI_SUFFIXES, ".seg.nrrd", ".nrrd", ".mha")
+ORIENTED_SUFFIXES = (*NIFTI_SUFFIXES, ".seg.nrrd", ".nrrd", ".mha")
+OUTPUT_SUFFIXES = (*ORIENTED_SUFFIXES, ".ome.tif", ".tif", ".ome.zarr", ".h5")
+"""Suffixes of results; the first ones are of formats that state an orientation."""
 
 
 def natural_suffix(source: Volume | str | Path) -> str:
     """Return the suffix of results for an input: that of its format in a single file; NIfTI for DICOM and others."""
-    path = Path(source.path if isinstance(source, Volume) else source)
+    path = source.path if isinstance(source, Volume) else source
     suffix = image_suffix(path)
-    if path.is_dir() or not suffix:
+    if suffix in TIFF_SUFFIXES:
+        from sparse3dunet.io.tiff import is_ome
+
+        return ".ome.tif" if suffix.startswith(".ome") or is_ome(path) else ".tif"
+    if suffix in ZARR_SUFFIXES:
+        return ".ome.zarr"
+    if suffix in HDF5_SUFFIXES:
+        return ".h5"
+    if Path(path).is_dir() or not suffix:
         return ".nii.gz"
     return ".nrrd" if suffix in NRRD_SUFFIXES else ".mha" if suffix in META_SUFFIXES else suffix
 
@@ -41,5 +58,65 @@ def output_suffix(path: str | Path) -> str:
 
 def suffix_among(path: str | Path, suffixes: tuple[str, ...]) -> str:
     """Return the one of `suffixes` that a file's name ends with, in upper or lower case, or ""."""
-    name = Path(path).name.lower()
+    name = split(path)[0].name.lower()
     return next((suffix for suffix in suffixes if name.endswith(suffix)), "")
+
+
+def split(path: str | Path) -> tuple[Path, str]:
+    """Return the file or folder of a volume, and the place in it, "" for none.
+
+    ``a.h5:/raw`` and ``a.h5/raw`` give ``a.h5`` and ``raw``; ``a.zarr/labels/cells`` gives ``a.zarr`` and
+    ``labels/cells``; any other path is returned as it is.
+    """
+    parts = Path(path).parts
+    for number in reversed(range(len(parts))):
+        name, inner = parts[number].rstrip(":"), "/".join(parts[number + 1 :])
+        file = Path(*parts[:number], name)
+        if name.lower().endswith(HDF5_SUFFIXES) and (os.path.isfile(file) if inner else not os.path.isdir(file)):
+            return file, inner
+        if name.lower().endswith(ZARR_SUFFIXES) and (not inner or _is_zarr(file)):
+            return file, inner
+        if not inner and name.lower().endswith(IMAGE_SUFFIXES):
+            break
+    return Path(path), ""
+
+
+def _is_zarr(folder: Path) -> bool:
+    """Return whether a folder has the metadata of Zarr; one with a name like that may contain anything."""
+    return any(os.path.isfile(folder / name) for name in ("zarr.json", ".zgroup", ".zarray"))
+
+
+def is_image_file(path: str | Path) -> bool:
+    """Return whether a path names an existing file of an image, a folder of Zarr, or a place in one of these."""
+    file, inner = split(path)
+    if suffix_among(path, ZARR_SUFFIXES):
+        return os.path.isdir(file / inner)
+    return os.path.isfile(file)
+
+
+def same_volume(one: str | Path, other: str | Path) -> bool:
+    """Return whether two paths name the same file and place in it; False if either file does not exist."""
+    (file, place), (other_file, other_place) = split(one), split(other)
+    both = os.path.exists(file) and os.path.exists(other_file)
+    return both and place.strip("/") == other_place.strip("/") and os.path.samefile(file, other_file)
+
+
+def files_of(path: str | Path) -> list[str]:
+    """Return the files on disk that a volume is read from: all in a folder, and those below it for Zarr."""
+    file, _ = split(path)
+    if not os.path.isdir(file):
+        return [str(file)]
+    if suffix_among(path, ZARR_SUFFIXES):
+        return sorted(os.path.join(folder, name) for folder, _, names in os.walk(file) for name in names)
+    return sorted(entry.path for entry in os.scandir(file) if entry.is_file())
+
+
+def state_of(source: Path) -> list[str | int] | None:
+    """Return path, number of files, size and time of the last change in ns of a file, or of all files in a folder.
+
+    None if the voxels are in another file, which may change alone.
+    """
+    if source.suffix.lower() in (".nhdr", ".mhd"):
+        return None
+    files = [os.stat(file) for file in files_of(source)]
+    return [str(source), len(files), sum(file.st_size for file in files), max(file.st_mtime_ns for file in files)]

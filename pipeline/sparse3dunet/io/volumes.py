@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,18 +20,30 @@ AFFINE_TOLERANCE = 0.1
 """Maximum distance in voxels between the corners of two volumes on the same grid."""
 MOST_AFTER_VOXELS = 2**20
 """Bytes of padding that may follow the voxels; a gzip bomb could be unpacked for hours."""
+NO_VOXEL_SIZE = "states no voxel size, so it is taken for 1 mm; pass it as --voxel-size 0.5,0.5,2um (along x, y, z)."
 IN_MM = {"micron": 1e-3, "meter": 1e3}
 """NIfTI's units of length in mm; files without one of them are in mm."""
 
 
 @dataclass(frozen=True)
 class Volume:
-    """Voxels (X, Y, Z) or (X, Y, Z, C) of a file, its voxel-to-world affine, in mm, and nibabel's header."""
+    """Voxels (X, Y, Z) or (X, Y, Z, C) of a file, and what it states of them.
+
+    Attributes:
+        path: path of the file.
+        data: the voxels.
+        affine: voxel-to-world affine (4, 4), in mm.
+        header: nibabel's header; other formats: what results need to be written in the same kind of file.
+        has_orientation: whether the format has orientations, as those of microscopy have not.
+        has_voxel_size: whether the voxel size is known; otherwise it is 1 mm.
+    """
 
     path: str
     data: np.ndarray
     affine: np.ndarray
     header: Any = None
+    has_orientation: bool = True
+    has_voxel_size: bool = True
 
     @property
     def spatial_shape(self) -> tuple[int, ...]:
@@ -48,8 +60,10 @@ class Volume:
 
     @property
     def is_placed(self) -> bool:
-        """Whether the file states the patient's orientation: a NIfTI file by its codes, all other formats always."""
+        """Whether the file states the patient's orientation: NIfTI by its codes, microscopy never, others always."""
         codes = ("qform_code", "sform_code")
+        if not self.has_orientation:
+            return False
         try:
             return any(int(self.header[code]) > 0 for code in codes)
         except (TypeError, KeyError, ValueError, IndexError, AttributeError):
@@ -135,7 +149,7 @@ def check_affine(path: str | Path, affine: np.ndarray) -> None:
         )
 
 
-def count_channels(path: str | Path) -> int:
+def count_nifti_channels(path: str | Path) -> int:
     """Return the number of channels in a NIfTI file, by its header alone; 0 if that cannot be read."""
     try:
         check_regular(path)
@@ -201,6 +215,20 @@ def check_same_grid(volume: Volume, image: Volume) -> None:
             f"{volume.path}: its axes and the image's ({image.path}) round to different directions, although their "
             "affines nearly agree. Copy the image's header to it."
         )
+
+
+def on_grid_of(volume: Volume, image: Volume) -> Volume:
+    """Return a label map with the affine of its image, if one of the two has no orientation or voxel size of its own.
+
+    Their voxels then belong together by their indices: the affine of a format without orientation is a convention. It
+    is returned as it is if the shapes differ, or if both state voxel sizes and these differ.
+    """
+    unplaced = not (volume.has_orientation and image.has_orientation)
+    both_sized = volume.has_voxel_size and image.has_voxel_size
+    alike = not both_sized or np.allclose(volume.spacing, image.spacing, rtol=1e-3, atol=0)
+    if unplaced and alike and volume.spatial_shape == image.spatial_shape:
+        return replace(volume, affine=image.affine)
+    return volume
 
 
 def values_found(data: np.ndarray) -> dict[float, int]:

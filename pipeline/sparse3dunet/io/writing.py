@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,21 +15,40 @@ import numpy as np
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.folders import is_running
 from sparse3dunet.io.grid import SHEAR_TOLERANCE, shear
+from sparse3dunet.io.hdf5 import write_hdf5
 from sparse3dunet.io.meta_image import write_meta_image
+from sparse3dunet.io.microscopy import check_grid, package
 from sparse3dunet.io.nifti import write_nifti_labels, write_nifti_map
 from sparse3dunet.io.nrrd import check_segment_values, slicer_segments, write_nrrd
+from sparse3dunet.io.ome_zarr import write_ome_zarr
 from sparse3dunet.io.suffixes import NIFTI_SUFFIXES, output_suffix
+from sparse3dunet.io.tiff import check_imagej, write_tiff
 from sparse3dunet.io.volumes import Volume
+
+MICROSCOPY_WRITERS = {
+    ".ome.tif": (write_tiff, "tifffile"),
+    ".tif": (write_tiff, "tifffile"),
+    ".ome.zarr": (write_ome_zarr, "zarr"),
+    ".h5": (write_hdf5, "h5py"),
+}
+"""Functions that write a result, and the packages that they need, by suffix."""
 
 
 def check_output(path: str | Path, like: Volume, class_names: Mapping[int, str] | None = None) -> None:
     """Check that a result on `like`'s grid can be written to `path`, for example before hours of computing.
 
     Raises:
-        DataError: when the format is unknown, or cannot hold a sheared grid or a value of `class_names`.
+        DataError: when the format is unknown, needs a package that is not installed, or cannot hold the image's grid
+            or a value of `class_names`.
     """
     suffix = output_suffix(path)
     if suffix in NIFTI_SUFFIXES:
+        return
+    if suffix in MICROSCOPY_WRITERS:
+        package(MICROSCOPY_WRITERS[suffix][1], path)
+        check_grid(path, like, suffix)
+        if suffix == ".tif":
+            check_imagej(path, like, class_names or {})
         return
     cosine = shear(like.affine)
     if cosine > SHEAR_TOLERANCE:
@@ -45,7 +65,9 @@ def write_segmentation(path: str | Path, labels: np.ndarray, like: Volume, class
 
     The same input gives the same bytes. Class names are stored in NIfTI as JSON in a header extension, ``{"labels":
     {"0": "background", ...}}``; in NRRD and MetaImage as keys ``label_0``, ... (in MetaImage, letters that are not
-    ASCII are escaped as in Python, ``\\xfc``); in .seg.nrrd as 3D Slicer's segments, all but the background.
+    ASCII are escaped as in Python, ``\\xfc``); in .seg.nrrd as 3D Slicer's segments, all but the background; for
+    those of microscopy see :mod:`~sparse3dunet.io.tiff`, :mod:`~sparse3dunet.io.hdf5` and
+    :mod:`~sparse3dunet.io.ome_zarr`.
 
     Args:
         path: path of the file, whose suffix (OUTPUT_SUFFIXES) gives the format; its folder is created if missing.
@@ -65,6 +87,8 @@ def write_segmentation(path: str | Path, labels: np.ndarray, like: Volume, class
     with replacing(path, suffix) as draft:
         if suffix in NIFTI_SUFFIXES:
             write_nifti_labels(draft, labels, like, class_names)
+        elif suffix in MICROSCOPY_WRITERS:
+            MICROSCOPY_WRITERS[suffix][0](draft, labels, like, class_names)
         elif suffix == ".seg.nrrd":
             write_nrrd(draft, labels, like.affine, slicer_segments(labels.shape, class_names))
         else:
@@ -98,6 +122,8 @@ def write_map(path: str | Path, values: np.ndarray, like: Volume, description: s
     with replacing(path, suffix) as draft:
         if suffix in NIFTI_SUFFIXES:
             write_nifti_map(draft, values, like, description)
+        elif suffix in MICROSCOPY_WRITERS:
+            MICROSCOPY_WRITERS[suffix][0](draft, values, like, None, description)
         else:
             metadata = {"description": description} if description else {}
             (write_meta_image if suffix == ".mha" else write_nrrd)(draft, values, like.affine, metadata)
@@ -118,7 +144,7 @@ def _of_common_type(array: np.ndarray) -> np.ndarray:
 
 @contextmanager
 def replacing(path: str | Path, suffix: str = "") -> Iterator[Path]:
-    """Context with a file to write that replaces `path` once it is complete, so that `path` is always whole.
+    """Context with a file or folder to write that replaces `path` once it is complete: `path` is always whole.
 
     Args:
         path: path of the file; its folder is created if missing.
@@ -127,14 +153,41 @@ def replacing(path: str | Path, suffix: str = "") -> Iterator[Path]:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = _draft(target, suffix)
-    draft.unlink(missing_ok=True)  # a link there would be followed
+    remove(draft)  # a link there would be followed
     try:
         yield draft
-        with draft.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(draft, target)
+        flush(draft)
+        move(draft, target)
     finally:
-        draft.unlink(missing_ok=True)
+        remove(draft)
+
+
+def flush(path: Path) -> None:
+    """Have the disk write a file, or all files in a folder."""
+    for file in path.rglob("*") if path.is_dir() else (path,):
+        if file.is_file():
+            with file.open("rb+") as stream:
+                os.fsync(stream.fileno())
+
+
+def move(path: Path, target: Path) -> None:
+    """Move a file or folder to `target`, and replace what is there; a folder that is replaced is removed afterwards."""
+    if not (path.is_dir() or target.is_dir()):
+        os.replace(path, target)
+        return
+    former = path.with_name(f"{path.name}.former")
+    if target.exists():
+        os.replace(target, former)
+    os.replace(path, target)
+    remove(former)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or folder, if it exists."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _draft(target: Path, suffix: str) -> Path:
@@ -145,7 +198,7 @@ def _draft(target: Path, suffix: str) -> Path:
     for name in os.listdir(target.parent):
         found = pattern.fullmatch(name)
         if found and not is_running(int(found[1])):
-            target.with_name(name).unlink(missing_ok=True)
+            remove(target.with_name(name))
     return target.with_name(f"{stem}.{host}-{os.getpid()}.part{suffix}")
 
 

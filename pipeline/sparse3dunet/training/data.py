@@ -16,7 +16,7 @@ def read(
     *,
     declared: Mapping[str, Any] | None = None,
     known: Mapping[str, Any] | None = None,
-    class_names: Sequence[str] | None = None,
+    class_names: Sequence[str] | str | None = None,
     infer_unlabeled: bool = False,
     background: int | None = None,
     **options: Any,
@@ -30,7 +30,8 @@ def read(
             `declared`, as for MONAI Label, which lists the cases itself.
         declared: see :func:`~sparse3dunet.data.datalist.declared_data_set`.
         known: classes for a data set that declares none, see :func:`~sparse3dunet.data.checks.complete`.
-        class_names: names instead of the declared ones, background first; only with `infer_unlabeled`.
+        class_names: names instead of the declared ones, see :func:`~sparse3dunet.data.conventions.complete`; only with
+            `infer_unlabeled`.
         infer_unlabeled: whether to infer from the label maps what is unlabeled, if the data set does not declare it.
         background: value of the background, see :func:`~sparse3dunet.data.checks.complete`.
         options: see :func:`~sparse3dunet.data.datalist.read_data_set`.

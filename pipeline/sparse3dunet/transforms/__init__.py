@@ -4,6 +4,7 @@ from sparse3dunet.data.label_and_weight import SparseLabel
 from sparse3dunet.transforms.annotation import SparseLabeld
 from sparse3dunet.transforms.components import CleanComponents, CleanComponentsd
 from sparse3dunet.transforms.holdout import HoldOutSlices, HoldOutSlicesd
+from sparse3dunet.transforms.image_grid import ImageGridd
 from sparse3dunet.transforms.intensity import (
     ChannelWise,
     ChannelWised,
@@ -47,6 +48,7 @@ __all__ = [
     "ExtentSpacingd",
     "HoldOutSlices",
     "HoldOutSlicesd",
+    "ImageGridd",
     "KeepFraction",
     "KeepFractiond",
     "KeepScribbles",

@@ -1,0 +1,95 @@
+"""Voxel size and axes of files that state neither, as set by ``--voxel-size`` and ``--axes``.
+
+Both are kept in environment variables, so that every process of a run reads files alike: workers that load data,
+whether forked or started anew, and the processes of torchrun.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+from sparse3dunet.errors import DataError
+
+VOXEL_SIZE, AXES = "SPARSE3DUNET_VOXEL_SIZE", "SPARSE3DUNET_AXES"
+IN_MM = {
+    **dict.fromkeys(("nm", "nanometer", "nanometers"), 1e-6),
+    **dict.fromkeys(("um", "µm", "μm", "micron", "microns", "micrometer", "micrometers"), 1e-3),
+    **dict.fromkeys(("mm", "millimeter", "millimeters"), 1.0),
+    **dict.fromkeys(("cm", "centimeter", "centimeters"), 10.0),
+    **dict.fromkeys(("inch", "inches", "in"), 25.4),
+    **dict.fromkeys(("m", "meter", "meters"), 1e3),
+    **dict.fromkeys(("å", "angstrom", "angstroms"), 1e-7),
+}
+"""Names of units of length, in lower case, in mm."""
+
+
+def set_defaults(voxel_size: str | None = None, axes: str | None = None) -> None:
+    """Set the voxel size and axes of files without them, for this process and those that it starts.
+
+    Args:
+        voxel_size: sizes along x, y and z with a unit, such as "0.5,0.5,2um"; None to leave it as it is.
+        axes: a letter for each dimension of the stored array, slowest first, such as "zyx" or "czyx"; None likewise.
+
+    Raises:
+        DataError: when one of them is not of this form.
+    """
+    if voxel_size is not None:
+        parse_voxel_size(voxel_size)
+        os.environ[VOXEL_SIZE] = voxel_size
+    if axes is not None:
+        parse_axes(axes)
+        os.environ[AXES] = axes
+
+
+def default_voxel_size() -> tuple[float, float, float] | None:
+    """Return the voxel size along x, y and z, in mm, of files that state none; None if it is not set."""
+    text = os.environ.get(VOXEL_SIZE)
+    return parse_voxel_size(text) if text else None
+
+
+def default_axes() -> str | None:
+    """Return the axes of files that state none, slowest first; None if they are not set."""
+    text = os.environ.get(AXES)
+    return parse_axes(text) if text else None
+
+
+def as_key() -> dict[str, str]:
+    """Return what is set, for keys of results that depend on it; empty if nothing is."""
+    return {name: os.environ[name] for name in (VOXEL_SIZE, AXES) if os.environ.get(name)}
+
+
+def parse_voxel_size(text: str) -> tuple[float, float, float]:
+    """Return sizes in mm from a text such as "0.5,0.5,2um" or "1, 1, 2.5 mm".
+
+    Raises:
+        DataError: unless these are three positive numbers and a unit.
+    """
+    found = re.fullmatch(r"\s*\[?([\d.,eE+\-\s]+?)\]?\s*([^\W\d]+)\s*", text)
+    scale = IN_MM.get(found[2].lower()) if found else None
+    try:
+        sizes = [float(part) for part in found[1].split(",")] if found else []
+    except ValueError:
+        sizes = []
+    if scale is None or len(sizes) != 3 or not all(0 < size < float("inf") for size in sizes):
+        raise DataError(
+            f"--voxel-size is {text!r}; expected the sizes along x, y and z and their unit, nm, um or mm, such as "
+            "0.5,0.5,2um."
+        )
+    x, y, z = (size * scale for size in sizes)
+    return x, y, z
+
+
+def parse_axes(text: str) -> str:
+    """Return axes in lower case.
+
+    Raises:
+        DataError: unless they are x, y and z and at most c and t, each once.
+    """
+    axes = text.strip().lower()
+    if len(set(axes)) != len(axes) or not set("xyz") <= set(axes) <= set("xyzct"):
+        raise DataError(
+            f"--axes is {text!r}; expected a letter for each dimension of the stored array, slowest first: z, y and x, "
+            "and c for channels or t for time if there are any, such as zyx or czyx."
+        )
+    return axes
