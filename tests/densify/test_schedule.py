@@ -11,8 +11,8 @@ from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 
 from sparse3dunet.bundle.running import config_path
-from sparse3dunet.data.checks import CaseReport, DataReport
 from sparse3dunet.data.datalist import DataSet
+from sparse3dunet.data.reports import CaseReport, DataReport
 from sparse3dunet.data.slices import find_slices, slices_mask
 from sparse3dunet.densify.schedule import (
     Schedule,

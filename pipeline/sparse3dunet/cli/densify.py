@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -60,16 +61,11 @@ def densify(
     from sparse3dunet.io.defaults import set_defaults
 
     set_defaults(voxel_size, axes)
-    if anew:
-        print("--anew is now called --restart; the old name will be removed.", file=sys.stderr)
     sources, settings = _without_settings(sources)
     extra = running.parse_settings([*settings, *context.args])
     ignored, slices = arguments.numbers(ignore_index, "--ignore-index"), arguments.slices(annotated_slices)
-    output_dir = output_dir.expanduser()
-    io.check_output_dir(output_dir)
-    io.hold_folder(output_dir)
+    output_dir = _held(output_dir)
     dataset = inputs.prepare(sources, output_dir / "work" / "inputs", ignore_index=ignored, annotated_slices=slices)
-    own_format = io.natural_suffix(sources[0]) if len(sources) == 2 else None
     given = {
         "dataset_dir": str(dataset),
         "output_dir": str(output_dir),
@@ -84,13 +80,30 @@ def densify(
         "folds": arguments.folds(folds),
         "suggestions": suggestions,
         "keep_annotation": keep_annotation,
-        "format": format or own_format,
+        "format": format or (io.natural_suffix(sources[0]) if len(sources) == 2 else None),
         "device": device if device is None else str(arguments.device(device)),
         "seed": seed,
-        "restart": restart or anew,
+        "restart": restart or _is_renamed(anew),
     }
     set_values = {name: value for name, value in given.items() if value is not None or name == "spacing"}
     running.run_quietly("densify", {**set_values, **extra})
+
+
+def _held(folder: Path) -> Path:
+    """Return the folder for results, checked and held for this run."""
+    from sparse3dunet import io
+
+    folder = folder.expanduser()
+    io.check_output_dir(folder)
+    io.hold_folder(folder)
+    return folder
+
+
+def _is_renamed(anew: bool) -> bool:
+    """Return the value of the option's old name, which is told."""
+    if anew:
+        print("--anew is now called --restart; the old name will be removed.", file=sys.stderr)
+    return anew
 
 
 def _without_settings(sources: list[str]) -> tuple[list[str], list[str]]:

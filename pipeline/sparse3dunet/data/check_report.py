@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from sparse3dunet.data.checks import CaseReport, DataReport
 from sparse3dunet.data.partial_labels import describe as describe_partial_labels
 from sparse3dunet.data.regions import describe as describe_regions
+from sparse3dunet.data.reports import CaseReport, DataReport
 
 SHOWN_CASES = 20
 

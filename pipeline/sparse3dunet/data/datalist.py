@@ -9,7 +9,7 @@ only for scoring.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -89,12 +89,7 @@ def read_data_set(
         )
     listing = read_listing(path, label_dir)
     folders = {LABEL: label_dir, WEIGHT: weight_dir, REFERENCE: reference_dir}
-    for folder in folders.values():
-        if folder is not None and not os.path.isdir(listing.root / str(folder)):
-            raise DataError(
-                f"{listing.root / str(folder)}: no such folder in dataset_dir; expected one of: {_folders(listing)}. "
-                "Pass one of these."
-            )
+    _check_folders(listing, folders.values())
     cases = [_case(listing, entry, number, folders) for number, entry in enumerate(listing.entries)]
     _check_names(listing, cases)
     _check_files(listing, cases)
@@ -112,16 +107,29 @@ def read_data_set(
     _check_classes(listing, class_names, class_values, ignore)
     cases = with_annotated_classes(cases, listing.annotated_classes, class_names, class_values, str(listing.source))
     regions = declared_regions(listing.regions, class_names, class_values, str(listing.source))
-    if regions and any(ANNOTATED_CLASSES in case for case in cases):
-        raise DataError(
-            f"{listing.source}: regions and annotated_classes are both declared; expected one of them, since a region "
-            "is not known where a class of it was not looked for. Remove one."
-        )
+    _check_regions(listing, regions, cases)
     validation = tuple(case_name(case[IMAGE]) for case in cases[len(cases) - listing.num_validation :])
     source = str(listing.source.absolute())
     return DataSet(
         cases, class_names, class_values, ignore, listing.num_channels, validation, source, listing.modalities, regions
     )
+
+
+def _check_regions(listing: Listing, regions: Mapping[str, Any], cases: Iterable[Case]) -> None:
+    if regions and any(ANNOTATED_CLASSES in case for case in cases):
+        raise DataError(
+            f"{listing.source}: regions and annotated_classes are both declared; expected one of them, since a region "
+            "is not known where a class of it was not looked for. Remove one."
+        )
+
+
+def _check_folders(listing: Listing, folders: Iterable[str | None]) -> None:
+    for folder in folders:
+        if folder is not None and not os.path.isdir(listing.root / str(folder)):
+            raise DataError(
+                f"{listing.root / str(folder)}: no such folder in dataset_dir; expected one of: {_folders(listing)}. "
+                "Pass one of these."
+            )
 
 
 def declared_data_set(declared: Mapping[str, Any] | None) -> DataSet:

@@ -137,8 +137,7 @@ def prepare_pair(
     folder.mkdir(parents=True, exist_ok=True)
     made = _Made(folder, (scan, annotation))
     made.check_scan(scan)
-    name = _name(scan)
-    entry = {IMAGE: str(scan), LABEL: str(annotation)}
+    entry, name = {IMAGE: str(scan), LABEL: str(annotation)}, _name(scan)
     if image_suffix(scan) not in AS_THEY_ARE:
         entry[IMAGE] = made.write(f"{name}.nii", image.data, image, [scan])
     if placed is not label.data or is_moved or image_suffix(annotation) not in AS_THEY_ARE:

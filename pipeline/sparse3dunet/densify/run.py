@@ -25,8 +25,8 @@ from monai.transforms import Compose
 from monai.utils import set_determinism
 
 from sparse3dunet.bundle import configs
-from sparse3dunet.data.checks import DataReport
 from sparse3dunet.data.datalist import DataSet, case_name, without_references
+from sparse3dunet.data.reports import DataReport
 from sparse3dunet.data.slices import Slices
 from sparse3dunet.densify import summary
 from sparse3dunet.densify.estimate import Estimate, Expected, estimate, show
@@ -123,14 +123,12 @@ class _Run:
         for text in [*self.notes, *(f"This result is likely to be useless: {text}" for text in hopeless)]:
             print(text, flush=True)
         self.results.check(self.before)
-        description = self._parser({}).get_parsed_content("description")
+        description, chosen = map(self._parser({}).get_parsed_content, ("description", "chosen"))
         state = self.state = self._begin(description)
         self._clear()
         configs.record(self.output_dir)
-        chosen = self._parser({}).get_parsed_content("chosen")
         plan = summary.at_start(self.report, state, self.options, chosen)
-        for entry in plan:
-            print(summary.text(entry), flush=True)
+        print(*map(summary.text, plan), sep="\n", flush=True)
         if not state.trained:
             self._propagate()
             self._train()
@@ -398,5 +396,5 @@ class _Run:
 
     def _parser(self, changes: Mapping[str, Any]) -> ConfigParser:
         """Return a parser of the config with some values changed."""
-        config = copy.deepcopy({key: value for key, value in self.config.items() if key != "report"})
+        config = copy.deepcopy({**self.config, "report": None})
         return ConfigParser({**config, "report": self.report, **changes})

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from sparse3dunet.data.checks import CaseReport, DataReport
 from sparse3dunet.data.datalist import Case, case_name, without_references
+from sparse3dunet.data.reports import CaseReport, DataReport
 from sparse3dunet.data.slices import Slices, crossed, find_slices, runs
 from sparse3dunet.errors import DataError
 from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, WEIGHT

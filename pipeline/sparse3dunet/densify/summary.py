@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from sparse3dunet.data.checks import DataReport
+from sparse3dunet.data.reports import DataReport
 from sparse3dunet.densify.options import Options
 from sparse3dunet.densify.propagated import Propagation
 from sparse3dunet.densify.schedule import AUTO, annotated_text, unlabeled_text

@@ -109,8 +109,7 @@ class UNet3D(nn.Module):
         first = [c // divisor for c in channels]
         self.down = nn.ModuleList([steps[0].double_conv(in_channels, first[0], channels[0])])
         for layers, stride, fine, middle, coarse in zip(steps[1:], self.strides, channels, first[1:], channels[1:]):
-            pool = MaxPool3d(stride, stride)
-            self.down.append(nn.Sequential(pool, layers.double_conv(fine, middle, coarse)))
+            self.down.append(nn.Sequential(MaxPool3d(stride, stride), layers.double_conv(fine, middle, coarse)))
         self.drop = nn.Dropout3d(dropout)
         self.additive = padding == "same"
         self.upsample = nn.ModuleList()

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from sparse3dunet.data.checks import DataReport
 from sparse3dunet.data.measurements import Measurements
+from sparse3dunet.data.reports import DataReport
 
 CT, OTHER = "CT", "other"
 AIR = -500.0

@@ -13,7 +13,7 @@ import numpy as np
 from torch import nn
 
 from sparse3dunet import __version__
-from sparse3dunet.data.checks import DataReport
+from sparse3dunet.data.reports import DataReport
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.writing import write_text
 from sparse3dunet.models.description import ModelDescription, form_network

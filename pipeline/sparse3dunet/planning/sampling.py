@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sparse3dunet.data.checks import DataReport
+from sparse3dunet.data.reports import DataReport
 
 EVERY = 5
 """Number of iterations in which each class is drawn at least once on average."""

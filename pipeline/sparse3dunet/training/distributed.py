@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from sparse3dunet.data import check_report
-from sparse3dunet.data.checks import DataReport
 from sparse3dunet.data.datalist import Case
+from sparse3dunet.data.reports import DataReport
 from sparse3dunet.data.splits import share_cases
 from sparse3dunet.datasets.mni152 import ensure_default
 from sparse3dunet.inference.processes import LONGEST_WAIT

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from sparse3dunet.data.checks import DataReport
 from sparse3dunet.data.datalist import Case, case_name
+from sparse3dunet.data.reports import DataReport
 from sparse3dunet.errors import DataError
 from sparse3dunet.keys import IMAGE
 from sparse3dunet.losses.regions import Regions
