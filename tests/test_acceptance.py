@@ -177,6 +177,7 @@ def test_standalone_config(bundle, trained, predicted, tmp_path):
     assert len(list((tmp_path / "out").iterdir())) == len(list(images.iterdir()))
 
 
+@pytest.mark.slow
 def test_onnx_export(bundle):
     """One file for any batch and size."""
     axes = {0: "batch", 2: "x", 3: "y", 4: "z"}

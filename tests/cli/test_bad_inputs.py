@@ -99,7 +99,7 @@ FILES = {  # the file that is spoiled and that the message names, the fault, and
     "one bit wrong": (IMAGE, flip_a_bit, "CRC check failed", *WHOLE_FILE),
     "empty image": (IMAGE, written(b""), "Empty file", *WHOLE_FILE),
     "empty label": (LABEL, written(b""), "Empty file", *WHOLE_FILE),
-    "garbage, compressed": (IMAGE, written(gzip.compress(b"not a volume" * 99)), *WHOLE_FILE),
+    "garbage, compressed": (IMAGE, written(gzip.compress(b"not a volume" * 99)), "sizeof_hdr is", "export it again"),
     "garbage": (LABEL, written(b"not a volume" * 99), "not a gzip file", *WHOLE_FILE),
     "a folder named like an image": (IMAGE, folder_instead, "is a folder", "expected an image file", "Put the file"),
     "a folder named like a label": (LABEL, folder_instead, "is a folder", "expected an image file", "Put the file"),

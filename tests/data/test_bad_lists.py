@@ -178,8 +178,7 @@ DECATHLON = {  # the fault, the file that the message names, and words for found
     "a text file": (
         text_file,
         "imagesTr/case_1.nii",
-        "cannot be read",
-        "expected a whole NIfTI file",
+        "its header is damaged, or not NIfTI",
         "export it again",
     ),
     "path too long": (cases(image="a" * 300 + ".nii"), "a" * 300 + ".nii", "does not exist", "Put the file there"),

@@ -311,7 +311,7 @@ def test_from_nrrd_to_3d_slicer_on_coarser_voxels_in_three_folds(tmp_path):
     quality = json.loads((tmp_path / "out/quality.json").read_text())
     assert quality["folds"] == 3
     assert [entry["name"] for entry in quality["classes"]] == ["background", "shell", "core"]
-    assert "voxel size: 3 x 3 x 3 mm (as requested)" in result.stdout
+    assert "voxel size: 3x3x3 mm (as requested)" in result.stdout
     assert "3 part(s) of the slices held out (as requested)" in result.stdout
     (tmp_path / "other").mkdir()
     shutil.copy(tmp_path / "scan.nrrd", tmp_path / "other/scan.nrrd")

@@ -59,6 +59,7 @@ def losses_and_gradients(network, indices, **options):
     return found
 
 
+@pytest.mark.slow
 def test_loss_and_gradient_are_those_of_the_whole_batch(tmp_path):
     """With unequal numbers of annotated voxels, and with none in one of the processes."""
     command = [sys.executable, str(Path(__file__).resolve()), str(tmp_path)]

@@ -276,7 +276,16 @@ def test_counts_go_into_the_state_of_a_resumable_training():
 
 
 def test_the_bundles_training_is_guarded(dataset, tmp_path):
-    options = ("--largest_patch_size", "[8,16,16]", "--max_epochs", 1, "--train#inferer#enabled", True)
+    options = (
+        "--patch_size",
+        "[8,16,16]",
+        "--network_def#strides",
+        2,
+        "--max_epochs",
+        1,
+        "--train#inferer#enabled",
+        True,
+    )
     result = run_training(dataset, tmp_path, *options)
     assert result.returncode == 0, result.stderr
     assert "convolutions run in float32" in result.stdout

@@ -281,6 +281,7 @@ def test_workers_are_ended_by_their_trainer_alone(start):
     assert worker.exitcode == 0
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_ends_in_the_same_weights(trained, tmp_path):
     """Killed without warning at two moments, told to end at a third one, with two worker processes."""
     options = ("--max_epochs", 4, "--num_workers", 2)

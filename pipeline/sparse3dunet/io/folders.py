@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -50,8 +51,9 @@ def _check_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(4096))
             file.flush()
-        for place in missing:
-            place.rmdir()
+        with contextlib.suppress(OSError):  # of several processes, another may have put something there
+            for place in missing:
+                place.rmdir()
     except OSError as error:
         raise DataError(
             f"cannot write results to {folder.absolute()} ({error.strerror or error}). Make room or change the rights "

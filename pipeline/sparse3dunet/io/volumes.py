@@ -90,12 +90,12 @@ def read_volume(path: str | Path) -> Volume:
             with gzip.open(path) as file:
                 image = type(image).from_stream(file)
                 data = np.asanyarray(image.dataobj)
-                _check_end(file)  # where the checksum is
+                _check_end(file, data.size)  # where the checksum is
         else:
             data = np.asanyarray(image.dataobj)
             with open(path, "rb") as file:
                 file.seek(image.dataobj.offset + image.dataobj.dtype.itemsize * data.size)
-                _check_end(file)
+                _check_end(file, data.size)
     except Exception as error:  # nibabel, zlib and the file system raise a dozen kinds here
         what = " ".join(f"{type(error).__name__}: {error}".split())
         raise DataError(
@@ -120,9 +120,11 @@ def read_volume(path: str | Path) -> Volume:
     return Volume(str(path), data, affine, image.header)
 
 
-def _check_end(file: IO[bytes] | gzip.GzipFile) -> None:
+def _check_end(file: IO[bytes] | gzip.GzipFile, voxels: int) -> None:
     """Raise ValueError if more than padding follows the voxels: then the header is not that of these voxels."""
     rest = file.read(MOST_AFTER_VOXELS + 1)
+    if not voxels:
+        return  # an axis of length 0, which is told by itself
     if len(rest) > MOST_AFTER_VOXELS or rest.strip(b"\0"):
         raise ValueError("it goes on behind its voxels")
 

@@ -52,7 +52,7 @@ _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "spacing": (lambda v: v is None or (_are_numbers(v) and min(v) > 0), "three numbers above 0, in mm, or null"),
     "patch_size": (_are_whole, "three whole numbers above 0"),
     "channels": (
-        lambda v: isinstance(v, list) and len(v) > 1 and all(isinstance(n, int) and n > 0 for n in v),
+        lambda v: isinstance(v, list) and len(v) != 1 and all(isinstance(n, int) and n > 0 for n in v),
         "a whole number above 0 for each of two or more resolutions",
     ),
     "batch_size": (lambda v: isinstance(v, int) and v > 0, "a whole number above 0"),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from monai.utils import ensure_tuple_rep
 from torch import nn
 
 from sparse3dunet import __version__
@@ -17,6 +18,7 @@ from sparse3dunet.data.reports import DataReport
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.writing import write_text
 from sparse3dunet.models.description import ModelDescription, form_network
+from sparse3dunet.networks import UNet3D
 from sparse3dunet.planning.checks import SCHEMA_VERSION, check_plan
 from sparse3dunet.planning.fingerprint import CT, Fingerprint, fingerprint
 from sparse3dunet.planning.geometry import patch_lengths, steps, whole_lengths
@@ -40,7 +42,7 @@ class Plan:
         spacing: voxel size in mm to resample to; None for volumes as they are.
         patch_size: size of patches and windows in voxels.
         batch_size: patches in an iteration.
-        channels: channels of the network by resolution.
+        channels: channels of the network by resolution; empty for a network of another kind than UNet3D.
         strides: of as many downsamplings as a network may have.
         kernel_sizes: of as many resolutions as a network may have.
         intensity: normalisation of images, see :class:`~sparse3dunet.transforms.NormalizeImage`; None: each image's
@@ -93,13 +95,16 @@ class Plan:
         shown = {
             "voxel size": "unchanged" if self.spacing is None else _by_axis(self.spacing, ".3g") + " mm",
             "patches": f"{self.batch_size} of {_by_axis(self.patch_size, 'd')} voxels in an iteration",
-            "network": f"{'-'.join(map(str, self.channels))} channels, strides {_listed(strides)}",
+            "network": f"{'-'.join(map(str, self.channels))} channels, strides {_listed(strides)}"
+            if self.channels
+            else "not a UNet3D",
             "kernels": _listed(kernels),
             "intensities": _intensity_text(self.intensity),
             "class balance": f"{self.class_balance:g}",
             "flips": "left-right" if any(self.flip_prob) else "none",
             "deformation": "in all directions" if self.slice_axis is None else "within slices only",
         }
+        shown = shown if self.channels else {name: text for name, text in shown.items() if name != "kernels"}
         return [(name, text, self.reasons.get(name, "as in the plan's file")) for name, text in shown.items()]
 
 
@@ -131,7 +136,8 @@ def make_plan(
     """
     found = fingerprint(report)
     if plan_file is not None:
-        return _check_fits(replace(read_plan(plan_file), spacing=_tuple(spacing)), found, plan_file)
+        taken = replace(read_plan(plan_file), spacing=_tuple(spacing))
+        return _check_fits(replace(taken, channels=taken.channels or tuple(channels)), found, plan_file)
     voxel = spacing or found.spacing
     shape = found.shape if spacing is None else [length / size for length, size in zip(found.extent, spacing)]
     voxels = patch_voxels if largest_patch_size is None else float(np.prod(largest_patch_size))
@@ -166,14 +172,15 @@ def chosen(planned: Plan, network: nn.Module, **settings: Any) -> Plan:
         network: the training's network.
         settings: values of fields of :class:`Plan`.
     """
-    config = getattr(network, "config", {})
-    known = {name: config[name] for name in ("channels", "strides") if name in config}
-    if known and len(known["channels"]) > 1:
-        kernels = config.get("kernel_sizes", [[3, 3, 3]] * len(known["channels"]))
-        settings |= {"channels": known["channels"], "strides": known["strides"], "kernel_sizes": kernels}
+    settings |= {"channels": ()}
+    if isinstance(network, UNet3D):
+        settings |= {"channels": network.config["channels"], "strides": network.strides}
+        settings |= {"kernel_sizes": network.kernel_sizes}
+    if "flip_prob" in settings:
+        settings["flip_prob"] = ensure_tuple_rep(settings["flip_prob"], 3)
     actual = replace(planned, **{name: _tuple(value) for name, value in settings.items()})
     before = {name: value for name, value, _ in planned.lines()}
-    reasons = {name: r if value == before[name] else "as requested" for name, value, r in actual.lines()}
+    reasons = {name: why if value == before[name] else "as requested" for name, value, why in actual.lines()}
     return replace(actual, reasons=reasons)
 
 
@@ -184,10 +191,7 @@ def planned_spacing(report: DataReport, spacing: Any, plan_file: str | Path | No
     if plan_file is not None:
         return read_plan(plan_file).spacing
     found = fingerprint(report)
-    low, high = found.spacing_range
-    if all(most <= SPACING_RATIO * least for least, most in zip(low, high)):
-        return None
-    return list(found.spacing)
+    return None if _agree(found) else list(found.spacing)
 
 
 def read_plan(path: str | Path) -> Plan:
@@ -245,9 +249,7 @@ def _reasons(
     cubes = max(voxel) < 2 * min(voxel)
     model = "as the model that is trained further" if alike else ""
     return {
-        "voxel size": "as requested, or since the cases' voxel sizes differ"
-        if spacing
-        else "the cases' voxel sizes agree",
+        "voxel size": _spacing_reason(found, spacing),
         "patches": f"up to {voxels:,.0f} voxels of {mm} mm, as many mm along each axis as volumes of "
         f"{_by_axis(shape, '.0f')} allow",
         "network": model or ("voxels are nearly cubes" if cubes else "an axis is pooled once the others are as coarse"),
@@ -262,6 +264,16 @@ def _reasons(
         "flips": f"{', '.join(found.lateral)} differ by side" if found.lateral else "no classes differ by side",
         "deformation": "slices are much thicker than their voxels" if thick is not None else "slices are thin",
     }
+
+
+def _spacing_reason(found: Fingerprint, spacing: Sequence[float] | None) -> str:
+    if spacing is not None:
+        return "the cases' differ: their median" if tuple(spacing) == found.spacing else "as requested"
+    return "the cases' voxel sizes agree" if _agree(found) else "as requested, though the cases' voxel sizes differ"
+
+
+def _agree(found: Fingerprint) -> bool:
+    return all(most <= SPACING_RATIO * least for least, most in zip(*found.spacing_range))
 
 
 def _first(steps: Sequence[Sequence[int]], count: int) -> list[list[int]]:
