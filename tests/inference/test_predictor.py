@@ -84,6 +84,19 @@ def test_an_absolute_scale(network, data, spacing):
     assert (found.segmentation != chain(network, data, affine, spacing)).mean() > 0.01
 
 
+@pytest.mark.parametrize(
+    "change", [lambda a: a / 1000.0, lambda a: a + 4096, lambda a: a * 0], ids=["0 to 1", "+", "0"]
+)
+def test_an_image_that_is_not_on_the_models_scale(network, data, change):
+    intensity = {"lower": 60, "upper": 170.5, "mean": 103.2, "std": 41.7}
+    image = Volume("scan", change(data).astype(np.float32), np.eye(4))
+    with (
+        Scratch() as scratch,
+        pytest.raises(DataError, match=r"scan: its intensities.*60 to 170\.5; expected Hounsfield"),
+    ):
+        predictor(network, intensity=intensity)([image], scratch)
+
+
 def test_channels_in_files_of_their_own(network, data):
     volumes = [Volume(str(i), data[..., i], np.eye(4)) for i in range(2)]
     with Scratch() as scratch:

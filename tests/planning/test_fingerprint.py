@@ -1,5 +1,6 @@
 """What is measured in the files of a data set."""
 
+import dataclasses
 import json
 
 import nibabel as nib
@@ -8,7 +9,7 @@ import pytest
 
 from sparse3dunet.data.checks import check_data, complete
 from sparse3dunet.data.datalist import read_data_set
-from sparse3dunet.planning import fingerprint
+from sparse3dunet.planning import fingerprint, make_plan
 
 UNLABELED = 255
 
@@ -109,3 +110,25 @@ def test_no_foreground_at_all(tmp_path):
     label = np.where(np.indices((8, 8, 8))[2] % 2, 0, UNLABELED).astype(np.uint8)
     report = write(tmp_path, [an_image((8, 8, 8))], [label], labels={"0": "background", "1": "x"})
     assert fingerprint(report).intensity is None
+
+
+@pytest.mark.parametrize("unit", [1e-3, 1e-6], ids=["um", "nm"])
+def test_voxels_of_any_unit_are_planned_alike(tmp_path, unit):
+    size = np.array([0.065, 0.065, 0.3])
+    plans = []
+    for name, scale in (("mm", 1), ("small", unit)):
+        affine = np.diag([*(size * scale), 1])
+        report = write(tmp_path / name, [an_image()], [two_blobs()], affine)
+        plans.append(make_plan(report, None))
+    assert plans[0].fingerprint["spacing"] == pytest.approx(size)
+    assert dataclasses.replace(plans[1], spacing=plans[0].spacing) == plans[0]
+    assert plans[1].slice_axis == 2
+
+
+def test_foreground_of_one_intensity_gives_no_scale(tmp_path):
+    image = a_ct()
+    label = two_blobs()
+    image[(label == 1) | (label == 2)] = 3071
+    found = fingerprint(write(tmp_path, [image], [label]))
+    assert found.modality == "CT"
+    assert found.intensity is None

@@ -133,6 +133,46 @@ def test_a_model_that_is_trained_further_determines_its_network(ct):
     assert plan.strides_for([4, 8, 8]) == [[2, 1, 1], [1, 1, 1]]
 
 
+def test_a_scale_that_does_not_fit_is_told(ct):
+    """A lung's scale for soft tissue, for example."""
+    network = UNet3D(1, 3, [4, 8], padding="same")
+    lung = describe_model(
+        network, ct.data_set, [8, 8, 8], intensity={"lower": -950, "upper": -600, "mean": -800, "std": 50}
+    )
+    plan = make_plan(ct, None, like=lung, channels=(4, 8))
+    assert "% of the annotated foreground are outside of its scale: train a new model" in plan.reasons["intensities"]
+
+
+def test_a_plan_of_ct_for_other_images(ct, tmp_path):
+    write_plan(make_plan(ct, None), tmp_path / "plan.json")
+    other = write(tmp_path / "b", [an_image()], [two_blobs()])
+    with pytest.raises(
+        DataError, match=r"plan\.json: it normalises on the absolute scale of CT, but these images are no CT"
+    ):
+        make_plan(other, None, plan_file=tmp_path / "plan.json")
+
+
+def test_a_model_that_is_trained_further_comes_before_a_plan(ct, tmp_path):
+    write_plan(make_plan(ct, None), tmp_path / "plan.json")
+    model = describe_model(UNet3D(1, 3, [4, 8], padding="same"), ct.data_set, [8, 8, 8])
+    plan = make_plan(ct, None, plan_file=tmp_path / "plan.json", like=model)
+    assert plan.intensity is None
+    assert plan.kernel_sizes_for([4, 8]) == [[3, 3, 3]] * 2
+
+
+@pytest.mark.parametrize("bound", [(60, 60, 60), (20, 14, 20), (100, 100, 5), (3, 3, 3)])
+def test_no_patch_exceeds_its_bound(ct, bound):
+    plan = make_plan(ct, (0.2, 0.2, 0.2), largest_patch_size=bound)
+    multiples = np.prod(plan.strides[:3], axis=0)
+    assert all(n <= max(most, m) for n, most, m in zip(plan.patch_size, bound, multiples))
+
+
+def test_a_network_of_another_kind(ct):
+    plan = chosen(make_plan(ct, None), torch.nn.Conv3d(1, 3, 1), flip_prob=0)
+    assert plan.flip_prob == (0, 0, 0)
+    assert ("network", "not a UNet3D", "as requested") in plan.lines()
+
+
 def test_settings_come_before_the_plan(ct):
     plan = make_plan(ct, None)
     network = UNet3D(

@@ -19,6 +19,8 @@ def plan(
     label_dir: Annotated[str | None, typer.Option(help="Folder in DATA with the labels.")] = None,
     ignore_index: options.IgnoreIndex = None,
     annotated_slices: options.AnnotatedSlices = None,
+    voxel_size: options.VoxelSize = None,
+    axes: options.Axes = None,
 ) -> None:
     """Plan a training from its data: voxel size, patches, network, normalisation, sampling, each with its reason.
 
@@ -26,7 +28,9 @@ def plan(
     Any setting of bundle/configs/train.yaml can follow, such as --spacing median.
     """
     from sparse3dunet.bundle import running
+    from sparse3dunet.io.defaults import set_defaults
 
+    set_defaults(voxel_size, axes)
     given = {
         "dataset_dir": data,
         "plan_output": None if output is None else str(output),

@@ -34,4 +34,5 @@ def with_background(data_set: DataSet, value: int) -> DataSet:
         )
     order = [values.index(value), *(number for number, other in enumerate(values) if other != value)]
     names = [data_set.class_names[number] for number in order]
-    return replace(data_set, class_names=names, class_values=[values[number] for number in order])
+    regions = {name: tuple(order.index(number) for number in numbers) for name, numbers in data_set.regions.items()}
+    return replace(data_set, class_names=names, class_values=[values[number] for number in order], regions=regions)

@@ -281,15 +281,14 @@ def _inspect_images(report: DataReport) -> None:
             (
                 "intensity",
                 f"intensities differ by orders of magnitude, up to {scales[low]:.4g} in {low} and {scales[high]:.4g} "
-                f"in {high}. Each image is normalised separately, which is fine for MRI; all CT should be in "
-                "Hounsfield units.",
+                f"in {high}. Each image is normalised by itself, unless it is CT, which must be in Hounsfield units.",
             )
         )
     if cases:
         spacings = np.array([case.spacing for case in cases])
         if (spacings.max(0) > SPACING_RATIO * spacings.min(0)).any():
             low, high = ("x".join(f"{s:.3g}" for s in f(spacings, axis=0)) for f in (np.min, np.max))
-            text = f'voxel sizes differ, from {low} to {high} mm: resample (spacing "[1,1,1]" or median).'
+            text = f"voxel sizes differ, from {low} to {high} mm: resampled to their median unless --spacing is set."
             report.warnings.append(("spacing", text))
     memory = machine_memory()
     if memory and report.memory > MEMORY_SHARE * memory:

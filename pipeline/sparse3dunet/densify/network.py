@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import torch
 from monai.inferers import Inferer
+from monai.transforms import Compose
 
 from sparse3dunet.data.datalist import Case, case_name, without_references
 from sparse3dunet.densify.propagated import combined
@@ -20,6 +22,18 @@ from sparse3dunet.models.description import ModelDescription
 from sparse3dunet.models.loading import Model, load_model
 from sparse3dunet.propagation.calibration import Calibration, dice
 from sparse3dunet.propagation.ensemble import Held
+
+
+@dataclass
+class Trained:
+    """Network of a part of a run, and how to predict with it."""
+
+    network: torch.nn.Module
+    description: ModelDescription
+    stopped: bool
+    load: Compose
+    inferer: Any
+
 
 SHARES = (0.0, 0.3, 1.0)
 """Shares of the network that are tried."""

@@ -14,7 +14,7 @@ import shutil
 import signal
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from sparse3dunet.densify import summary
 from sparse3dunet.densify.estimate import Estimate, Expected, estimate, show
 from sparse3dunet.densify.former import check_templates, command_line
 from sparse3dunet.densify.inputs import annotation_of
-from sparse3dunet.densify.network import calibrations, choose_share, network_on_held_out, trained_model
+from sparse3dunet.densify.network import Trained, calibrations, choose_share, network_on_held_out, trained_model
 from sparse3dunet.densify.options import Options
 from sparse3dunet.densify.propagated import Outlook, Propagation
 from sparse3dunet.densify.results import Results, write_results
@@ -76,17 +76,6 @@ def densify(data_set: DataSet, report: DataReport, spacing: Any, **options: Any)
         raise SystemExit(STOPPED) from None
 
 
-@dataclass
-class _Trained:
-    """Network of a part, and how to predict with it."""
-
-    network: torch.nn.Module
-    description: ModelDescription
-    stopped: bool
-    load: Compose
-    inferer: Any
-
-
 class _Run:
     def __init__(
         self, config: Mapping[str, Any], data_set: DataSet, report: DataReport, spacing: Any, options: Options
@@ -101,6 +90,7 @@ class _Run:
         # A restarted run that was killed continues with the same command, and still ignores what was there before it.
         restart = options.restart or (self.before is not None and self.before.anew and not self.before.complete)
         self.former = None if restart else former_description(self.output_dir / MODEL)
+        self.given_spacing = spacing
         self.spacing = self.former.spacing if self.former and options.own_spacing else spacing
         self.config = {**config, "data_set": data_set, "report": report, "target_spacing": self.spacing}
         self.config |= {} if self.former is None else {"like": self.former}
@@ -123,8 +113,8 @@ class _Run:
         for text in [*self.notes, *(f"This result is likely to be useless: {text}" for text in hopeless)]:
             print(text, flush=True)
         self.results.check(self.before)
+        state = self.state = self._begin(self._parser({}).get_parsed_content("description"))
         description, chosen = map(self._parser({}).get_parsed_content, ("description", "chosen"))
-        state = self.state = self._begin(description)
         self._clear()
         configs.record(self.output_dir)
         plan = summary.at_start(self.report, state, self.options, chosen)
@@ -228,8 +218,7 @@ class _Run:
             changed = differences(self.former, description)
             state.goes_on = not changed
             if changed:
-                kept = keep_aside(self.output_dir / MODEL)
-                self._note(f"The former run's model cannot be trained further, kept as {kept}: {', '.join(changed)}.")
+                self._keep_aside(changed)
             elif before is not None and before.held_out and self._fold_model().is_file():
                 former_slices = before.held_out[0]
         if state.goes_on:
@@ -247,6 +236,13 @@ class _Run:
         self._keep_annotation(state.goes_on)
         self.file.write(state)
         return state
+
+    def _keep_aside(self, changed: list[str]) -> None:
+        """Leave a former run's model that cannot be trained further, and what was planned after it."""
+        kept = keep_aside(self.output_dir / MODEL)
+        self._note(f"The former run's model cannot be trained further, kept as {kept}: {', '.join(changed)}.")
+        self.former, self.spacing = None, self.given_spacing
+        self.config |= {"like": None, "target_spacing": self.spacing}
 
     def _clear(self) -> None:
         """Remove files of a former run that could be mistaken for this run's."""
@@ -326,7 +322,7 @@ class _Run:
     def _spent(self) -> float:
         return self.state.spent + time.perf_counter() - self.started
 
-    def _finish(self, trained: _Trained | None) -> None:
+    def _finish(self, trained: Trained | None) -> None:
         """Make a part's network the final model; None: keep the former run's."""
         if trained is not None:
             save_file(self.output_dir / MODEL, trained.network.state_dict(), trained.description)
@@ -344,7 +340,7 @@ class _Run:
 
     def _part(
         self, part: str, title: str, held_out: dict[str, Slices] | None, seconds: float, initial: Path | None
-    ) -> _Trained:
+    ) -> Trained:
         """Train a part, or resume its training."""
         started = time.perf_counter()
         resume = (self.output_dir / "work" / part / "last.pt").is_file()
@@ -372,7 +368,7 @@ class _Run:
         load, inferer = Compose(parser.get_parsed_content("load")), parser.get_parsed_content("validate#inferer")
         del parser, resumable
         gc.collect()  # free the volumes
-        return _Trained(network, description, stopped, load, inferer)
+        return Trained(network, description, stopped, load, inferer)
 
     def _quality(self, expected: Mapping[str, Expected], reason: str) -> Estimate:
         """Estimate the quality from held-out voxels, or return the reason why there are none."""

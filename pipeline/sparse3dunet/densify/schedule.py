@@ -70,7 +70,21 @@ def choose_spacing(
     for _ in range(40):
         middle = (low + high) / 2
         low, high = (middle, high) if voxels(middle) > most else (low, middle)
-    return [round(float(s), 3) for s in np.maximum(size, high)]
+    return [float(f"{s:.4g}") for s in np.maximum(size, high)]
+
+
+def is_own_spacing(spacing: Any, plan_file: str | None) -> bool:
+    """Return whether neither a setting nor a plan's file determines the voxel size."""
+    return spacing == AUTO and plan_file is None
+
+
+def check_untrained(pretrained: Any) -> None:
+    """Raise DataError for a model to fine-tune: densify goes on from its own former run alone."""
+    if pretrained is not None:
+        raise DataError(
+            f"--pretrained {pretrained}: densify trains further what it trained before in its output folder, and no "
+            "other model; fine-tune with: sparse3dunet run training --pretrained MODEL."
+        )
 
 
 def check_minutes(minutes: Any) -> None:

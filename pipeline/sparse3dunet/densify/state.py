@@ -27,6 +27,7 @@ from sparse3dunet.io.writing import replacing, write_text
 from sparse3dunet.keys import IMAGE
 from sparse3dunet.models.description import DESCRIPTION_SUFFIX, ModelDescription, read_description
 from sparse3dunet.models.description_checks import NewerDescriptionError
+from sparse3dunet.planning import read_plan
 
 NOT_OF_THE_RUN = (
     "minutes",
@@ -138,9 +139,14 @@ def digest(data_set: DataSet, config: Mapping[str, Any], chosen: Sequence[Any] =
                     result.update(np.ascontiguousarray(read_image(path).data).tobytes())
     settings = {key: value for key, value in config.items() if key not in NOT_OF_THE_RUN}
     classes = [data_set.class_names, data_set.class_values, data_set.ignore_index]
-    values = [settings, classes, list(chosen), __version__, *as_key().items()]
+    values = [settings, classes, list(chosen), _plan_text(config.get("plan")), __version__, *as_key().items()]
     result.update(json.dumps(values, sort_keys=True, default=str).encode())
     return result.hexdigest()
+
+
+def _plan_text(path: str | None) -> str:
+    """Return the content of a plan's file for a digest; empty if there is none."""
+    return "" if path is None else read_plan(path).to_json()
 
 
 class Learned:

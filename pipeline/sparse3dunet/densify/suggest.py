@@ -166,10 +166,10 @@ def as_rows(suggestions: Sequence[Suggestion]) -> list[dict[str, Any]]:
             "plane": s.plane,
             "axis": s.axis,
             "index": s.index,
-            "position_mm": round(s.position, 3),
+            "position_mm": float(f"{s.position:.6g}"),
             "benefit": round(s.benefit, 4),
             "doubt": round(s.doubt, 4),
-            "distance_mm": None if s.distance is None else round(s.distance, 3),
+            "distance_mm": None if s.distance is None else float(f"{s.distance:.6g}"),
         }
         for s in suggestions
     ]

@@ -24,6 +24,10 @@ from sparse3dunet.losses.regions import Regions, class_logits
 from sparse3dunet.transforms.components import clean_components
 from sparse3dunet.transforms.spatial.resample import extent_shape
 
+SAMPLED = 10**6
+"""Number of voxels that are looked at to judge an image's intensities."""
+LEAST_CONTRAST = 0.02
+"""Standard deviation below which a normalised image contains nothing to see."""
 IN_MEMORY = 2**30
 """Bytes up to which an array is kept in memory; larger ones are on disk."""
 
@@ -145,6 +149,7 @@ class Predictor:
         prepare: Callable[[np.ndarray], np.ndarray] | None = _ZScore.of(channels, image.path)  # also checks for NaN
         if self.intensity is not None:
             prepare = _AbsoluteScale(**self.intensity)
+            prepare.check(channels[0], image.path)
         if self.normalize is not None:
             stack = torch.from_numpy(np.stack([np.asarray(c, np.float32) for c in channels]))
             channels, prepare = list(np.asarray(self.normalize(stack), np.float32)), None
@@ -218,6 +223,17 @@ class _AbsoluteScale:
         window -= np.float32(self.mean)
         window /= np.float32(self.std)
         return window
+
+    def check(self, image: np.ndarray, path: str) -> None:
+        """Raise DataError if an image has no contrast on this scale, as one of 0 to 1 on that of CT."""
+        step = max(round((image.size / SAMPLED) ** (1 / 3)), 1)
+        sample = np.asarray(image[::step, ::step, ::step], np.float32)
+        if self(sample.copy()).std() < LEAST_CONTRAST:
+            raise DataError(
+                f"{path}: its intensities, {sample.min():.4g} to {sample.max():.4g}, do not fit the scale on which the "
+                f"model was trained, {self.lower:g} to {self.upper:g}; expected Hounsfield units, as of CT. Convert "
+                "the image, or use a model for such images."
+            )
 
 
 def _moments(array: np.ndarray, path: str) -> tuple[float, float]:

@@ -214,7 +214,7 @@ def write_summary(output_dir: str | Path, class_names: Sequence[str]) -> Path:
         if record.get("status") not in (DONE, FAILED):
             continue
         ml = record.get("ml", {})
-        volumes = [f"{ml[name]:.4f}" if name in ml else "" for name in class_names[1:]]
+        volumes = [f"{ml[name]:.6g}" if name in ml else "" for name in class_names[1:]]
         seconds, confidence = record.get("seconds"), record.get("mean_confidence")
         cells = [
             *(record.get("case"), record["status"], "" if seconds is None else f"{seconds:.2f}", *volumes),

@@ -64,6 +64,8 @@ _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "intensity": (is_intensity, "lower, upper, mean and std, with lower < upper and std above 0, or null"),
     "class_balance": (lambda v: _is_number(v) and 0 <= v <= 1, "a number from 0 to 1"),
     "flip_prob": (lambda v: _are_numbers(v) and min(v) >= 0 and max(v) <= 1, "three numbers from 0 to 1"),
+    "reasons": (lambda v: isinstance(v, dict), "an object"),
+    "fingerprint": (lambda v: isinstance(v, dict), "an object"),
     "slice_axis": (lambda v: v is None or (v in (0, 1, 2) and not isinstance(v, bool)), "0, 1, 2 or null"),
 }
 """By field, a check of the value read from JSON, and what is expected."""

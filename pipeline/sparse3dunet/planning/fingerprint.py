@@ -11,10 +11,11 @@ import numpy as np
 
 from sparse3dunet.data.measurements import Measurements
 from sparse3dunet.data.reports import DataReport
+from sparse3dunet.transforms.normalize import is_intensity
 
 CT, OTHER = "CT", "other"
-AIR = -500.0
-"""Intensity below which the darkest of an image's voxels are air in Hounsfield units: no other scanner's are."""
+AIR = (-3100.0, -500.0)
+"""Range of the darkest voxels' intensities in Hounsfield units: air, or what scanners write outside of their circle."""
 SIDE = re.compile(r"(^|[\W_])(left|right|l|r|lh|rh)([\W_]|$)", re.IGNORECASE)
 """Names of classes of one side, such as "left kidney" or "kidney_l"."""
 SIDEWAYS = 2.0
@@ -33,7 +34,7 @@ class Fingerprint:
         spacing_range: smallest and largest voxel size, mm.
         modality: "CT" if declared so, or if the images are in Hounsfield units; "other" otherwise.
         intensity: ``lower`` and ``upper`` (0.5th and 99.5th percentile), ``mean`` and ``std`` of annotated foreground
-            voxels of all cases, first channel; None without such voxels.
+            voxels of all cases, first channel; None without such voxels, or if all have one intensity.
         class_names: names of the classes.
         class_voxels: number of annotated voxels of each class.
         class_cases: number of cases that show each class.
@@ -112,7 +113,8 @@ def _modality(report: DataReport) -> str:
     if declared:
         return CT if all(name.strip().upper() == CT for name in declared) else OTHER
     darkest = [case.intensity[0] for case in report.cases if case.intensity]
-    return CT if darkest and report.data_set.num_channels == 1 and max(darkest) < AIR else OTHER
+    is_air = bool(darkest) and AIR[0] < float(np.median(darkest)) < AIR[1]
+    return CT if is_air and report.data_set.num_channels == 1 else OTHER
 
 
 def _intensity(measured: Sequence[Measurements]) -> dict[str, float] | None:
@@ -121,7 +123,8 @@ def _intensity(measured: Sequence[Measurements]) -> dict[str, float] | None:
         return None
     lower, upper = np.percentile(values, (0.5, 99.5))
     found = {"lower": lower, "upper": upper, "mean": values.mean(), "std": values.std()}
-    return {name: round(float(value), 4) for name, value in found.items()}
+    intensity = {name: float(f"{value:.6g}") for name, value in found.items()}
+    return intensity if is_intensity(intensity) else None
 
 
 def _slices(report: DataReport) -> dict[str, int]:
@@ -133,4 +136,4 @@ def _slices(report: DataReport) -> dict[str, int]:
 
 
 def _rounded(values: Any) -> tuple[float, ...]:
-    return tuple(round(float(value), 4) for value in values)
+    return tuple(float(f"{value:.5g}") for value in values)  # also of voxels of nanometres

@@ -29,6 +29,8 @@ SPACING_RATIO = 1.5
 """Ratio between the cases' voxel sizes above which they are resampled to one."""
 THICK = 3.0
 """Ratio of the voxels' lengths above which slices count as thick, and are deformed each in its plane."""
+OUTSIDE = 0.1
+"""Share of the annotated foreground outside of a model's scale above which a warning is given."""
 FLIP = 0.5
 """Probability of a left-right flip, where no classes differ by side."""
 Triples = tuple[tuple[int, int, int], ...]
@@ -136,21 +138,26 @@ def make_plan(
     """
     found = fingerprint(report)
     if plan_file is not None:
-        taken = replace(read_plan(plan_file), spacing=_tuple(spacing))
-        return _check_fits(replace(taken, channels=taken.channels or tuple(channels)), found, plan_file)
+        taken = _check_fits(read_plan(plan_file), found, plan_file)
+        taken = replace(taken, spacing=_tuple(spacing), channels=taken.channels or tuple(channels))
+        return taken if like is None else replace(taken, **_as(like))
     voxel = spacing or found.spacing
     shape = found.shape if spacing is None else [length / size for length, size in zip(found.extent, spacing)]
     voxels = patch_voxels if largest_patch_size is None else float(np.prod(largest_patch_size))
     lengths = patch_lengths(shape, voxel, voxels, largest_patch_size)
-    strides, kernels = steps(lengths, voxel) if like is None or like.network is None else _steps_of(like.network)
+    strides, kernels = steps(lengths, voxel)
+    if like is not None and like.network is not None:
+        strides, kernels = _steps_of(like.network)
     multiples = np.prod(strides[: len(channels) - 1], axis=0).tolist()
-    limits = shape if largest_patch_size is None else [min(n, most) for n, most in zip(shape, largest_patch_size)]
+    size = whole_lengths(lengths, shape, multiples)
+    if largest_patch_size is not None:
+        size = [min(n, max(most // m, 1) * m) for n, most, m in zip(size, largest_patch_size, multiples)]
     thick = _slice_axis(voxel)
     balance = class_balance(report, batch_size)
     absolute = found.intensity if found.modality == CT else None
     return Plan(
         spacing=_tuple(spacing),
-        patch_size=tuple(whole_lengths(lengths, limits, multiples)),
+        patch_size=tuple(size),
         batch_size=batch_size,
         channels=tuple(channels),
         strides=tuple(strides),
@@ -159,9 +166,18 @@ def make_plan(
         class_balance=balance,
         flip_prob=(0.0 if found.lateral else FLIP, 0.0, 0.0),
         slice_axis=thick,
-        reasons=_reasons(found, voxel, spacing, shape, voxels, like is not None, thick, balance),
+        reasons=_reasons(found, voxel, spacing, shape, voxels, _model_reason(report, like), thick, balance),
         fingerprint=asdict(found),
     )
+
+
+def _as(like: ModelDescription) -> dict[str, Any]:
+    """Return the choices of a model that is trained further."""
+    known: dict[str, Any] = {"intensity": like.intensity}
+    if like.network is not None:
+        strides, kernels = _steps_of(like.network)
+        known |= {"strides": tuple(strides), "kernel_sizes": tuple(kernels)}
+    return known
 
 
 def chosen(planned: Plan, network: nn.Module, **settings: Any) -> Plan:
@@ -224,6 +240,11 @@ def _check_fits(plan: Plan, found: Fingerprint, path: str | Path) -> Plan:
             f"{path}: it is for the classes {', '.join(names)}, the data set has {', '.join(found.class_names)}. "
             "Make a plan for these data: sparse3dunet plan DATA -o FILE"
         )
+    if plan.intensity is not None and found.modality != CT:
+        raise DataError(
+            f"{path}: it normalises on the absolute scale of CT, but these images are no CT (declare them as such: "
+            '"modality": {"0": "CT"} in dataset.json). Make a plan for these data: sparse3dunet plan DATA -o FILE'
+        )
     return plan
 
 
@@ -239,7 +260,7 @@ def _reasons(
     spacing: Sequence[float] | None,
     shape: Sequence[float],
     voxels: float,
-    alike: bool,
+    model: str,
     thick: int | None,
     balance: float,
 ) -> dict[str, str]:
@@ -247,7 +268,6 @@ def _reasons(
     rarest = int(np.argmin([count or np.inf for count in found.class_voxels]))
     share = found.class_voxels[rarest] / max(sum(found.class_voxels), 1)
     cubes = max(voxel) < 2 * min(voxel)
-    model = "as the model that is trained further" if alike else ""
     return {
         "voxel size": _spacing_reason(found, spacing),
         "patches": f"up to {voxels:,.0f} voxels of {mm} mm, as many mm along each axis as volumes of "
@@ -264,6 +284,21 @@ def _reasons(
         "flips": f"{', '.join(found.lateral)} differ by side" if found.lateral else "no classes differ by side",
         "deformation": "slices are much thicker than their voxels" if thick is not None else "slices are thin",
     }
+
+
+def _model_reason(report: DataReport, like: ModelDescription | None) -> str:
+    """Return the reason to do as a model that is trained further; empty for none. Warns if its scale does not fit."""
+    if like is None:
+        return ""
+    reason = "as the model that is trained further"
+    values = [case.measurements.foreground for case in report.cases if case.measurements is not None]
+    if like.intensity is None or not values:
+        return reason
+    foreground = np.concatenate(values)
+    outside = np.mean((foreground < like.intensity["lower"]) | (foreground > like.intensity["upper"]))
+    if outside <= OUTSIDE:
+        return reason
+    return f"{reason}; warning: {outside:.0%} of the annotated foreground are outside of its scale: train a new model"
 
 
 def _spacing_reason(found: Fingerprint, spacing: Sequence[float] | None) -> str:

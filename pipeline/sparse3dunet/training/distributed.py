@@ -58,12 +58,18 @@ def show_data(report: DataReport, class_weights: Sequence[float] | None = None) 
         check_report.show(report, cases=False, class_weights=class_weights)
 
 
-def show_plan(plan: Plan, path: str | Path | None) -> None:
-    """Print a plan, and write it to a file, if one is given, in the first process only."""
+def show_plan(plan: Plan, path: str | Path | None, keep: bool = False) -> None:
+    """Print a plan, and write it to a file, if one is given, in the first process only.
+
+    Args:
+        plan: the plan.
+        path: the file.
+        keep: whether a file that is there already stays, since a training that is resumed may be refused.
+    """
     if idist.get_rank() == 0:
         for name, value, reason in plan.lines():
             print(f"{name}: {value} ({reason})", flush=True)
-        if path is not None:
+        if path is not None and not (keep and Path(path).exists()):
             write_plan(plan, Path(path).expanduser())
 
 

@@ -53,13 +53,18 @@ def load_pretrained(network: nn.Module, pretrained: str | Path | None, descripti
 
 def _check_same_form(ours: Mapping[str, Any], theirs: Mapping[str, Any], where: str) -> None:
     """Raise DataError unless two networks differ at most in channels, classes and dropout."""
-    ours, theirs = ({"halved": True, **config} for config in (ours, theirs))  # configs name it only if False
+    ours, theirs = (_with_defaults(config) for config in (ours, theirs))
     free = {"in_channels", "out_channels", "dropout"}
     differing = [key for key in ours if key not in free and _plain(ours[key]) != _plain(theirs.get(key))]
     if differing:
         listed = ", ".join(f"{key} {theirs.get(key)} (here {ours[key]})" for key in differing)
         options = " ".join(f'--network_def#{key} "{_plain(theirs.get(key))}"' for key in differing)
         raise DataError(f"{where}: its network differs in {listed}. Train one of the same form: {options}")
+
+
+def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all arguments of a UNet3D: those that configs name only if they are not the defaults, too."""
+    return {"halved": True, "kernel_sizes": [[3, 3, 3]] * len(config["channels"]), **config}
 
 
 def _plain(value: Any) -> Any:
@@ -82,6 +87,7 @@ def _news(before: ModelDescription, now: ModelDescription) -> str:
     for then, today, words in (
         (before.spacing, now.spacing, "voxel size"),
         (before.normalize, now.normalize, "normalisation"),
+        (before.intensity, now.intensity, "scale of intensities"),
     ):
         if then != today:
             news.append(f"It was trained with another {words}: {_plain(then)}, now {_plain(today)}.")

@@ -228,7 +228,9 @@ class ResumableTraining:
         return self.parts if scaler is None else {**self.parts, "scaler": scaler}
 
 
-def fixed_settings(description: ModelDescription, *, seed: int, batch_size: int, epoch_length: int) -> dict[str, Any]:
+def fixed_settings(
+    description: ModelDescription, *, seed: int, batch_size: int, epoch_length: int, **more: Any
+) -> dict[str, Any]:
     """Return the settings that must be the same when resuming, in addition to the config's learning settings.
 
     Args:
@@ -236,9 +238,10 @@ def fixed_settings(description: ModelDescription, *, seed: int, batch_size: int,
         seed: seed of the training.
         batch_size: batch size of each process; their sum must be the same.
         epoch_length: iterations per epoch.
+        more: further settings, plain values.
     """
     batch_size *= idist.get_world_size()
-    return {**description.settings(), "seed": seed, "batch_size": batch_size, "epoch_length": epoch_length}
+    return {**description.settings(), "seed": seed, "batch_size": batch_size, "epoch_length": epoch_length, **more}
 
 
 def saved_iteration(path: str | Path, resume: bool) -> int | None:
