@@ -63,6 +63,29 @@ def test_planned_spacing(tmp_path):
     assert "differ" in plan.reasons["voxel size"]
 
 
+def test_few_minutes_are_for_coarser_voxels(tmp_path):
+    """So coarse that a patch covers a quarter of a volume; thick slices stay as they are."""
+    label = np.pad(two_blobs((30, 20, 10)), ((0, 50), (0, 60), (0, 0)))
+    report = write(tmp_path, [an_image((80, 80, 10))], [label], np.diag([1.0, 1, 4, 1]))
+    voxels = 80 * 80 * 10 / 16
+    fine, coarse = (planned_spacing(report, "auto", None, minutes, voxels) for minutes in (None, 3))
+    assert fine is planned_spacing(report, "auto", None, 30, voxels) is planned_spacing(report, "auto", None, 3) is None
+    assert coarse == pytest.approx([2, 2, 4], rel=1e-3)
+    plan = make_plan(report, coarse, patch_voxels=voxels)
+    seen = np.prod(np.divide(report.cases[0].shape, coarse))
+    assert seen * 0.25 == pytest.approx(voxels, rel=0.01)
+    assert "coarser" in plan.reasons["voxel size"]
+    assert make_plan(report, coarse, requested_spacing=coarse).reasons["voxel size"] == "as requested"
+
+
+def test_large_patches_come_in_smaller_batches(ct):
+    sizes = [make_plan(ct, None, batch_size=4, batch_voxels=voxels).batch_size for voxels in (1, 2e4, 1e9, None)]
+    assert sizes[0] == 1
+    assert sizes[2:] == [4, 4]
+    plan = make_plan(ct, None, batch_size=4, batch_voxels=2e4)
+    assert plan.batch_size * np.prod(plan.patch_size) <= 2e4 < 4 * np.prod(plan.patch_size)
+
+
 def test_a_plan_is_a_file(ct, tmp_path):
     path = tmp_path / "plan.json"
     plan = make_plan(ct, (1, 1, 4))

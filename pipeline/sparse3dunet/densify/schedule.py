@@ -14,6 +14,7 @@ from sparse3dunet.data.reports import CaseReport, DataReport
 from sparse3dunet.data.slices import Slices, crossed, find_slices, runs
 from sparse3dunet.errors import DataError
 from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, WEIGHT
+from sparse3dunet.planning.geometry import coarsened
 from sparse3dunet.training.settings import target_spacing
 from sparse3dunet.transforms.holdout import TRAINING, HoldOutSlices, HoldOutSlicesd
 from sparse3dunet.transforms.walker import MOST_VOXELS
@@ -61,16 +62,8 @@ def choose_spacing(
     size = np.median(sizes, axis=0)
     most = VOXELS_PER_MINUTE["cuda" if torch.device(device).type == "cuda" else "cpu"] * (minutes or 10)
 
-    def voxels(edge: float) -> float:
-        return float(np.prod(extents / np.maximum(size, edge), axis=1).sum())
-
-    if voxels(0) <= most:
-        return [float(s) for s in size] if differ else None
-    low, high = 0.0, float(extents.max())
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (middle, high) if voxels(middle) > most else (low, middle)
-    return [float(f"{s:.4g}") for s in np.maximum(size, high)]
+    chosen = coarsened(extents, size, most)
+    return chosen if differ or chosen != size.tolist() else None
 
 
 def is_own_spacing(spacing: Any, plan_file: str | None) -> bool:

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 
 RATIO = 2.0
 """Ratio to the finest axis from which an axis is not pooled, and kernels have size 1 along it."""
@@ -45,6 +48,28 @@ def patch_lengths(
         for axis in full or free:
             lengths[axis] = max(limits[axis] if full else edge / spacing[axis], 1.0)
     return [lengths[axis] for axis in range(3)]
+
+
+def coarsened(extents: Any, spacing: Sequence[float], most_voxels: float) -> list[float]:
+    """Return the spacing in mm at which volumes have together at most so many voxels: the finest axes become coarser.
+
+    Args:
+        extents: lengths of the volumes in mm, (cases, 3).
+        spacing: their spacing in mm, which is returned if they have no more voxels.
+        most_voxels: number of voxels of all volumes.
+    """
+    lengths, size = np.asarray(extents, dtype=float), np.asarray(spacing, dtype=float)
+
+    def voxels(edge: float) -> float:
+        return float(np.prod(lengths / np.maximum(size, edge), axis=1).sum())
+
+    if voxels(0) <= most_voxels:
+        return size.tolist()
+    low, high = 0.0, float(lengths.max())
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if voxels(middle) > most_voxels else (low, middle)
+    return [float(f"{s:.4g}") for s in np.maximum(size, high)]
 
 
 def steps(lengths: Sequence[float], spacing: Sequence[float]) -> tuple[list[Triple], list[Triple]]:

@@ -21,7 +21,7 @@ from sparse3dunet.models.description import ModelDescription, form_network
 from sparse3dunet.networks import UNet3D
 from sparse3dunet.planning.checks import SCHEMA_VERSION, check_plan
 from sparse3dunet.planning.fingerprint import CT, Fingerprint, fingerprint
-from sparse3dunet.planning.geometry import patch_lengths, steps, whole_lengths
+from sparse3dunet.planning.geometry import coarsened, patch_lengths, steps, whole_lengths
 from sparse3dunet.planning.sampling import class_balance
 
 AUTO = "auto"
@@ -29,6 +29,10 @@ SPACING_RATIO = 1.5
 """Ratio between the cases' voxel sizes above which they are resampled to one."""
 THICK = 3.0
 """Ratio of the voxels' lengths above which slices count as thick, and are deformed each in its plane."""
+LONG = 30.0
+"""Minutes from which a training sees the volumes as they are, however large."""
+COVERED = 0.25
+"""Share of a typical volume that a patch covers in shorter trainings."""
 OUTSIDE = 0.1
 """Share of the annotated foreground outside of a model's scale above which a warning is given."""
 FLIP = 0.5
@@ -120,6 +124,8 @@ def make_plan(
     like: ModelDescription | None = None,
     channels: Sequence[int] = (16, 32, 64, 128),
     batch_size: int = 2,
+    batch_voxels: float | None = None,
+    requested_spacing: Any = AUTO,
 ) -> Plan:
     """Return the plan for a data set, or the one in a file.
 
@@ -131,7 +137,9 @@ def make_plan(
         largest_patch_size: upper bound of the patch size by axis, instead of `patch_voxels`; None for none.
         like: a model that is to be trained further: strides, kernels and normalisation are then as this model's.
         channels: channels of the network by resolution.
-        batch_size: patches in an iteration.
+        batch_size: patches in an iteration, at most.
+        batch_voxels: voxels in an iteration, at most: fewer patches, if they are large. None for no limit.
+        requested_spacing: the setting from which `spacing` follows, for its reason.
 
     Raises:
         DataError: when the file is not a plan, or does not fit the data set.
@@ -153,12 +161,13 @@ def make_plan(
     if largest_patch_size is not None:
         size = [min(n, max(most // m, 1) * m) for n, most, m in zip(size, largest_patch_size, multiples)]
     thick = _slice_axis(voxel)
-    balance = class_balance(report, batch_size)
+    count = batch_size if batch_voxels is None else max(min(batch_size, int(batch_voxels // np.prod(size))), 1)
+    balance = class_balance(report, count)
     absolute = found.intensity if found.modality == CT else None
     return Plan(
         spacing=_tuple(spacing),
         patch_size=tuple(size),
-        batch_size=batch_size,
+        batch_size=count,
         channels=tuple(channels),
         strides=tuple(strides),
         kernel_sizes=tuple(kernels),
@@ -166,7 +175,8 @@ def make_plan(
         class_balance=balance,
         flip_prob=(0.0 if found.lateral else FLIP, 0.0, 0.0),
         slice_axis=thick,
-        reasons=_reasons(found, voxel, spacing, shape, voxels, _model_reason(report, like), thick, balance),
+        reasons=_reasons(found, voxel, shape, voxels, _model_reason(report, like), thick, balance)
+        | {"voxel size": _spacing_reason(found, spacing, requested_spacing)},
         fingerprint=asdict(found),
     )
 
@@ -200,14 +210,36 @@ def chosen(planned: Plan, network: nn.Module, **settings: Any) -> Plan:
     return replace(actual, reasons=reasons)
 
 
-def planned_spacing(report: DataReport, spacing: Any, plan_file: str | Path | None = None) -> Any:
-    """Return the voxel size for "auto": the plan's, or the median if the cases' differ, or None; else `spacing`."""
+def planned_spacing(
+    report: DataReport,
+    spacing: Any,
+    plan_file: str | Path | None = None,
+    minutes: float | None = None,
+    patch_voxels: float = 64**3,
+) -> Any:
+    """Return the voxel size in mm for "auto"; any other `spacing` as it is.
+
+    Args:
+        report: report on the data set, without errors.
+        spacing: "auto", or anything else.
+        plan_file: file of a plan, which then determines the voxel size.
+        minutes: duration of the training. In a few minutes a network learns nothing from small parts of large volumes:
+            it then sees coarser voxels, so that a patch covers a quarter of a typical volume, as nnU-Net's lower
+            resolution. None for a training whose duration is not limited.
+        patch_voxels: number of voxels that a patch may have.
+
+    Returns:
+        The plan's voxel size; or a coarser one; or the median if the cases' differ; or None for volumes as they are.
+    """
     if spacing != AUTO:
         return spacing
     if plan_file is not None:
         return read_plan(plan_file).spacing
     found = fingerprint(report)
-    return None if _agree(found) else list(found.spacing)
+    size = list(found.spacing)
+    if minutes is not None and minutes < LONG:
+        size = coarsened([found.extent], size, patch_voxels / COVERED)
+    return None if _agree(found) and size == list(found.spacing) else size
 
 
 def read_plan(path: str | Path) -> Plan:
@@ -257,7 +289,6 @@ def _slice_axis(voxel: Sequence[float]) -> int | None:
 def _reasons(
     found: Fingerprint,
     voxel: Sequence[float],
-    spacing: Sequence[float] | None,
     shape: Sequence[float],
     voxels: float,
     model: str,
@@ -269,7 +300,6 @@ def _reasons(
     share = found.class_voxels[rarest] / max(sum(found.class_voxels), 1)
     cubes = max(voxel) < 2 * min(voxel)
     return {
-        "voxel size": _spacing_reason(found, spacing),
         "patches": f"up to {voxels:,.0f} voxels of {mm} mm, as many mm along each axis as volumes of "
         f"{_by_axis(shape, '.0f')} allow",
         "network": model or ("voxels are nearly cubes" if cubes else "an axis is pooled once the others are as coarse"),
@@ -301,10 +331,14 @@ def _model_reason(report: DataReport, like: ModelDescription | None) -> str:
     return f"{reason}; warning: {outside:.0%} of the annotated foreground are outside of its scale: train a new model"
 
 
-def _spacing_reason(found: Fingerprint, spacing: Sequence[float] | None) -> str:
-    if spacing is not None:
-        return "the cases' differ: their median" if tuple(spacing) == found.spacing else "as requested"
-    return "the cases' voxel sizes agree" if _agree(found) else "as requested, though the cases' voxel sizes differ"
+def _spacing_reason(found: Fingerprint, spacing: Sequence[float] | None, requested: Any) -> str:
+    if requested != AUTO:
+        return "as requested" if _agree(found) or spacing else "as requested, though the cases' differ"
+    if spacing is None:
+        return "the cases' voxel sizes agree"
+    if tuple(spacing) == found.spacing:
+        return "the cases' differ: their median"
+    return "coarser: in so few minutes a network learns more from patches that cover a quarter of a volume"
 
 
 def _agree(found: Fingerprint) -> bool:

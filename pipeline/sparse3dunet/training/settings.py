@@ -19,19 +19,27 @@ from sparse3dunet.planning.plan import planned_spacing
 from sparse3dunet.planning.sampling import draw_shares
 
 
-def target_spacing(report: DataReport, spacing: Any, plan: str | Path | None = None) -> list[float] | None:
+def target_spacing(
+    report: DataReport,
+    spacing: Any,
+    plan: str | Path | None = None,
+    minutes: float | None = None,
+    patch_voxels: float = 64**3,
+) -> list[float] | None:
     """Return the spacing in mm to resample to, by axis (left-right, posterior-anterior, inferior-superior).
 
     Args:
         report: report on the data set.
-        spacing: None not to resample; three sizes; "median" for the median of the cases' spacings; or "auto", for the
-            plan's, if there is one, or the median if the cases' spacings differ.
+        spacing: None not to resample; three sizes; "median" for the median of the cases' spacings; or "auto", see
+            :func:`~sparse3dunet.planning.plan.planned_spacing`.
         plan: a plan's file; None for none.
+        minutes: duration of the training; None if it is not limited.
+        patch_voxels: number of voxels that a patch may have.
 
     Raises:
         DataError: when `spacing` is none of these.
     """
-    spacing = planned_spacing(report, spacing, plan)
+    spacing = planned_spacing(report, spacing, plan, minutes, patch_voxels)
     if spacing is None:
         return None
     if spacing == "median":
