@@ -69,7 +69,7 @@ def test_plain_pairs_with_other_class_values(tmp_path):
         label = np.where(sparse < 3, np.array([0, 100, 200], np.uint8)[dense], 0).astype(np.uint8)
         write_nifti(tmp_path / f"data/scan{number}_seg.nii.gz", label, affine)
     options = ("--annotated_slices", "all", "--spacing", "[2,2,2]", "--class_weighting", "inverse_sqrt")
-    balance = ("--class_balance", 0.5, "--case_balance", 1, "--val_fraction", 0, "--max_epochs", 8)
+    balance = ("--class_balance", 0.5, "--case_balance", 1, "--val_fraction", 0, "--epoch_length", 20)
     result = run_training(tmp_path / "data", tmp_path, *options, *balance)
     assert result.returncode == 0, result.stderr
     assert "class 200" in result.stdout, "the classes' counts are reported"

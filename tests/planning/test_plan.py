@@ -72,7 +72,7 @@ def test_few_minutes_are_for_coarser_voxels(tmp_path):
     assert fine is planned_spacing(report, "auto", None, 30, voxels) is planned_spacing(report, "auto", None, 3) is None
     assert coarse == pytest.approx([2, 2, 4], rel=1e-3)
     plan = make_plan(report, coarse, patch_voxels=voxels)
-    seen = np.prod(np.divide(report.cases[0].shape, coarse))
+    seen = np.prod(np.multiply(report.cases[0].shape, report.cases[0].spacing) / coarse)
     assert seen * 0.25 == pytest.approx(voxels, rel=0.01)
     assert "coarser" in plan.reasons["voxel size"]
     assert make_plan(report, coarse, requested_spacing=coarse).reasons["voxel size"] == "as requested"

@@ -214,7 +214,7 @@ def write_summary(output_dir: str | Path, class_names: Sequence[str]) -> Path:
         if record.get("status") not in (DONE, FAILED):
             continue
         ml = record.get("ml", {})
-        volumes = [f"{ml[name]:.6g}" if name in ml else "" for name in class_names[1:]]
+        volumes = [_ml_text(ml[name]) if name in ml else "" for name in class_names[1:]]
         seconds, confidence = record.get("seconds"), record.get("mean_confidence")
         cells = [
             *(record.get("case"), record["status"], "" if seconds is None else f"{seconds:.2f}", *volumes),
@@ -277,3 +277,8 @@ def _stat(path: Path) -> list[int]:
     """Return size in bytes and time of the last change, both kept by moving; of all files in a folder."""
     states = [file.stat() for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path.stat()]
     return [sum(state.st_size for state in states), max((state.st_mtime_ns for state in states), default=0)]
+
+
+def _ml_text(ml: float) -> str:
+    """Return a volume as text: to a ten-thousandth of a ml, unless it is smaller, as in microscopy."""
+    return f"{ml:.4f}" if ml == 0 or ml >= 0.001 else f"{ml:.4g}"

@@ -64,7 +64,8 @@ def _check_same_form(ours: Mapping[str, Any], theirs: Mapping[str, Any], where: 
 
 def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return all arguments of a UNet3D: those that configs name only if they are not the defaults, too."""
-    return {"halved": True, "kernel_sizes": [[3, 3, 3]] * len(config["channels"]), **config}
+    own = {"halved": True, "kernel_sizes": [[3, 3, 3]] * len(config["channels"])}
+    return {**config, **{name: config.get(name, default) for name, default in own.items()}}
 
 
 def _plain(value: Any) -> Any:
