@@ -18,6 +18,7 @@ from sparse3dunet.inference.predictor import smallest_type
 from sparse3dunet.models.description import form_network
 from sparse3dunet.models.loading import Model
 from sparse3dunet.networks import UNet3D
+from sparse3dunet.transforms.normalize import scale_text
 
 CODE = Path(__file__).resolve().parents[1]
 """Folder of the package."""
@@ -200,7 +201,7 @@ def page_of(model: Model, base: str, name: str) -> str:
 def _normalization_text(intensity: Mapping[str, float] | None) -> str:
     if intensity is None:
         return "each channel normalised to mean 0 and standard deviation 1 in each volume"
-    return "clipped to {lower:g} ... {upper:g}, less {mean:g}, divided by {std:g}".format(**intensity)
+    return scale_text(intensity)
 
 
 def _numbered(names: Sequence[str]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from sparse3dunet.errors import DataError
 
 def check(
     data: Annotated[Path, typer.Argument(help="Decathlon or nnU-Net raw folder, folder of pairs, or JSON datalist.")],
-    label_dir: Annotated[str | None, typer.Option(help="Folder in DATA with the labels.")] = None,
+    label_dir: options.LabelDir = None,
     weight_dir: Annotated[str | None, typer.Option(help="Folder in DATA with weight images.")] = None,
     reference_dir: Annotated[str | None, typer.Option(help="Folder in DATA with dense labels for scoring.")] = None,
     ignore_index: options.IgnoreIndex = None,

@@ -28,4 +28,5 @@ Overlay = Annotated[
     list[str] | None,
     typer.Option(help="Config to override the bundle's: a file, or cpu, gpu, multi_gpu_train, for example."),
 ]
+LabelDir = Annotated[str | None, typer.Option(help="Folder in DATA with the labels.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default: a GPU if there is one.")]

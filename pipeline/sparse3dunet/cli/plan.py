@@ -16,7 +16,7 @@ def plan(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File for the plan: plan.json.")] = None,
     overlay: options.Overlay = None,
     minutes: Annotated[float | None, typer.Option(help="Duration of the training that is planned.")] = None,
-    label_dir: Annotated[str | None, typer.Option(help="Folder in DATA with the labels.")] = None,
+    label_dir: options.LabelDir = None,
     ignore_index: options.IgnoreIndex = None,
     annotated_slices: options.AnnotatedSlices = None,
     voxel_size: options.VoxelSize = None,

@@ -37,8 +37,6 @@ from sparse3dunet.keys import ANNOTATED_CLASSES, ANNOTATED_SLICES, IMAGE, LABEL,
 SHOWN_PROBLEMS = 10
 INTENSITY_RATIO = 100
 """Ratio between the largest and the smallest case's intensities above which a warning is given."""
-SPACING_RATIO = 1.5
-"""Ratio between the largest and the smallest spacing along an axis above which a warning is given."""
 MOST_VALUES = 255
 """Maximum number of undeclared classes in label maps; more indicate a mix-up with images."""
 MEMORY_SHARE = 0.7
@@ -284,12 +282,11 @@ def _inspect_images(report: DataReport) -> None:
                 f"in {high}. Each image is normalised by itself, unless it is CT, which must be in Hounsfield units.",
             )
         )
-    if cases:
+    if not report.spacings_agree:
         spacings = np.array([case.spacing for case in cases])
-        if (spacings.max(0) > SPACING_RATIO * spacings.min(0)).any():
-            low, high = ("x".join(f"{s:.3g}" for s in f(spacings, axis=0)) for f in (np.min, np.max))
-            text = f"voxel sizes differ, from {low} to {high} mm: resampled to their median unless --spacing is set."
-            report.warnings.append(("spacing", text))
+        low, high = ("x".join(f"{s:.3g}" for s in f(spacings, axis=0)) for f in (np.min, np.max))
+        text = f"voxel sizes differ, from {low} to {high} mm: resampled to their median unless --spacing is set."
+        report.warnings.append(("spacing", text))
     memory = machine_memory()
     if memory and report.memory > MEMORY_SHARE * memory:
         text = (

@@ -49,10 +49,16 @@ def measure(image: Volume, numbers: np.ndarray, annotated: np.ndarray, num_class
 
 def _place(image: Volume, mask: np.ndarray) -> tuple[Sequence[float], Sequence[float]]:
     """Return mean and standard deviation of a mask's positions in mm from the volume's middle, by axis in RAS order."""
-    voxels = np.argwhere(mask)
-    if not len(voxels):
-        return [np.nan] * 3, [np.nan] * 3
+    moments = [_moments(mask.sum(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
+    mean, deviation = np.array(moments).T * image.spacing
     flips = nib.io_orientation(image.affine)[:, 1]
-    middle = (np.asarray(image.spatial_shape) - 1) / 2
-    mm = (voxels.mean(axis=0) - middle) * flips * image.spacing, voxels.std(axis=0) * image.spacing
-    return tuple(image.in_ras_order(values.tolist()) for values in mm)  # type: ignore[return-value]
+    return tuple(image.in_ras_order(values.tolist()) for values in (mean * flips, deviation))  # type: ignore[return-value]
+
+
+def _moments(counts: np.ndarray) -> tuple[float, float]:
+    """Return mean and standard deviation of positions along an axis, from its middle, by their counts."""
+    if not counts.any():
+        return np.nan, np.nan
+    position = np.arange(len(counts)) - (len(counts) - 1) / 2
+    mean = np.average(position, weights=counts)
+    return mean, np.sqrt(np.average((position - mean) ** 2, weights=counts))

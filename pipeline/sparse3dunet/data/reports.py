@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from sparse3dunet.data.datalist import DataSet
 from sparse3dunet.data.measurements import Measurements
+
+SPACING_RATIO = 1.5
+"""Ratio between the largest and the smallest spacing along an axis up to which voxel sizes count as the same."""
 
 
 @dataclass
@@ -77,6 +82,12 @@ class DataReport:
         """Number of annotated voxels of each class in the whole data set."""
         counts = [case.class_counts for case in self.cases if case.class_counts]
         return [sum(column) for column in zip(*counts)] if counts else [0] * len(self.data_set.class_names)
+
+    @property
+    def spacings_agree(self) -> bool:
+        """Whether all cases have about the same voxel size along each axis; cases that were not read do not count."""
+        spacings = np.array([case.spacing for case in self.cases if case.spacing] or [(1, 1, 1)])
+        return bool((spacings.max(axis=0) <= SPACING_RATIO * spacings.min(axis=0)).all())
 
     @property
     def memory(self) -> int:

@@ -134,10 +134,10 @@ def prepare_pair(
     declared: dict[str, Any] = {"ignore_index": list(inferred)} if inferred else {}
     if labels and not is_declared:
         declared = _infer(placed, annotation, labels)
-    folder.mkdir(parents=True, exist_ok=True)
     made = _Made(folder, (scan, annotation))
     made.check_scan(scan)
-    entry, name = {IMAGE: str(scan), LABEL: str(annotation)}, _name(scan)
+    name = _name(scan)
+    entry = {IMAGE: str(scan), LABEL: str(annotation)}
     if image_suffix(scan) not in AS_THEY_ARE:
         entry[IMAGE] = made.write(f"{name}.nii", image.data, image, [scan])
     if placed is not label.data or is_moved or image_suffix(annotation) not in AS_THEY_ARE:

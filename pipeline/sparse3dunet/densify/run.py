@@ -137,7 +137,7 @@ class _Run:
             quality,
             suggestions=self.options.suggestions,
             plan=[*plan, methods],
-            notes=[*self.notes, *previews, *["The run was stopped early, by Ctrl-C."][: state.stopped_early]],
+            notes=[*self.notes, *previews, *(["The run was stopped early, by Ctrl-C."] if state.stopped_early else [])],
             command=command_line(),
             work={part: self.output_dir / "work" / part for part in state.seconds},
             templates=state.templates,
@@ -334,7 +334,8 @@ class _Run:
     def _keep_time(self) -> None:
         """Write the state, with the time spent so far."""
         now = time.perf_counter()
-        self.state.spent, self.total = self.state.spent + now - self.started, self.total + now - self.started
+        self.state.spent += now - self.started
+        self.total += now - self.started
         self.started = now
         self.file.write(self.state)
 

@@ -30,8 +30,6 @@ FOLD_SHARE = 0.35
 """Share of the network's time for the training without the first part of the slices, on which it is evaluated."""
 KEPT_SHARE = 0.2
 """The same share if that training starts from the former run's model of the same slices."""
-SPACING_RATIO = 1.5
-"""Ratio between the cases' voxel sizes above which they are resampled to the median."""
 LEAST_SHARE = 0.05
 """Minimum share of the whole time for the network, even if propagation took longer than planned."""
 LISTED_SLICES = 40
@@ -57,13 +55,12 @@ def choose_spacing(
     if spacing != AUTO or plan_file is not None:
         return target_spacing(report, spacing, plan_file)
     sizes = np.array([case.spacing for case in report.cases])
-    differ = bool((sizes.max(0) > SPACING_RATIO * sizes.min(0)).any())
     extents = np.array([case.shape for case in report.cases]) * sizes
     size = np.median(sizes, axis=0)
     most = VOXELS_PER_MINUTE["cuda" if torch.device(device).type == "cuda" else "cpu"] * (minutes or 10)
 
     chosen = coarsened(extents, size, most)
-    return chosen if differ or chosen != size.tolist() else None
+    return None if report.spacings_agree and chosen == size.tolist() else chosen
 
 
 def is_own_spacing(spacing: Any, plan_file: str | None) -> bool:

@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.inference.inputs import ImageCase
+from sparse3dunet.io.folders import acquire
 from sparse3dunet.io.json_files import misfit, parse_json
 from sparse3dunet.io.suffixes import same_volume, split
 from sparse3dunet.io.writing import flush, move, remove, replacing, write_text
@@ -66,14 +67,7 @@ class CaseRecord:
         Args:
             wait: whether to wait until another process has finished it.
         """
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=-1 if wait else 0)
-        except Timeout:
-            return False
-        except (OSError, NotImplementedError):
-            return True
-        return True
+        return acquire(self._lock, -1 if wait else 0)
 
     def release(self) -> None:
         """End holding the case."""

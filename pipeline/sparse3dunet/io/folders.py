@@ -73,20 +73,34 @@ def hold_folder(folder: str | Path) -> None:
     if path in _HELD:
         return
     lock = FileLock(path / LOCK, thread_local=False)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            lock.acquire(timeout=LONGEST_END if _has_ended(path) else 0)
-        (path / HOLDER).write_text(json.dumps({"pid": os.getpid(), "host": platform.node()}), encoding="utf-8")
-    except Timeout as error:
+    if not acquire(lock) and not acquire(lock, LONGEST_END if _has_ended(path) else 0):
         raise DataError(
             f"{path} is in use by another run ({_holder(path)}). Wait until it has ended, or pass another folder."
-        ) from error
-    except (OSError, NotImplementedError):  # without locks; what cannot be written is told by check_output_dir
-        return
-    _HELD[path] = lock
+        )
+    if lock.is_locked:
+        with contextlib.suppress(OSError):
+            (path / HOLDER).write_text(json.dumps({"pid": os.getpid(), "host": platform.node()}), encoding="utf-8")
+        _HELD[path] = lock
+
+
+def acquire(lock: FileLock, timeout: float = 0) -> bool:
+    """Acquire a lock, and make its folder; return whether no other process holds it.
+
+    Where the file system has no locks, or the folder cannot be written to, nothing is locked, and that counts as
+    success: what cannot be written is told by :func:`check_output_dir`.
+
+    Args:
+        lock: the lock.
+        timeout: seconds to wait; -1 for as long as it takes.
+    """
+    try:
+        Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=timeout)
+    except Timeout:
+        return False
+    except (OSError, NotImplementedError):
+        return True
+    return True
 
 
 def _read_holder(folder: Path) -> tuple[int, str]:

@@ -66,7 +66,7 @@ def check_fields(content: Mapping[str, Any], required: Sequence[str], where: str
 
 def _check_version(content: Mapping[str, Any], where: str) -> None:
     version, writer = content["schema_version"], content.get("sparse3dunet_version")
-    if not _is_number(version, int) or version < 1:
+    if not is_number(version, int) or version < 1:
         found = _short(version)
         raise DataError(f"{where}: has no valid schema_version: {found}; expected 1 to {SCHEMA_VERSION}. {CURE}")
     if version > SCHEMA_VERSION:
@@ -82,12 +82,13 @@ def _short(value: Any) -> str:
     return text if len(text) <= 200 else text[:197] + "..."
 
 
-def _is_number(value: Any, kind: Any) -> bool:
+def is_number(value: Any, kind: Any = (int, float)) -> bool:
+    """Return whether a value from JSON is a finite number, of a bounded size, and not a truth value."""
     return isinstance(value, kind) and not isinstance(value, bool) and abs(value) < LARGEST  # false for NaN, too
 
 
 def _are_numbers(value: Any, kind: Any = int) -> bool:
-    return isinstance(value, list) and all(_is_number(n, kind) for n in value)
+    return isinstance(value, list) and all(is_number(n, kind) for n in value)
 
 
 def _are_different(value: list[Any]) -> bool:
@@ -122,14 +123,14 @@ _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "class_values": (lambda v: _are_numbers(v) and _are_different(v), "a different whole number for each class"),
     "patch_size": (lambda v: _are_numbers(v) and len(v) == 3 and min(v) > 0, "three whole numbers above 0"),
     "network": (lambda v: v is None or isinstance(v, dict), "the arguments of UNet3D, or null for another network"),
-    "in_channels": (lambda v: _is_number(v, int) and v > 0, "a whole number above 0"),
+    "in_channels": (lambda v: is_number(v, int) and v > 0, "a whole number above 0"),
     "spacing": (
         lambda v: v is None or (_are_numbers(v, (int, float)) and len(v) == 3 and min(v) > 0),
         "three numbers above 0, in mm, or null",
     ),
     "unlabeled": (_are_numbers, "a list of whole numbers"),
     "ignore_index": (
-        lambda v: v is None or _is_number(v, int) or _are_numbers(v),
+        lambda v: v is None or is_number(v, int) or _are_numbers(v),
         "a whole number, a list of them, or null",
     ),
     "annotated_slices": (lambda v: v is None or _are_slices(v), "a plane, all, slices by plane, or null"),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 from sparse3dunet import __version__
 from sparse3dunet.errors import DataError
+from sparse3dunet.models.description_checks import is_number
 from sparse3dunet.transforms.normalize import is_intensity
 
 SCHEMA_VERSION = 1
@@ -31,12 +31,8 @@ def check_plan(content: Any, where: str) -> None:
             raise DataError(f"{where}: has no valid {name}: {content[name]!r:.80}; expected {expected}. {CURE}")
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _are_numbers(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 3 and all(map(_is_number, value))
+    return isinstance(value, list) and len(value) == 3 and all(map(is_number, value))
 
 
 def _are_whole(value: Any) -> bool:
@@ -62,7 +58,7 @@ _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "kernel_sizes": (_are_kernels, "three numbers, 1 or 3, for each resolution"),
     "intensity": (is_intensity, "lower, upper, mean and std, with lower < upper and std above 0, or null"),
-    "class_balance": (lambda v: _is_number(v) and 0 <= v <= 1, "a number from 0 to 1"),
+    "class_balance": (lambda v: is_number(v) and 0 <= v <= 1, "a number from 0 to 1"),
     "flip_prob": (lambda v: _are_numbers(v) and min(v) >= 0 and max(v) <= 1, "three numbers from 0 to 1"),
     "reasons": (lambda v: isinstance(v, dict), "an object"),
     "fingerprint": (lambda v: isinstance(v, dict), "an object"),

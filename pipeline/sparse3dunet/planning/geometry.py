@@ -100,16 +100,23 @@ def _pooled(size: Sequence[float], voxel: Sequence[float]) -> list[int]:
     return [2 if axis in large and voxel[axis] < RATIO * finest else 1 for axis in range(3)]
 
 
-def whole_lengths(lengths: Sequence[float], shape: Sequence[float], multiple_of: Sequence[int] | int) -> list[int]:
+def whole_lengths(
+    lengths: Sequence[float],
+    shape: Sequence[float],
+    multiple_of: Sequence[int] | int,
+    largest: Sequence[float] | None = None,
+) -> list[int]:
     """Return the patch size: lengths that end at the volume are rounded up to a multiple, all others down.
 
     Args:
         lengths: from :func:`patch_lengths`.
         shape: the volumes' typical shape.
         multiple_of: what each length must be a multiple of, by axis or for all.
+        largest: upper bound of each length, unless it is less than a multiple; None for none.
     """
     factors = [multiple_of] * 3 if isinstance(multiple_of, int) else multiple_of
-    return [
-        int(factor * max(math.ceil(n / factor - ROUNDING) if n >= limit else math.floor(n / factor + ROUNDING), 1))
-        for n, limit, factor in zip(lengths, shape, factors)
-    ]
+    whole = []
+    for n, limit, factor, bound in zip(lengths, shape, factors, largest or [math.inf] * 3):
+        count = math.ceil(n / factor - ROUNDING) if n >= limit else math.floor(n / factor + ROUNDING)
+        whole.append(int(factor * max(min(count, bound // factor), 1)))
+    return whole

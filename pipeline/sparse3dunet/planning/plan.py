@@ -16,17 +16,17 @@ from torch import nn
 from sparse3dunet import __version__
 from sparse3dunet.data.reports import DataReport
 from sparse3dunet.errors import DataError
+from sparse3dunet.io.json_files import parse_json
 from sparse3dunet.io.writing import write_text
 from sparse3dunet.models.description import ModelDescription, form_network
 from sparse3dunet.networks import UNet3D
-from sparse3dunet.planning.checks import SCHEMA_VERSION, check_plan
+from sparse3dunet.planning.checks import CURE, SCHEMA_VERSION, check_plan
 from sparse3dunet.planning.fingerprint import CT, Fingerprint, fingerprint
 from sparse3dunet.planning.geometry import coarsened, patch_lengths, steps, whole_lengths
 from sparse3dunet.planning.sampling import class_balance
+from sparse3dunet.transforms.normalize import scale_text
 
 AUTO = "auto"
-SPACING_RATIO = 1.5
-"""Ratio between the cases' voxel sizes above which they are resampled to one."""
 THICK = 3.0
 """Ratio of the voxels' lengths above which slices count as thick, and are deformed each in its plane."""
 LONG = 30.0
@@ -105,7 +105,7 @@ class Plan:
             if self.channels
             else "not a UNet3D",
             "kernels": _listed(kernels),
-            "intensities": _intensity_text(self.intensity),
+            "intensities": "z-score of each image" if self.intensity is None else scale_text(self.intensity),
             "class balance": f"{self.class_balance:g}",
             "flips": "left-right" if any(self.flip_prob) else "none",
             "deformation": "in all directions" if self.slice_axis is None else "within slices only",
@@ -144,50 +144,45 @@ def make_plan(
     Raises:
         DataError: when the file is not a plan, or does not fit the data set.
     """
-    found = fingerprint(report)
+    found, model = fingerprint(report), _as(like)
     if plan_file is not None:
         taken = _check_fits(read_plan(plan_file), found, plan_file)
-        taken = replace(taken, spacing=_tuple(spacing), channels=taken.channels or tuple(channels))
-        return taken if like is None else replace(taken, **_as(like))
+        return replace(taken, spacing=_tuple(spacing), channels=taken.channels or tuple(channels), **model)
     voxel = spacing or found.spacing
     shape = found.shape if spacing is None else [length / size for length, size in zip(found.extent, spacing)]
     voxels = patch_voxels if largest_patch_size is None else float(np.prod(largest_patch_size))
     lengths = patch_lengths(shape, voxel, voxels, largest_patch_size)
     strides, kernels = steps(lengths, voxel)
-    if like is not None and like.network is not None:
-        strides, kernels = _steps_of(like.network)
-    multiples = np.prod(strides[: len(channels) - 1], axis=0).tolist()
-    size = whole_lengths(lengths, shape, multiples)
-    if largest_patch_size is not None:
-        size = [min(n, max(most // m, 1) * m) for n, most, m in zip(size, largest_patch_size, multiples)]
+    intensity = found.intensity if found.modality == CT else None
+    planned = {"strides": tuple(strides), "kernel_sizes": tuple(kernels), "intensity": intensity} | model
+    multiples = np.prod(planned["strides"][: len(channels) - 1], axis=0).tolist()
+    size = whole_lengths(lengths, shape, multiples, largest_patch_size)
     thick = _slice_axis(voxel)
     count = batch_size if batch_voxels is None else max(min(batch_size, int(batch_voxels // np.prod(size))), 1)
     balance = class_balance(report, count)
-    absolute = found.intensity if found.modality == CT else None
     return Plan(
         spacing=_tuple(spacing),
         patch_size=tuple(size),
         batch_size=count,
         channels=tuple(channels),
-        strides=tuple(strides),
-        kernel_sizes=tuple(kernels),
-        intensity=absolute if like is None else like.intensity,
         class_balance=balance,
         flip_prob=(0.0 if found.lateral else FLIP, 0.0, 0.0),
         slice_axis=thick,
         reasons=_reasons(found, voxel, shape, voxels, _model_reason(report, like), thick, balance)
-        | {"voxel size": _spacing_reason(found, spacing, requested_spacing)},
+        | {"voxel size": _spacing_reason(report.spacings_agree, found.spacing, spacing, requested_spacing)},
         fingerprint=asdict(found),
+        **planned,
     )
 
 
-def _as(like: ModelDescription) -> dict[str, Any]:
-    """Return the choices of a model that is trained further."""
-    known: dict[str, Any] = {"intensity": like.intensity}
-    if like.network is not None:
-        strides, kernels = _steps_of(like.network)
-        known |= {"strides": tuple(strides), "kernel_sizes": tuple(kernels)}
-    return known
+def _as(like: ModelDescription | None) -> dict[str, Any]:
+    """Return the choices of a model that is trained further; none without one."""
+    if like is None:
+        return {}
+    if like.network is None:
+        return {"intensity": like.intensity}
+    form = form_network(like.network)
+    return {"intensity": like.intensity, "strides": tuple(form.strides), "kernel_sizes": tuple(form.kernel_sizes)}
 
 
 def chosen(planned: Plan, network: nn.Module, **settings: Any) -> Plan:
@@ -198,10 +193,11 @@ def chosen(planned: Plan, network: nn.Module, **settings: Any) -> Plan:
         network: the training's network.
         settings: values of fields of :class:`Plan`.
     """
-    settings |= {"channels": ()}
     if isinstance(network, UNet3D):
         settings |= {"channels": network.config["channels"], "strides": network.strides}
         settings |= {"kernel_sizes": network.kernel_sizes}
+    else:
+        settings |= {"channels": ()}
     if "flip_prob" in settings:
         settings["flip_prob"] = ensure_tuple_rep(settings["flip_prob"], 3)
     actual = replace(planned, **{name: _tuple(value) for name, value in settings.items()})
@@ -239,7 +235,7 @@ def planned_spacing(
     size = list(found.spacing)
     if minutes is not None and minutes < LONG:
         size = coarsened([found.extent], size, patch_voxels / COVERED)
-    return None if _agree(found) and size == list(found.spacing) else size
+    return None if report.spacings_agree and size == list(found.spacing) else size
 
 
 def read_plan(path: str | Path) -> Plan:
@@ -249,11 +245,10 @@ def read_plan(path: str | Path) -> Plan:
         DataError: when it is not a plan, a field is missing or not valid, or a newer version wrote it.
     """
     try:
-        content = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(
-            f"{path}: cannot be read as a plan ({error}). Make one: sparse3dunet plan DATA -o FILE"
-        ) from error
+        text = Path(path).expanduser().read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read as a plan ({error}). {CURE}") from error
+    content = parse_json(text, str(path), "a plan", CURE)
     check_plan(content, str(path))
     known = {entry.name: _tuple(content[entry.name]) for entry in fields(Plan) if entry.name in content}
     return Plan(**{"sparse3dunet_version": None, **known})
@@ -269,13 +264,12 @@ def _check_fits(plan: Plan, found: Fingerprint, path: str | Path) -> Plan:
     names = plan.fingerprint.get("class_names")
     if names is not None and list(names) != list(found.class_names):
         raise DataError(
-            f"{path}: it is for the classes {', '.join(names)}, the data set has {', '.join(found.class_names)}. "
-            "Make a plan for these data: sparse3dunet plan DATA -o FILE"
+            f"{path}: it is for the classes {', '.join(names)}, the data set has {', '.join(found.class_names)}. {CURE}"
         )
     if plan.intensity is not None and found.modality != CT:
         raise DataError(
             f"{path}: it normalises on the absolute scale of CT, but these images are no CT (declare them as such: "
-            '"modality": {"0": "CT"} in dataset.json). Make a plan for these data: sparse3dunet plan DATA -o FILE'
+            '"modality": {"0": "CT"} in dataset.json). ' + CURE
         )
     return plan
 
@@ -305,15 +299,19 @@ def _reasons(
         "network": model or ("voxels are nearly cubes" if cubes else "an axis is pooled once the others are as coarse"),
         "kernels": model
         or ("voxels are nearly cubes" if cubes else "they reach along an axis once the others are as coarse"),
-        "intensities": model or "CT has an absolute scale: that of the annotated foreground"
-        if found.modality == CT or model
-        else "intensities of this kind of image have no absolute scale",
+        "intensities": model or _scale_reason(found),
         "class balance": f"{found.class_names[rarest]} has {share:.2%} of the annotated voxels, in "
         f"{found.class_cases[rarest]} of {found.cases} case(s)"
         + (": drawn more often, to be seen every few iterations" if balance else ""),
         "flips": f"{', '.join(found.lateral)} differ by side" if found.lateral else "no classes differ by side",
         "deformation": "slices are much thicker than their voxels" if thick is not None else "slices are thin",
     }
+
+
+def _scale_reason(found: Fingerprint) -> str:
+    if found.modality == CT:
+        return "CT has an absolute scale: that of the annotated foreground"
+    return "intensities of this kind of image have no absolute scale"
 
 
 def _model_reason(report: DataReport, like: ModelDescription | None) -> str:
@@ -331,29 +329,20 @@ def _model_reason(report: DataReport, like: ModelDescription | None) -> str:
     return f"{reason}; warning: {outside:.0%} of the annotated foreground are outside of its scale: train a new model"
 
 
-def _spacing_reason(found: Fingerprint, spacing: Sequence[float] | None, requested: Any) -> str:
+def _spacing_reason(agree: bool, median: Sequence[float], spacing: Sequence[float] | None, requested: Any) -> str:
     if requested != AUTO:
-        return "as requested" if _agree(found) or spacing else "as requested, though the cases' differ"
+        return "as requested" if agree or spacing else "as requested, though the cases' differ"
     if spacing is None:
         return "the cases' voxel sizes agree"
-    if tuple(spacing) == found.spacing:
+    if tuple(spacing) == tuple(median):
         return "the cases' differ: their median"
     return "coarser: in so few minutes a network learns more from patches that cover a quarter of a volume"
-
-
-def _agree(found: Fingerprint) -> bool:
-    return all(most <= SPACING_RATIO * least for least, most in zip(*found.spacing_range))
 
 
 def _first(steps: Sequence[Sequence[int]], count: int) -> list[list[int]]:
     """Return the first steps; more than there are do not change the size."""
     listed = [list(step) for step in steps[:count]]
     return listed + [[1, 1, 1]] * (count - len(listed))
-
-
-def _steps_of(network: Mapping[str, Any]) -> tuple[list, list]:
-    form = form_network(network)
-    return list(form.strides), list(form.kernel_sizes)
 
 
 def _listed(triples: Sequence[Sequence[int]]) -> str:
@@ -364,13 +353,6 @@ def _listed(triples: Sequence[Sequence[int]]) -> str:
 
 def _by_axis(values: Sequence[Any], form: str) -> str:
     return "x".join(format(value, form) for value in values)
-
-
-def _intensity_text(intensity: Mapping[str, float] | None) -> str:
-    if intensity is None:
-        return "z-score of each image"
-    text = "clipped to {lower:g} ... {upper:g}, less {mean:g}, divided by {std:g}"
-    return text.format(**intensity)
 
 
 def _tuple(value: Any) -> Any:

@@ -26,6 +26,11 @@ def is_intensity(value: Any) -> bool:
     return all(numbers) and value["lower"] < value["upper"] and value["std"] > 0
 
 
+def scale_text(intensity: Mapping[str, float]) -> str:
+    """Return an absolute scale in words."""
+    return "clipped to {lower:g} ... {upper:g}, less {mean:g}, divided by {std:g}".format(**intensity)
+
+
 class NormalizeImage(Transform):
     """Normalise an image, by MONAI's own transforms.
 
