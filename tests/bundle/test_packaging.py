@@ -10,6 +10,7 @@ import zipfile
 from configparser import ConfigParser
 
 import pytest
+import yaml
 
 import sparse3dunet
 from tests.conftest import ROOT
@@ -97,6 +98,14 @@ def test_versions_agree():
     assert metadata["numpy_version"] == pinned["numpy"]
     for package, version in metadata["required_packages_version"].items():
         assert pinned[package] == version, package
+
+
+def test_the_changelog_and_citation_have_the_version():
+    metadata = json.loads((ROOT / "bundle/configs/metadata.json").read_text())
+    told = re.findall(r"^## (\S+) - (\d{4}-\d{2}-\d{2})$", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert [version for version, _ in told] == list(metadata["changelog"])
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (citation["version"], str(citation["date-released"])) == told[0]
 
 
 def test_every_dependency_is_pinned():

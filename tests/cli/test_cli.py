@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from monai.bundle import ConfigParser
 
+import sparse3dunet
 from sparse3dunet.cli.main import app
 from sparse3dunet.data.slices import find_slices
 from tests.conftest import ROOT, make_dataset, run_sparse3dunet
@@ -163,3 +164,8 @@ def test_restart_by_monais_command(changes):
     assert ConfigParser({**{k: parser[k] for k in ("restart", "anew")}, "x": f"${told}"}).get_parsed_content(
         "x"
     ) is bool(changes)
+
+
+def test_version():
+    result = run_sparse3dunet("--version")
+    assert (result.returncode, result.stdout) == (0, f"sparse3dunet {sparse3dunet.__version__}\n")

@@ -7,6 +7,7 @@ import sys
 
 import typer
 
+from sparse3dunet import __version__
 from sparse3dunet.cli import check, densify, package, plan, predict, run, simulate
 from sparse3dunet.errors import TRACEBACK_VARIABLE, end_in_order, readable
 
@@ -25,8 +26,16 @@ app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options"
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(run.run)
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"sparse3dunet {__version__}")
+        raise typer.Exit()
+
+
 @app.callback()
-def _main() -> None:
+def _main(
+    version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Show the version."),
+) -> None:
     """Dense 3D segmentation from sparsely annotated volumes. Training: python -m monai.bundle run training."""
 
 
