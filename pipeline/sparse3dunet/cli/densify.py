@@ -60,6 +60,7 @@ def densify(
     from sparse3dunet.bundle import running
     from sparse3dunet.data.large import set_volume_memory
     from sparse3dunet.densify import inputs
+    from sparse3dunet.densify.large import densify_large, is_large_pair
     from sparse3dunet.io.defaults import set_defaults
 
     set_defaults(voxel_size, axes)
@@ -68,11 +69,7 @@ def densify(
     extra = running.parse_settings([*settings, *context.args])
     ignored, slices = arguments.numbers(ignore_index, "--ignore-index"), arguments.slices(annotated_slices)
     output_dir = _held(output_dir)
-    dataset = inputs.prepare(sources, output_dir / "work" / "inputs", ignore_index=ignored, annotated_slices=slices)
     given = {
-        "dataset_dir": str(dataset),
-        "output_dir": str(output_dir),
-        "minutes": minutes,
         "ignore_index": ignored,
         "background": background,
         "annotated_slices": slices,
@@ -89,7 +86,12 @@ def densify(
         "restart": restart or _is_renamed(anew),
     }
     set_values = {name: value for name, value in given.items() if value is not None or name == "spacing"}
-    running.run_quietly("densify", {**set_values, **extra})
+    if is_large_pair(sources):
+        densify_large(sources, output_dir, minutes, set_values, extra)
+        return
+    dataset = inputs.prepare(sources, output_dir / "work" / "inputs", ignore_index=ignored, annotated_slices=slices)
+    places = {"dataset_dir": str(dataset), "output_dir": str(output_dir), "minutes": minutes}
+    running.run_quietly("densify", {**places, **set_values, **extra})
 
 
 def _held(folder: Path) -> Path:

@@ -44,6 +44,8 @@ def moments(array: np.ndarray | ChunkedArray, path: str) -> Moments:
     Raises:
         DataError: when a voxel is NaN or infinite, also after conversion to 32 bits.
     """
+    if array.dtype.kind in "iu" and array.dtype.itemsize <= 2:
+        return _of_counts(array)
     found = Moments()
     for piece in pieces(array):
         part = np.asarray(piece, np.float64)
@@ -54,6 +56,17 @@ def moments(array: np.ndarray | ChunkedArray, path: str) -> Moments:
             )
         found.add(part)
     return found
+
+
+def _of_counts(array: np.ndarray | ChunkedArray) -> Moments:
+    """Return the moments of integers of 8 or 16 bits from the number of voxels of each value, which is faster."""
+    low = int(np.iinfo(array.dtype).min)
+    counts = np.zeros(int(np.iinfo(array.dtype).max) - low + 1, np.int64)
+    for piece in pieces(array):
+        counts += np.bincount(piece.ravel().astype(np.int64) - low, minlength=len(counts))
+    values, total = np.arange(len(counts)) + float(low), int(counts.sum())
+    mean = float((values * counts).sum() / total)
+    return Moments(total, mean, float(((values - mean) ** 2 * counts).sum()))
 
 
 def pieces(array: np.ndarray | ChunkedArray) -> Iterator[np.ndarray]:
