@@ -9,8 +9,8 @@ Then `sparse3dunet check`, `run training` (for --minutes) and `predict` run as c
 the command is stopped as by Ctrl-C as soon as it has written one.
 
 Prints a line for each command: the largest resident set (getrusage's ru_maxrss), seconds, and voxels/s: for check of
-the volume, for predict of the voxels that were written. Most of a window's time is the network's, which empty windows pass
-once. Needs up to 2.5 bytes of disk per voxel that is stored, given back after each size.
+the volume, for predict of the voxels that were written. Most of a window's time is the network's, which empty windows
+pass once. Needs up to 2.5 bytes of disk per voxel that is stored, given back after each size.
 """
 
 from __future__ import annotations

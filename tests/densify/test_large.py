@@ -1,9 +1,15 @@
 """Densify for a scan larger than memory, as users run it; what it needs in memory is told before anything is read."""
 
+import json
+
 import numpy as np
 import pytest
 
+from sparse3dunet.data import checks
+from sparse3dunet.data.datalist import read_data_set
 from sparse3dunet.densify.large import is_large_pair
+from sparse3dunet.densify.schedule import check_sparse
+from sparse3dunet.errors import DataError
 from sparse3dunet.io import read_image
 from tests.conftest import make_volume, run_sparse3dunet
 from tests.io.microscopy import write
@@ -57,6 +63,17 @@ def test_an_annotation_that_is_read_as_a_whole(tmp_path, error_of, monkeypatch):
     assert "expected OME-Zarr or HDF5" in message
     message = error_of("densify", scan, tmp_path / "missing.ome.zarr", "-o", tmp_path / "out")
     assert "missing.ome.zarr does not exist; expected the annotation" in message
+
+
+def test_a_data_set_of_large_volumes_is_refused(tmp_path, monkeypatch):
+    """Its parts would be densified, each by itself."""
+    scan, annotation, _ = pair(tmp_path)
+    listed = {"training": [{"image": str(scan), "label": str(annotation)}], "ignore_index": 0}
+    (tmp_path / "data.json").write_text(json.dumps(listed))
+    monkeypatch.setenv("SPARSE3DUNET_VOLUME_MEMORY", "0")
+    report = checks.inspect(checks.complete(read_data_set(tmp_path / "data.json")))
+    with pytest.raises(DataError, match=r"data\.json: a volume is larger than memory .* Pass a scan and its"):
+        check_sparse(report)
 
 
 def test_what_is_a_large_pair(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from sparse3dunet.data.memory import machine_memory
 from sparse3dunet.errors import DataError
-from sparse3dunet.io.formats import is_chunked, opened_once
+from sparse3dunet.io.formats import is_chunked, open_image, opened_once
 from sparse3dunet.io.parts import split_part
 from sparse3dunet.io.volumes import Volume
 
@@ -79,10 +79,10 @@ def open_large(paths: str | Sequence[str]) -> list[Volume] | None:
     if not all(is_chunked(file) and split_part(file)[1] is None for file in files):
         return None
     try:
-        volumes = [opened_once(split_part(file)[0]) for file in files]
+        if not any(is_large(open_image(file)) for file in files):
+            return None
+        volumes = [opened_once(file) for file in files]
     except DataError:  # its reader tells it
-        return None
-    if not any(map(is_large, volumes)):
         return None
     _tell(volumes[0], len(volumes))
     return volumes

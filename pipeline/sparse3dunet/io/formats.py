@@ -29,6 +29,7 @@ from sparse3dunet.io.suffixes import (
     ZARR_SUFFIXES,
     image_suffix,
     is_image_file,
+    split,
 )
 from sparse3dunet.io.tiff import read_tiff
 from sparse3dunet.io.volumes import Volume, count_nifti_channels, read_volume
@@ -102,12 +103,24 @@ def open_image(source: str | Path) -> Volume:
     return read_ome_zarr(path, opened=True)
 
 
-@lru_cache(maxsize=8)
-def opened_once(path: Path) -> Volume:
-    """Return an opened image, see :func:`open_image`, which is opened once for all of its parts.
+def opened_once(source: str | Path) -> Volume:
+    """Return an opened image, see :func:`open_image`, which stays open for its parts until it is replaced on disk.
 
     Opening a folder of Zarr tests the length of every chunk.
+
+    Raises:
+        DataError: as :func:`open_image`.
     """
+    path, _ = split_part(source)
+    file, _ = split(path)
+    if not os.path.exists(file):
+        return open_image(path)  # its error
+    found = os.stat(file)
+    return _opened(path, found.st_ino, found.st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _opened(path: Path, inode: int, changed: int) -> Volume:
     return open_image(path)
 
 
