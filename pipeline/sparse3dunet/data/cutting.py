@@ -139,8 +139,9 @@ def _part(case: Case, cell: _Cell, shape: Sequence[int], convention: LargeConven
 
 def _cells(label: Volume, weight: Volume | None, convention: LargeConvention) -> Iterator[_Cell]:
     """Yield the cells with annotated voxels, in a fixed order."""
-    for box in label.data.boxes():
-        values = label.data[box]
+    data: Any = label.data
+    for box in data.boxes():
+        values = data[box]
         if convention.is_unlabeled(values):
             continue
         annotated = convention.annotated(values, box)

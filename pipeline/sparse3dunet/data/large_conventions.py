@@ -144,8 +144,9 @@ def _told(label: Volume, convention: LargeConvention, text: str) -> LargeConvent
 
 def _count(label: Volume, ignored: Collection[int]) -> _Counts:
     counts = _Counts(label.spatial_shape, foreground=[np.zeros(n, np.int64) for n in label.spatial_shape])
-    for box in label.data.boxes():
-        part = label.data[box]
+    data: Any = label.data
+    for box in data.boxes():
+        part = data[box]
         for value, number in values_found(part).items():
             counts.values[value] = counts.values.get(value, 0) + number
         if not part.any():

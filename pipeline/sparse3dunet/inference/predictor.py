@@ -201,7 +201,7 @@ class Grid:
         """Return a view of an array in the file's order, in RAS order."""
         return nib.apply_orientation(array, self.orientation)
 
-    def to_network(self, channel: np.ndarray, scratch: Scratch) -> np.ndarray:
+    def to_network(self, channel: Any, scratch: Scratch) -> np.ndarray:
         return self.resized(self.to_ras(channel), scratch)
 
     def resized(self, channel: Any, scratch: Scratch) -> Any:
@@ -290,8 +290,8 @@ class _Result:
             )
             voxels = _count(segmentation, values)
         mean = self.tally.mean_confidence if voxels[1:].any() else None
-        others = (self.arrays.get(kind) for kind in (CONFIDENCE, PROBABILITIES))
-        return Prediction(segmentation, *others, voxels.tolist(), mean)
+        confidence, probabilities = self.arrays.get(CONFIDENCE), self.arrays.get(PROBABILITIES)
+        return Prediction(segmentation, confidence, probabilities, voxels.tolist(), mean)
 
 
 @dataclass

@@ -72,7 +72,7 @@ def in_mm(size: Any, unit: str | None) -> float | None:
 
 def volume_of(
     path: str | Path,
-    array: np.ndarray,
+    array: Any,
     axes: str | None,
     sizes: Mapping[str, float | None],
     origin: Sequence[float] = (0.0, 0.0, 0.0),
