@@ -24,3 +24,7 @@ label and weight are made, (K,) bool by class number. Background may then be any
 
 ANNOTATED_SLICES = "annotated_slices"
 """Annotated slices of a label map, as declared in its datalist; removed when label and weight are made."""
+
+MOMENTS = "moments"
+"""Means and standard deviations of the channels of the whole volume, of which the case is a part: ``[[...], [...]]``;
+removed when the image is normalised."""

@@ -23,6 +23,7 @@ from rich.progress import (
 )
 
 _DRAWN_EVERY = 0.2  # seconds
+_TOLD_EVERY = 60.0  # seconds, between lines on the windows of a case in a log
 
 
 class BatchProgress:
@@ -37,6 +38,8 @@ class BatchProgress:
 
     def __init__(self, total: int, quiet: bool = False) -> None:
         self.total, self.quiet, self.finished, self.noted = total, quiet, 0, False
+        self.name, self.told = "", time.monotonic()
+        self.first: tuple[float, int] | None = None  # time, and number of windows, from which the time left is computed
         self.console = Console(soft_wrap=True)
         columns = (
             TextColumn("{task.description}"),
@@ -58,10 +61,25 @@ class BatchProgress:
         self.bars.stop()
 
     def start(self, name: str) -> None:
+        self.name, self.told, self.first = name, time.monotonic(), None
         self.bars.reset(self.current, description=escape(name), total=None)
 
     def windows(self, done: int, total: int) -> None:
+        """Show how many windows of the current case are done; in a log, by a line every minute."""
         self.bars.update(self.current, completed=done, total=total)
+        self.first = self.first or (time.monotonic(), done)
+        if self.quiet or self.console.is_terminal or time.monotonic() - self.told < _TOLD_EVERY:
+            return
+        self.told = time.monotonic()
+        began, before = self.first
+        minutes = (self.told - began) / 60
+        left = minutes * (total - done) / max(done - before, 1)
+        self.line(f"{self.name}: {done / total:.1%} of the windows after {minutes:.0f} min, about {left:.0f} min left")
+
+    def line(self, text: str) -> None:
+        """Print a line on the current case, unless only failures are shown."""
+        if not self.quiet:
+            self.console.print(text.encode(errors="backslashreplace").decode(), markup=False, highlight=False)
 
     def skip(self) -> None:
         """Count a case that was done by an earlier run."""

@@ -22,16 +22,19 @@ def check(
     annotated_slices: options.AnnotatedSlices = None,
     voxel_size: options.VoxelSize = None,
     axes: options.Axes = None,
+    volume_memory: options.VolumeMemory = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
     all_cases: Annotated[bool, typer.Option("--all", help="List each case and error.")] = False,
 ) -> None:
     """Check every file of a data set, and list its contents and errors. Exit status 1 on errors."""
     from sparse3dunet.data import check_report, checks
     from sparse3dunet.data.datalist import read_data_set
+    from sparse3dunet.data.large import set_volume_memory
     from sparse3dunet.io.defaults import set_defaults
 
     try:
         set_defaults(voxel_size, axes)
+        set_volume_memory(volume_memory)
         data_set = read_data_set(
             data,
             label_dir=label_dir,

@@ -45,6 +45,7 @@ def densify(
     format: options.Format = None,
     voxel_size: options.VoxelSize = None,
     axes: options.Axes = None,
+    volume_memory: options.VolumeMemory = None,
     device: options.Device = None,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     restart: Annotated[bool, typer.Option("--restart", help="Start over, without the model of the last run.")] = False,
@@ -57,19 +58,18 @@ def densify(
     """
     from sparse3dunet import io
     from sparse3dunet.bundle import running
+    from sparse3dunet.data.large import set_volume_memory
     from sparse3dunet.densify import inputs
+    from sparse3dunet.densify.large import densify_large, is_large_pair
     from sparse3dunet.io.defaults import set_defaults
 
     set_defaults(voxel_size, axes)
+    set_volume_memory(volume_memory)
     sources, settings = _without_settings(sources)
     extra = running.parse_settings([*settings, *context.args])
     ignored, slices = arguments.numbers(ignore_index, "--ignore-index"), arguments.slices(annotated_slices)
     output_dir = _held(output_dir)
-    dataset = inputs.prepare(sources, output_dir / "work" / "inputs", ignore_index=ignored, annotated_slices=slices)
     given = {
-        "dataset_dir": str(dataset),
-        "output_dir": str(output_dir),
-        "minutes": minutes,
         "ignore_index": ignored,
         "background": background,
         "annotated_slices": slices,
@@ -86,7 +86,12 @@ def densify(
         "restart": restart or _is_renamed(anew),
     }
     set_values = {name: value for name, value in given.items() if value is not None or name == "spacing"}
-    running.run_quietly("densify", {**set_values, **extra})
+    if is_large_pair(sources):
+        densify_large(sources, output_dir, minutes, set_values, extra)
+        return
+    dataset = inputs.prepare(sources, output_dir / "work" / "inputs", ignore_index=ignored, annotated_slices=slices)
+    places = {"dataset_dir": str(dataset), "output_dir": str(output_dir), "minutes": minutes}
+    running.run_quietly("densify", {**places, **set_values, **extra})
 
 
 def _held(folder: Path) -> Path:

@@ -24,6 +24,13 @@ VoxelSize = Annotated[
 Axes = Annotated[
     str | None, typer.Option(help="Axes of files that state none, slowest first, c for channels: zyx, czyx, zyxc.")
 ]
+VolumeMemory = Annotated[
+    str | None,
+    typer.Option(
+        help="Memory for one volume, 8GiB; larger ones of OME-Zarr and HDF5 are read chunk by chunk. Default: half of "
+        "the machine's."
+    ),
+]
 Overlay = Annotated[
     list[str] | None,
     typer.Option(help="Config to override the bundle's: a file, or cpu, gpu, multi_gpu_train, for example."),

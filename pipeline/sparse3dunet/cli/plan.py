@@ -21,6 +21,7 @@ def plan(
     annotated_slices: options.AnnotatedSlices = None,
     voxel_size: options.VoxelSize = None,
     axes: options.Axes = None,
+    volume_memory: options.VolumeMemory = None,
 ) -> None:
     """Plan a training from its data: voxel size, patches, network, normalisation, sampling, each with its reason.
 
@@ -28,9 +29,11 @@ def plan(
     Any setting of bundle/configs/train.yaml can follow, such as --spacing median.
     """
     from sparse3dunet.bundle import running
+    from sparse3dunet.data.large import set_volume_memory
     from sparse3dunet.io.defaults import set_defaults
 
     set_defaults(voxel_size, axes)
+    set_volume_memory(volume_memory)
     given = {
         "dataset_dir": data,
         "plan_output": None if output is None else str(output),

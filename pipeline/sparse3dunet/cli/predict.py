@@ -40,18 +40,21 @@ def predict(
     precision: Annotated[str, typer.Option(help="auto (bfloat16 where it is fast), float32 or bfloat16.")] = "auto",
     voxel_size: options.VoxelSize = None,
     axes: options.Axes = None,
+    volume_memory: options.VolumeMemory = None,
     device: options.Device = None,
     pictures: Annotated[bool, typer.Option("--pictures/--no-pictures", help="Draw each image.")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that were changed.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only failures.")] = False,
 ) -> None:
     """Segment images with a trained model, each on its own grid. Images that are already done are skipped."""
+    from sparse3dunet.data.large import set_volume_memory
     from sparse3dunet.inference import run
     from sparse3dunet.inference.slabs import SlabInferer
     from sparse3dunet.io.defaults import set_defaults
     from sparse3dunet.models.loading import load_model
 
     set_defaults(voxel_size, axes)
+    set_volume_memory(volume_memory)
     trained = load_model(model)
     inferer = SlabInferer(
         arguments.window(roi_size) or trained.patch_size,

@@ -15,13 +15,16 @@ def run(
     overlay: options.Overlay = None,
     voxel_size: options.VoxelSize = None,
     axes: options.Axes = None,
+    volume_memory: options.VolumeMemory = None,
 ) -> None:
     """Run the bundle, with any of its settings, such as --dataset_dir FOLDER --max_epochs 20 (see bundle/configs).
 
     Like python -m monai.bundle run, except that settings are checked first and must be plain values.
     """
     from sparse3dunet.bundle.running import run_bundle
+    from sparse3dunet.data.large import set_volume_memory
     from sparse3dunet.io.defaults import set_defaults
 
     set_defaults(voxel_size, axes)
+    set_volume_memory(volume_memory)
     run_bundle(what, overlay or [], context.args)

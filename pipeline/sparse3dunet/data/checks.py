@@ -13,6 +13,7 @@ import torch
 from monai.data import MetaTensor
 
 from sparse3dunet.data.background import lowest_is_background, with_background
+from sparse3dunet.data.cutting import cut_large, has_parts
 from sparse3dunet.data.datalist import Case, DataSet, case_name, with_cases
 from sparse3dunet.data.doubts import annotation_doubts, image_doubts
 from sparse3dunet.data.label_and_weight import SparseLabel
@@ -46,7 +47,8 @@ MEMORY_SHARE = 0.7
 def complete(data_set: DataSet, known: Mapping[str, Any] | None = None, background: int | None = None) -> DataSet:
     """Return the data set with undeclared classes and channels taken from its files.
 
-    The classes are then all values of the label maps that do not mean "unlabeled".
+    The classes are then all values of the label maps that do not mean "unlabeled". Volumes larger than memory are
+    replaced by parts of them, see :func:`~sparse3dunet.data.cutting.cut_large`.
 
     Args:
         data_set: as read.
@@ -58,6 +60,7 @@ def complete(data_set: DataSet, known: Mapping[str, Any] | None = None, backgrou
         DataError: when the label maps contain fewer than two classes, or far too many; when the value of the background
             is no class.
     """
+    data_set = cut_large(data_set)
     if known is not None and not data_set.class_values:
         names, numbers = list(known["class_names"]), list(known["class_values"])
         data_set = replace(data_set, class_names=names, class_values=numbers)
@@ -288,7 +291,7 @@ def _inspect_images(report: DataReport) -> None:
         text = f"voxel sizes differ, from {low} to {high} mm: resampled to their median unless --spacing is set."
         report.warnings.append(("spacing", text))
     memory = machine_memory()
-    if memory and report.memory > MEMORY_SHARE * memory:
+    if memory and report.memory > MEMORY_SHARE * memory and not has_parts(report.data_set.cases):
         text = (
             f"keeping all volumes in memory takes about {report.memory / 1e9:.1f} GB of {memory / 1e9:.1f} GB: lower "
             f"cache_rate to {MEMORY_SHARE * memory / report.memory:.2g}."

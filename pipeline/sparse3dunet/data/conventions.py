@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from sparse3dunet.data import checks
+from sparse3dunet.data.cutting import cut_large
 from sparse3dunet.data.datalist import Case, DataSet
 from sparse3dunet.data.slices import ALL, Slices, crossed, nonempty_slices, runs, slices_mask
 from sparse3dunet.errors import DataError
@@ -122,6 +123,7 @@ def complete(
         DataError: when the convention cannot be inferred, or the label maps differ in it, or the classes are wrong.
     """
     classes = (known or {}).get("class_values") or ([] if background is None else [background])
+    data_set = cut_large(data_set, infer=True, classes=classes)
     data_set = checks.complete(_with_convention(data_set, classes), known, background)
     if class_names is None:
         return data_set

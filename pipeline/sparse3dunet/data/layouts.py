@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sparse3dunet.errors import DataError
+from sparse3dunet.io.parts import split_part
 from sparse3dunet.io.suffixes import IMAGE_SUFFIXES, split, suffix_among
 
 SUFFIXES = IMAGE_SUFFIXES
@@ -273,10 +274,11 @@ def list_volumes(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[Pat
 
 
 def file_stem(path: str | Path) -> str:
-    """Return a file's name without its suffix."""
+    """Return a file's name without its suffix; that of a part of a volume ends with its place."""
+    path, part = split_part(path)
     name = split(path)[0].name
-    suffix = suffix_among(path, IMAGE_SUFFIXES) or Path(path).suffix
-    return name[: len(name) - len(suffix)]
+    suffix = suffix_among(path, IMAGE_SUFFIXES) or path.suffix
+    return name[: len(name) - len(suffix)] + ("" if part is None else f"_{part.name}")
 
 
 def read_json(path: Path) -> Any:

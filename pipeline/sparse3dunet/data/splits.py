@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
 
+from sparse3dunet.data.cutting import has_parts
 from sparse3dunet.data.datalist import Case, case_name
 from sparse3dunet.data.layouts import read_json
 from sparse3dunet.errors import DataError
 from sparse3dunet.keys import IMAGE
+
+MOST_PARTS = 8
+"""Number of parts of larger volumes that are validated: each takes seconds on a CPU."""
 
 
 def split_cases(
@@ -21,7 +26,8 @@ def split_cases(
 ) -> tuple[list[Case], list[Case]]:
     """Split cases into training and validation.
 
-    A single case is used for both: the network learns from its annotated slices, and predicts the rest of it.
+    A single case is used for both: the network learns from its annotated slices, and predicts the rest of it. Of parts
+    of volumes larger than memory, at most MOST_PARTS are for validation.
 
     Args:
         cases: cases of a :class:`~sparse3dunet.data.datalist.DataSet`.
@@ -40,14 +46,15 @@ def split_cases(
         return _split_by_file(cases, Path(str(split_file)).expanduser())
     if not 0 <= val_fraction < 1:
         raise DataError(f"val_fraction must be at least 0 and below 1, got {val_fraction}.")
+    most = MOST_PARTS if has_parts(cases) else len(cases)
     if len(cases) <= 1 or val_fraction == 0:
-        return list(cases), list(cases)
+        return list(cases), list(cases[:: math.ceil(len(cases) / most)] if cases else cases)
     if validation:
         chosen = [case_name(case[IMAGE]) in set(validation) for case in cases]
         return [c for c, val in zip(cases, chosen) if not val], [c for c, val in zip(cases, chosen) if val]
     order = list(cases)
     random.Random(seed).shuffle(order)
-    count = min(max(round(val_fraction * len(cases)), 1), len(cases) - 1)
+    count = min(max(round(val_fraction * len(cases)), 1), len(cases) - 1, most)
     return order[count:], order[:count]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sparse3dunet.data.cutting import has_parts
 from sparse3dunet.data.datalist import Case, case_name, without_references
 from sparse3dunet.data.reports import CaseReport, DataReport
 from sparse3dunet.data.slices import Slices, crossed, find_slices, runs
@@ -85,7 +86,15 @@ def check_minutes(minutes: Any) -> None:
 
 
 def check_sparse(report: DataReport) -> None:
-    """Raise DataError if every voxel of every case counts as annotated, or not all classes were looked for."""
+    """Raise DataError if every voxel of every case counts as annotated, or not all classes were looked for.
+
+    Also if a volume is larger than memory: its parts would be densified, and not the volume.
+    """
+    if has_parts(report.data_set.cases):
+        raise DataError(
+            f"{report.data_set.source}: a volume is larger than memory (--volume-memory); such volumes are densified "
+            "one by one. Pass a scan and its annotation: densify SCAN ANNOTATION -o OUT."
+        )
     partial = [case for case in report.cases if case.looked_for]
     if partial:
         raise DataError(

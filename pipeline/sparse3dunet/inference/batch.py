@@ -16,12 +16,16 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from sparse3dunet.data.large import open_large
+from sparse3dunet.data.moments import channels_of
 from sparse3dunet.errors import TRACEBACK_VARIABLE, DataError
 from sparse3dunet.inference.inputs import ImageCase
+from sparse3dunet.inference.large import LargePrediction, Progress, predict_large
 from sparse3dunet.inference.predictor import IN_MEMORY, Prediction, Predictor, Scratch
 from sparse3dunet.inference.processes import Processes
 from sparse3dunet.inference.records import CaseRecord, remove_empty_drafts, write_summary
 from sparse3dunet.io import check_output, natural_suffix, read_image, write_map, write_segmentation
+from sparse3dunet.io.chunked import ChunkedArray
 from sparse3dunet.io.defaults import as_key
 from sparse3dunet.io.itk_snap import label_descriptions, may_be_replaced
 from sparse3dunet.io.volumes import NO_VOXEL_SIZE, Volume
@@ -145,7 +149,7 @@ class _Job:
 
     def read(self) -> list[Volume]:
         started = time.perf_counter()
-        volumes = [read_image(file) for file in self.case.files]
+        volumes = open_large(self.case.files) or [read_image(file) for file in self.case.files]
         self.seconds += time.perf_counter() - started
         return volumes
 
@@ -229,9 +233,18 @@ class _Batch:
             volumes = reading.result()
             for name in (name for kind, name in job.names.items() if kind != "picture"):
                 check_output(name, volumes[0], self.output.labels)
-            started = time.perf_counter()
-            scratch = Scratch(job.record.start(list(job.names.values()), self.output.overwrite))
-            prediction = self.predictor(volumes, scratch)
+            started, names = time.perf_counter(), list(job.names.values())
+            if isinstance(volumes[0].data, ChunkedArray):
+                goes_on = Progress.read(job.record.drafts, job.record.key) is not None
+                drafts = job.record.start(names, self.output.overwrite, goes_on)
+                scratch = Scratch(drafts)
+                if goes_on:
+                    self.progress.line(f"{job.case.name}: continued where it was stopped")
+                labels, key = self.output.labels, job.record.key
+                prediction: Prediction = predict_large(self.predictor, volumes, drafts, job.names, labels, key)
+            else:
+                scratch = Scratch(job.record.start(names, self.output.overwrite))
+                prediction = self.predictor(volumes, scratch)
             job.seconds += time.perf_counter() - started
             return volumes, (prediction, scratch)
         except Exception as error:  # in any case, the other cases continue
@@ -266,6 +279,9 @@ class _Batch:
 
     def _write_drafts(self, job: _Job, image: Volume, prediction: Prediction) -> None:
         drafts = job.record.drafts
+        if isinstance(prediction, LargePrediction):
+            prediction.finish()
+            return
         write_segmentation(drafts / job.names["segmentation"], prediction.segmentation, image, self.output.labels)
         for kind, values in (("confidence", prediction.confidence), ("probabilities", prediction.probabilities)):
             if kind in job.names and values is not None:
@@ -294,7 +310,7 @@ def _draw(path: Path, name: str, image: Volume, prediction: Prediction, output: 
     """Draw a picture of the case, subsampled if it is large."""
     step = max(math.ceil(n / LARGEST_PICTURE) for n in image.spatial_shape)
     thin = (slice(None, None, step),) * 3
-    data = image.data if image.data.ndim == 3 else image.data[..., 0]
+    data = channels_of(image.data)[0]
     orientation = nib.io_orientation(image.affine)
     scan, classes = (nib.apply_orientation(array[thin], orientation) for array in (data, prediction.segmentation))
     numbers = np.zeros(classes.shape, np.int16)

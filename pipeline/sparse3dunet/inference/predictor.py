@@ -15,6 +15,7 @@ import nibabel as nib
 import numpy as np
 import torch
 
+from sparse3dunet.data.moments import channel_moments, channels_of
 from sparse3dunet.data.regions import output_count
 from sparse3dunet.errors import DataError
 from sparse3dunet.inference.resizing import SlabResizer, resize_linear
@@ -28,6 +29,8 @@ SAMPLED = 10**6
 """Number of voxels that are looked at to judge an image's intensities."""
 LEAST_CONTRAST = 0.02
 """Standard deviation below which a normalised image contains nothing to see."""
+SEGMENTATION, CONFIDENCE, PROBABILITIES = "segmentation", "confidence", "probabilities"
+"""Kinds of results for an image."""
 IN_MEMORY = 2**30
 """Bytes up to which an array is kept in memory; larger ones are on disk."""
 
@@ -132,6 +135,19 @@ class Predictor:
         self.largest, self.min_ml = list(largest), dict(min_ml or {})
         self.regions = regions
 
+    def kinds(self) -> dict[str, tuple[tuple[int, ...], Any]]:
+        """Return the requested kinds of results, and for each its axes besides X, Y and Z, and its type."""
+        found: dict[str, tuple[tuple[int, ...], Any]] = {SEGMENTATION: ((), self.class_values.dtype)}
+        if self.confidence:
+            found[CONFIDENCE] = ((), np.dtype(np.uint8))
+        if self.probabilities:
+            found[PROBABILITIES] = ((self.num_outputs(),), np.dtype(np.float32))
+        return found
+
+    def num_outputs(self) -> int:
+        """Return the number of outputs of the network."""
+        return output_count(self.regions, len(self.class_values))
+
     def __call__(self, volumes: Sequence[Volume], scratch: Scratch) -> Prediction:
         """Segment an image.
 
@@ -144,11 +160,11 @@ class Predictor:
         """
         check_channels(volumes, self.num_channels)
         image = volumes[0]
-        grid = _Grid.of(image, self.spacing)
-        channels = [grid.to_network(array, scratch) for volume in volumes for array in _channels(volume)]
-        prepare: Callable[[np.ndarray], np.ndarray] | None = _ZScore.of(channels, image.path)  # also checks for NaN
+        grid = Grid.of(image, self.spacing)
+        channels = [grid.to_network(array, scratch) for volume in volumes for array in channels_of(volume.data)]
+        prepare: Callable[[np.ndarray], np.ndarray] | None = ZScore.of(channels, image.path)  # also checks for NaN
         if self.intensity is not None:
-            prepare = _AbsoluteScale(**self.intensity)
+            prepare = AbsoluteScale(**self.intensity)
             prepare.check(channels[0], image.path)
         if self.normalize is not None:
             stack = torch.from_numpy(np.stack([np.asarray(c, np.float32) for c in channels]))
@@ -163,7 +179,7 @@ class Predictor:
 
 
 @dataclass(frozen=True)
-class _Grid:
+class Grid:
     """Relation between an image's voxels and those that the network sees."""
 
     orientation: np.ndarray
@@ -172,7 +188,7 @@ class _Grid:
     """Shape that the network sees."""
 
     @classmethod
-    def of(cls, image: Volume, spacing: Sequence[float] | None) -> _Grid:
+    def of(cls, image: Volume, spacing: Sequence[float] | None) -> Grid:
         shape = image.in_ras_order(image.spatial_shape)
         network_shape = extent_shape(shape, image.in_ras_order(image.spacing), spacing) if spacing else shape
         return cls(nib.io_orientation(image.affine), shape, network_shape)
@@ -185,22 +201,29 @@ class _Grid:
         """Return a view of an array in the file's order, in RAS order."""
         return nib.apply_orientation(array, self.orientation)
 
-    def to_network(self, channel: np.ndarray, scratch: Scratch) -> np.ndarray:
-        channel = self.to_ras(channel)
+    def to_network(self, channel: Any, scratch: Scratch) -> np.ndarray:
+        return self.resized(self.to_ras(channel), scratch)
+
+    def resized(self, channel: Any, scratch: Scratch) -> Any:
+        """Return an array in RAS order, in memory or on disk, as the network sees it."""
         return resize_linear(channel, scratch.array(self.shape, np.float32)) if self.resampled else channel
 
 
 @dataclass(frozen=True)
-class _ZScore:
+class ZScore:
     """Normalise each channel to mean 0 and standard deviation 1 over the volume; a constant one to 0."""
 
     mean: np.ndarray
     std: np.ndarray
 
     @classmethod
-    def of(cls, channels: Sequence[np.ndarray], path: str) -> _ZScore:
-        moments = [_moments(channel, path) for channel in channels]
-        mean, std = (np.array(values, np.float32).reshape(-1, 1, 1, 1) for values in zip(*moments))
+    def of(cls, channels: Sequence[np.ndarray], path: str) -> ZScore:
+        return cls.by(*channel_moments(channels, path))
+
+    @classmethod
+    def by(cls, means: Sequence[float], deviations: Sequence[float]) -> ZScore:
+        """Return the normalisation by the mean and standard deviation of each channel."""
+        mean, std = (np.array(values, np.float32).reshape(-1, 1, 1, 1) for values in (means, deviations))
         return cls(mean, np.where(std == 0, 1, std).astype(np.float32))
 
     def __call__(self, window: np.ndarray) -> np.ndarray:
@@ -210,7 +233,7 @@ class _ZScore:
 
 
 @dataclass(frozen=True)
-class _AbsoluteScale:
+class AbsoluteScale:
     """Normalise as :class:`~sparse3dunet.transforms.NormalizeImage` on an absolute scale."""
 
     lower: float
@@ -236,84 +259,95 @@ class _AbsoluteScale:
             )
 
 
-def _moments(array: np.ndarray, path: str) -> tuple[float, float]:
-    """Compute mean and standard deviation piece by piece."""
-    slowest = int(np.argmax(np.abs(array.strides)))
-    planes = np.moveaxis(array, slowest, 0)
-    step = max(2**22 // max(planes[0].size, 1), 1)
-    count, mean, squares = 0, 0.0, 0.0
-    for start in range(0, len(planes), step):
-        part = np.asarray(planes[start : start + step], np.float64)
-        if not (np.abs(part) <= np.finfo(np.float32).max).all():  # also false for NaN
-            raise DataError(
-                f"{path}: some voxels are NaN or infinite; expected numbers. Replace them, for example by the "
-                "background's value."
-            )
-        # Chan, Golub, LeVeque 1979: moments of two parts combined.
-        delta, total = part.mean() - mean, count + part.size
-        squares += part.var() * part.size + delta**2 * count * part.size / total
-        mean += delta * part.size / total
-        count = total
-    return float(mean), float(np.sqrt(squares / count))
-
-
-def _channels(volume: Volume) -> list[np.ndarray]:
-    """Return each channel (X, Y, Z)."""
-    return [volume.data] if volume.data.ndim == 3 else [volume.data[..., i] for i in range(volume.data.shape[3])]
-
-
 class _Result:
     """Collect the requested results from slabs of logits."""
 
-    def __init__(self, predictor: Predictor, image: Volume, grid: _Grid, scratch: Scratch) -> None:
+    def __init__(self, predictor: Predictor, image: Volume, grid: Grid, scratch: Scratch) -> None:
         self.predictor, self.image, self.grid, self.scratch = predictor, image, grid, scratch
         shape, num_classes = image.spatial_shape, len(predictor.class_values)
-        self.segmentation = scratch.array(shape, predictor.class_values.dtype)
-        self.confidence = scratch.array(shape, np.uint8) if predictor.confidence else None
-        count = output_count(predictor.regions, num_classes)
-        self.probabilities = scratch.array((*shape, count), np.float32) if predictor.probabilities else None
-        self.voxels = np.zeros(num_classes, np.int64)
-        self.sum_of_confidence, self.foreground = 0.0, 0
+        self.arrays = {kind: scratch.array((*shape, *more), dtype) for kind, (more, dtype) in predictor.kinds().items()}
+        self.tally = Tally(num_classes)
 
     def add(self, rows: slice, axis: int, logits: torch.Tensor) -> None:
         """Add the slab (K, X, Y, Z) at `rows` along an axis of the image in RAS order."""
-        regions = self.predictor.regions
-        classes, confidence = most_probable(class_logits(logits, regions) if regions else logits)
-        if not torch.isfinite(confidence).all():
-            raise DataError(
-                f"{self.image.path}: the network returns NaN or infinity. Its weights may contain such values, or the "
-                "image differs from those of its training; in bfloat16, try --precision float32."
-            )
-        foreground = classes > 0
-        self.foreground += int(foreground.sum())
-        self.sum_of_confidence += float(confidence[foreground].sum(dtype=torch.float64))
-        numbers = classes.cpu().numpy()
-        values = self.predictor.class_values[numbers]
-        self._put(self.segmentation, values, rows, axis)
-        self.voxels += _count(values, self.predictor.class_values)
-        if self.confidence is not None:
-            self._put(self.confidence, (confidence * 255).round().to(torch.uint8).cpu().numpy(), rows, axis)
-        if self.probabilities is not None:
-            prob = logits.sigmoid() if regions else logits.softmax(0)
-            self._put(self.probabilities, prob.movedim(0, -1).cpu().numpy(), rows, axis)
+        for kind, values in decide(self.predictor, logits, self.tally, self.image.path).items():
+            self._put(self.arrays[kind], values, rows, axis)
 
     def _put(self, target: np.ndarray, values: np.ndarray, rows: slice, axis: int) -> None:
         np.moveaxis(self.grid.to_ras(target), axis, 0)[rows] = np.moveaxis(values, axis, 0)
 
     def finish(self) -> Prediction:
         """Return the prediction, once all slabs were added."""
+        segmentation, voxels = self.arrays[SEGMENTATION], self.tally.voxels
         if self.predictor.largest or self.predictor.min_ml:
             values = self.predictor.class_values
-            self.segmentation = clean_components(
-                self.segmentation,
+            segmentation = clean_components(
+                segmentation,
                 float(abs(np.linalg.det(self.image.affine[:3, :3]))) / 1000,
                 largest=[int(values[number]) for number in self.predictor.largest],
                 min_ml={int(values[number]): ml for number, ml in self.predictor.min_ml.items()},
                 background=int(values[0]),
             )
-            self.voxels = _count(self.segmentation, values)
-        mean = self.sum_of_confidence / self.foreground if self.voxels[1:].any() else None
-        return Prediction(self.segmentation, self.confidence, self.probabilities, self.voxels.tolist(), mean)
+            voxels = _count(segmentation, values)
+        mean = self.tally.mean_confidence if voxels[1:].any() else None
+        confidence, probabilities = self.arrays.get(CONFIDENCE), self.arrays.get(PROBABILITIES)
+        return Prediction(segmentation, confidence, probabilities, voxels.tolist(), mean)
+
+
+@dataclass
+class Tally:
+    """Counts over the slabs of an image so far.
+
+    Attributes:
+        num_classes: number of classes.
+        voxels: number of voxels of each class.
+        sum_of_confidence: sum over the foreground voxels.
+        foreground: number of these.
+    """
+
+    num_classes: int
+    voxels: np.ndarray = None  # type: ignore[assignment]
+    sum_of_confidence: float = 0.0
+    foreground: int = 0
+
+    def __post_init__(self) -> None:
+        self.voxels = np.zeros(self.num_classes, np.int64) if self.voxels is None else self.voxels
+
+    @property
+    def mean_confidence(self) -> float | None:
+        return self.sum_of_confidence / self.foreground if self.foreground else None
+
+
+def decide(predictor: Predictor, logits: torch.Tensor, tally: Tally, path: str) -> dict[str, np.ndarray]:
+    """Return the results for some voxels by their kind, see :meth:`Predictor.kinds`, and count them.
+
+    Args:
+        predictor: what is to be made.
+        logits: (K, X, Y, Z).
+        tally: counts, which are increased.
+        path: file of the image, for messages.
+
+    Raises:
+        DataError: when a logit is NaN or infinite.
+    """
+    regions = predictor.regions
+    classes, confidence = most_probable(class_logits(logits, regions) if regions else logits)
+    if not torch.isfinite(confidence).all():
+        raise DataError(
+            f"{path}: the network returns NaN or infinity. Its weights may contain such values, or the "
+            "image differs from those of its training; in bfloat16, try --precision float32."
+        )
+    foreground = classes > 0
+    tally.foreground += int(foreground.sum())
+    tally.sum_of_confidence += float(confidence[foreground].sum(dtype=torch.float64))
+    found = {SEGMENTATION: predictor.class_values[classes.cpu().numpy()]}
+    tally.voxels += _count(found[SEGMENTATION], predictor.class_values)
+    if predictor.confidence:
+        found[CONFIDENCE] = (confidence * 255).round().to(torch.uint8).cpu().numpy()
+    if predictor.probabilities:
+        prob = logits.sigmoid() if regions else logits.softmax(0)
+        found[PROBABILITIES] = prob.movedim(0, -1).cpu().numpy()
+    return found
 
 
 def most_probable(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -91,8 +91,10 @@ class CaseRecord:
         paths = {name: self.output_dir / name for name in results}
         return all(p.exists() and (not unchanged or _is_as_written(p, results[name])) for name, p in paths.items())
 
-    def start(self, names: Sequence[str], overwrite: bool = False) -> Path:
+    def start(self, names: Sequence[str], overwrite: bool = False, goes_on: bool = False) -> Path:
         """Prepare for results of these names, relative to the output folder; return the folder for drafts.
+
+        With `goes_on`, drafts of a stopped run are kept.
 
         Raises:
             DataError: when one of them exists and was changed, unless `overwrite` is set.
@@ -100,7 +102,8 @@ class CaseRecord:
         self.before = before = self.read().get("results", {})
         if not overwrite:
             self.check(names)
-        self._clear()
+        if not goes_on:
+            self._clear()
         self._write({"status": STARTED, "results": before})
         for name in names:
             (self.drafts / name).parent.mkdir(parents=True, exist_ok=True)

@@ -46,6 +46,11 @@ class SlabResizer:
         self.done = 0
         self.kept: torch.Tensor | None = None  # the last row: some rows lie between it and the next slab
 
+    def begin_at(self, row: int) -> int:
+        """Begin with this row of the result; return the row of the incoming volume from which slabs are needed."""
+        self.done = row
+        return int(self.lower[row])
+
     def add(self, rows: slice, values: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
         """Add a slab (K, X, Y, Z) at `rows` of the volume, in ascending order.
 

@@ -118,6 +118,7 @@ class SlabInferer(Inferer):
         network: Network,
         device: torch.device | str = "cpu",
         prepare: Callable[[np.ndarray], np.ndarray] | None = None,
+        box: Sequence[slice] | None = None,
     ) -> Iterator[tuple[slice, torch.Tensor]]:
         """Yield the logits, slab by slab along the windows' row axis.
 
@@ -126,19 +127,20 @@ class SlabInferer(Inferer):
             network: network that takes (B, C, *roi_size).
             device: device of the network.
             prepare: normalisation of each window, (C, *roi_size) float32.
+            box: voxels of the volume whose logits are yielded, which are the same as without it; None for all.
 
         Yields:
             Consecutive slices along the row axis and their logits (K, X, Y, Z) float32, of the volume's size along the
-            other axes.
+            other axes; both are those of the box, if one is given.
         """
         windows = self.windows(channels[0].shape, network)
+        windows = windows if box is None else windows.within(box)
         axis = windows.axes[windows.row_axis]
         border = self.border or ("mirror" if axis.margin else "replicate")
 
         def window(place: Place) -> torch.Tensor:
-            bounds = [along.of_input(start) for along, start in zip(windows.axes, place)]
-            box = cut(channels, bounds, border)
-            return torch.from_numpy(box if prepare is None else prepare(box))
+            values = cut(channels, windows.inputs(place), border)
+            return torch.from_numpy(values if prepare is None else prepare(values))
 
         run = _Runner(network, torch.device(device), self.mirror_axes, self.uses_bfloat16(device), windows.output_size)
         batch_size = 1 if run.device.type == "cpu" else self.sw_batch_size

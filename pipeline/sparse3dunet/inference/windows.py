@@ -60,6 +60,11 @@ class Axis:
         count = max(math.ceil((length - size) / step) + 1, 1)
         return cls(length, tuple(i * step for i in range(count)), size, margin)
 
+    def within(self, part: slice) -> Axis:
+        """Return the same windows, as far as they reach into a part of the volume, counted from its start."""
+        reach = [s - part.start for s in self.starts if s < part.stop and s + self.size > part.start]
+        return Axis(part.stop - part.start, tuple(reach), self.size, self.margin)
+
     def inside(self, start: int) -> slice:
         """Return the voxels of the volume that the output at `start` covers."""
         return slice(max(start, 0), min(start + self.size, self.length))
@@ -80,9 +85,22 @@ class Windows:
 
     Attributes:
         axes: the windows along each of the three axes.
+        fixed_row_axis: see :attr:`row_axis`; None to choose it.
+        origin: where the volume that these windows cover begins in the one that they are cut from.
     """
 
     axes: tuple[Axis, Axis, Axis]
+    fixed_row_axis: int | None = None
+    origin: tuple[int, int, int] = (0, 0, 0)
+
+    def within(self, box: Sequence[slice]) -> Windows:
+        """Return the windows that reach into a box of the volume, in the same order."""
+        x, y, z = (axis.within(part) for axis, part in zip(self.axes, box))
+        return Windows((x, y, z), self.row_axis, (box[0].start, box[1].start, box[2].start))
+
+    def inputs(self, place: Sequence[int]) -> list[tuple[int, int]]:
+        """Return start and stop along each axis of the input of the window at `place`; see :meth:`Axis.of_input`."""
+        return [axis.of_input(s + first) for axis, s, first in zip(self.axes, place, self.origin)]
 
     @property
     def row_axis(self) -> int:
@@ -90,6 +108,8 @@ class Windows:
 
         Of equal ones it is the last, the slowest in files, so that a row is contiguous in them.
         """
+        if self.fixed_row_axis is not None:
+            return self.fixed_row_axis
         return max(range(3), key=lambda i: (self.axes[i].length / self.axes[i].size, i))
 
     @property

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
+
+import numpy as np
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.dicom import read_dicom_file, read_dicom_folder
 from sparse3dunet.io.dicom_header import is_dicom_file
 from sparse3dunet.io.hdf5 import label_dataset, read_hdf5
 from sparse3dunet.io.meta_image import read_meta_image
+from sparse3dunet.io.microscopy import readable
 from sparse3dunet.io.nrrd import read_nrrd
 from sparse3dunet.io.ome_zarr import label_group, read_ome_zarr
+from sparse3dunet.io.parts import Part, relative, split_part
 from sparse3dunet.io.payload import check_regular
 from sparse3dunet.io.suffixes import (
     HDF5_SUFFIXES,
@@ -23,6 +29,7 @@ from sparse3dunet.io.suffixes import (
     ZARR_SUFFIXES,
     image_suffix,
     is_image_file,
+    split,
 )
 from sparse3dunet.io.tiff import read_tiff
 from sparse3dunet.io.volumes import Volume, count_nifti_channels, read_volume
@@ -54,7 +61,9 @@ def read_image(source: str | Path) -> Volume:
         DataError: when it is missing, truncated, damaged, not a volume, complex, has a degenerate affine, or has
             another format; or when the package that reads it is not installed.
     """
-    path = Path(source)
+    path, part = split_part(source)
+    if part is not None:
+        return _read_part(path, part, str(source))
     if os.path.lexists(path) and not path.is_dir():
         check_regular(path)
     suffix = image_suffix(path)
@@ -72,12 +81,72 @@ def read_image(source: str | Path) -> Volume:
     )
 
 
+def is_chunked(source: str | Path) -> bool:
+    """Return whether the format is one that :func:`open_image` opens, by the suffix."""
+    return image_suffix(source) in (*ZARR_SUFFIXES, *HDF5_SUFFIXES)
+
+
+def open_image(source: str | Path) -> Volume:
+    """Open an image of OME-Zarr or HDF5 without reading voxels: its ``data`` is a ``ChunkedArray``, read box by box.
+
+    All else is as in :func:`read_image`; a part of a volume is opened as the whole of it.
+
+    Raises:
+        DataError: when it has another format, is missing, damaged or not a volume.
+    """
+    path, _ = split_part(source)
+    if not is_chunked(path):
+        expected = ", ".join((*ZARR_SUFFIXES, *HDF5_SUFFIXES))
+        raise DataError(f"{path}: this format is read as a whole; expected one of {expected}. Convert it to .ome.zarr.")
+    if image_suffix(path) in HDF5_SUFFIXES:
+        return read_hdf5(path, opened=True)
+    return read_ome_zarr(path, opened=True)
+
+
+def opened_once(source: str | Path) -> Volume:
+    """Return an opened image, see :func:`open_image`, which stays open for its parts until it is replaced on disk.
+
+    Opening a folder of Zarr tests the length of every chunk.
+
+    Raises:
+        DataError: as :func:`open_image`.
+    """
+    path, _ = split_part(source)
+    file, _ = split(path)
+    if not os.path.exists(file):
+        return open_image(path)  # its error
+    found = os.stat(file)
+    return _opened(path, found.st_ino, found.st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _opened(path: Path, inode: int, changed: int) -> Volume:
+    return open_image(path)
+
+
+def _read_part(path: Path, part: Part, name: str) -> Volume:
+    """Read a part of an image of OME-Zarr or HDF5; its affine is that of the part's first voxel."""
+    whole = opened_once(path)
+    if any(along.stop > n or along.start >= along.stop for along, n in zip(part.box, whole.spatial_shape)):
+        raise DataError(f"{name}: the part lies outside of the volume, shape {whole.spatial_shape}. Cut it again.")
+    with readable(path, "a whole volume"):
+        data = whole.data[part.box]
+    if part.inner is not None:
+        inner = relative(part.inner, part.box)
+        masked = np.full(data.shape, part.outside, np.promote_types(data.dtype, np.min_scalar_type(part.outside)))
+        masked[inner] = data[inner]
+        data = masked
+    affine = whole.affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ [along.start for along in part.box]
+    return replace(whole, path=name, data=data, affine=affine)
+
+
 def count_channels(path: str | Path) -> int:
-    """Return the number of channels in a file, by its header alone if it is NIfTI; 0 if that cannot be read."""
+    """Return the number of channels in a file, by its header if that suffices; 0 if it cannot be read."""
     if image_suffix(path) in NIFTI_SUFFIXES:
         return count_nifti_channels(path)
     try:
-        return read_image(path).num_channels
+        return (open_image(path) if is_chunked(path) else read_image(path)).num_channels
     except DataError:
         return 0
 

@@ -7,13 +7,14 @@ Sources: ilastik's ``axistags`` (JSON of VIGRA's AxisTags: a key for each dimens
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sparse3dunet.errors import DataError
+from sparse3dunet.io.chunked import ChunkedArray
 from sparse3dunet.io.microscopy import package, readable, stored_order, volume_of
 from sparse3dunet.io.suffixes import split
 from sparse3dunet.io.volumes import Volume
@@ -25,20 +26,26 @@ LABEL, MAP = "label", "data"
 TYPE_FLAGS = {"c": 1, "x": 2, "y": 2, "z": 2, "t": 8}
 
 
-def read_hdf5(path: Path) -> Volume:
+def read_hdf5(path: Path, opened: bool = False) -> Volume:
     """Read a dataset to an (X, Y, Z) or (X, Y, Z, C) volume.
 
     Args:
         path: the file, with the dataset behind it, or without: then it is the only one of the file, or one of USUAL.
+        opened: whether to leave the voxels on disk, as a :class:`~sparse3dunet.io.chunked.ChunkedArray`; the file is
+            then open as long as that exists.
 
     Raises:
         DataError: when it is damaged, lacks the dataset, or that is no volume.
     """
     file, inner = split(path)
     h5py = package("h5py", path)
-    with readable(path, "a whole HDF5 file"), h5py.File(file, "r") as content:
-        dataset = _dataset(h5py, path, content, inner)
-        return volume_of(path, dataset[()], _axes_of(dataset), _sizes(dataset))
+    with readable(path, "a whole HDF5 file"):
+        if opened:
+            dataset = _dataset(h5py, path, h5py.File(file, "r"), inner)
+            return volume_of(path, ChunkedArray.of(dataset), _axes_of(dataset), _sizes(dataset))
+        with h5py.File(file, "r") as content:
+            dataset = _dataset(h5py, path, content, inner)
+            return volume_of(path, dataset[()], _axes_of(dataset), _sizes(dataset))
 
 
 def label_dataset(path: str) -> str:
@@ -64,18 +71,34 @@ def write_hdf5(
     """
     h5py = package("h5py", path)
     stored, axes = stored_order(array)
-    packing: dict[str, Any] = {"compression": "gzip", "shuffle": True} if stored.dtype.kind != "f" else {}
-    tags = [{"key": axis, "typeFlags": TYPE_FLAGS[axis], "resolution": 0, "description": ""} for axis in axes]
     with h5py.File(path, "w") as content:
-        dataset = content.create_dataset(MAP if class_names is None else LABEL, data=stored, **packing)
-        dataset.attrs["axistags"] = json.dumps({"axes": tags})
-        if like.has_voxel_size:
-            dataset.attrs["element_size_um"] = [1000 * size for size in reversed(like.spacing)]
-        if class_names:
-            names = {str(value): name for value, name in class_names.items()}
-            dataset.attrs["labels"] = json.dumps(names, ensure_ascii=False)
-        if description:
-            dataset.attrs["description"] = description
+        new_dataset(content, stored.shape, stored.dtype, axes, like, class_names, description, data=stored)
+
+
+def new_dataset(
+    content: Any,
+    shape: Sequence[int],
+    dtype: Any,
+    axes: str,
+    like: Volume,
+    class_names: Mapping[int, str] | None,
+    description: str,
+    **options: Any,
+) -> Any:
+    """Make the dataset of a result in an open file, with its attributes; `options` are those of h5py."""
+    packing: dict[str, Any] = {"compression": "gzip", "shuffle": True} if np.dtype(dtype).kind != "f" else {}
+    tags = [{"key": axis, "typeFlags": TYPE_FLAGS[axis], "resolution": 0, "description": ""} for axis in axes]
+    name = MAP if class_names is None else LABEL
+    dataset = content.create_dataset(name, shape=tuple(shape), dtype=dtype, **packing, **options)
+    dataset.attrs["axistags"] = json.dumps({"axes": tags})
+    if like.has_voxel_size:
+        dataset.attrs["element_size_um"] = [1000 * size for size in reversed(like.spacing)]
+    if class_names:
+        names = {str(value): name for value, name in class_names.items()}
+        dataset.attrs["labels"] = json.dumps(names, ensure_ascii=False)
+    if description:
+        dataset.attrs["description"] = description
+    return dataset
 
 
 def _dataset(h5py: Any, path: Path, content: Any, inner: str) -> Any:

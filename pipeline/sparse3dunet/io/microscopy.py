@@ -72,7 +72,7 @@ def in_mm(size: Any, unit: str | None) -> float | None:
 
 def volume_of(
     path: str | Path,
-    array: np.ndarray,
+    array: Any,
     axes: str | None,
     sizes: Mapping[str, float | None],
     origin: Sequence[float] = (0.0, 0.0, 0.0),
@@ -82,7 +82,7 @@ def volume_of(
 
     Args:
         path: file, for messages.
-        array: voxels as stored.
+        array: voxels as stored; or a :class:`~sparse3dunet.io.chunked.ChunkedArray`, of which nothing is read.
         axes: a letter for each dimension, in lower case, slowest first; None if the file does not state them: those of
             ``--axes``, otherwise zyx.
         sizes: voxel size in mm by axis; None where the file does not state it. Unless all three are stated, those of
@@ -97,7 +97,7 @@ def volume_of(
     array, axes = _without_time(path, array, axes)
     order = [axes.index(axis) for axis in "xyzc" if axis in axes]
     data = _plain(path, array.transpose(order))
-    data = data[..., 0] if data.shape[3:] == (1,) else data
+    data = data.squeeze(3) if data.shape[3:] == (1,) else data
     stated = [sizes.get(axis) for axis in "xyz"]
     has_voxel_size = all(stated)
     spacing = stated if has_voxel_size else default_voxel_size() or (1.0, 1.0, 1.0)

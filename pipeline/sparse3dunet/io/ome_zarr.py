@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from sparse3dunet.colors import class_color
 from sparse3dunet.errors import DataError
+from sparse3dunet.io.chunked import ChunkedArray
 from sparse3dunet.io.microscopy import SIGNS, in_mm, package, readable, stored_order, volume_of
 from sparse3dunet.io.suffixes import split
 from sparse3dunet.io.volumes import Volume
@@ -28,8 +29,12 @@ VERSIONS = {"0.4": 2, "0.5": 3}
 """Version of Zarr by that of OME-Zarr."""
 
 
-def read_ome_zarr(path: Path) -> Volume:
+def read_ome_zarr(path: Path, opened: bool = False) -> Volume:
     """Read the finest level of an image to an (X, Y, Z) or (X, Y, Z, C) volume.
+
+    Args:
+        path: the folder, or a group in it.
+        opened: whether to leave the voxels on disk, as a :class:`~sparse3dunet.io.chunked.ChunkedArray`.
 
     Raises:
         DataError: when it is damaged, a plate, several images, or no volume.
@@ -40,11 +45,11 @@ def read_ome_zarr(path: Path) -> Volume:
         node = _open(zarr, path)
         if hasattr(node, "shape"):  # an array without metadata of OME
             _check_chunks(path, path)
-            return volume_of(path, node[...], None, {})
+            return volume_of(path, _voxels(node, opened), None, {})
         metadata, version = _metadata(node)
         if "multiscales" not in metadata:
-            return _read_other(zarr, path, node, metadata)
-        return _read_multiscales(path, node, metadata["multiscales"][0], version)
+            return _read_other(path, node, metadata, opened)
+        return _read_multiscales(path, node, metadata["multiscales"][0], version, opened)
 
 
 def label_group(path: str) -> str:
@@ -77,17 +82,35 @@ def write_ome_zarr(
         OSError: when it could not be written.
     """
     zarr = package("zarr", path)
-    version = like.header.get("ome_zarr", "0.4") if isinstance(like.header, dict) else "0.4"
-    version = version if VERSIONS.get(version) == 2 or hasattr(zarr, "create_group") else "0.4"
+    version = version_for(zarr, like)
     stored, axes = stored_order(array)
-    group = _new_group(zarr, path, VERSIONS[version])
+    group = new_group(zarr, path, VERSIONS[version])
     levels, level = [stored], stored
     while max(level.shape[-3:]) > SMALLEST_LEVEL:
         level = level[..., ::2, ::2, ::2]
         levels.append(level)
     for number, level in enumerate(levels):
-        _write_level(group, str(number), level, axes, VERSIONS[version])
-    metadata: dict[str, Any] = {"multiscales": [_multiscales(path, axes, len(levels), like, version, description)]}
+        new_level(group, str(number), level.shape, level.dtype, axes, VERSIONS[version])[...] = level
+    describe(group, axes, len(levels), like, version, class_names, description)
+
+
+def version_for(zarr: Any, like: Volume) -> str:
+    """Return the version of OME-Zarr for a result: that of its image, if it has one that can be written, or 0.4."""
+    version = like.header.get("ome_zarr", "0.4") if isinstance(like.header, dict) else "0.4"
+    return version if VERSIONS.get(version) == 2 or hasattr(zarr, "create_group") else "0.4"
+
+
+def describe(
+    group: Any,
+    axes: str,
+    levels: int,
+    like: Volume,
+    version: str,
+    class_names: Mapping[int, str] | None,
+    description: str,
+) -> None:
+    """Write the metadata of OME: the levels "0", "1", ... and, with `class_names`, the label's colours."""
+    metadata: dict[str, Any] = {"multiscales": [_multiscales(axes, levels, like, version, description)]}
     if class_names is not None:
         metadata["image-label"] = _image_label(class_names, version)
     group.attrs.update({"ome": {"version": version, **metadata}} if version == "0.5" else metadata)
@@ -119,7 +142,11 @@ def _metadata(group: Any) -> tuple[dict[str, Any], str]:
     return attributes, "0.4"
 
 
-def _read_other(zarr: Any, path: Path, group: Any, metadata: Mapping[str, Any]) -> Volume:
+def _voxels(array: Any, opened: bool) -> Any:
+    return ChunkedArray.of(array) if opened else array[...]
+
+
+def _read_other(path: Path, group: Any, metadata: Mapping[str, Any], opened: bool) -> Volume:
     """Read a group that is no image itself, but contains one.
 
     Raises:
@@ -130,7 +157,7 @@ def _read_other(zarr: Any, path: Path, group: Any, metadata: Mapping[str, Any]) 
         raise DataError(f"{path}: found a plate of many images; expected one. Pass one: {path}/A/1/0, for example.")
     inside = [name for name in (*groups, *arrays) if name not in ("OME", "labels")]
     if len(inside) == 1:
-        volume = read_ome_zarr(path / inside[0])
+        volume = read_ome_zarr(path / inside[0], opened)
         return Volume(str(path), volume.data, volume.affine, volume.header, False, volume.has_voxel_size)
     raise DataError(
         f"{path}: found no image of OME-Zarr (multiscales), but {', '.join(inside[:10]) or 'nothing'}; expected one. "
@@ -138,7 +165,7 @@ def _read_other(zarr: Any, path: Path, group: Any, metadata: Mapping[str, Any]) 
     )
 
 
-def _read_multiscales(path: Path, group: Any, multiscales: Mapping[str, Any], version: str) -> Volume:
+def _read_multiscales(path: Path, group: Any, multiscales: Mapping[str, Any], version: str, opened: bool) -> Volume:
     first = multiscales["datasets"][0]
     array = group[first["path"]]
     _check_chunks(path, path / str(first["path"]))
@@ -156,7 +183,8 @@ def _read_multiscales(path: Path, group: Any, multiscales: Mapping[str, Any], ve
     origin = [0.0, 0.0, 0.0]
     if all(sizes.get(name) for name in "xyz"):
         origin = [float(shift[i] / scale[i]) * float(sizes[name] or 0) for name in "xyz" for i in [names.index(name)]]
-    return volume_of(path, array[...], names, sizes, origin, {"ome_zarr": version if version in VERSIONS else "0.4"})
+    header = {"ome_zarr": version if version in VERSIONS else "0.4"}
+    return volume_of(path, _voxels(array, opened), names, sizes, origin, header)
 
 
 def _check_chunks(path: Path, folder: Path) -> None:
@@ -186,31 +214,25 @@ def _is_blosc(folder: Path) -> bool:
     return False
 
 
-def _new_group(zarr: Any, path: Path, zarr_format: int) -> Any:
+def new_group(zarr: Any, path: Path, zarr_format: int) -> Any:
+    """Make an empty group; what is there is replaced."""
     if hasattr(zarr, "create_group"):
         return zarr.create_group(str(path), zarr_format=zarr_format)
     return zarr.open_group(str(path), mode="w")  # zarr 2, for Python 3.10
 
 
-def _write_level(group: Any, name: str, stored: np.ndarray, axes: str, zarr_format: int) -> None:
-    chunks = tuple(min(n, CHUNK) if axis != "c" else 1 for n, axis in zip(stored.shape, axes))
+def new_level(group: Any, name: str, shape: Sequence[int], dtype: Any, axes: str, zarr_format: int) -> Any:
+    """Make an array of zeros in a group: a level of a pyramid."""
+    chunks = tuple(min(n, CHUNK) if axis != "c" else 1 for n, axis in zip(shape, axes))
+    options: dict[str, Any] = {"shape": tuple(shape), "chunks": chunks, "dtype": dtype}
     if not hasattr(group, "create_array"):
-        array = group.create_dataset(
-            name, shape=stored.shape, chunks=chunks, dtype=stored.dtype, dimension_separator="/"
-        )
-    elif zarr_format == 2:
-        separator = {"name": "v2", "separator": "/"}
-        array = group.create_array(
-            name, shape=stored.shape, chunks=chunks, dtype=stored.dtype, chunk_key_encoding=separator
-        )
-    else:
-        array = group.create_array(
-            name, shape=stored.shape, chunks=chunks, dtype=stored.dtype, dimension_names=list(axes)
-        )
-    array[...] = stored
+        return group.create_dataset(name, **options, dimension_separator="/")
+    if zarr_format == 2:
+        return group.create_array(name, **options, chunk_key_encoding={"name": "v2", "separator": "/"})
+    return group.create_array(name, **options, dimension_names=list(axes))
 
 
-def _multiscales(path: Path, axes: str, levels: int, like: Volume, version: str, description: str) -> dict[str, Any]:
+def _multiscales(axes: str, levels: int, like: Volume, version: str, description: str) -> dict[str, Any]:
     spacing = dict(zip("xyz", [1000 * size for size in like.spacing])) if like.has_voxel_size else {}
     origin = dict(zip("xyz", [float(value) for value in 1000 * SIGNS * like.affine[:3, 3]]))
     unit = {"unit": "micrometer"} if spacing else {}

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from sparse3dunet.errors import DataError
+from sparse3dunet.io.parts import split_part
 from sparse3dunet.io.volumes import Volume
 
 NIFTI_SUFFIXES, NRRD_SUFFIXES, META_SUFFIXES = (".nii.gz", ".nii"), (".nrrd", ".nhdr"), (".mha", ".mhd")
@@ -66,9 +67,11 @@ def split(path: str | Path) -> tuple[Path, str]:
     """Return the file or folder of a volume, and the place in it, "" for none.
 
     ``a.h5:/raw`` and ``a.h5/raw`` give ``a.h5`` and ``raw``; ``a.zarr/labels/cells`` gives ``a.zarr`` and
-    ``labels/cells``; any other path is returned as it is.
+    ``labels/cells``; any other path is returned as it is. The name of a part
+    (:mod:`~sparse3dunet.io.parts`) is left out.
     """
-    parts = Path(path).parts
+    path, _ = split_part(path)
+    parts = path.parts
     for number in reversed(range(len(parts))):
         name, inner = parts[number].rstrip(":"), "/".join(parts[number + 1 :])
         file = Path(*parts[:number], name)
@@ -78,7 +81,7 @@ def split(path: str | Path) -> tuple[Path, str]:
             return file, inner
         if not inner and name.lower().endswith(IMAGE_SUFFIXES):
             break
-    return Path(path), ""
+    return path, ""
 
 
 def _is_zarr(folder: Path) -> bool:

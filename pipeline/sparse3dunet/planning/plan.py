@@ -14,6 +14,7 @@ from monai.utils import ensure_tuple_rep
 from torch import nn
 
 from sparse3dunet import __version__
+from sparse3dunet.data.cutting import has_parts
 from sparse3dunet.data.reports import DataReport
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.json_files import parse_json
@@ -233,7 +234,7 @@ def planned_spacing(
         return read_plan(plan_file).spacing
     found = fingerprint(report)
     size = list(found.spacing)
-    if minutes is not None and minutes < LONG:
+    if minutes is not None and minutes < LONG and not has_parts(report.data_set.cases):
         size = coarsened([found.extent], size, patch_voxels / COVERED)
     return None if report.spacings_agree and size == list(found.spacing) else size
 

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from sparse3dunet.data.cutting import has_parts
 from sparse3dunet.data.datalist import Case, case_name
+from sparse3dunet.data.memory import machine_memory
 from sparse3dunet.data.reports import DataReport
 from sparse3dunet.errors import DataError
 from sparse3dunet.keys import IMAGE
@@ -17,6 +19,9 @@ from sparse3dunet.losses.regions import Regions
 from sparse3dunet.networks import UNet3D
 from sparse3dunet.planning.plan import planned_spacing
 from sparse3dunet.planning.sampling import draw_shares
+
+CACHED = 1 / 8
+"""Share of the machine's memory for parts of larger volumes that are kept."""
 
 
 def target_spacing(
@@ -48,6 +53,14 @@ def target_spacing(
     if len(sizes) != 3 or not all(isinstance(s, (int, float)) and 0 < s < np.inf for s in sizes):
         raise DataError(f'spacing must be three sizes in mm (--spacing "[1,1,1]"), median or auto; found {spacing!r}.')
     return [float(s) for s in sizes]
+
+
+def cache_rate(report: DataReport) -> float:
+    """Return the share of the cases to keep in memory: all; of parts of larger volumes, as many as have room."""
+    memory = machine_memory()
+    if not has_parts(report.data_set.cases) or not memory:
+        return 1.0
+    return float(min(1.0, CACHED * memory / max(report.memory, 1)))
 
 
 def case_weights(

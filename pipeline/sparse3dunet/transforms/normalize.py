@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform, NormalizeIntensity, ScaleIntensityRange, Transform
 
 from sparse3dunet.errors import DataError
-from sparse3dunet.keys import IMAGE
+from sparse3dunet.keys import IMAGE, MOMENTS
 
 ABSOLUTE = ("lower", "upper", "mean", "std")
 
@@ -65,6 +65,8 @@ class NormalizeImage(Transform):
 class NormalizeImaged(MapTransform):
     """Dictionary version of :class:`NormalizeImage`.
 
+    The z-score of a part of a larger volume is that of the whole, whose moments are in the dictionary (``MOMENTS``).
+
     Args:
         keys: keys of the images.
         intensity: see :class:`NormalizeImage`.
@@ -82,6 +84,16 @@ class NormalizeImaged(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
+        whole = d.pop(MOMENTS, None)
         for key in self.key_iterator(d):
-            d[key] = self.normalize(d[key])
+            if whole is None or self.normalize.intensity is not None:
+                d[key] = self.normalize(d[key])
+            else:
+                d[key] = _z_score(d[key], *whole)
         return d
+
+
+def _z_score(image: torch.Tensor, means: Sequence[float], deviations: Sequence[float]) -> torch.Tensor:
+    """Normalise a part of an image (C, X, Y, Z) by the moments of the whole; a constant channel to 0."""
+    mean, std = (torch.tensor(values, dtype=torch.float32).reshape(-1, 1, 1, 1) for values in (means, deviations))
+    return (image - mean) / torch.where(std == 0, torch.ones_like(std), std)

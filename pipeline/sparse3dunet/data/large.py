@@ -1,0 +1,101 @@
+"""Volumes larger than memory: which they are, by the size of the volume and the memory of the machine.
+
+The limit of ``--volume-memory`` is kept in an environment variable, so that every process of a run decides alike.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+
+from sparse3dunet.data.memory import machine_memory
+from sparse3dunet.errors import DataError
+from sparse3dunet.io.formats import is_chunked, open_image, opened_once
+from sparse3dunet.io.parts import split_part
+from sparse3dunet.io.volumes import Volume
+
+VOLUME_MEMORY = "SPARSE3DUNET_VOLUME_MEMORY"
+SHARE = 0.5
+"""Share of the machine's memory that one volume may take."""
+BYTES = 16
+"""Bytes of memory that a voxel of one channel takes while it is read, checked and trained on."""
+UNITS = {"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12}
+UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+_TOLD: set[str] = set()
+
+
+def set_volume_memory(text: str | None) -> None:
+    """Set the memory that one volume may take, such as "8GiB", for this process and those that it starts.
+
+    Raises:
+        DataError: when it is no size.
+    """
+    if text is not None:
+        parse_bytes(text)
+        os.environ[VOLUME_MEMORY] = text
+
+
+def parse_bytes(text: str) -> int:
+    """Return a number of bytes from a text such as "8GiB", "500 MB" or "0".
+
+    Raises:
+        DataError: when it is no size.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
+    if found is None or found[2].lower() not in UNITS:
+        raise DataError(f"--volume-memory is {text!r}; expected a size such as 8GiB or 500MB, or 0.")
+    return int(float(found[1]) * UNITS[found[2].lower()])
+
+
+def volume_memory() -> int:
+    """Return the bytes of memory that one volume may take; 0 without the option if the machine's are not known."""
+    text = os.environ.get(VOLUME_MEMORY)
+    return int(SHARE * machine_memory()) if text is None else parse_bytes(text)
+
+
+def is_large(volume: Volume) -> bool:
+    """Return whether an opened volume is too large to be read as a whole."""
+    limit = volume_memory()
+    known = limit > 0 or VOLUME_MEMORY in os.environ
+    return known and needed(volume) > limit
+
+
+def needed(volume: Volume) -> int:
+    """Return the bytes of memory that a volume would take."""
+    return BYTES * volume.data.size
+
+
+def open_large(paths: str | Sequence[str]) -> list[Volume] | None:
+    """Open an image, in one file or one for each channel, if it is too large to be read as a whole.
+
+    This is decided by the headers. It is told once for each file.
+
+    Returns:
+        The opened volumes; None for images that are read as a whole, among them all those of other formats than
+        OME-Zarr and HDF5, parts of volumes, and those whose header cannot be read.
+    """
+    files = [paths] if isinstance(paths, str) else list(paths)
+    if not all(is_chunked(file) and split_part(file)[1] is None for file in files):
+        return None
+    try:
+        if not any(is_large(open_image(file)) for file in files):
+            return None
+        volumes = [opened_once(file) for file in files]
+    except DataError:  # its reader tells it
+        return None
+    _tell(volumes[0], len(volumes))
+    return volumes
+
+
+def _tell(volume: Volume, count: int) -> None:
+    if volume.path in _TOLD:
+        return
+    _TOLD.add(volume.path)
+    shape = " x ".join(map(str, volume.spatial_shape))
+    gib = (count * needed(volume) / 2**30, volume_memory() / 2**30)
+    print(
+        f"{volume.path}: {shape} voxels would take about {gib[0]:.3g} GiB in memory, more than {gib[1]:.3g} GiB "
+        "(--volume-memory): it is read chunk by chunk.",
+        flush=True,
+    )

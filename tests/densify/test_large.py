@@ -1,0 +1,87 @@
+"""Densify for a scan larger than memory, as users run it; what it needs in memory is told before anything is read."""
+
+import json
+
+import numpy as np
+import pytest
+
+from sparse3dunet.data import checks
+from sparse3dunet.data.datalist import read_data_set
+from sparse3dunet.densify.large import is_large_pair
+from sparse3dunet.densify.schedule import check_sparse
+from sparse3dunet.errors import DataError
+from sparse3dunet.io import read_image
+from tests.conftest import make_volume, run_sparse3dunet
+from tests.io.microscopy import write
+
+TINY = (
+    "--minutes",
+    "0.1",
+    "--network_def#channels",
+    "[4,8]",
+    "--largest_patch_size",
+    "[16,16,16]",
+    "--epoch_length",
+    "3",
+)
+
+
+def pair(tmp_path):
+    image, dense, _ = make_volume(0, (40, 36, 30))
+    label = np.zeros(image.shape, np.uint8)
+    label[:, :, [8, 15, 22]] = dense[:, :, [8, 15, 22]] + 1
+    scan = write(tmp_path / "ngff04.ome.zarr", np.clip(image + 50, 0, 255).astype(np.uint8))
+    return scan, write(tmp_path / "label_ngff04.ome.zarr", label), dense
+
+
+@pytest.mark.slow
+def test_train_on_parts_and_predict_in_parts(tmp_path):
+    scan, annotation, _ = pair(tmp_path)
+    command = ("densify", scan, annotation, "-o", tmp_path / "out", *TINY, "--volume-memory", "0")
+    result = run_sparse3dunet(*command)
+    assert result.returncode == 0, result.stderr
+    for text in (
+        "is larger than memory: a network is trained for 0.1 minutes",
+        "0 means unlabeled: all other voxels form",
+    ):
+        assert text in result.stdout
+    found = read_image(tmp_path / "out/ngff04_seg.ome.zarr")
+    assert found.spatial_shape == (40, 36, 30)
+    assert set(np.unique(found.data)) <= {1, 2, 3}
+    assert (tmp_path / "out/ngff04_confidence.ome.zarr").is_dir()
+    again = run_sparse3dunet(*command)
+    assert again.returncode == 0, again.stderr
+    assert "already done" in again.stdout
+
+
+def test_an_annotation_that_is_read_as_a_whole(tmp_path, error_of, monkeypatch):
+    monkeypatch.setenv("SPARSE3DUNET_VOLUME_MEMORY", "0")
+    scan, _, _ = pair(tmp_path)
+    (tmp_path / "a.nii.gz").write_bytes(b"")
+    message = error_of("densify", scan, tmp_path / "a.nii.gz", "-o", tmp_path / "out")
+    assert "a.nii.gz: the label of" in message
+    assert "expected OME-Zarr or HDF5" in message
+    message = error_of("densify", scan, tmp_path / "missing.ome.zarr", "-o", tmp_path / "out")
+    assert "missing.ome.zarr does not exist; expected the annotation" in message
+
+
+def test_a_data_set_of_large_volumes_is_refused(tmp_path, monkeypatch):
+    """Its parts would be densified, each by itself."""
+    scan, annotation, _ = pair(tmp_path)
+    listed = {"training": [{"image": str(scan), "label": str(annotation)}], "ignore_index": 0}
+    (tmp_path / "data.json").write_text(json.dumps(listed))
+    monkeypatch.setenv("SPARSE3DUNET_VOLUME_MEMORY", "0")
+    report = checks.inspect(checks.complete(read_data_set(tmp_path / "data.json")))
+    with pytest.raises(DataError, match=r"data\.json: a volume is larger than memory .* Pass a scan and its"):
+        check_sparse(report)
+
+
+def test_what_is_a_large_pair(tmp_path, monkeypatch):
+    scan, annotation, _ = pair(tmp_path)
+    for limit, expected in (("0", True), ("1GiB", False)):
+        monkeypatch.setenv("SPARSE3DUNET_VOLUME_MEMORY", limit)
+        assert is_large_pair([str(scan), str(annotation)]) == expected
+    monkeypatch.setenv("SPARSE3DUNET_VOLUME_MEMORY", "0")
+    assert not is_large_pair([str(scan)])
+    assert not is_large_pair([str(tmp_path / "a.nii.gz"), str(annotation)])
+    assert not is_large_pair([str(tmp_path / "missing.ome.zarr"), str(annotation)])

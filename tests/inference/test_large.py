@@ -1,0 +1,225 @@
+"""Images larger than memory: the same voxels as in memory, written in chunks, and continued where they were stopped."""
+
+import json
+
+import h5py
+import numpy as np
+import pytest
+import torch
+import zarr
+
+from sparse3dunet.data.large import VOLUME_MEMORY
+from sparse3dunet.errors import DataError
+from sparse3dunet.inference import large
+from sparse3dunet.inference.large import STATE, Progress, predict_large
+from sparse3dunet.inference.predictor import Predictor, Scratch
+from sparse3dunet.inference.slabs import SlabInferer
+from sparse3dunet.io import chunked_results, ome_zarr, read_image
+from sparse3dunet.io.formats import open_image
+from sparse3dunet.networks import UNet3D
+from tests.conftest import run_sparse3dunet
+from tests.io.microscopy import voxels, write
+
+WINDOW = (16, 12, 12)
+VALUES, NAMES = [0, 5, 300], {0: "background", 5: "a", 300: "b"}
+SHAPE = (34, 20, 18)
+KIND_NAMES = {"segmentation": "a_seg.ome.zarr", "confidence": "a_confidence.ome.zarr"}
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """Chunks of 8 voxels and strips of a few, so that a small volume has many."""
+    for module in (large, ome_zarr, chunked_results):
+        monkeypatch.setattr(module, "CHUNK", 8)
+    monkeypatch.setattr(chunked_results, "COPIED", 16)
+    monkeypatch.setattr(chunked_results, "SMALLEST_LEVEL", 16)
+    monkeypatch.setattr(ome_zarr, "SMALLEST_LEVEL", 16)
+    monkeypatch.setattr(large, "BLEND", 80_000)
+
+
+def random_network(channels=1, **options):
+    torch.manual_seed(4)
+    network = UNet3D(channels, 3, **{"channels": (2, 4), "norm": "instance", "padding": "same", **options}).eval()
+    with torch.no_grad():  # else one class may be everywhere
+        network.head.bias -= network(torch.randn(1, channels, 20, 20, 20)).mean((0, 2, 3, 4))
+    return network
+
+
+@pytest.fixture(scope="module")
+def network():
+    return random_network()
+
+
+@pytest.fixture
+def image(tmp_path):
+    return write(tmp_path / "ngff04.ome.zarr", voxels(SHAPE, high=200))
+
+
+def predictor(network, **options):
+    inferer = SlabInferer(WINDOW, 0.5, bfloat16=False, on_window=options.pop("on_window", None))
+    return Predictor(network, inferer, VALUES, **{"confidence": True, **options})
+
+
+def in_memory(network, image, **options):
+    with Scratch() as scratch:
+        return predictor(network, **options)([read_image(image)], scratch)
+
+
+def in_parts(network, image, drafts, names=KIND_NAMES, **options):
+    drafts.mkdir(exist_ok=True)
+    result = predict_large(predictor(network, **options), [open_image(image)], drafts, names, NAMES, "key")
+    result.finish()
+    return result
+
+
+def check(found, expected, drafts, names=KIND_NAMES):
+    for kind, name in names.items():
+        atol = 1e-6 if kind == "probabilities" else 0  # a softmax is rounded as its place in memory has it
+        np.testing.assert_allclose(read_image(drafts / name).data, getattr(expected, kind), rtol=0, atol=atol)
+    assert found.voxels == expected.voxels
+    assert np.count_nonzero(found.voxels) > 1, "a result of one class shows little"
+    assert found.mean_confidence == pytest.approx(expected.mean_confidence)
+
+
+@pytest.mark.parametrize("spacing", [None, (0.0006, 0.0004, 0.0017)])
+@pytest.mark.parametrize("shape", [(34, 20, 18), (18, 40, 14), (9, 5, 30)], ids=["x", "y", "z"])
+def test_the_same_voxels_as_in_memory(network, tmp_path, shape, spacing):
+    """Rows along each axis, of which y is stored the other way round; and windows larger than the volume."""
+    image = write(tmp_path / "ngff05.ome.zarr", voxels(shape, high=200))
+    found = in_parts(network, image, tmp_path / "drafts", spacing=spacing)
+    check(found, in_memory(network, image, spacing=spacing), tmp_path / "drafts")
+
+
+def test_an_absolute_scale_channels_and_probabilities(tmp_path):
+    network = random_network(2)
+    image = write(tmp_path / "ngff04.ome.zarr", voxels((*SHAPE, 2), high=200))
+    intensity = {"lower": 10.0, "upper": 150.0, "mean": 80.0, "std": 30.0}
+    names = {**KIND_NAMES, "probabilities": "a_prob.ome.zarr"}
+    options = {"intensity": intensity, "num_channels": 2, "probabilities": True}
+    found = in_parts(network, image, tmp_path / "drafts", names, **options)
+    check(found, in_memory(network, image, **options), tmp_path / "drafts", names)
+
+
+def test_valid_convolutions(tmp_path):
+    network = random_network(norm="batch", padding="valid")
+    image = write(tmp_path / "ngff04.ome.zarr", voxels(SHAPE, high=200))
+    options = {"inferer": SlabInferer((28, 24, 24), bfloat16=False), "class_values": VALUES, "confidence": True}
+    with Scratch() as scratch:
+        expected = Predictor(network, **options)([read_image(image)], scratch)
+    (tmp_path / "drafts").mkdir()
+    found = predict_large(
+        Predictor(network, **options), [open_image(image)], tmp_path / "drafts", KIND_NAMES, NAMES, ""
+    )
+    found.finish()
+    check(found, expected, tmp_path / "drafts")
+
+
+def test_hdf5(network, tmp_path):
+    image = write(tmp_path / "ilastik.h5", voxels(SHAPE, high=200))
+    names = {"segmentation": "a_seg.h5", "confidence": "a_confidence.h5"}
+    found = in_parts(network, image, tmp_path / "drafts", names)
+    check(found, in_memory(network, image), tmp_path / "drafts", names)
+    with h5py.File(tmp_path / "drafts/a_seg.h5") as file:
+        assert json.loads(file["label"].attrs["labels"]) == {"0": "background", "5": "a", "300": "b"}
+        np.testing.assert_allclose(file["label"].attrs["element_size_um"], [2, 0.3, 0.4], rtol=1e-6)
+
+
+def test_the_pyramid_and_its_metadata_are_those_of_the_whole(network, image, tmp_path):
+    found = in_parts(network, image, tmp_path / "drafts")
+    voxels = read_image(tmp_path / "drafts" / KIND_NAMES["segmentation"]).data
+    ome_zarr.write_ome_zarr(tmp_path / "whole.ome.zarr", voxels, read_image(image), NAMES)
+    one, other = (zarr.open_group(p, mode="r") for p in (tmp_path / "whole.ome.zarr", found.files[0].path))
+    assert dict(one.attrs) == dict(other.attrs)
+    assert sorted(one.array_keys()) == sorted(other.array_keys()) == ["0", "1", "2"]
+    for name in "012":
+        np.testing.assert_array_equal(one[name][:], other[name][:])
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("spacing", [None, (0.0006, 0.0004, 0.0017)])
+def test_a_stopped_run_goes_on_where_it_was(network, tmp_path, spacing):
+    """Stopped again and again, at any window; little is computed twice, and nothing differs in the end."""
+    image = write(tmp_path / "ngff04.ome.zarr", voxels((70 if spacing is None else 130, 14, 12), high=200))
+    expected, windows, drafts = in_memory(network, image, spacing=spacing), [], tmp_path / "drafts"
+    in_parts(network, image, tmp_path / "whole", spacing=spacing, on_window=lambda done, total: windows.append(total))
+    places, seen = [], []
+
+    def stop(done, total):
+        seen.append(done)
+        if len(seen) % (len(windows) * 45 // 100) == 0:
+            raise Stop
+
+    for _ in range(9):
+        try:
+            found = in_parts(network, image, drafts, spacing=spacing, on_window=stop)
+            break
+        except Stop:
+            progress = Progress.read(drafts, "key")
+            places.append((progress.strip, progress.row))
+    check(found, expected, drafts)
+    assert places == sorted(places)
+    assert len(set(places)) > 1
+    assert len(seen) < 2.5 * len(windows)
+
+
+def test_what_was_written_is_not_computed_again(network, image, tmp_path):
+    """A done slab that was changed on disk stays changed, unless the progress is of other settings."""
+    drafts, count = tmp_path / "drafts", []
+
+    def stop(done, total):
+        count.append(done)
+        if done == 2 * total // 3:
+            raise Stop
+
+    with pytest.raises(Stop):
+        in_parts(network, image, drafts, on_window=stop)
+    assert Progress.read(drafts, "key").row > 0
+    assert Progress.read(drafts, "another key") is None
+    array = zarr.open_array(drafts / KIND_NAMES["segmentation"] / "0", mode="r+")
+    array[0, -1, 0] = 299
+    in_parts(network, image, drafts)
+    assert (read_image(drafts / KIND_NAMES["segmentation"]).data == 299).sum() == 1
+    (drafts / STATE).write_text("{damaged")
+    assert Progress.read(drafts, "key") is None
+
+
+def test_settings_that_need_the_whole_volume(network, image, tmp_path):
+    for options, what in (({"largest": [1]}, "--largest"), ({"min_ml": {1: 2.0}}, "--min-ml")):
+        with pytest.raises(DataError, match=rf"{what} need.* the whole volume in memory"):
+            in_parts(network, image, tmp_path / "drafts", **options)
+    with pytest.raises(DataError, match=r"a_seg\.nii\.gz: this format is written as a whole.*--format ome\.zarr"):
+        in_parts(network, image, tmp_path / "drafts", {"segmentation": "a_seg.nii.gz", "confidence": "a.ome.zarr"})
+
+
+def test_nan_is_found_before_anything_is_predicted(network, tmp_path):
+    array = voxels(SHAPE, np.float32)
+    array[20, 10, 15] = np.nan
+    image = write(tmp_path / "ngff04.ome.zarr", array)
+    with pytest.raises(DataError, match=r"ngff04\.ome\.zarr: some voxels are NaN"):
+        in_parts(network, image, tmp_path / "drafts", on_window=pytest.fail)
+
+
+def test_the_command(trained, tmp_path):
+    """The same result with and without memory, told in a line; a picture of each; nothing left over."""
+    image = write(tmp_path / "ngff04.ome.zarr", voxels((40, 30, 20), high=200))
+    for name, limit in (("whole", "1GiB"), ("parts", "0")):
+        arguments = ("-o", tmp_path / name, "--confidence", "--volume-memory", limit)
+        result = run_sparse3dunet("predict", trained / "models", image, *arguments)
+        assert result.returncode == 0, result.stderr
+        assert ("40 x 30 x 20 voxels" in result.stdout and "read chunk by chunk" in result.stdout) == (limit == "0")
+    for kind in ("seg", "confidence"):
+        one, other = (read_image(tmp_path / name / f"ngff04_{kind}.ome.zarr") for name in ("whole", "parts"))
+        np.testing.assert_array_equal(one.data, other.data)
+        np.testing.assert_array_equal(one.affine, other.affine)
+    one, other = (tmp_path / name / "pictures/ngff04.png" for name in ("whole", "parts"))
+    assert one.read_bytes() == other.read_bytes()
+    assert not (tmp_path / "parts/.drafts").exists()
+    again = run_sparse3dunet("predict", trained / "models", image, "-o", tmp_path / "parts", "--confidence")
+    assert "1 already done" in again.stdout
+    assert VOLUME_MEMORY not in again.stdout
+    bad = run_sparse3dunet("predict", trained / "models", image, "-o", tmp_path / "x", "--volume-memory", "much")
+    assert bad.returncode == 1
+    assert "--volume-memory is 'much'; expected a size such as 8GiB" in bad.stderr
