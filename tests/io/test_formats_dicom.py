@@ -193,9 +193,14 @@ def test_series_of_two_slices_and_rounded_positions(series):
     assert read_image(series).data.shape == (7, 6, 3)
 
 
-def test_folder_of_folders_names_them(series):
-    with pytest.raises(DataError, match="Pass one of its folders: series"):
-        read_image(series.parent)
+def test_series_in_nested_folders(series, tmp_path):
+    """As on the discs of hospitals; the first level with images counts."""
+    (tmp_path / "DISC/PAT0").mkdir(parents=True)
+    series.rename(tmp_path / "DISC/PAT0/SE0")
+    np.testing.assert_array_equal(read_image(tmp_path).data, ct())
+    replace("other", uid="1.2.5")(tmp_path / "DISC/PAT0/SE0")
+    with pytest.raises(DataError, match=r"found 2 DICOM series: 1.2.3.4 \(CT, 5 slice.*--series 1.2.3.4; or move each"):
+        read_image(tmp_path)
 
 
 def write_frames(path, frames=None, compressor=None):

@@ -22,6 +22,8 @@ def check(
     annotated_slices: options.AnnotatedSlices = None,
     voxel_size: options.VoxelSize = None,
     axes: options.Axes = None,
+    series: options.Series = None,
+    segments: options.Segments = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
     all_cases: Annotated[bool, typer.Option("--all", help="List each case and error.")] = False,
 ) -> None:
@@ -31,7 +33,7 @@ def check(
     from sparse3dunet.io.defaults import set_defaults
 
     try:
-        set_defaults(voxel_size, axes)
+        set_defaults(voxel_size, axes, series=series, segments=segments)
         data_set = read_data_set(
             data,
             label_dir=label_dir,

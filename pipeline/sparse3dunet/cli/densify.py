@@ -45,6 +45,8 @@ def densify(
     format: options.Format = None,
     voxel_size: options.VoxelSize = None,
     axes: options.Axes = None,
+    series: options.Series = None,
+    segments: options.Segments = None,
     device: options.Device = None,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     restart: Annotated[bool, typer.Option("--restart", help="Start over, without the model of the last run.")] = False,
@@ -60,7 +62,7 @@ def densify(
     from sparse3dunet.densify import inputs
     from sparse3dunet.io.defaults import set_defaults
 
-    set_defaults(voxel_size, axes)
+    set_defaults(voxel_size, axes, series=series, segments=segments)
     sources, settings = _without_settings(sources)
     extra = running.parse_settings([*settings, *context.args])
     ignored, slices = arguments.numbers(ignore_index, "--ignore-index"), arguments.slices(annotated_slices)

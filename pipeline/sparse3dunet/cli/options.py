@@ -24,6 +24,13 @@ VoxelSize = Annotated[
 Axes = Annotated[
     str | None, typer.Option(help="Axes of files that state none, slowest first, c for channels: zyx, czyx, zyxc.")
 ]
+Series = Annotated[str | None, typer.Option(help="UID or number of the DICOM series to read in a folder of several.")]
+Segments = Annotated[
+    str | None,
+    typer.Option(
+        help="Segments of a DICOM annotation to use, later ones over earlier ones: liver,tumor; default: all."
+    ),
+]
 Overlay = Annotated[
     list[str] | None,
     typer.Option(help="Config to override the bundle's: a file, or cpu, gpu, multi_gpu_train, for example."),

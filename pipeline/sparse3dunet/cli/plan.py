@@ -21,6 +21,8 @@ def plan(
     annotated_slices: options.AnnotatedSlices = None,
     voxel_size: options.VoxelSize = None,
     axes: options.Axes = None,
+    series: options.Series = None,
+    segments: options.Segments = None,
 ) -> None:
     """Plan a training from its data: voxel size, patches, network, normalisation, sampling, each with its reason.
 
@@ -30,7 +32,7 @@ def plan(
     from sparse3dunet.bundle import running
     from sparse3dunet.io.defaults import set_defaults
 
-    set_defaults(voxel_size, axes)
+    set_defaults(voxel_size, axes, series=series, segments=segments)
     given = {
         "dataset_dir": data,
         "plan_output": None if output is None else str(output),

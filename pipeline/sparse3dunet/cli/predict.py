@@ -40,6 +40,7 @@ def predict(
     precision: Annotated[str, typer.Option(help="auto (bfloat16 where it is fast), float32 or bfloat16.")] = "auto",
     voxel_size: options.VoxelSize = None,
     axes: options.Axes = None,
+    series: options.Series = None,
     device: options.Device = None,
     pictures: Annotated[bool, typer.Option("--pictures/--no-pictures", help="Draw each image.")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that were changed.")] = False,
@@ -51,7 +52,7 @@ def predict(
     from sparse3dunet.io.defaults import set_defaults
     from sparse3dunet.models.loading import load_model
 
-    set_defaults(voxel_size, axes)
+    set_defaults(voxel_size, axes, series=series)
     trained = load_model(model)
     inferer = SlabInferer(
         arguments.window(roi_size) or trained.patch_size,

@@ -15,6 +15,8 @@ def run(
     overlay: options.Overlay = None,
     voxel_size: options.VoxelSize = None,
     axes: options.Axes = None,
+    series: options.Series = None,
+    segments: options.Segments = None,
 ) -> None:
     """Run the bundle, with any of its settings, such as --dataset_dir FOLDER --max_epochs 20 (see bundle/configs).
 
@@ -23,5 +25,5 @@ def run(
     from sparse3dunet.bundle.running import run_bundle
     from sparse3dunet.io.defaults import set_defaults
 
-    set_defaults(voxel_size, axes)
+    set_defaults(voxel_size, axes, series=series, segments=segments)
     run_bundle(what, overlay or [], context.args)

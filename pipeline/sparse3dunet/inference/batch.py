@@ -262,6 +262,8 @@ class _Batch:
         self.outcome.done += 1
         if not volumes[0].has_voxel_size:
             self.progress.note(f"{volumes[0].path} {NO_VOXEL_SIZE}")
+        for text in volumes[0].notes:
+            self.progress.note(text)
         self.progress.done(job.record.read())
 
     def _write_drafts(self, job: _Job, image: Volume, prediction: Prediction) -> None:

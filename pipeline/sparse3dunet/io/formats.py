@@ -7,7 +7,10 @@ from pathlib import Path
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.dicom import read_dicom_file, read_dicom_folder
+from sparse3dunet.io.dicom_annotation import LabelOnImage, annotation_file, read_alone, read_on_grid
+from sparse3dunet.io.dicom_folders import dicom_folders, is_dicom_folder
 from sparse3dunet.io.dicom_header import is_dicom_file
+from sparse3dunet.io.dicom_header import is_dicom_image as is_dicom_image_file
 from sparse3dunet.io.hdf5 import label_dataset, read_hdf5
 from sparse3dunet.io.meta_image import read_meta_image
 from sparse3dunet.io.nrrd import read_nrrd
@@ -19,6 +22,7 @@ from sparse3dunet.io.suffixes import (
     META_SUFFIXES,
     NIFTI_SUFFIXES,
     NRRD_SUFFIXES,
+    ON_IMAGE,
     TIFF_SUFFIXES,
     ZARR_SUFFIXES,
     image_suffix,
@@ -44,7 +48,8 @@ def read_image(source: str | Path) -> Volume:
     Args:
         source: a file with one of IMAGE_SUFFIXES, or a folder of OME-Zarr; a dataset in an HDF5 file,
             ``file.h5:/raw``, or a group in an OME-Zarr folder, ``a.zarr/labels/cells``; a folder with one DICOM series,
-            or a DICOM file of several frames.
+            or a DICOM file of several frames; a DICOM annotation on an image's grid, see
+            :class:`~sparse3dunet.io.dicom_annotation.LabelOnImage`, or a segmentation alone, on its own.
 
     Returns:
         Voxels (X, Y, Z), or (X, Y, Z, C) if they have several components, first axis fastest on disk; affine in
@@ -54,6 +59,9 @@ def read_image(source: str | Path) -> Volume:
         DataError: when it is missing, truncated, damaged, not a volume, complex, has a degenerate affine, or has
             another format; or when the package that reads it is not installed.
     """
+    if ON_IMAGE in str(source):
+        label = LabelOnImage.parse(source)
+        return read_on_grid(label.annotation, read_grid(label.image), label.values, label.unlabeled)
     path = Path(source)
     if os.path.lexists(path) and not path.is_dir():
         check_regular(path)
@@ -62,6 +70,8 @@ def read_image(source: str | Path) -> Volume:
         return READERS[suffix](path)
     if path.is_dir():
         return read_dicom_folder(path)
+    if annotation_file(path):
+        return read_alone(path)
     if is_dicom_file(path):
         return read_dicom_file(path)
     if not path.exists():
@@ -70,6 +80,19 @@ def read_image(source: str | Path) -> Volume:
         f"{path}: unknown format; expected {', '.join(IMAGE_SUFFIXES)}, a DICOM file of several frames, or a folder "
         "with a DICOM series. Convert it to .nii.gz."
     )
+
+
+def read_grid(path: str | Path) -> Volume:
+    """Return a volume on the grid of an image; of a DICOM series, without its voxels, which are all 0."""
+    return read_dicom_folder(path, pixels=False) if is_dicom_image(path) and Path(path).is_dir() else read_image(path)
+
+
+def is_dicom_image(path: str | Path) -> bool:
+    """Return whether a path names an image in DICOM: a file, or a folder that contains a series at any depth."""
+    path = Path(path)
+    if image_suffix(path) or ON_IMAGE in str(path) or not path.exists():
+        return False
+    return is_dicom_folder(path) or bool(dicom_folders(path)) if path.is_dir() else is_dicom_image_file(path)
 
 
 def count_channels(path: str | Path) -> int:

@@ -17,6 +17,8 @@ TIFF_SUFFIXES, ZARR_SUFFIXES, HDF5_SUFFIXES = (
 MICROSCOPY_SUFFIXES = (*TIFF_SUFFIXES, *ZARR_SUFFIXES, *HDF5_SUFFIXES)
 IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, *NRRD_SUFFIXES, *META_SUFFIXES, *MICROSCOPY_SUFFIXES)
 """Suffixes of images that can be read, except DICOM."""
+ON_IMAGE = "?image="
+"""What follows the file in the path of a DICOM annotation on an image's grid, see `dicom_annotation.LabelOnImage`."""
 ORIENTED_SUFFIXES = (*NIFTI_SUFFIXES, ".seg.nrrd", ".nrrd", ".mha")
 OUTPUT_SUFFIXES = (*ORIENTED_SUFFIXES, ".ome.tif", ".tif", ".ome.zarr", ".h5")
 """Suffixes of results; the first ones are of formats that state an orientation."""
@@ -66,8 +68,11 @@ def split(path: str | Path) -> tuple[Path, str]:
     """Return the file or folder of a volume, and the place in it, "" for none.
 
     ``a.h5:/raw`` and ``a.h5/raw`` give ``a.h5`` and ``raw``; ``a.zarr/labels/cells`` gives ``a.zarr`` and
-    ``labels/cells``; any other path is returned as it is.
+    ``labels/cells``; a DICOM annotation on an image's grid its file and the rest; any other path is returned as it is.
     """
+    if ON_IMAGE in str(path):
+        file, mark, rest = str(path).partition(ON_IMAGE)
+        return Path(file), mark + rest
     parts = Path(path).parts
     for number in reversed(range(len(parts))):
         name, inner = parts[number].rstrip(":"), "/".join(parts[number + 1 :])
@@ -102,13 +107,17 @@ def same_volume(one: str | Path, other: str | Path) -> bool:
 
 
 def files_of(path: str | Path) -> list[str]:
-    """Return the files on disk that a volume is read from: all in a folder, and those below it for Zarr."""
+    """Return the files on disk that a volume is read from: all in a folder, and those below it for Zarr.
+
+    Of a folder without files, as one of DICOM series, those in its sub-folders.
+    """
     file, _ = split(path)
     if not os.path.isdir(file):
         return [str(file)]
     if suffix_among(path, ZARR_SUFFIXES):
         return sorted(os.path.join(folder, name) for folder, _, names in os.walk(file) for name in names)
-    return sorted(entry.path for entry in os.scandir(file) if entry.is_file())
+    files = sorted(entry.path for entry in os.scandir(file) if entry.is_file())
+    return files or sorted(os.path.join(folder, name) for folder, _, names in os.walk(file) for name in names)
 
 
 def state_of(source: Path) -> list[str | int] | None:
