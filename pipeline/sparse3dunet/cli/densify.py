@@ -60,6 +60,7 @@ def densify(
     from sparse3dunet import io
     from sparse3dunet.bundle import running
     from sparse3dunet.densify import inputs
+    from sparse3dunet.io import suffixes
     from sparse3dunet.io.defaults import set_defaults
 
     set_defaults(voxel_size, axes, series=series, segments=segments)
@@ -67,7 +68,14 @@ def densify(
     extra = running.parse_settings([*settings, *context.args])
     ignored, slices = arguments.numbers(ignore_index, "--ignore-index"), arguments.slices(annotated_slices)
     output_dir = _held(output_dir)
-    dataset = inputs.prepare(sources, output_dir / "work" / "inputs", ignore_index=ignored, annotated_slices=slices)
+    keep_dicom = suffixes.format_suffix(format) in suffixes.DICOM_SUFFIXES
+    dataset = inputs.prepare(
+        sources,
+        output_dir / "work" / "inputs",
+        ignore_index=ignored,
+        annotated_slices=slices,
+        keep_dicom=keep_dicom,
+    )
     given = {
         "dataset_dir": str(dataset),
         "output_dir": str(output_dir),

@@ -127,6 +127,12 @@ def read_on_grid(path: Path, grid: Volume, values: Mapping[str, int], unlabeled:
         DataError: when the file is damaged; has none of the segments; lies in another frame of reference, or on no
             slices of the image; or when segments overlap, and no order was given by ``--segments``.
     """
+    painted = _paint(path, grid, values, unlabeled)
+    painted.check()
+    return Volume(str(path), painted.label(), grid.affine, notes=tuple(painted.notes()))
+
+
+def _paint(path: Path, grid: Volume, values: Mapping[str, int], unlabeled: int) -> _Painted:
     module = _module(path)
     if module is None:
         raise DataError(f"{path}: no DICOM segmentation or structure set; expected one. Export the annotation again.")
@@ -141,11 +147,16 @@ def read_on_grid(path: Path, grid: Volume, values: Mapping[str, int], unlabeled:
         )
     order = {value: place for place, value in enumerate(values.values())}
     ordered = sorted(numbers, key=lambda number: order[numbers[number]])
-    painted = _Painted(path, grid, annotation.names, numbers, values.get(BACKGROUND, 0), unlabeled)
+    painted = _Painted(path, grid, annotation, numbers, values.get(BACKGROUND, 0), unlabeled)
     for part in annotation.parts(ordered, grid):
         painted.add(part)
-    painted.check(annotation.outside)
-    return Volume(str(path), painted.label(), grid.affine, notes=(*annotation.notes, *painted.notes()))
+    return painted
+
+
+def read_result(path: Path, image: Volume, values: Mapping[str, int]) -> np.ndarray:
+    """Read a result on its image's grid, (X, Y, Z) int16; segments may be empty, see :func:`read_on_grid`."""
+    background = values[BACKGROUND]
+    return _paint(path, image, values, background).label()
 
 
 def read_alone(path: Path) -> Volume:
@@ -200,12 +211,13 @@ class _Painted:
         self,
         path: Path,
         grid: Volume,
-        names: Mapping[int, str],
+        annotation: dicom_seg.DicomAnnotation,
         values: Mapping[int, int],
         background: int,
         unlabeled: int,
     ) -> None:
-        self.path, self.grid, self.names, self.values = path, grid, names, values
+        self.path, self.grid, self.names, self.values = path, grid, annotation.names, values
+        self.annotation = annotation
         self.background, self.unlabeled = background, unlabeled
         self.voxels = np.full(grid.spatial_shape, NOWHERE, np.int16)
         self.planes: set[tuple[int, int]] = set()  # axis and index of each annotated slice
@@ -225,8 +237,9 @@ class _Painted:
         self.seen.add(part.number)
         self.planes.add((part.axis, int(part.indices[0, part.axis])))
 
-    def check(self, outside: int) -> None:
+    def check(self) -> None:
         """Raise DataError if nothing was added, or segments overlap and their order was not given."""
+        outside = self.annotation.outside
         if not self.planes:
             where = f"all {outside} are outside of it" if outside else "they are empty"
             raise DataError(
@@ -253,6 +266,7 @@ class _Painted:
 
     def notes(self) -> Iterator[str]:
         """Yield what a user must know of the label map."""
+        yield from self.annotation.notes
         if self._is_sparse():
             yield f"{self.path}: {self._rule()}"
         for (one, other), count in self.overlaps.items():

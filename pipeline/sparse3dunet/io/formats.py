@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+
+import numpy as np
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.dicom import read_dicom_file, read_dicom_folder
-from sparse3dunet.io.dicom_annotation import LabelOnImage, annotation_file, read_alone, read_on_grid
+from sparse3dunet.io.dicom_annotation import (
+    BACKGROUND,
+    LabelOnImage,
+    annotation_file,
+    read_alone,
+    read_on_grid,
+    read_result,
+)
+from sparse3dunet.io.dicom_codes import class_code
 from sparse3dunet.io.dicom_folders import dicom_folders, is_dicom_folder
 from sparse3dunet.io.dicom_header import is_dicom_file
 from sparse3dunet.io.dicom_header import is_dicom_image as is_dicom_image_file
@@ -80,6 +91,21 @@ def read_image(source: str | Path) -> Volume:
         f"{path}: unknown format; expected {', '.join(IMAGE_SUFFIXES)}, a DICOM file of several frames, or a folder "
         "with a DICOM series. Convert it to .nii.gz."
     )
+
+
+def read_segmentation(path: str | Path, image: Volume, class_names: Mapping[int, str]) -> np.ndarray:
+    """Read a segmentation that was written on an image's grid, in any format of results; return its values (X, Y, Z).
+
+    Args:
+        path: the file.
+        image: the image.
+        class_names: class names by value, background first.
+    """
+    if annotation_file(path) is None:
+        return np.asarray(read_image(path).data)
+    background, *values = class_names
+    by_label = {class_code(class_names[value]).label: value for value in values}
+    return read_result(Path(path), image, {BACKGROUND: background, **by_label})
 
 
 def read_grid(path: str | Path) -> Volume:

@@ -19,9 +19,16 @@ IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, *NRRD_SUFFIXES, *META_SUFFIXES, *MICROSCOPY_S
 """Suffixes of images that can be read, except DICOM."""
 ON_IMAGE = "?image="
 """What follows the file in the path of a DICOM annotation on an image's grid, see `dicom_annotation.LabelOnImage`."""
+DICOM_SEG_SUFFIX, RTSTRUCT_SUFFIX = ".seg.dcm", ".rtstruct.dcm"
+DICOM_SUFFIXES = (DICOM_SEG_SUFFIX, RTSTRUCT_SUFFIX)
+"""Suffixes of segmentations in DICOM, of images in DICOM."""
+FORMAT_NAMES = {"dicom-seg": DICOM_SEG_SUFFIX, "rtstruct": RTSTRUCT_SUFFIX}
+"""Other names of formats, for --format."""
 ORIENTED_SUFFIXES = (*NIFTI_SUFFIXES, ".seg.nrrd", ".nrrd", ".mha")
-OUTPUT_SUFFIXES = (*ORIENTED_SUFFIXES, ".ome.tif", ".tif", ".ome.zarr", ".h5")
+OUTPUT_SUFFIXES = (*ORIENTED_SUFFIXES, ".ome.tif", ".tif", ".ome.zarr", ".h5", *DICOM_SUFFIXES)
 """Suffixes of results; the first ones are of formats that state an orientation."""
+MAP_SUFFIXES = {".seg.nrrd": ".nrrd", **dict.fromkeys(DICOM_SUFFIXES, ".nii.gz")}
+"""Suffixes of maps and label maps next to segmentations in formats that can hold nothing else."""
 
 
 def natural_suffix(source: Volume | str | Path) -> str:
@@ -39,6 +46,22 @@ def natural_suffix(source: Volume | str | Path) -> str:
     if Path(path).is_dir() or not suffix:
         return ".nii.gz"
     return ".nrrd" if suffix in NRRD_SUFFIXES else ".mha" if suffix in META_SUFFIXES else suffix
+
+
+def format_suffix(format: str | None) -> str | None:
+    """Return the suffix of a format of results, given with or without its dot, or by its name; None for None.
+
+    Raises:
+        DataError: when there is no such format.
+    """
+    if format is None:
+        return None
+    suffix = FORMAT_NAMES.get(str(format).lower(), "." + str(format).lstrip("."))
+    if suffix not in OUTPUT_SUFFIXES:
+        raise DataError(
+            f"format is {format!r}; expected one of {', '.join(OUTPUT_SUFFIXES)}, {' or '.join(FORMAT_NAMES)}."
+        )
+    return suffix
 
 
 def image_suffix(path: str | Path) -> str:
