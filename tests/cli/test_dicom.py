@@ -1,4 +1,4 @@
-"""The commands on DICOM: series, segmentations and structure sets in, results with references out, no patient elsewhere."""
+"""The commands on DICOM: series and annotation in, results with references out, and the patient named nowhere else."""
 
 import gzip
 import json
@@ -38,7 +38,6 @@ OF_THE_PATIENT = {
     "IssuerOfPatientID",
 }
 """Those of them that results in DICOM have, as docs/security.md says."""
-VALUES = {0: "background", 1: "shell", 2: "core"}
 
 
 def study(folder, seed=0, plane="axial, feet first"):
@@ -84,6 +83,7 @@ def test_marks_are_texts():
     assert keyword_for_tag(0x00100010) == "PatientName"
 
 
+@pytest.mark.slow
 def test_a_study_is_densified_into_a_segmentation(tmp_path):
     """The series is that of the annotation; its slices keep their labels; the patient is in the DICOM file alone."""
     folder, series, dense = study(tmp_path / "study")

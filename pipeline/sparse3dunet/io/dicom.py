@@ -95,7 +95,8 @@ def read_dicom_file(path: str | Path) -> Volume:
     image = _read_image(file)
     data, affine = itk_array(image), itk_affine(image)
     positions = [position for position in file.by_frame(POSITION) if len(position) == 3]
-    order, notes = np.arange(num_frames), ()
+    order = np.arange(num_frames)
+    notes: tuple[str, ...] = ()
     if len(positions) == num_frames:  # GDCM takes them for ascending and even
         names = [Path(f"frame {i + 1}") for i in range(num_frames)]
         order, affine, notes = stack(names, np.array(positions), *_plane(file), f"{path}: ")

@@ -118,7 +118,7 @@ def source_headers(source: DicomSource, few: bool = False) -> list[Dataset]:
     Raises:
         DataError: when a file has no UIDs.
     """
-    headers = []
+    headers: list[Dataset] = []
     for file in source.files[:2] if few else source.files:
         with disable_value_validation():
             header = dcmread(file, stop_before_pixels=True, force=True, specific_tags=[*IDENTITY, *REFERENCES, *PLACES])

@@ -94,8 +94,8 @@ def split(path: str | Path) -> tuple[Path, str]:
     ``labels/cells``; a DICOM annotation on an image's grid its file and the rest; any other path is returned as it is.
     """
     if ON_IMAGE in str(path):
-        file, mark, rest = str(path).partition(ON_IMAGE)
-        return Path(file), mark + rest
+        name, mark, rest = str(path).partition(ON_IMAGE)
+        return Path(name), mark + rest
     parts = Path(path).parts
     for number in reversed(range(len(parts))):
         name, inner = parts[number].rstrip(":"), "/".join(parts[number + 1 :])
