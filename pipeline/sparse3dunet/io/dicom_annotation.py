@@ -24,7 +24,7 @@ from sparse3dunet.io import dicom_seg, rtstruct
 from sparse3dunet.io.defaults import default_segments
 from sparse3dunet.io.dicom_header import is_dicom_file
 from sparse3dunet.io.dicom_seg import Part
-from sparse3dunet.io.suffixes import ON_IMAGE
+from sparse3dunet.io.suffixes import ON_IMAGE, image_suffix
 from sparse3dunet.io.volumes import Volume
 
 UNLABELED = -1
@@ -76,6 +76,8 @@ def annotation_file(path: str | Path) -> Path | None:
         DataError: when a folder contains several.
     """
     path = Path(path)
+    if image_suffix(path):
+        return None
     if path.is_dir():
         found = [file for file in sorted(path.iterdir()) if _module(file)]
         if len(found) > 1:
