@@ -5,11 +5,13 @@ import pytest
 from matplotlib.path import Path as Outline
 from pydicom import dcmread
 from scipy import ndimage
+from skimage.draw import polygon
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import read_image
 from sparse3dunet.io.defaults import SEGMENTS, set_defaults
 from sparse3dunet.io.dicom_annotation import LabelOnImage, annotation_file, class_values, read_on_grid, segment_names
+from sparse3dunet.io.rtstruct import filled
 from tests.io.dicom_files import LPS, PLANES, series_affine, write_rtstruct, write_seg, write_series
 
 SHAPE = (13, 11, 7)
@@ -100,6 +102,17 @@ def test_contours_are_filled_as_another_rasteriser_does(tmp_path, plane):
     contours, expected = circles(plane)
     label = on(read_image(series), write_rtstruct(tmp_path / "rt.dcm", contours))
     np.testing.assert_array_equal(label.data, expected)
+
+
+def test_any_polygon_is_filled_as_by_scikit_image():
+    """Stars that cross themselves and the image's border; the even-odd rule decides."""
+    draw = np.random.default_rng(3)
+    for count in (3, 4, 7, 30):
+        points = draw.uniform(-4, 20, (count, 2)).round(3) + 1e-4  # on no voxel's centre
+        expected = np.zeros((13, 17), bool)
+        expected[polygon(*points.T, expected.shape)] = True
+        np.testing.assert_array_equal(filled(points, expected.shape), expected)
+    assert not filled(np.array([[2.0, 3.0]]), (5, 5)).any()
 
 
 def test_contours_through_voxel_centres_differ_at_the_border_alone(tmp_path):

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from pydicom import Dataset
-from skimage.draw import polygon
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.dicom_seg import DicomAnnotation, Part, read_elements
@@ -102,12 +101,30 @@ def _parts(
                 missed.append(number)
                 continue
             area = slices.setdefault(index, np.zeros(shape, bool))
-            flat = np.round(points[:, plane], 4)  # a border through voxels' centres is not left to rounding errors
-            inside = polygon(flat[:, 0], flat[:, 1], shape)
-            area[inside] ^= True
+            area ^= filled(points[:, plane], shape)
         for index, area in slices.items():
             indices = np.insert(np.argwhere(area), axis, index, axis=1)
             yield Part(number, axis, indices)
+
+
+def filled(points: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Return the mask of the voxels whose centres are inside of a polygon (N, 2), by the even-odd rule.
+
+    Row by row, from where its edges cross the row: a hundred times as fast for an organ as a test of each voxel, as in
+    ``skimage.draw.polygon``. Of a border through centres, the side towards 0 is inside.
+    """
+    rows, columns = np.round(points, 4).T  # a border through centres is not left to rounding errors
+    next_rows, next_columns = np.roll(rows, -1), np.roll(columns, -1)
+    first = np.ceil(np.minimum(rows, next_rows)).astype(int)
+    counts = np.ceil(np.maximum(rows, next_rows)).astype(int) - first  # rows that each edge crosses
+    edge = np.repeat(np.arange(len(rows)), counts)
+    row = first[edge] + np.arange(len(edge)) - np.repeat(np.cumsum(counts) - counts, counts)
+    share = (row - rows[edge]) / (next_rows - rows)[edge]
+    column = np.ceil(np.round(columns[edge] + share * (next_columns - columns)[edge], 6)).clip(0, shape[1]).astype(int)
+    within = (row >= 0) & (row < shape[0])
+    crossings = np.zeros((shape[0], shape[1] + 1), int)
+    np.add.at(crossings, (row[within], column[within]), 1)
+    return np.cumsum(crossings[:, :-1], axis=1) % 2 == 1
 
 
 def _slice(path: Path, name: str, heights: np.ndarray, image: Volume) -> int:
