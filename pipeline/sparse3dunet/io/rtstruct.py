@@ -92,7 +92,7 @@ def _parts(
         return
     axis = int(np.sum([np.ptp(points, axis=0) for points in everything], axis=0).argmin())
     plane = [a for a in range(3) if a != axis]
-    shape = tuple(image.spatial_shape[a] for a in plane)
+    shape = (image.spatial_shape[plane[0]], image.spatial_shape[plane[1]])
     for number, listed in voxels.items():
         slices: dict[int, np.ndarray] = {}
         for points in filter(len, listed):
