@@ -18,6 +18,7 @@ from sparse3dunet.io import (
 )
 from sparse3dunet.io.itk import itk_affine
 from sparse3dunet.io.suffixes import ORIENTED_SUFFIXES
+from tests.io.dicom_files import write_rtstruct, write_seg, write_series
 from tests.io.test_formats import LPS, NAMES, assert_on_grid, rotation, voxels
 from tests.io.test_formats_files import cut, put
 
@@ -186,6 +187,64 @@ def test_faults_of_series_are_named(series, spoil, words):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("step", [0.009, -0.009, 0.02])
+def test_distances_that_alternate_a_little_count_as_even(tmp_path, step):
+    """As where positions were rounded to whole steps of the table; a note tells it."""
+    heights = np.cumsum([0, *([1 + step, 1 - step] * 4)]) * 2.5
+    voxels = ct()[:, :, [0, 1, 2, 3, 4, 0, 1, 2, 3]]
+    volume = read_image(write_series(tmp_path / "ct", voxels, "oblique", heights))
+    np.testing.assert_array_equal(volume.data, voxels)
+    np.testing.assert_allclose(volume.spacing, (0.7, 1.3, 2.5), atol=1e-6)
+    assert bool(volume.notes) == (step == 0.02)
+    if volume.notes:
+        low, high = 2.5 * (1 - abs(step)), 2.5 * (1 + abs(step))
+        assert f"ct: the slices are {low:.3f} to {high:.3f} mm apart; they count as evenly spaced" in volume.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("heights", "words"),
+    [
+        (np.cumsum([0, *([1.03, 0.97] * 4)]) * 2.5, ["mm apart, other slices 2.500 mm", "or resample it"]),
+        (np.cumsum([0, *([1.02] * 50), *([0.98] * 50)]), ["mm apart, other slices 1.000 mm", "or resample it"]),
+    ],
+)
+def test_distances_that_differ_more_are_refused(tmp_path, heights, words):
+    """Also small ones that add up: then slices are up to a distance from where even ones would be."""
+    shape = (4, 4, len(heights))
+    write_series(tmp_path / "ct", np.zeros(shape, np.int16), heights=heights)
+    with pytest.raises(DataError) as error:
+        read_image(tmp_path / "ct")
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_one_of_several_series_is_chosen(series, tmp_path, monkeypatch):
+    """By UID or number, at any depth; whether or not annotation lies beside it."""
+    others = ct()[:, :, ::-1]
+    for number in (2, 3):
+        numbers = {"SeriesInstanceUID": f"1.2.8.{number}", "SeriesNumber": number}
+        write_series(tmp_path / f"study/p/{number}", others + number, **numbers)
+    mask = {"x": ct() > 0}
+    write_seg(tmp_path / "study/p/seg", tmp_path / "study/p/2", mask)
+    write_rtstruct(tmp_path / "study/p/2/rt", {})
+    with pytest.raises(DataError, match=r"1\.2\.8\.2 \(number 2, CT, 5 .*; 1\.2\.8\.3 \(number 3, .*--series 2"):
+        read_image(tmp_path / "study")
+    for name, number in (("2", 2), ("1.2.8.3", 3)):
+        monkeypatch.setenv("SPARSE3DUNET_SERIES", name)
+        np.testing.assert_array_equal(read_image(tmp_path / "study").data, others + number)
+    monkeypatch.setenv("SPARSE3DUNET_SERIES", "4")
+    with pytest.raises(DataError, match="none of them has the UID or number 4"):
+        read_image(tmp_path / "study")
+    write_series(tmp_path / "study/p/4", others, SeriesInstanceUID="1.2.8.4", SeriesNumber=3)
+    monkeypatch.setenv("SPARSE3DUNET_SERIES", "3")
+    with pytest.raises(DataError, match="2 of them have the UID or number 3"):
+        read_image(tmp_path / "study")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "study/p/seg").rename(tmp_path / "other/seg")
+    with pytest.raises(DataError, match=r"1 DICOM file\(s\), but no image"):
+        read_image(tmp_path / "other")
+
+
 def test_series_of_two_slices_and_rounded_positions(series):
     only("IM7", "b.dcm")(series)
     np.testing.assert_array_equal(read_image(series).data, ct()[:, :, :2])
@@ -193,9 +252,14 @@ def test_series_of_two_slices_and_rounded_positions(series):
     assert read_image(series).data.shape == (7, 6, 3)
 
 
-def test_folder_of_folders_names_them(series):
-    with pytest.raises(DataError, match="Pass one of its folders: series"):
-        read_image(series.parent)
+def test_series_in_nested_folders(series, tmp_path):
+    """As on the discs of hospitals; the first level with images counts."""
+    (tmp_path / "DISC/PAT0").mkdir(parents=True)
+    series.rename(tmp_path / "DISC/PAT0/SE0")
+    np.testing.assert_array_equal(read_image(tmp_path).data, ct())
+    replace("other", uid="1.2.5")(tmp_path / "DISC/PAT0/SE0")
+    with pytest.raises(DataError, match=r"found 2 DICOM series: 1.2.3.4 \(CT, 5 slice.*--series 1.2.3.4; or move each"):
+        read_image(tmp_path)
 
 
 def write_frames(path, frames=None, compressor=None):

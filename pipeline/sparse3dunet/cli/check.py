@@ -23,6 +23,8 @@ def check(
     voxel_size: options.VoxelSize = None,
     axes: options.Axes = None,
     volume_memory: options.VolumeMemory = None,
+    series: options.Series = None,
+    segments: options.Segments = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
     all_cases: Annotated[bool, typer.Option("--all", help="List each case and error.")] = False,
 ) -> None:
@@ -33,7 +35,7 @@ def check(
     from sparse3dunet.io.defaults import set_defaults
 
     try:
-        set_defaults(voxel_size, axes)
+        set_defaults(voxel_size, axes, series=series, segments=segments)
         set_volume_memory(volume_memory)
         data_set = read_data_set(
             data,

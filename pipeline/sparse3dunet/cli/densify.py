@@ -46,6 +46,8 @@ def densify(
     voxel_size: options.VoxelSize = None,
     axes: options.Axes = None,
     volume_memory: options.VolumeMemory = None,
+    series: options.Series = None,
+    segments: options.Segments = None,
     device: options.Device = None,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     restart: Annotated[bool, typer.Option("--restart", help="Start over, without the model of the last run.")] = False,
@@ -61,9 +63,10 @@ def densify(
     from sparse3dunet.data.large import set_volume_memory
     from sparse3dunet.densify import inputs
     from sparse3dunet.densify.large import densify_large, is_large_pair
+    from sparse3dunet.io import suffixes
     from sparse3dunet.io.defaults import set_defaults
 
-    set_defaults(voxel_size, axes)
+    set_defaults(voxel_size, axes, series=series, segments=segments)
     set_volume_memory(volume_memory)
     sources, settings = _without_settings(sources)
     extra = running.parse_settings([*settings, *context.args])
@@ -89,7 +92,13 @@ def densify(
     if is_large_pair(sources):
         densify_large(sources, output_dir, minutes, set_values, extra)
         return
-    dataset = inputs.prepare(sources, output_dir / "work" / "inputs", ignore_index=ignored, annotated_slices=slices)
+    dataset = inputs.prepare(
+        sources,
+        output_dir / "work" / "inputs",
+        ignore_index=ignored,
+        annotated_slices=slices,
+        keep_dicom=suffixes.format_suffix(format) in suffixes.DICOM_SUFFIXES,
+    )
     places = {"dataset_dir": str(dataset), "output_dir": str(output_dir), "minutes": minutes}
     running.run_quietly("densify", {**places, **set_values, **extra})
 

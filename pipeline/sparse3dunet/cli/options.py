@@ -15,7 +15,9 @@ AnnotatedSlices = Annotated[
 ]
 Format = Annotated[
     str | None,
-    typer.Option(help="nii.gz, nii, nrrd, mha, seg.nrrd, ome.tif, tif, ome.zarr, h5; default: own."),
+    typer.Option(
+        help="Default: own. Or nii.gz, nii, nrrd, mha, seg.nrrd, ome.tif, tif, ome.zarr, h5, dicom-seg, rtstruct."
+    ),
 ]
 VoxelSize = Annotated[
     str | None,
@@ -30,6 +32,11 @@ VolumeMemory = Annotated[
         help="Memory for one volume, 8GiB; larger ones of OME-Zarr and HDF5 are read chunk by chunk. Default: half of "
         "the machine's."
     ),
+]
+Series = Annotated[str | None, typer.Option(help="UID or number of the DICOM series to read in a folder of several.")]
+Segments = Annotated[
+    str | None,
+    typer.Option(help="Segments of a DICOM annotation to use, later over earlier ones: liver,tumor; default: all."),
 ]
 Overlay = Annotated[
     list[str] | None,

@@ -22,6 +22,8 @@ def plan(
     voxel_size: options.VoxelSize = None,
     axes: options.Axes = None,
     volume_memory: options.VolumeMemory = None,
+    series: options.Series = None,
+    segments: options.Segments = None,
 ) -> None:
     """Plan a training from its data: voxel size, patches, network, normalisation, sampling, each with its reason.
 
@@ -32,7 +34,7 @@ def plan(
     from sparse3dunet.data.large import set_volume_memory
     from sparse3dunet.io.defaults import set_defaults
 
-    set_defaults(voxel_size, axes)
+    set_defaults(voxel_size, axes, series=series, segments=segments)
     set_volume_memory(volume_memory)
     given = {
         "dataset_dir": data,

@@ -41,6 +41,7 @@ def predict(
     voxel_size: options.VoxelSize = None,
     axes: options.Axes = None,
     volume_memory: options.VolumeMemory = None,
+    series: options.Series = None,
     device: options.Device = None,
     pictures: Annotated[bool, typer.Option("--pictures/--no-pictures", help="Draw each image.")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that were changed.")] = False,
@@ -53,7 +54,7 @@ def predict(
     from sparse3dunet.io.defaults import set_defaults
     from sparse3dunet.models.loading import load_model
 
-    set_defaults(voxel_size, axes)
+    set_defaults(voxel_size, axes, series=series)
     set_volume_memory(volume_memory)
     trained = load_model(model)
     inferer = SlabInferer(

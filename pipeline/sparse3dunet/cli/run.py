@@ -16,6 +16,8 @@ def run(
     voxel_size: options.VoxelSize = None,
     axes: options.Axes = None,
     volume_memory: options.VolumeMemory = None,
+    series: options.Series = None,
+    segments: options.Segments = None,
 ) -> None:
     """Run the bundle, with any of its settings, such as --dataset_dir FOLDER --max_epochs 20 (see bundle/configs).
 
@@ -25,6 +27,6 @@ def run(
     from sparse3dunet.data.large import set_volume_memory
     from sparse3dunet.io.defaults import set_defaults
 
-    set_defaults(voxel_size, axes)
+    set_defaults(voxel_size, axes, series=series, segments=segments)
     set_volume_memory(volume_memory)
     run_bundle(what, overlay or [], context.args)

@@ -25,6 +25,7 @@ def simulate(
     seed: Annotated[int, typer.Option(help="Random seed; a file's draw depends on it and the file's name only.")] = 0,
     voxel_size: options.VoxelSize = None,
     axes: options.Axes = None,
+    segments: options.Segments = None,
     ignore_index: Annotated[int | None, typer.Option(help="Value of unlabeled voxels; default: largest + 1.")] = None,
 ) -> None:
     """Make sparse label maps from dense ones, for experiments: how much annotation is needed?"""
@@ -32,7 +33,7 @@ def simulate(
     from sparse3dunet.data import simulation
     from sparse3dunet.io.defaults import set_defaults
 
-    set_defaults(voxel_size, axes)
+    set_defaults(voxel_size, axes, segments=segments)
     kinds = {"--slices": slices, "--fraction": fraction, "--scribbles": scribbles}
     if sum(option is not None for option in kinds.values()) != 1:
         given = [name for name, option in kinds.items() if option is not None]

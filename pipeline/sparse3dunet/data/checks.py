@@ -167,6 +167,7 @@ def inspect_case(case: Case, data_set: DataSet) -> CaseReport:
         report.errors.append(str(error))
     try:
         label = read_image(case[LABEL])
+        report.warnings += [("annotation", text) for text in label.notes]
         report.dtypes = (*report.dtypes, str(label.data.dtype))
         report.values = values_found(label.data)
         weight = read_image(case[WEIGHT]) if WEIGHT in case else None
@@ -200,6 +201,7 @@ def _describe_image(report: CaseReport, image: Volume) -> None:
     sample = image.data.reshape(-1)[:: max(image.data.size // 100_000, 1)]  # a percentile needs no more
     report.intensity = tuple(float(v) for v in np.percentile(sample.astype(np.float64), (0.5, 99.5)))
     report.warnings += image_doubts(image)
+    report.warnings += [("slices", text) for text in image.notes]
     if not image.has_voxel_size:
         report.warnings.append(("voxel size", f"{image.path} {NO_VOXEL_SIZE}"))
 

@@ -14,12 +14,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from sparse3dunet.data.dicom_labels import with_dicom_labels
 from sparse3dunet.data.layouts import SUFFIXES, Listing, file_stem, read_listing
 from sparse3dunet.data.partial_labels import with_annotated_classes
 from sparse3dunet.data.regions import declared_regions
 from sparse3dunet.data.slices import check_specification
 from sparse3dunet.errors import DataError
-from sparse3dunet.io.formats import annotation_path
+from sparse3dunet.io.dicom_annotation import annotation_file
+from sparse3dunet.io.formats import annotation_path, is_dicom_image
 from sparse3dunet.io.suffixes import is_image_file, split, suffix_among
 from sparse3dunet.keys import ANNOTATED_CLASSES, ANNOTATED_SLICES, IMAGE, LABEL, REFERENCE, WEIGHT
 
@@ -102,6 +104,7 @@ def read_data_set(
     ignore = declared_ignore if ignore_index is None else _whole_numbers(ignore_index, "ignore_index")
     class_names, class_values, named_ignore = _classes(listing)
     ignore = tuple(dict.fromkeys((*ignore, *named_ignore)))
+    cases, class_names, class_values, ignore = with_dicom_labels(cases, class_names, class_values, ignore)
     if not ignore and class_values:
         ignore = (max(class_values) + 1,)
     _check_classes(listing, class_names, class_values, ignore)
@@ -202,7 +205,8 @@ def _case(listing: Listing, entry: Any, number: int, folders: Mapping[str, str |
         if key in (LABEL, REFERENCE):
             files = [Path(annotation_path(str(file))) for file in files]
         for file in files:
-            _check_file(file, f"{key} of {where}")
+            if not (annotation_file(file) if key in (LABEL, REFERENCE) else is_dicom_image(file)):
+                _check_file(file, f"{key} of {where}")
         absolute = [str(file.absolute()) for file in files]  # links are not resolved: targets may have other names
         if absolute:
             case[key] = absolute[0] if len(absolute) == 1 else absolute
@@ -221,15 +225,15 @@ def _check_file(file: Path, what: str) -> None:
         if os.path.islink(file):
             found = f"is a link to {os.readlink(file)}, which does not exist"
         elif os.path.isdir(file):
-            found = "is a folder"
+            found = "is a folder without a DICOM image or annotation"
         raise DataError(
             f"{file.absolute()} ({what}) {found}; expected an image file. Put the file there, or remove the case from "
             "the list."
         )
     if not suffix_among(file, SUFFIXES):
         raise DataError(
-            f"{file.absolute()} ({what}) does not have the suffix of an image; expected one of {', '.join(SUFFIXES)}. "
-            "Export it as NIfTI."
+            f"{file.absolute()} ({what}) does not have the suffix of an image; expected one of {', '.join(SUFFIXES)}, "
+            "or DICOM (images: the folder of a series; labels: SEG or RTSTRUCT). Export it as NIfTI."
         )
 
 

@@ -276,8 +276,10 @@ def list_volumes(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[Pat
 def file_stem(path: str | Path) -> str:
     """Return a file's name without its suffix; that of a part of a volume ends with its place."""
     path, part = split_part(path)
-    name = split(path)[0].name
-    suffix = suffix_among(path, IMAGE_SUFFIXES) or path.suffix
+    file = split(path)[0]
+    name, suffix = file.name, suffix_among(path, IMAGE_SUFFIXES)
+    if not suffix and not os.path.isdir(file):  # folders of DICOM are named 1.2.840...
+        suffix = file.suffix
     return name[: len(name) - len(suffix)] + ("" if part is None else f"_{part.name}")
 
 

@@ -15,6 +15,7 @@ from monai.transforms import Randomizable
 from sparse3dunet.data.datalist import case_name, read_data_set
 from sparse3dunet.data.layouts import SUFFIXES, file_stem, list_volumes
 from sparse3dunet.errors import DataError
+from sparse3dunet.io.dicom_annotation import annotation_file
 from sparse3dunet.io.formats import annotation_path, read_image
 from sparse3dunet.io.suffixes import NIFTI_SUFFIXES, image_suffix, is_image_file, natural_suffix, split, suffix_among
 from sparse3dunet.io.volumes import Volume, values_found
@@ -99,11 +100,16 @@ def _unlabeled_value(root: Path, used: set[float]) -> int:
 
 
 def _label_files(path: Path) -> list[Path]:
-    files = [path] if is_image_file(path) and suffix_among(path, SUFFIXES) else list_volumes(path)
+    if is_image_file(path) and (suffix_among(path, SUFFIXES) or annotation_file(path)):
+        files = [path]
+    else:
+        folder = sorted(path.iterdir()) if path.is_dir() else []
+        files = sorted([*list_volumes(path), *(file for file in folder if file.is_file() and annotation_file(file))])
     if not files:
         raise DataError(
             f"{path.absolute()} is neither a label map nor a folder of label maps; expected "
-            f"{', '.join(SUFFIXES)}. Pass a dense label map, or the folder that contains them, for example labelsTr/."
+            f"{', '.join(SUFFIXES)}, or DICOM SEG. Pass a dense label map, or the folder that "
+            "contains them, for example labelsTr/."
         )
     return files
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,13 @@ from sparse3dunet.data import conventions
 from sparse3dunet.data.checks import MOST_VALUES
 from sparse3dunet.data.datalist import case_name
 from sparse3dunet.data.layouts import file_stem, read_json
+from sparse3dunet.densify.dicom_pair import from_dicom, print_notes
+from sparse3dunet.densify.made import DATALIST, Converted, Made, Pair, settings
 from sparse3dunet.densify.segments import IGNORE, check_values, class_labels
 from sparse3dunet.errors import DataError
-from sparse3dunet.io import is_dicom_folder, read_image, write_map
-from sparse3dunet.io.formats import annotation_path
+from sparse3dunet.io import is_dicom_folder, read_image
+from sparse3dunet.io.dicom_annotation import annotation_file
+from sparse3dunet.io.formats import annotation_path, is_dicom_image
 from sparse3dunet.io.nrrd import read_segments
 from sparse3dunet.io.suffixes import (
     MICROSCOPY_SUFFIXES,
@@ -27,21 +30,18 @@ from sparse3dunet.io.suffixes import (
     image_suffix,
     is_image_file,
     same_volume,
-    split,
-    state_of,
 )
-from sparse3dunet.io.volumes import AFFINE_TOLERANCE, NO_VOXEL_SIZE, Volume, check_same_grid, on_grid_of, values_found
+from sparse3dunet.io.volumes import AFFINE_TOLERANCE, Volume, check_same_grid, on_grid_of, values_found
 from sparse3dunet.io.writing import write_text
 from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL
 
-DATALIST = "datalist.json"
 MANY_VALUES = 30
 """Number of values in an annotation above which it may be the scan."""
 EXPECTED = (
     "a scan and its annotation (SCAN ANNOTATION: two files, or the folder of a DICOM series and a file), or a data set "
     "(a folder, or a JSON datalist)"
 )
-LABEL_FORMATS = ".nii.gz, .nii, .nrrd, .seg.nrrd, .mha, .tif, .ome.tif, .h5, or an OME-Zarr folder"
+LABEL_FORMATS = ".nii.gz, .nii, .nrrd, .seg.nrrd, .mha, .tif, .ome.tif, .h5, DICOM SEG, RTSTRUCT, or an OME-Zarr folder"
 AS_THEY_ARE = (*NIFTI_SUFFIXES, *MICROSCOPY_SUFFIXES)
 """Formats of files that are not converted: these are read fast, and state no orientation that NIfTI would have to."""
 
@@ -52,6 +52,7 @@ def prepare(
     *,
     ignore_index: int | Sequence[int] | None = None,
     annotated_slices: Any = None,
+    keep_dicom: bool = False,
 ) -> str:
     """Return the data set to train on: the given one, or the datalist made from a scan and its annotation.
 
@@ -60,6 +61,7 @@ def prepare(
         folder: folder for the datalist and the files that it lists.
         ignore_index: see :func:`prepare_pair`.
         annotated_slices: see :func:`prepare_pair`.
+        keep_dicom: see :func:`prepare_pair`.
 
     Returns:
         Path of the data set.
@@ -70,7 +72,8 @@ def prepare(
     paths = [_absolute(source) for source in sources]
     if len(paths) == 2:
         scan, annotation = paths
-        return str(prepare_pair(scan, annotation, folder, ignore_index=ignore_index, annotated_slices=annotated_slices))
+        declared = {"ignore_index": ignore_index, "annotated_slices": annotated_slices}
+        return str(prepare_pair(scan, annotation, folder, **declared, keep_dicom=keep_dicom))
     if len(paths) != 1:
         shown = ", ".join(map(str, sources)) or "nothing"
         raise DataError(
@@ -95,21 +98,24 @@ def prepare_pair(
     *,
     ignore_index: int | Sequence[int] | None = None,
     annotated_slices: Any = None,
+    keep_dicom: bool = False,
 ) -> Path:
     """Write a datalist of one case, named after the scan.
 
     NIfTI, TIFF, HDF5 and OME-Zarr are listed as they are; others are converted to NIfTI in the folder, and kept there
-    until their sources change. An annotation on a part of the scan's grid, to which 3D Slicer crops segmentations, is
-    pasted into the whole grid; outside of it is 0, or its value for unlabeled. The segment names of a 3D Slicer
-    segmentation become the class names. Voxels in no segment are unlabeled if a segment is named background; otherwise
-    :func:`~sparse3dunet.data.conventions.infer` decides.
+    until their sources change; DICOM scans only if results need no reference to them. An annotation on a part of the
+    scan's grid, to which 3D Slicer crops segmentations, is pasted into the whole grid; outside of it is 0, or its value
+    for unlabeled. The segment names of a 3D Slicer segmentation become the class names. Voxels in no segment are
+    unlabeled if a segment is named background; otherwise :func:`~sparse3dunet.data.conventions.infer` decides. For
+    DICOM see :func:`~sparse3dunet.densify.dicom_pair.from_dicom`.
 
     Args:
         scan: any format of :func:`~sparse3dunet.io.formats.read_image`; one or several channels.
-        annotation: likewise, or .seg.nrrd, but not DICOM.
+        annotation: likewise, or .seg.nrrd, or a DICOM segmentation or structure set.
         folder: folder for the datalist and the converted files; files in it may be replaced.
         ignore_index: values of unlabeled voxels, if set by an option.
         annotated_slices: annotated slices, if set by an option; with either, nothing is inferred from segments.
+        keep_dicom: whether to list a DICOM scan as it is.
 
     Returns:
         Path of the datalist.
@@ -121,9 +127,29 @@ def prepare_pair(
     scan, folder = _absolute(scan), _absolute(folder)
     annotation = Path(annotation_path(str(_absolute(annotation))))
     _check_files(scan, annotation)
+    given = [ignore_index] if isinstance(ignore_index, int) else list(ignore_index or [])
+    read = from_dicom if annotation_file(annotation) else _from_label_map
+    image, made_of, declared, labels = read(scan, annotation, given, annotated_slices)
+    made = Made(folder, (scan, annotation))
+    made.check_scan(scan)
+    name = _name(scan)
+    entry = {IMAGE: str(scan), LABEL: str(annotation)}
+    if image_suffix(scan) not in AS_THEY_ARE and not (keep_dicom and is_dicom_image(scan)):
+        entry[IMAGE] = made.write(f"{name}.nii", image.data, image, [scan], *settings())
+    if made_of is not None:
+        more = [made_of.outside, *settings()]
+        entry[LABEL] = made.write(f"{name}_annotation.nii.gz", made_of.voxels, image, [scan, annotation], *more)
+    content: dict[str, Any] = {"training": [entry], **declared, "made_from": made.states}
+    content |= {"scan": str(scan), "annotation": str(annotation)}
+    if labels:
+        content["labels"] = {str(value): text for value, text in sorted(labels.items())}
+    write_text(folder / DATALIST, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    return folder / DATALIST
+
+
+def _from_label_map(scan: Path, annotation: Path, given: list[int], annotated_slices: Any) -> Pair:
     segments = read_segments(annotation)
     image, label, is_moved = _read(scan, annotation)
-    given = [ignore_index] if isinstance(ignore_index, int) else list(ignore_index or [])
     _check_label(label, image, segments, given)
     is_declared = bool(given) or annotated_slices is not None
     is_part = sorted(label.data.shape) != sorted(image.spatial_shape)
@@ -134,20 +160,8 @@ def prepare_pair(
     declared: dict[str, Any] = {"ignore_index": list(inferred)} if inferred else {}
     if labels and not is_declared:
         declared = _infer(placed, annotation, labels)
-    made = _Made(folder, (scan, annotation))
-    made.check_scan(scan)
-    name = _name(scan)
-    entry = {IMAGE: str(scan), LABEL: str(annotation)}
-    if image_suffix(scan) not in AS_THEY_ARE:
-        entry[IMAGE] = made.write(f"{name}.nii", image.data, image, [scan])
-    if placed is not label.data or is_moved or image_suffix(annotation) not in AS_THEY_ARE:
-        entry[LABEL] = made.write(f"{name}_annotation.nii.gz", placed, image, [scan, annotation], outside)
-    content: dict[str, Any] = {"training": [entry], **declared, "made_from": made.states}
-    content |= {"scan": str(scan), "annotation": str(annotation)}
-    if labels:
-        content["labels"] = {str(value): text for value, text in sorted(labels.items())}
-    write_text(folder / DATALIST, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    return folder / DATALIST
+    is_converted = placed is not label.data or is_moved or image_suffix(annotation) not in AS_THEY_ARE
+    return image, Converted(placed, outside) if is_converted else None, declared, labels
 
 
 def _read(scan: Path, annotation: Path) -> tuple[Volume, Volume, bool]:
@@ -157,8 +171,7 @@ def _read(scan: Path, annotation: Path) -> tuple[Volume, Volume, bool]:
         DataError: when one has no place in space, and their shapes differ.
     """
     image, own = read_image(scan), read_image(annotation)
-    if not image.has_voxel_size:
-        print(f"note: {scan} {NO_VOXEL_SIZE}")
+    print_notes(image)
     label = on_grid_of(own, image)
     if not (image.has_orientation and own.has_orientation) and own.spatial_shape != image.spatial_shape:
         raise DataError(
@@ -201,10 +214,10 @@ def _check_files(scan: Path, annotation: Path) -> None:
         raise DataError(
             f"{scan} is given as both the scan and its annotation; expected two files. The order is: SCAN ANNOTATION."
         )
-    if annotation.is_dir() and not is_image_file(annotation):
+    if annotation.is_dir() and not is_image_file(annotation) and annotation_file(annotation) is None:
         raise DataError(
-            f"{annotation} is a folder; expected the annotation in one file ({LABEL_FORMATS}). The order is: SCAN "
-            "ANNOTATION; export a segmentation in DICOM as one of these, in 3D Slicer for example."
+            f"{annotation} is a folder without a DICOM annotation; expected the annotation in one file "
+            f"({LABEL_FORMATS}). The order is: SCAN ANNOTATION."
         )
 
 
@@ -327,47 +340,3 @@ def _pasted(label: Volume, image: Volume, offset: np.ndarray, outside: int) -> n
             "mix-up of files."
         )
     return pasted
-
-
-# Converted files
-
-
-class _Made:
-    """NIfTI files made in a folder, and the sources of each.
-
-    Attributes:
-        states: states of the sources, by the name of the file made from them; as kept in the datalist.
-    """
-
-    def __init__(self, folder: Path, sources: Sequence[Path]) -> None:
-        self.folder, self.sources = folder, sources
-        self.states: dict[str, list[Any]] = {}
-        self.former: dict[str, Any] = {}
-        self.former_scan: str | None = None
-        with contextlib.suppress(DataError, AttributeError, TypeError, ValueError):  # missing or damaged
-            content = read_json(folder / DATALIST)
-            self.former, self.former_scan = dict(content.get("made_from")), content.get("scan")
-
-    def check_scan(self, scan: Path) -> None:
-        """Raise DataError if the folder belongs to another scan, whose results would be replaced."""
-        former = self.former_scan
-        if former and split(former)[0].exists() and not same_volume(former, scan):
-            raise DataError(
-                f"{scan}: the results next to {self.folder} are those of {former}. Pass another folder (-o) "
-                "for this scan; or both scans in one datalist, to train on them together."
-            )
-
-    def write(self, name: str, data: np.ndarray, image: Volume, made_from: Iterable[Path], *settings: int) -> str:
-        """Write voxels on an image's grid, unless the file is up to date, and return its path."""
-        file = self.folder / name
-        if any(file.exists() and os.path.samefile(file, split(source)[0]) for source in self.sources):
-            raise DataError(
-                f"{file} would be replaced by a file made from it. Move it out of {self.folder}, or rename it."
-            )
-        states: list[Any] = [*(state_of(source) for source in made_from), *settings]
-        if not (file.is_file() and states == self.former.get(name)):
-            (self.folder / DATALIST).unlink(missing_ok=True)  # it describes the former file
-            write_map(file, data, image)
-        if None not in states:
-            self.states[name] = states
-        return str(file)

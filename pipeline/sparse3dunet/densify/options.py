@@ -8,7 +8,7 @@ from typing import Any
 
 from sparse3dunet.densify.schedule import AUTO, check_minutes, number_of_folds
 from sparse3dunet.errors import DataError
-from sparse3dunet.io import OUTPUT_SUFFIXES
+from sparse3dunet.io.suffixes import format_suffix
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,4 @@ class Options:
         number_of_folds(self.folds)
         if not isinstance(self.suggestions, int) or self.suggestions < 0:
             raise DataError(f"suggestions must be a number of slices, 0 or more; got {self.suggestions!r}.")
-        suffix = None if self.format is None else "." + str(self.format).lstrip(".")
-        if suffix not in (None, *OUTPUT_SUFFIXES):
-            raise DataError(f"format is {self.format!r}; expected one of {', '.join(OUTPUT_SUFFIXES)}.")
+        format_suffix(self.format)

@@ -33,7 +33,8 @@ from sparse3dunet.inference.inputs import ImageCase
 from sparse3dunet.inference.records import CaseRecord
 from sparse3dunet.inference.slabs import SlabInferer
 from sparse3dunet.io import OUTPUT_SUFFIXES, check_output, read_image, write_segmentation
-from sparse3dunet.io.suffixes import natural_suffix, split, suffix_among
+from sparse3dunet.io.formats import read_segmentation
+from sparse3dunet.io.suffixes import MAP_SUFFIXES, format_suffix, natural_suffix, split, suffix_among
 from sparse3dunet.io.volumes import Volume
 from sparse3dunet.io.writing import write_text
 from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL, WEIGHT
@@ -62,10 +63,10 @@ class Results:
 
     def __init__(self, output_dir: Path, data_set: DataSet, format: str | None, keep_annotation: bool) -> None:
         self.folder, self.data_set, self.keep = output_dir, data_set, keep_annotation
-        self.format = None if format is None else "." + str(format).lstrip(".")
+        self.format = format_suffix(format)
         self.cases = [ImageCase(case_name(case[IMAGE]), _files(case)) for case in data_set.cases]
         names, values = data_set.class_names, data_set.class_values
-        self.output = Output(output_dir, names, values, self.format, pictures=False)
+        self.output = Output(output_dir, names, values, self.format, pictures=False, is_semi_automatic=True)
         self.by_path = {_files(case)[0]: case for case in data_set.cases}
 
     def annotation(self, image: str) -> Annotation:
@@ -158,7 +159,7 @@ class Results:
             numbers[annotation.annotated] = annotation.numbers[annotation.annotated]
         path = self.preview(case)
         values = np.asarray(self.data_set.class_values)[numbers].astype(np.int32)
-        write_segmentation(path, values, image, self.output.labels)
+        write_segmentation(path, values, image, self.output.labels, is_semi_automatic=True)
         previews[path.name] = file_digest(path)
         return path
 
@@ -195,7 +196,7 @@ class Results:
         """
         image = read_image(case.files[0])
         suffix = self.format or natural_suffix(case.files[0])
-        suffix = ".nrrd" if suffix == ".seg.nrrd" else suffix  # .seg.nrrd requires the background to be 0
+        suffix = MAP_SUFFIXES.get(suffix, suffix)  # the others require the background to be 0
         names = (f"{case.name}_next{number or ''}{suffix}" for number in (0, *range(2, 10_000)))
         own = [*case.files, self.by_path[case.files[0]][LABEL]]
         paths = (self.folder / name for name in names)
@@ -270,7 +271,8 @@ def versions() -> dict[str, str]:
 def _section(results: Results, case: ImageCase, count: int, templates: dict[str, str], pictures: bool) -> CaseSection:
     files, image = results.files(case), read_image(case.files[0])
     annotation = results.annotation(case.files[0])
-    found, confidence = (np.asarray(read_image(files[kind]).data) for kind in ("segmentation", "confidence"))
+    found = read_segmentation(files["segmentation"], image, results.output.labels)
+    confidence = np.asarray(read_image(files["confidence"]).data)
     numbers = np.zeros(found.shape, np.int16)
     for number, value in enumerate(results.data_set.class_values):
         numbers[found == value] = number

@@ -28,6 +28,7 @@ from sparse3dunet.io import check_output, natural_suffix, read_image, write_map,
 from sparse3dunet.io.chunked import ChunkedArray
 from sparse3dunet.io.defaults import as_key
 from sparse3dunet.io.itk_snap import label_descriptions, may_be_replaced
+from sparse3dunet.io.suffixes import MAP_SUFFIXES
 from sparse3dunet.io.volumes import NO_VOXEL_SIZE, Volume
 from sparse3dunet.io.writing import write_text
 from sparse3dunet.progress import BatchProgress
@@ -50,6 +51,7 @@ class Output:
         format: one of OUTPUT_SUFFIXES; None for each image's own.
         pictures: whether to draw each case.
         overwrite: whether to replace files that this command did not write, or that were changed since.
+        is_semi_automatic: whether the images themselves were annotated in part.
     """
 
     folder: Path
@@ -58,6 +60,7 @@ class Output:
     format: str | None = None
     pictures: bool = True
     overwrite: bool = False
+    is_semi_automatic: bool = False
 
     @property
     def labels(self) -> dict[int, str]:
@@ -67,8 +70,8 @@ class Output:
     def names(self, case: ImageCase, confidence: bool = False, probabilities: bool = False) -> dict[str, str]:
         """Return the files of a case by their content, relative to the folder."""
         suffix = self.format or natural_suffix(case.files[0])
-        maps = ".nrrd" if suffix == ".seg.nrrd" else suffix
-        segmentation = f"{case.name}{suffix}" if suffix == ".seg.nrrd" else f"{case.name}_seg{suffix}"
+        maps = MAP_SUFFIXES.get(suffix, suffix)
+        segmentation = f"{case.name}{suffix}" if suffix in MAP_SUFFIXES else f"{case.name}_seg{suffix}"
         names = {"segmentation": segmentation}
         if confidence:
             names["confidence"] = f"{case.name}_confidence{maps}"
@@ -275,6 +278,8 @@ class _Batch:
         self.outcome.done += 1
         if not volumes[0].has_voxel_size:
             self.progress.note(f"{volumes[0].path} {NO_VOXEL_SIZE}")
+        for text in volumes[0].notes:
+            self.progress.note(text)
         self.progress.done(job.record.read())
 
     def _write_drafts(self, job: _Job, image: Volume, prediction: Prediction) -> None:
@@ -282,7 +287,8 @@ class _Batch:
         if isinstance(prediction, LargePrediction):
             prediction.finish()
             return
-        write_segmentation(drafts / job.names["segmentation"], prediction.segmentation, image, self.output.labels)
+        path, labels = drafts / job.names["segmentation"], self.output.labels
+        write_segmentation(path, prediction.segmentation, image, labels, self.output.is_semi_automatic)
         for kind, values in (("confidence", prediction.confidence), ("probabilities", prediction.probabilities)):
             if kind in job.names and values is not None:
                 write_map(drafts / job.names[kind], values, image, kind)

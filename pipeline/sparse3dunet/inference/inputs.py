@@ -14,7 +14,8 @@ from sparse3dunet.data.datalist import case_name
 from sparse3dunet.data.layouts import IMAGE_SUFFIXES, group_channels, list_volumes, read_json
 from sparse3dunet.datasets.mni152 import ensure_default
 from sparse3dunet.errors import DataError
-from sparse3dunet.io import is_dicom_folder
+from sparse3dunet.io.defaults import default_series
+from sparse3dunet.io.dicom_folders import dicom_folders, is_dicom_folder
 from sparse3dunet.io.suffixes import files_of, is_image_file, suffix_among
 from sparse3dunet.keys import IMAGE
 
@@ -51,9 +52,10 @@ def find_images(
     """Find the images that `sources` name.
 
     Args:
-        sources: each an image; a folder of images (without its subfolders); the folder of a DICOM series, or one that
-            contains such folders; a pattern such as ``"scans/*/t1.nii.gz"``; or a JSON file: a list of paths or of
-            ``{"image": path}``, by itself or under "testing" as in MONAI's datalists, relative to the JSON file.
+        sources: each an image; a folder of images (without its subfolders); the folder of a DICOM series, or one
+            with such folders at any depth, each an image (with ``--series``, that series alone); a pattern such as
+            ``"scans/*/t1.nii.gz"``; or a JSON file: a list of paths or of ``{"image": path}``, by itself or under
+            "testing" as in MONAI's datalists, relative to the JSON file.
         num_channels: channels of the model. If there are several, files of a folder or pattern with nnU-Net's channel
             numbers (``a_0000.nii.gz``, ``a_0001.nii.gz``) are one image; any other file contains all its channels.
         leave_out: absolute paths of files that are not to be predicted: the results of earlier runs.
@@ -121,8 +123,9 @@ def _in_folder(folder: Path, num_channels: int) -> list[tuple[str, ...]]:
     files = list_volumes(folder, IMAGE_SUFFIXES)
     if files:
         return _grouped(files, num_channels)
-    series = [folder] if is_dicom_folder(folder) else []
-    series = series or sorted(sub for sub in folder.iterdir() if sub.is_dir() and is_dicom_folder(sub))
+    series = [folder] if is_dicom_folder(folder) else dicom_folders(folder)
+    if series and default_series():
+        series = [folder]  # one of the study's series is read
     if not series:
         raise DataError(
             f"{folder.absolute()} contains no image ({_endings()}, or DICOM series). Pass the folder that directly "

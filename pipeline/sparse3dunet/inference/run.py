@@ -16,7 +16,8 @@ from sparse3dunet.inference.predictor import Predictor
 from sparse3dunet.inference.processes import default_device, rank_and_count
 from sparse3dunet.inference.records import results_in
 from sparse3dunet.inference.slabs import SlabInferer
-from sparse3dunet.io import OUTPUT_SUFFIXES, check_output_dir
+from sparse3dunet.io import check_output_dir
+from sparse3dunet.io.suffixes import format_suffix
 from sparse3dunet.models.loading import Model, load_model
 from sparse3dunet.models.normalization import intensity_of, normalization_names, normalizer
 
@@ -51,8 +52,8 @@ def predict(
         inferer: inferer that runs the network on windows.
         device: device of the network; None for this process's GPU, if there is one.
         normalize: dictionary transforms that normalise; None for the bundle's, as the model's description says.
-        format: ".nii.gz", ".nii", ".nrrd", ".mha" or ".seg.nrrd" (3D Slicer's); None for each image's own, and .nii.gz
-            for DICOM.
+        format: ".nii.gz", ".seg.nrrd" (3D Slicer's), "dicom-seg" or another one of docs/formats.md; None for each
+            image's own, and .nii.gz for DICOM.
         confidence: whether to write the probability of the chosen class, 0 to 255.
         probabilities: whether to write the probabilities of all classes, or of all regions.
         pictures: whether to draw each image with its segmentation.
@@ -65,7 +66,7 @@ def predict(
         DataError: when prediction cannot start: no image, no class of that name, no place for results. Images that fail
             are listed in the :class:`~sparse3dunet.inference.batch.Outcome`.
     """
-    format = _suffix(format)
+    format = format_suffix(format)
     output_dir = Path(output_dir).expanduser() if isinstance(output_dir, (str, Path)) else output_dir
     for source in sources:
         check_output_dir(output_dir, source)
@@ -159,14 +160,6 @@ def report(outcome: Outcome, output_dir: str | Path) -> None:
             f"{len(outcome.failed)} of {total} volume(s) failed, see {Path(output_dir) / 'summary.csv'}: "
             f"{outcome.failed[0]}{more}"
         )
-
-
-def _suffix(format: str | None) -> str | None:
-    """Return a format's suffix with its dot."""
-    suffix = None if format is None else "." + str(format).lstrip(".")
-    if suffix not in (None, *OUTPUT_SUFFIXES):
-        raise DataError(f"format is {suffix!r}; expected one of {', '.join(OUTPUT_SUFFIXES)}.")
-    return suffix
 
 
 def _check_normalization(model: Model, normalize: Sequence[Any] | None) -> None:

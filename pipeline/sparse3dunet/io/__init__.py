@@ -1,6 +1,6 @@
 """Reading images of all formats (see docs/formats.md), and writing results on exactly their grid, in most of them."""
 
-from sparse3dunet.io.dicom import dicom_series, is_dicom_folder
+from sparse3dunet.io.dicom_folders import dicom_series, is_dicom_folder
 from sparse3dunet.io.folders import check_output_dir, hold_folder
 from sparse3dunet.io.formats import read_image
 from sparse3dunet.io.suffixes import IMAGE_SUFFIXES, OUTPUT_SUFFIXES, natural_suffix

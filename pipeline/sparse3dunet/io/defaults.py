@@ -1,7 +1,8 @@
-"""Voxel size and axes of files that state neither, as set by ``--voxel-size`` and ``--axes``.
+"""How files are read, as set by options: ``--voxel-size``, ``--axes``, and for DICOM ``--series`` and ``--segments``.
 
-Both are kept in environment variables, so that every process of a run reads files alike: workers that load data,
-whether forked or started anew, and the processes of torchrun.
+The voxel size and axes are those of files that state neither. All are kept in environment variables, so that every
+process of a run reads files alike: workers that load data, whether forked or started anew, and the processes of
+torchrun.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import re
 from sparse3dunet.errors import DataError
 
 VOXEL_SIZE, AXES = "SPARSE3DUNET_VOXEL_SIZE", "SPARSE3DUNET_AXES"
+SERIES, SEGMENTS = "SPARSE3DUNET_SERIES", "SPARSE3DUNET_SEGMENTS"
 IN_MM = {
     **dict.fromkeys(("nm", "nanometer", "nanometers"), 1e-6),
     **dict.fromkeys(("um", "µm", "μm", "micron", "microns", "micrometer", "micrometers"), 1e-3),
@@ -24,12 +26,16 @@ IN_MM = {
 """Names of units of length, in lower case, in mm."""
 
 
-def set_defaults(voxel_size: str | None = None, axes: str | None = None) -> None:
-    """Set the voxel size and axes of files without them, for this process and those that it starts.
+def set_defaults(
+    voxel_size: str | None = None, axes: str | None = None, series: str | None = None, segments: str | None = None
+) -> None:
+    """Set how files are read, for this process and those that it starts.
 
     Args:
         voxel_size: sizes along x, y and z with a unit, such as "0.5,0.5,2um"; None to leave it as it is.
         axes: a letter for each dimension of the stored array, slowest first, such as "zyx" or "czyx"; None likewise.
+        series: UID or number of the series to read in folders of several DICOM series; None likewise.
+        segments: names of the segments to use of a DICOM annotation, separated by commas; None likewise.
 
     Raises:
         DataError: when one of them is not of this form.
@@ -40,6 +46,12 @@ def set_defaults(voxel_size: str | None = None, axes: str | None = None) -> None
     if axes is not None:
         parse_axes(axes)
         os.environ[AXES] = axes
+    if series is not None:
+        os.environ[SERIES] = series.strip()
+    if segments is not None:
+        if len(set(_names(segments))) < max(len(_names(segments)), 1):
+            raise DataError(f"--segments is {segments!r}; expected different names, such as liver,tumor.")
+        os.environ[SEGMENTS] = segments
 
 
 def default_voxel_size() -> tuple[float, float, float] | None:
@@ -54,9 +66,23 @@ def default_axes() -> str | None:
     return parse_axes(text) if text else None
 
 
+def default_series() -> str:
+    """Return the UID or number of the DICOM series to read in folders of several; "" if it is not set."""
+    return os.environ.get(SERIES, "")
+
+
+def default_segments() -> list[str]:
+    """Return the names, in lower case, of the segments to use of a DICOM annotation; empty for all."""
+    return _names(os.environ.get(SEGMENTS, ""))
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip().lower() for name in text.split(",") if name.strip()]
+
+
 def as_key() -> dict[str, str]:
     """Return what is set, for keys of results that depend on it; empty if nothing is."""
-    return {name: os.environ[name] for name in (VOXEL_SIZE, AXES) if os.environ.get(name)}
+    return {name: os.environ[name] for name in (VOXEL_SIZE, AXES, SERIES, SEGMENTS) if os.environ.get(name)}
 
 
 def parse_voxel_size(text: str) -> tuple[float, float, float]:

@@ -33,9 +33,12 @@ USUAL = {"SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2"}
 """Defaults for files without these elements."""
 KEYWORDS = (
     *("SeriesInstanceUID", "SeriesNumber", "Modality", "NumberOfFrames", "SpacingBetweenSlices"),
+    "FrameOfReferenceUID",
     *(BY_FRAME, SHARED, *GROUPS, *USUAL, *PIXELS),
 )
 """Elements that are read."""
+NOT_IMAGES = ("SEG", "RTSTRUCT", "RTPLAN", "RTRECORD", "SR", "PR", "KO", "REG", "DOC", "PLAN", "FID", "SMR")
+"""Modalities of objects that lie next to images."""
 _UNDEFINED = 0xFFFFFFFF  # length of compressed pixel data
 
 
@@ -89,6 +92,18 @@ def is_dicom_file(path: Path) -> bool:
     with path.open("rb") as file:
         head = file.read(132)
     return head[128:] == b"DICM" or re.match(rb"[\x02\x08]\0.\0", head, re.DOTALL) is not None
+
+
+def is_dicom_image(path: Path) -> bool:
+    """Return whether a file is DICOM, but none of the objects that go with images; damaged files count as images."""
+    if not is_dicom_file(path):
+        return False
+    try:
+        with disable_value_validation():
+            header = dcmread(path, specific_tags=["Modality"], stop_before_pixels=True, force=True)
+            return str(header.get("Modality") or "") not in NOT_IMAGES
+    except Exception:  # told by who reads it
+        return True
 
 
 def read_header(path: Path) -> DicomFile:

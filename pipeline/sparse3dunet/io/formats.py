@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -11,7 +12,18 @@ import numpy as np
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.dicom import read_dicom_file, read_dicom_folder
+from sparse3dunet.io.dicom_annotation import (
+    BACKGROUND,
+    LabelOnImage,
+    annotation_file,
+    read_alone,
+    read_on_grid,
+    read_result,
+)
+from sparse3dunet.io.dicom_codes import class_code
+from sparse3dunet.io.dicom_folders import dicom_folders, is_dicom_folder
 from sparse3dunet.io.dicom_header import is_dicom_file
+from sparse3dunet.io.dicom_header import is_dicom_image as is_dicom_image_file
 from sparse3dunet.io.hdf5 import label_dataset, read_hdf5
 from sparse3dunet.io.meta_image import read_meta_image
 from sparse3dunet.io.microscopy import readable
@@ -25,6 +37,7 @@ from sparse3dunet.io.suffixes import (
     META_SUFFIXES,
     NIFTI_SUFFIXES,
     NRRD_SUFFIXES,
+    ON_IMAGE,
     TIFF_SUFFIXES,
     ZARR_SUFFIXES,
     image_suffix,
@@ -51,7 +64,8 @@ def read_image(source: str | Path) -> Volume:
     Args:
         source: a file with one of IMAGE_SUFFIXES, or a folder of OME-Zarr; a dataset in an HDF5 file,
             ``file.h5:/raw``, or a group in an OME-Zarr folder, ``a.zarr/labels/cells``; a folder with one DICOM series,
-            or a DICOM file of several frames.
+            or a DICOM file of several frames; a DICOM annotation on an image's grid, see
+            :class:`~sparse3dunet.io.dicom_annotation.LabelOnImage`, or a segmentation alone, on its own.
 
     Returns:
         Voxels (X, Y, Z), or (X, Y, Z, C) if they have several components, first axis fastest on disk; affine in
@@ -61,6 +75,9 @@ def read_image(source: str | Path) -> Volume:
         DataError: when it is missing, truncated, damaged, not a volume, complex, has a degenerate affine, or has
             another format; or when the package that reads it is not installed.
     """
+    if ON_IMAGE in str(source):
+        label = LabelOnImage.parse(source)
+        return read_on_grid(label.annotation, read_grid(label.image), label.values, label.unlabeled)
     path, part = split_part(source)
     if part is not None:
         return _read_part(path, part, str(source))
@@ -71,6 +88,8 @@ def read_image(source: str | Path) -> Volume:
         return READERS[suffix](path)
     if path.is_dir():
         return read_dicom_folder(path)
+    if annotation_file(path):
+        return read_alone(path)
     if is_dicom_file(path):
         return read_dicom_file(path)
     if not path.exists():
@@ -139,6 +158,34 @@ def _read_part(path: Path, part: Part, name: str) -> Volume:
     affine = whole.affine.copy()
     affine[:3, 3] += affine[:3, :3] @ [along.start for along in part.box]
     return replace(whole, path=name, data=data, affine=affine)
+
+
+def read_segmentation(path: str | Path, image: Volume, class_names: Mapping[int, str]) -> np.ndarray:
+    """Read a segmentation that was written on an image's grid, in any format of results; return its values (X, Y, Z).
+
+    Args:
+        path: the file.
+        image: the image.
+        class_names: class names by value, background first.
+    """
+    if annotation_file(path) is None:
+        return np.asarray(read_image(path).data)
+    background, *values = class_names
+    by_label = {class_code(class_names[value]).label: value for value in values}
+    return read_result(Path(path), image, {BACKGROUND: background, **by_label})
+
+
+def read_grid(path: str | Path) -> Volume:
+    """Return a volume on the grid of an image; of a DICOM series, without its voxels, which are all 0."""
+    return read_dicom_folder(path, pixels=False) if is_dicom_image(path) and Path(path).is_dir() else read_image(path)
+
+
+def is_dicom_image(path: str | Path) -> bool:
+    """Return whether a path names an image in DICOM: a file, or a folder that contains a series at any depth."""
+    path = Path(path)
+    if image_suffix(path) or ON_IMAGE in str(path) or not path.exists():
+        return False
+    return is_dicom_folder(path) or bool(dicom_folders(path)) if path.is_dir() else is_dicom_image_file(path)
 
 
 def count_channels(path: str | Path) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+LPS_TO_RAS = np.diag([-1.0, -1, 1, 1])
 SHEAR_TOLERANCE = 1e-4
 """Cosine between two axes of a grid up to which they count as orthogonal."""
 
@@ -33,4 +34,4 @@ def shear(affine: np.ndarray) -> float:
 
 def _turned(affine: np.ndarray) -> np.ndarray:
     """Convert from RAS to LPS, or back, without negative zeros, which look odd in headers."""
-    return np.diag([-1.0, -1, 1, 1]) @ affine + 0.0
+    return LPS_TO_RAS @ affine + 0.0

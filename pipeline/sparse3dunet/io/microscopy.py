@@ -26,8 +26,8 @@ CHANNELS = {"s": "c"}
 """TIFF's samples of a pixel, such as red, green and blue, are channels."""
 
 
-def package(name: str, path: str | Path) -> Any:
-    """Import an optional package.
+def package(name: str, path: str | Path, extra: str = "microscopy") -> Any:
+    """Import an optional package, which `extra` of this one installs.
 
     Raises:
         DataError: when it is not installed, with the command that installs it.
@@ -37,7 +37,7 @@ def package(name: str, path: str | Path) -> Any:
     except ImportError as error:
         raise DataError(
             f"{path}: this format needs the package {name}, which is not installed. Install it: "
-            "pip install 'sparse3dunet[microscopy]'."
+            f"pip install 'sparse3dunet[{extra}]'."
         ) from error
 
 

@@ -18,9 +18,18 @@ TIFF_SUFFIXES, ZARR_SUFFIXES, HDF5_SUFFIXES = (
 MICROSCOPY_SUFFIXES = (*TIFF_SUFFIXES, *ZARR_SUFFIXES, *HDF5_SUFFIXES)
 IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, *NRRD_SUFFIXES, *META_SUFFIXES, *MICROSCOPY_SUFFIXES)
 """Suffixes of images that can be read, except DICOM."""
+ON_IMAGE = "?image="
+"""What follows the file in the path of a DICOM annotation on an image's grid, see `dicom_annotation.LabelOnImage`."""
+DICOM_SEG_SUFFIX, RTSTRUCT_SUFFIX = ".seg.dcm", ".rtstruct.dcm"
+DICOM_SUFFIXES = (DICOM_SEG_SUFFIX, RTSTRUCT_SUFFIX)
+"""Suffixes of segmentations in DICOM, of images in DICOM."""
+FORMAT_NAMES = {"dicom-seg": DICOM_SEG_SUFFIX, "rtstruct": RTSTRUCT_SUFFIX}
+"""Other names of formats, for --format."""
 ORIENTED_SUFFIXES = (*NIFTI_SUFFIXES, ".seg.nrrd", ".nrrd", ".mha")
-OUTPUT_SUFFIXES = (*ORIENTED_SUFFIXES, ".ome.tif", ".tif", ".ome.zarr", ".h5")
+OUTPUT_SUFFIXES = (*ORIENTED_SUFFIXES, ".ome.tif", ".tif", ".ome.zarr", ".h5", *DICOM_SUFFIXES)
 """Suffixes of results; the first ones are of formats that state an orientation."""
+MAP_SUFFIXES = {".seg.nrrd": ".nrrd", **dict.fromkeys(DICOM_SUFFIXES, ".nii.gz")}
+"""Suffixes of maps and label maps next to segmentations in formats that can hold nothing else."""
 
 
 def natural_suffix(source: Volume | str | Path) -> str:
@@ -38,6 +47,22 @@ def natural_suffix(source: Volume | str | Path) -> str:
     if Path(path).is_dir() or not suffix:
         return ".nii.gz"
     return ".nrrd" if suffix in NRRD_SUFFIXES else ".mha" if suffix in META_SUFFIXES else suffix
+
+
+def format_suffix(format: str | None) -> str | None:
+    """Return the suffix of a format of results, given with or without its dot, or by its name; None for None.
+
+    Raises:
+        DataError: when there is no such format.
+    """
+    if format is None:
+        return None
+    suffix = FORMAT_NAMES.get(str(format).lower(), "." + str(format).lstrip("."))
+    if suffix not in OUTPUT_SUFFIXES:
+        raise DataError(
+            f"format is {format!r}; expected one of {', '.join(OUTPUT_SUFFIXES)}, {' or '.join(FORMAT_NAMES)}."
+        )
+    return suffix
 
 
 def image_suffix(path: str | Path) -> str:
@@ -67,9 +92,12 @@ def split(path: str | Path) -> tuple[Path, str]:
     """Return the file or folder of a volume, and the place in it, "" for none.
 
     ``a.h5:/raw`` and ``a.h5/raw`` give ``a.h5`` and ``raw``; ``a.zarr/labels/cells`` gives ``a.zarr`` and
-    ``labels/cells``; any other path is returned as it is. The name of a part
-    (:mod:`~sparse3dunet.io.parts`) is left out.
+    ``labels/cells``; a DICOM annotation on an image's grid its file and the rest; any other path is returned as it is.
+    The name of a part (:mod:`~sparse3dunet.io.parts`) is left out.
     """
+    if ON_IMAGE in str(path):
+        name, mark, rest = str(path).partition(ON_IMAGE)
+        return Path(name), mark + rest
     path, _ = split_part(path)
     parts = path.parts
     for number in reversed(range(len(parts))):
@@ -105,13 +133,17 @@ def same_volume(one: str | Path, other: str | Path) -> bool:
 
 
 def files_of(path: str | Path) -> list[str]:
-    """Return the files on disk that a volume is read from: all in a folder, and those below it for Zarr."""
+    """Return the files on disk that a volume is read from: all in a folder, and those below it for Zarr.
+
+    Of a folder without files, as one of DICOM series, those in its sub-folders.
+    """
     file, _ = split(path)
     if not os.path.isdir(file):
         return [str(file)]
     if suffix_among(path, ZARR_SUFFIXES):
         return sorted(os.path.join(folder, name) for folder, _, names in os.walk(file) for name in names)
-    return sorted(entry.path for entry in os.scandir(file) if entry.is_file())
+    files = sorted(entry.path for entry in os.scandir(file) if entry.is_file())
+    return files or sorted(os.path.join(folder, name) for folder, _, names in os.walk(file) for name in names)
 
 
 def state_of(source: Path) -> list[str | int] | None:

@@ -36,6 +36,7 @@ class Volume:
         header: nibabel's header; other formats: what results need to be written in the same kind of file.
         has_orientation: whether the format has orientations, as those of microscopy have not.
         has_voxel_size: whether the voxel size is known; otherwise it is 1 mm.
+        notes: what else a user must know of how it was read.
     """
 
     path: str
@@ -44,6 +45,7 @@ class Volume:
     header: Any = None
     has_orientation: bool = True
     has_voxel_size: bool = True
+    notes: tuple[str, ...] = ()
 
     @property
     def spatial_shape(self) -> tuple[int, ...]:

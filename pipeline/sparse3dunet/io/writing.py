@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from sparse3dunet.errors import DataError
+from sparse3dunet.io.dicom_results import check_dicom_output, write_dicom_segmentation
+from sparse3dunet.io.dicom_writers import WRITERS
 from sparse3dunet.io.folders import is_running
 from sparse3dunet.io.grid import SHEAR_TOLERANCE, shear
 from sparse3dunet.io.hdf5 import write_hdf5
@@ -21,7 +23,7 @@ from sparse3dunet.io.microscopy import check_grid, package
 from sparse3dunet.io.nifti import write_nifti_labels, write_nifti_map
 from sparse3dunet.io.nrrd import check_segment_values, slicer_segments, write_nrrd
 from sparse3dunet.io.ome_zarr import write_ome_zarr
-from sparse3dunet.io.suffixes import NIFTI_SUFFIXES, output_suffix
+from sparse3dunet.io.suffixes import DICOM_SUFFIXES, NIFTI_SUFFIXES, output_suffix
 from sparse3dunet.io.tiff import check_imagej, write_tiff
 from sparse3dunet.io.volumes import Volume
 
@@ -44,6 +46,9 @@ def check_output(path: str | Path, like: Volume, class_names: Mapping[int, str] 
     suffix = output_suffix(path)
     if suffix in NIFTI_SUFFIXES:
         return
+    if suffix in DICOM_SUFFIXES:
+        check_dicom_output(path, like, class_names or {}, suffix)
+        return
     if suffix in MICROSCOPY_WRITERS:
         package(MICROSCOPY_WRITERS[suffix][1], path)
         check_grid(path, like, suffix)
@@ -60,13 +65,20 @@ def check_output(path: str | Path, like: Volume, class_names: Mapping[int, str] 
         check_segment_values(path, class_names or {})
 
 
-def write_segmentation(path: str | Path, labels: np.ndarray, like: Volume, class_names: Mapping[int, str]) -> None:
+def write_segmentation(
+    path: str | Path,
+    labels: np.ndarray,
+    like: Volume,
+    class_names: Mapping[int, str],
+    is_semi_automatic: bool = False,
+) -> None:
     """Write a label map on exactly the grid of an image, with the names of its classes.
 
-    The same input gives the same bytes. Class names are stored in NIfTI as JSON in a header extension, ``{"labels":
-    {"0": "background", ...}}``; in NRRD and MetaImage as keys ``label_0``, ... (in MetaImage, letters that are not
-    ASCII are escaped as in Python, ``\\xfc``); in .seg.nrrd as 3D Slicer's segments, all but the background; for
-    those of microscopy see :mod:`~sparse3dunet.io.tiff`, :mod:`~sparse3dunet.io.hdf5` and
+    The same input gives the same bytes, but in DICOM. Class names are stored in NIfTI as JSON in a header extension,
+    ``{"labels": {"0": "background", ...}}``; in NRRD and MetaImage as keys ``label_0``, ... (in MetaImage, letters
+    that are not ASCII are escaped as in Python, ``\\xfc``); in .seg.nrrd as 3D Slicer's segments, all but the
+    background; for DICOM see :mod:`~sparse3dunet.io.dicom_results`, for those of microscopy
+    :mod:`~sparse3dunet.io.tiff`, :mod:`~sparse3dunet.io.hdf5` and
     :mod:`~sparse3dunet.io.ome_zarr`.
 
     Args:
@@ -75,6 +87,7 @@ def write_segmentation(path: str | Path, labels: np.ndarray, like: Volume, class
             MetaImage need a copy in memory.
         like: the image, in any format; from NIfTI to NIfTI, the header's geometry is copied bit by bit.
         class_names: class names by value in `labels`, background first.
+        is_semi_automatic: whether a person annotated a part of this very image, which is stated in DICOM.
 
     Raises:
         DataError: see :func:`check_output`.
@@ -87,6 +100,8 @@ def write_segmentation(path: str | Path, labels: np.ndarray, like: Volume, class
     with replacing(path, suffix) as draft:
         if suffix in NIFTI_SUFFIXES:
             write_nifti_labels(draft, labels, like, class_names)
+        elif suffix in DICOM_SUFFIXES:
+            write_dicom_segmentation(draft, labels, like, class_names, is_semi_automatic, WRITERS[suffix])
         elif suffix in MICROSCOPY_WRITERS:
             MICROSCOPY_WRITERS[suffix][0](draft, labels, like, class_names)
         elif suffix == ".seg.nrrd":
@@ -117,8 +132,8 @@ def write_map(path: str | Path, values: np.ndarray, like: Volume, description: s
     check_output(path, like)
     _check_shape(values, like, "biuf", values.ndim if values.ndim == 4 else 3)
     values, suffix = _of_common_type(values), output_suffix(path)
-    if suffix == ".seg.nrrd":
-        raise DataError(f"{path}: .seg.nrrd is for segmentations only; expected one of .nii.gz, .nrrd and .mha.")
+    if suffix == ".seg.nrrd" or suffix in DICOM_SUFFIXES:
+        raise DataError(f"{path}: {suffix} is for segmentations only; expected one of .nii.gz, .nrrd and .mha.")
     with replacing(path, suffix) as draft:
         if suffix in NIFTI_SUFFIXES:
             write_nifti_map(draft, values, like, description)

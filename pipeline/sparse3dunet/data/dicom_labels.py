@@ -1,0 +1,74 @@
+"""Labels of a data set that are DICOM segmentations or structure sets, named so that they are read on their images."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from sparse3dunet.io.dicom_annotation import (
+    BACKGROUND,
+    UNLABELED,
+    UNLABELED_NAMES,
+    LabelOnImage,
+    annotation_file,
+    class_values,
+    segment_names,
+)
+from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL, REFERENCE
+
+Case = dict[str, Any]
+
+
+def with_dicom_labels(
+    cases: Sequence[Case], names: Sequence[str], values: Sequence[int], ignore_index: Collection[int]
+) -> tuple[list[Case], list[str], list[int], tuple[int, ...]]:
+    """Return the cases with DICOM labels on their images' grids, and class names, values and unlabeled values.
+
+    Segments are matched to classes by their names, not by their numbers, which differ from case to case. Undeclared
+    classes are the segments of all cases, in the order in which they appear. Slices without a segment are unlabeled,
+    unless the case declares its slices.
+
+    Args:
+        cases: the cases.
+        names: declared class names, background first; empty if undeclared.
+        values: their values.
+        ignore_index: declared values of unlabeled voxels.
+
+    Raises:
+        DataError: when an annotation is damaged, or has no segments.
+    """
+    files = {path: annotation_file(path) for case in cases for path in _labels(case)}
+    dicom = {path: file for path, file in files.items() if file is not None}
+    if not dicom:
+        return list(cases), list(names), list(values), tuple(ignore_index)
+    if not values:
+        found: dict[str, str] = {}
+        for file in dicom.values():
+            for name in segment_names(file):
+                found.setdefault(name.lower(), name)
+        numbered = class_values(list(found.values()))
+        classes = {BACKGROUND: 0, **{name: value for name, value in numbered.items() if value > 0}}
+        names, values = list(classes), list(classes.values())
+    if not ignore_index and len(dicom) == len(files):
+        ignore_index = (UNLABELED,)
+    unlabeled = next(iter(ignore_index), UNLABELED)
+    by_name = {**dict.fromkeys(UNLABELED_NAMES, unlabeled), BACKGROUND: values[0]}
+    by_name |= {name.lower(): value for name, value in zip(names, values)}
+    placed = [_placed(case, dicom, by_name, unlabeled) for case in cases]
+    return placed, list(names), list(values), tuple(ignore_index)
+
+
+def _labels(case: Case) -> list[str]:
+    return [case[key] for key in (LABEL, REFERENCE) if key in case]
+
+
+def _placed(case: Case, dicom: dict[str, Path], by_name: dict[str, int], unlabeled: int) -> Case:
+    image = case[IMAGE][0] if isinstance(case[IMAGE], list) else case[IMAGE]
+    placed = dict(case)
+    for key in (LABEL, REFERENCE):
+        if case.get(key) in dicom:
+            is_dense = key == REFERENCE or ANNOTATED_SLICES in case
+            outside = by_name[BACKGROUND] if is_dense else unlabeled
+            placed[key] = str(LabelOnImage(dicom[case[key]], image, by_name, outside))
+    return placed

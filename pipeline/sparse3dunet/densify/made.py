@@ -1,0 +1,82 @@
+"""NIfTI files that are made from a scan and its annotation in other formats."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparse3dunet.data.layouts import read_json
+from sparse3dunet.errors import DataError
+from sparse3dunet.io import write_map
+from sparse3dunet.io.defaults import as_key
+from sparse3dunet.io.suffixes import same_volume, split, state_of
+from sparse3dunet.io.volumes import Volume
+
+DATALIST = "datalist.json"
+
+
+@dataclass(frozen=True)
+class Converted:
+    """Label map on the scan's grid to be written, and its value outside of what was annotated."""
+
+    voxels: np.ndarray
+    outside: int
+
+
+Pair = tuple[Volume, Converted | None, dict[str, Any], dict[int, str]]
+"""The image; the label map unless the file can be used as it is; what the datalist declares; the names of values."""
+
+
+def settings() -> list[int]:
+    """Return a number that changes with the options by which files are read."""
+    options = as_key()
+    return [zlib.crc32(json.dumps(options, sort_keys=True).encode())] if options else []
+
+
+class Made:
+    """NIfTI files made in a folder, and the sources of each.
+
+    Attributes:
+        states: states of the sources, by the name of the file made from them; as kept in the datalist.
+    """
+
+    def __init__(self, folder: Path, sources: Sequence[Path]) -> None:
+        self.folder, self.sources = folder, sources
+        self.states: dict[str, list[Any]] = {}
+        self.former: dict[str, Any] = {}
+        self.former_scan: str | None = None
+        with contextlib.suppress(DataError, AttributeError, TypeError, ValueError):  # missing or damaged
+            content = read_json(folder / DATALIST)
+            self.former, self.former_scan = dict(content.get("made_from")), content.get("scan")
+
+    def check_scan(self, scan: Path) -> None:
+        """Raise DataError if the folder belongs to another scan, whose results would be replaced."""
+        former = self.former_scan
+        if former and split(former)[0].exists() and not same_volume(former, scan):
+            raise DataError(
+                f"{scan}: the results next to {self.folder} are those of {former}. Pass another folder (-o) "
+                "for this scan; or both scans in one datalist, to train on them together."
+            )
+
+    def write(self, name: str, data: np.ndarray, image: Volume, made_from: Iterable[Path], *settings: int) -> str:
+        """Write voxels on an image's grid, unless the file is up to date, and return its path."""
+        file = self.folder / name
+        if any(file.exists() and os.path.samefile(file, split(source)[0]) for source in self.sources):
+            raise DataError(
+                f"{file} would be replaced by a file made from it. Move it out of {self.folder}, or rename it."
+            )
+        states: list[Any] = [*(state_of(source) for source in made_from), *settings]
+        if not (file.is_file() and states == self.former.get(name)):
+            (self.folder / DATALIST).unlink(missing_ok=True)  # it describes the former file
+            write_map(file, data, image)
+        if None not in states:
+            self.states[name] = states
+        return str(file)

@@ -1,0 +1,257 @@
+"""DICOM segmentations (SEG), read frame by frame: binary, fractional and label maps, on any slices of an image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydicom import Dataset, dcmread
+from pydicom.config import disable_value_validation
+from pydicom.pixels import iter_pixels
+
+from sparse3dunet.errors import DataError
+from sparse3dunet.io.dicom_header import BY_FRAME, GROUPS, ORIENTATION, PIXEL_SPACING, POSITION, SHARED, decimals
+from sparse3dunet.io.dicom_stack import slice_axes
+from sparse3dunet.io.grid import ras_affine
+from sparse3dunet.io.volumes import AFFINE_TOLERANCE, Volume
+
+SOP_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
+"""Segmentation Storage, and Label Map Segmentation Storage."""
+HALF = 0.5
+"""Share of the largest value from which a voxel of a fractional segmentation is in the segment."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a segment covers on one slice of an image.
+
+    Attributes:
+        number: number of the segment.
+        axis: axis of the image across the slice.
+        indices: (N, 3) voxels of the image.
+    """
+
+    number: int
+    axis: int
+    indices: np.ndarray
+
+
+@dataclass(frozen=True)
+class DicomAnnotation:
+    """Segmentation or structure set.
+
+    Attributes:
+        names: names of the segments by number.
+        parts: function of numbers and an image that yields the parts of these segments, one segment after the other.
+        frame_of_reference: its UID; "" if not stated.
+        series: UIDs of the image series that it was made on.
+        notes: what a user must know.
+        source: path and elements.
+        outside: number of slices or contours outside of the image, once all parts were yielded.
+    """
+
+    names: Mapping[int, str]
+    parts: Callable[[Sequence[int], Volume], Iterator[Part]]
+    frame_of_reference: str
+    series: set[str]
+    notes: tuple[str, ...]
+    source: tuple[Path, Dataset]
+    missed: list[Any]
+
+    @property
+    def outside(self) -> int:
+        return len(self.missed)
+
+
+def read(path: Path) -> DicomAnnotation:
+    """Read the header of a segmentation.
+
+    Raises:
+        DataError: when it is damaged.
+    """
+    header = read_elements(path, "DICOM segmentation")
+    segments = header.get("SegmentSequence") or []
+    names: dict[int, str] = {}
+    for segment in segments:
+        number = int(segment.get("SegmentNumber") or 0)
+        if number:  # 0 is the background of label maps
+            names[number] = str(segment.get("SegmentLabel") or "").strip() or f"segment {number}"
+    notes = []
+    if header.get("SegmentationType") == "FRACTIONAL":
+        notes.append(
+            f"{path}: a fractional segmentation; voxels with at least half of the largest value "
+            f"({header.get('MaximumFractionalValue')}) count as in the segment."
+        )
+    uids = {str(item.get("SeriesInstanceUID") or "") for item in header.get("ReferencedSeriesSequence") or []}
+    missed: list[Any] = []
+
+    def parts(numbers: Sequence[int], image: Volume) -> Iterator[Part]:
+        missed.clear()
+        return _parts(path, header, numbers, image, missed)
+
+    frame_of_reference = str(header.get("FrameOfReferenceUID") or "")
+    return DicomAnnotation(names, parts, frame_of_reference, uids - {""}, tuple(notes), (path, header), missed)
+
+
+def read_elements(path: Path, what: str) -> Dataset:
+    """Read the elements of a DICOM file but its pixels.
+
+    Raises:
+        DataError: when it cannot be read; patients' data are not told.
+    """
+    try:
+        with disable_value_validation():
+            elements = dcmread(path, stop_before_pixels=True)
+            list(elements.iterall())  # parses all of them now
+            return elements
+    except Exception as error:  # pydicom raises a dozen kinds here
+        raise DataError(
+            f"{path}: cannot be read ({type(error).__name__}); expected a whole {what}. It is truncated or damaged; "
+            "copy or export it again."
+        ) from None
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """Frame of a segmentation: index in the file, segment's number (None in label maps), position, axes, spacing."""
+
+    index: int
+    number: int | None
+    position: np.ndarray
+    orientation: np.ndarray
+    spacing: np.ndarray
+
+    def affine(self, gap: float = 1.0) -> np.ndarray:
+        """Return the affine (4, 4), RAS, of column, row and slice numbers."""
+        spacing = [self.spacing[1], self.spacing[0], gap]  # DICOM names rows first
+        return ras_affine(self.position, spacing, slice_axes(self.orientation))
+
+
+def _frames(path: Path, header: Dataset) -> list[_Frame]:
+    """Return all frames.
+
+    Raises:
+        DataError: when one has no segment or place.
+    """
+    shared = (header.get(SHARED) or [Dataset()])[0]
+    is_label_map = header.get("SegmentationType") == "LABELMAP"
+    frames = []
+    for index, own in enumerate(header.get(BY_FRAME) or []):
+        place = {key: _group(own, shared, GROUPS[key], key) for key in (POSITION, ORIENTATION, PIXEL_SPACING)}
+        number = _group(own, shared, "SegmentIdentificationSequence", "ReferencedSegmentNumber")
+        sizes = [len(numbers) for numbers in place.values()]
+        if sizes != [3, 6, 2] or (len(number) != 1 and not is_label_map):
+            raise DataError(
+                f"{path}: frame {index + 1} has no segment, position, orientation or pixel spacing; expected all of "
+                "them, which place it in space. Export the segmentation again."
+            )
+        frames.append(_Frame(index, None if is_label_map else int(number[0]), *place.values()))
+    if not frames:
+        raise DataError(f"{path}: found no frames; expected those of a segmentation. Export it again.")
+    return frames
+
+
+def _group(own: Dataset, shared: Dataset, group: str, keyword: str) -> np.ndarray:
+    item = (own.get(group) or shared.get(group) or [Dataset()])[0]
+    return decimals(item, keyword)
+
+
+def _parts(path: Path, header: Dataset, numbers: Sequence[int], image: Volume, missed: list[Any]) -> Iterator[Part]:
+    """Yield the part of a segment in each frame, in the order of `numbers`; frames outside of the image are counted."""
+    to_voxels = np.linalg.inv(image.affine)
+    rank = {number: place for place, number in enumerate(numbers)}
+    frames = [frame for frame in _frames(path, header) if frame.number is None or frame.number in rank]
+    frames.sort(key=lambda frame: -1 if frame.number is None else rank[frame.number])
+    steps = [_steps(path, header, frame, to_voxels, image) for frame in frames]
+    threshold = HALF * float(header.get("MaximumFractionalValue") or 1)
+    is_fractional = header.get("SegmentationType") == "FRACTIONAL"
+    for frame, step, pixels in zip(frames, steps, _pixels(path, [frame.index for frame in frames])):
+        inside = pixels >= threshold if is_fractional else pixels > 0
+        rows, columns = np.nonzero(inside & (pixels > 0))
+        indices = np.column_stack([columns, rows, np.ones_like(rows)]) @ step[:3].T
+        values = np.full(len(rows), frame.number) if frame.number is not None else pixels[rows, columns]
+        within = ((indices >= 0) & (indices < image.spatial_shape)).all(axis=1)
+        if len(indices) and not within.any():
+            missed.append(frame.index)
+        axis = int(np.flatnonzero(~step[:3, :2].any(axis=1))[0])
+        for number in numbers if frame.number is None else [frame.number]:
+            yield Part(number, axis, indices[within & (values == number)])
+
+
+def _pixels(path: Path, indices: Sequence[int]) -> Iterator[np.ndarray]:
+    if not indices:
+        return
+    try:
+        with disable_value_validation():
+            elements = dcmread(path)
+            if elements.BitsAllocated == 1 and not elements.file_meta.TransferSyntaxUID.is_encapsulated:
+                yield from _bits(elements, indices)
+            else:
+                yield from iter_pixels(elements, indices=list(indices), raw=True)
+    except Exception as error:  # pydicom and the decoders raise a dozen kinds here
+        raise DataError(
+            f"{path}: its pixels cannot be read ({type(error).__name__}); expected a whole DICOM segmentation. It is "
+            "truncated, damaged, or compressed in a way that needs another package; copy or export it again."
+        ) from error
+
+
+def _bits(elements: Dataset, indices: Sequence[int]) -> Iterator[np.ndarray]:
+    """Yield frames of one bit for each pixel, which begin within a byte unless their size is a multiple of 8."""
+    size = elements.Rows * elements.Columns
+    content = np.frombuffer(elements.PixelData, np.uint8)
+    if 8 * len(content) < size * elements.NumberOfFrames:
+        raise ValueError("too few pixels")
+    for index in indices:
+        start, stop = index * size, (index + 1) * size
+        bits = np.unpackbits(content[start // 8 : -(-stop // 8)], bitorder="little")
+        yield bits[start % 8 : start % 8 + size].reshape(elements.Rows, elements.Columns)
+
+
+def _steps(path: Path, header: Dataset, frame: _Frame, to_voxels: np.ndarray, image: Volume) -> np.ndarray:
+    """Return the integer matrix (3, 3) from (column, row, 1) of a frame to voxels of the image.
+
+    Raises:
+        DataError: when the frame's pixels are no voxels of a slice of the image.
+    """
+    plane = to_voxels @ frame.affine()[:, [0, 1, 3]]
+    steps = np.round(plane[:3]).astype(int)
+    size = np.array([int(header.get("Columns") or 1) - 1, int(header.get("Rows") or 1) - 1, 1])
+    off = (np.abs(plane[:3] - steps) * np.maximum(size, 1)).sum(axis=1).max()
+    units = np.abs(steps[:, :2])
+    if off > AFFINE_TOLERANCE or units.sum() != 2 or (units.sum(axis=0) != 1).any() or (units.sum(axis=1) > 1).any():
+        raise DataError(
+            f"{path}: frame {frame.index + 1} is not on a slice of the image ({image.path}): its pixels, "
+            f"{frame.spacing[1]:.4g} x {frame.spacing[0]:.4g} mm, are up to {off:.2g} voxels off the image's, "
+            f"{' x '.join(f'{s:.4g}' for s in image.spacing)} mm; expected at most {AFFINE_TOLERANCE}. Pass the image "
+            "that was annotated, or export the segmentation on the image's grid."
+        )
+    return steps
+
+
+def own_grid(segmentation: DicomAnnotation) -> Volume:
+    """Return a volume without content on the grid of a segmentation's frames.
+
+    Raises:
+        DataError: when the frames lie on no common grid.
+    """
+    path, header = segmentation.source
+    frames = _frames(path, header)
+    first = frames[0]
+    normal = slice_axes(first.orientation)[:, 2]
+    heights = np.array([frame.position @ normal for frame in frames])
+    lowest, places = frames[int(heights.argmin())], np.unique(np.round(heights, 3))
+    thickness = _group(header[BY_FRAME][0], header[SHARED][0] if SHARED in header else Dataset(),
+                       "PixelMeasuresSequence", "SpacingBetweenSlices")  # fmt: skip
+    gap = float(np.diff(places).min()) if len(places) > 1 else float(thickness[0]) if len(thickness) else 1.0
+    gap = float(thickness[0]) if len(thickness) and 0 < thickness[0] < 1.01 * gap else gap
+    counts = (places - places[0]) / gap
+    if np.abs(counts - np.round(counts)).max() > AFFINE_TOLERANCE:
+        raise DataError(
+            f"{path}: the frames are at uneven distances along the slices' normal, at least {gap:.3f} mm; expected "
+            "multiples of one distance. Pass it together with its image."
+        )
+    shape = (int(header.Columns), int(header.Rows), int(counts[-1].round()) + 1)
+    return Volume(str(path), np.broadcast_to(np.int8(0), shape), lowest.affine(gap))

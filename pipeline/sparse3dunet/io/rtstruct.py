@@ -1,0 +1,144 @@
+"""DICOM structure sets (RTSTRUCT): closed planar contours, filled on the slices of an image.
+
+A voxel is in a structure if its centre is inside of the contour. Of several contours of a structure on one slice, inner
+ones are holes (even-odd rule), as most planning systems write them. Other kinds of contours, such as points, are no
+areas and are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydicom import Dataset
+
+from sparse3dunet.errors import DataError
+from sparse3dunet.io.dicom_seg import DicomAnnotation, Part, read_elements
+from sparse3dunet.io.grid import LPS_TO_RAS
+from sparse3dunet.io.volumes import Volume
+
+SOP_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
+AREAS = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
+"""Geometric types of contours that bound an area."""
+PLANE_TOLERANCE = 0.25
+"""Distance from the nearest slice, in slices, up to which a contour was drawn on it."""
+
+
+def read(path: Path) -> DicomAnnotation:
+    """Read a structure set.
+
+    Raises:
+        DataError: when it is damaged.
+    """
+    elements = read_elements(path, "DICOM structure set")
+    rois = elements.get("StructureSetROISequence") or []
+    numbers = [int(roi.get("ROINumber") or 0) for roi in rois]
+    names = {n: str(roi.get("ROIName") or "").strip() or f"ROI {n}" for n, roi in zip(numbers, rois)}
+    uids = {str(roi.get("ReferencedFrameOfReferenceUID") or "") for roi in rois} - {""}
+    contours = _contours(path, elements)
+    others = sum(kind not in AREAS for by_roi in contours.values() for kind, _ in by_roi)
+    notes = (f"{path}: {others} contours are points or open lines, and were left out.",) if others else ()
+    missed: list[Any] = []
+
+    def parts(numbers: Sequence[int], image: Volume) -> Iterator[Part]:
+        missed.clear()
+        areas = {n: [points for kind, points in contours.get(n, []) if kind in AREAS] for n in numbers}
+        return _parts(path, names, areas, image, missed)
+
+    frame_of_reference = uids.pop() if len(uids) == 1 else ""
+    return DicomAnnotation(names, parts, frame_of_reference, _series(elements), notes, (path, elements), missed)
+
+
+def _series(elements: Dataset) -> set[str]:
+    """Return the UIDs of the referenced image series."""
+    found = set()
+    for frame in elements.get("ReferencedFrameOfReferenceSequence") or []:
+        for study in frame.get("RTReferencedStudySequence") or []:
+            for series in study.get("RTReferencedSeriesSequence") or []:
+                found.add(str(series.get("SeriesInstanceUID") or ""))
+    return found - {""}
+
+
+def _contours(path: Path, elements: Dataset) -> dict[int, list[tuple[str, np.ndarray]]]:
+    """Return kind and points (N, 3), LPS in mm, of each contour by the number of its structure."""
+    found: dict[int, list[tuple[str, np.ndarray]]] = {}
+    for roi in elements.get("ROIContourSequence") or []:
+        number = int(roi.get("ReferencedROINumber") or 0)
+        for contour in roi.get("ContourSequence") or []:
+            try:
+                points = np.array(contour.get("ContourData") or [], float)
+            except (TypeError, ValueError):
+                points = np.full(1, np.nan)
+            if len(points) % 3 or not np.isfinite(points).all():
+                raise DataError(
+                    f"{path}: a contour of structure {number} has {len(points)} coordinates that are no x, y, z of "
+                    "points in mm; expected three numbers for each. Export the structure set again."
+                )
+            kind = str(contour.get("ContourGeometricType") or "")
+            found.setdefault(number, []).append((kind, points.reshape(-1, 3)))
+    return found
+
+
+def _parts(
+    path: Path, names: dict[int, str], areas: dict[int, list[np.ndarray]], image: Volume, missed: list[Any]
+) -> Iterator[Part]:
+    """Yield the area of each structure on each slice; contours outside of the image are counted."""
+    to_voxels = np.linalg.inv(image.affine) @ LPS_TO_RAS
+    voxels = {n: [points @ to_voxels[:3, :3].T + to_voxels[:3, 3] for points in areas[n]] for n in areas}
+    everything = [points for listed in voxels.values() for points in listed if len(points)]
+    if not everything:
+        return
+    axis = int(np.sum([np.ptp(points, axis=0) for points in everything], axis=0).argmin())
+    plane = [a for a in range(3) if a != axis]
+    shape = (image.spatial_shape[plane[0]], image.spatial_shape[plane[1]])
+    for number, listed in voxels.items():
+        slices: dict[int, np.ndarray] = {}
+        for points in filter(len, listed):
+            index = _slice(path, names[number], points[:, axis], image)
+            if not 0 <= index < image.spatial_shape[axis]:
+                missed.append(number)
+                continue
+            area = slices.setdefault(index, np.zeros(shape, bool))
+            area ^= filled(points[:, plane], shape)
+        for index, area in slices.items():
+            indices = np.insert(np.argwhere(area), axis, index, axis=1)
+            yield Part(number, axis, indices)
+
+
+def filled(points: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Return the mask of the voxels whose centres are inside of a polygon (N, 2), by the even-odd rule.
+
+    Row by row, from where its edges cross the row: a hundred times as fast for an organ as a test of each voxel, as in
+    ``skimage.draw.polygon``. Of a border through centres, the side towards 0 is inside.
+    """
+    rows, columns = np.round(points, 4).T  # a border through centres is not left to rounding errors
+    next_rows, next_columns = np.roll(rows, -1), np.roll(columns, -1)
+    first = np.ceil(np.minimum(rows, next_rows)).astype(int)
+    counts = np.ceil(np.maximum(rows, next_rows)).astype(int) - first  # rows that each edge crosses
+    edge = np.repeat(np.arange(len(rows)), counts)
+    row = first[edge] + np.arange(len(edge)) - np.repeat(np.cumsum(counts) - counts, counts)
+    share = (row - rows[edge]) / (next_rows - rows)[edge]
+    column = np.ceil(np.round(columns[edge] + share * (next_columns - columns)[edge], 6)).clip(0, shape[1]).astype(int)
+    within = (row >= 0) & (row < shape[0])
+    crossings = np.zeros((shape[0], shape[1] + 1), int)
+    np.add.at(crossings, (row[within], column[within]), 1)
+    return np.cumsum(crossings[:, :-1], axis=1) % 2 == 1
+
+
+def _slice(path: Path, name: str, heights: np.ndarray, image: Volume) -> int:
+    """Return the slice that a contour was drawn on.
+
+    Raises:
+        DataError: when it lies on none.
+    """
+    index = round(float(heights.mean()))
+    off = float(np.abs(heights - index).max())
+    if off > PLANE_TOLERANCE:
+        raise DataError(
+            f"{path}: a contour of {name} is up to {off:.2f} slices off the nearest slice of the image ({image.path}); "
+            f"expected contours on its slices, at most {PLANE_TOLERANCE} off. Pass the series that was drawn on, or "
+            "export the structures on the image's slices."
+        )
+    return index
