@@ -18,7 +18,7 @@ from sparse3dunet.data.datalist import case_name
 from sparse3dunet.data.layouts import file_stem, read_json
 from sparse3dunet.densify.segments import IGNORE, check_values, class_labels
 from sparse3dunet.errors import DataError
-from sparse3dunet.io import is_dicom_folder, read_image, write_map
+from sparse3dunet.io import is_dicom_folder, read_image, read_label, write_map
 from sparse3dunet.io.formats import annotation_path
 from sparse3dunet.io.nrrd import read_segments
 from sparse3dunet.io.suffixes import (
@@ -156,7 +156,7 @@ def _read(scan: Path, annotation: Path) -> tuple[Volume, Volume, bool]:
     Raises:
         DataError: when one has no place in space, and their shapes differ.
     """
-    image, own = read_image(scan), read_image(annotation)
+    image, own = read_image(scan), read_label(annotation)
     if not image.has_voxel_size:
         print(f"note: {scan} {NO_VOXEL_SIZE}")
     label = on_grid_of(own, image)

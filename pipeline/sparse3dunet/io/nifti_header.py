@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
@@ -13,6 +13,7 @@ from sparse3dunet.errors import DataError
 
 SIZES = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
 """Header classes by sizeof_hdr."""
+BYTE_ORDERS: tuple[Literal["little", "big"], ...] = ("little", "big")
 CODES = range(6)
 """Valid qform_code and sform_code."""
 
@@ -29,7 +30,7 @@ def check_nifti_header(path: str | Path) -> None:
         return
     if len(block) < min(SIZES):
         return
-    sizes = {int.from_bytes(block[:4], order): order for order in ("little", "big")}  # type: ignore[arg-type]
+    sizes = {int.from_bytes(block[:4], order): order for order in BYTE_ORDERS}
     size = next((size for size in sizes if size in SIZES and len(block) >= size), None)
     if size is None:
         raise _damaged(path, "sizeof_hdr", int.from_bytes(block[:4], "little"), "348 or 540")
