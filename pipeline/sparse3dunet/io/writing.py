@@ -217,7 +217,7 @@ def remove(path: Path) -> None:
 
 
 def _draft(target: Path, suffix: str) -> Path:
-    """Return the path of a draft of this process alone, and clear away those of processes that ended on this machine."""
+    """Return the path of a draft of this process alone, and clear away those of this machine's processes that ended."""
     stem = f".{target.name[: len(target.name) - len(suffix)]}"[:150]
     host = re.sub(r"\W", "", platform.node())[:40]
     pattern = re.compile(rf"{re.escape(stem)}\.{host}-(\d{{1,9}})\.part{re.escape(suffix)}({re.escape(FORMER)})?")
