@@ -47,11 +47,12 @@ def make_images(folder: Path) -> None:
     """Write a volume in each format."""
     from sparse3dunet.io import write_segmentation
     from sparse3dunet.io.volumes import Volume
+    from tests.io.microscopy import affine
     from tests.io.test_formats_dicom import write_slice
 
     folder.mkdir(parents=True)
     like = Volume("like", array(), np.diag([1.0, 1, 2, 1]))
-    flat = Volume("like", array(), np.diag([1.0, 1, 2, 1]), has_orientation=False)
+    flat = Volume("like", array(), affine((1.0, 1.0, 2.0)), has_orientation=False)
     for name in ("a.nii", "a.nii.gz", "a.seg.nrrd"):
         write_segmentation(folder / name, array(), like, {0: "background", 1: "one", 2: "two", 3: "three"})
     for name in ("a.tif", "a.ome.tif", "a.h5", "a.ome.zarr"):
@@ -157,11 +158,8 @@ def damage(content: bytes, rng: random.Random, other: bytes) -> bytes:
     return content
 
 
-def prepare(source: Path, copy: Path, rng: random.Random, other: bytes) -> None:
-    """Copy what belongs to a file, and damage the file; or one of those in a folder."""
-    folder = copy.parent
-    while folder.name != "work":
-        folder = folder.parent
+def prepare(source: Path, copy: Path, folder: Path) -> list[Path]:
+    """Copy what belongs to a file; return the file, or those in the folder."""
     shutil.rmtree(folder, ignore_errors=True)
     top = copy.relative_to(folder).parts[0]
     root = source.parents[len(copy.relative_to(folder).parts) - 1]
@@ -170,9 +168,7 @@ def prepare(source: Path, copy: Path, rng: random.Random, other: bytes) -> None:
     shutil.copytree(whole, folder / top) if whole.is_dir() else shutil.copy(whole, folder / top)
     if copy.suffix == ".nhdr":
         shutil.copy(source.with_suffix(".raw.gz"), folder)
-    files = sorted(path for path in copy.rglob("*") if path.is_file()) if copy.is_dir() else [copy]
-    target = rng.choice(files)
-    target.write_bytes(damage(target.read_bytes(), rng, other))
+    return sorted(path for path in copy.rglob("*") if path.is_file()) if copy.is_dir() else [copy]
 
 
 def judge(name: str, copy: Path, read: Callable[[], Any]) -> str:
@@ -208,7 +204,10 @@ def work(folder: Path, seed: int, first: int, last: int) -> None:
         rng = random.Random(f"{seed}/{number}")
         name = names[number % len(names)]
         source, copy, read = every[name]
-        prepare(source, copy, rng, rng.choice(contents))
+        target = rng.choice(prepare(source, copy, folder / "work"))
+        if number < len(names):
+            read()  # while it is whole
+        target.write_bytes(damage(target.read_bytes(), rng, rng.choice(contents)))
         print(json.dumps([number, name]), flush=True)
         print(json.dumps([number, name, judge(name, copy, read)]), flush=True)
 

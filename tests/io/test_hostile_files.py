@@ -163,6 +163,17 @@ def test_gzip_bombs_are_not_unpacked(tmp_path):
         read_image(tmp_path / "image.nii.gz")
 
 
+def test_a_damaged_start_of_a_compressed_file_is_one_line(tmp_path):
+    """zlib has an error of its own, which is no OSError."""
+    content = bytearray(gzip.compress(nib.Nifti1Image(voxels(), np.eye(4)).to_bytes()))
+    for at in range(10, 60):
+        damaged = bytearray(content)
+        damaged[at] ^= 0xFF
+        (tmp_path / "image.nii.gz").write_bytes(damaged)
+        with pytest.raises(DataError, match=r"image\.nii\.gz: (cannot be read|its header is damaged)"):
+            read_image(tmp_path / "image.nii.gz")
+
+
 def put(offset: int, form: str, *values):
     def change(content: bytes) -> bytes:
         size = struct.calcsize(form)

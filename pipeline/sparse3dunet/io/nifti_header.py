@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +27,7 @@ def check_nifti_header(path: str | Path) -> None:
     try:
         with gzip.open(path) if str(path).lower().endswith(".gz") else open(path, "rb") as file:
             block = file.read(max(SIZES))
-    except (OSError, EOFError):
+    except (OSError, EOFError, zlib.error):
         return
     if len(block) < min(SIZES):
         return

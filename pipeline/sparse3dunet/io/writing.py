@@ -162,6 +162,10 @@ def replacing(path: str | Path, suffix: str = "") -> Iterator[Path]:
         yield draft
         flush(draft)
         move(draft, target)
+    except OSError as error:
+        if error.errno and error.filename is None:  # the system names no file when a disk is full
+            error.filename = str(target)
+        raise
     finally:
         remove(draft)
 
