@@ -188,6 +188,7 @@ def put(offset: int, form: str, *values):
         (put(0, "<i", 0), "sizeof_hdr is 0"),
         (put(40, "<h", 9), "dim.0. is 9"),
         (put(42, "<h", 3), "goes on behind its voxels"),
+        (put(70, "<h", 32639), "datatype is 32639"),
         (put(70, "<h", 2), "bitpix is 16, expected 8"),
         (put(72, "<h", 8), "bitpix is 8, expected 16"),
         (put(80, "<f", 0.0), "pixdim"),

@@ -58,6 +58,8 @@ def _check_fields(path: str | Path, header: Any) -> None:
         bits = header.get_data_dtype().itemsize * 8
     except nib.spatialimages.HeaderDataError:  # of a type that nibabel does not read
         return
+    except KeyError as error:
+        raise _damaged(path, "datatype", int(header["datatype"]), "one of NIfTI's types of numbers") from error
     if int(header["bitpix"]) != bits:
         raise _damaged(path, "bitpix", int(header["bitpix"]), f"{bits} as for datatype {int(header['datatype'])}")
 
