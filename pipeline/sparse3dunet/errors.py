@@ -17,7 +17,7 @@ from typing import Any
 TRACEBACK_VARIABLE = "SPARSE3DUNET_TRACEBACK"
 OF_THE_DISK = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.EISDIR),
-    *(errno.ENAMETOOLONG, errno.EIO, errno.EFBIG),
+    *(errno.ENAMETOOLONG, errno.EIO, errno.EFBIG, errno.EEXIST),
 )
 """Errors of the operating system whose cause is a place on disk, not the program."""
 LESS_MEMORY = (

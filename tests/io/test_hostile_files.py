@@ -163,6 +163,17 @@ def test_gzip_bombs_are_not_unpacked(tmp_path):
         read_image(tmp_path / "image.nii.gz")
 
 
+def test_a_damaged_start_of_a_compressed_file_is_one_line(tmp_path):
+    """zlib has an error of its own, which is no OSError."""
+    content = bytearray(gzip.compress(nib.Nifti1Image(voxels(), np.eye(4)).to_bytes()))
+    for at in range(10, 60):
+        damaged = bytearray(content)
+        damaged[at] ^= 0xFF
+        (tmp_path / "image.nii.gz").write_bytes(damaged)
+        with pytest.raises(DataError, match=r"image\.nii\.gz: (cannot be read|its header is damaged)"):
+            read_image(tmp_path / "image.nii.gz")
+
+
 def put(offset: int, form: str, *values):
     def change(content: bytes) -> bytes:
         size = struct.calcsize(form)
@@ -177,6 +188,7 @@ def put(offset: int, form: str, *values):
         (put(0, "<i", 0), "sizeof_hdr is 0"),
         (put(40, "<h", 9), "dim.0. is 9"),
         (put(42, "<h", 3), "goes on behind its voxels"),
+        (put(70, "<h", 32639), "datatype is 32639"),
         (put(70, "<h", 2), "bitpix is 16, expected 8"),
         (put(72, "<h", 8), "bitpix is 8, expected 16"),
         (put(80, "<f", 0.0), "pixdim"),

@@ -357,3 +357,12 @@ def test_a_training_of_another_version_is_refused(tmp_path):
     Training(tmp_path, settings=before).resumable.run()
     with pytest.raises(DataError, match=r"another version of sparse3dunet.*--pretrained"):
         Training(tmp_path, settings={**before, "schema_version": 1}).resumable.run(resume=True)
+
+
+def test_a_model_that_it_began_from_is_passed_again(tmp_path):
+    Training(tmp_path, settings={"pretrained": "a/model.pt"}).resumable.run()
+    with pytest.raises(DataError, match=r"pass --pretrained a/model\.pt again, beside --resume"):
+        Training(tmp_path, settings={}).resumable.run(resume=True)
+    more = Training(tmp_path, epochs=EPOCHS + 1, settings={"pretrained": "moved/model.pt"})
+    more.resumable.run(resume=True)
+    assert more.trainer.state.epoch == EPOCHS + 1

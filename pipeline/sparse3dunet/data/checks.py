@@ -23,7 +23,7 @@ from sparse3dunet.data.partial_labels import looked_for
 from sparse3dunet.data.reports import CaseReport, DataReport
 from sparse3dunet.data.slices import find_slices, plane_names
 from sparse3dunet.errors import DataError
-from sparse3dunet.io.formats import count_channels, read_image
+from sparse3dunet.io.formats import count_channels, read_image, read_label
 from sparse3dunet.io.volumes import (
     NO_VOXEL_SIZE,
     Volume,
@@ -110,7 +110,7 @@ def complete(data_set: DataSet, known: Mapping[str, Any] | None = None, backgrou
 def _label_values(case: Case) -> set[float]:
     """Return the values of a label map; none if the file is bad, which the check of all files reports."""
     try:
-        return set(values_found(read_image(case[LABEL]).data))
+        return set(values_found(read_label(case[LABEL]).data))
     except DataError:
         return set()
 
@@ -166,7 +166,7 @@ def inspect_case(case: Case, data_set: DataSet) -> CaseReport:
     except DataError as error:
         report.errors.append(str(error))
     try:
-        label = read_image(case[LABEL])
+        label = read_label(case[LABEL])
         report.warnings += [("annotation", text) for text in label.notes]
         report.dtypes = (*report.dtypes, str(label.data.dtype))
         report.values = values_found(label.data)
@@ -177,7 +177,7 @@ def inspect_case(case: Case, data_set: DataSet) -> CaseReport:
                 check_same_grid(volume, image)
         _describe_annotation(report, image, label, weight, case, data_set)
         if REFERENCE in case:
-            _check_reference(on_grid_of(read_image(case[REFERENCE]), label), label, data_set.class_values)
+            _check_reference(on_grid_of(read_label(case[REFERENCE]), label), label, data_set.class_values)
     except DataError as error:
         report.errors.append(str(error))
     return report

@@ -15,9 +15,9 @@ from sparse3dunet.data.cutting import cut_large
 from sparse3dunet.data.datalist import Case, DataSet
 from sparse3dunet.data.slices import ALL, Slices, crossed, nonempty_slices, runs, slices_mask
 from sparse3dunet.errors import DataError
-from sparse3dunet.io.formats import read_image
+from sparse3dunet.io.formats import read_label
 from sparse3dunet.io.itk_snap import read_label_descriptions
-from sparse3dunet.io.volumes import values_found
+from sparse3dunet.io.volumes import values_found, whole_labels
 from sparse3dunet.keys import ANNOTATED_SLICES, LABEL, WEIGHT
 
 USUAL_VALUE = 255
@@ -76,7 +76,7 @@ def infer(label: np.ndarray, source: str, classes: Collection[int] = (), unlabel
             f"{source}: a label map must have three dimensions, found shape {label.shape}. Export it as one volume, "
             "without channels."
         )
-    label = label.astype(np.float32) if label.dtype.kind == "f" else label
+    label = whole_labels(label).astype(np.float32) if label.dtype.kind == "f" else label
     found = values_found(label)
     counts = {int(value): number for value, number in found.items() if value == int(value)}
     odd = None if sum(counts.values()) == label.size else ~np.isfinite(label) | (label != np.round(label))
@@ -134,9 +134,9 @@ def complete(
     names = list(class_names)
     if len(names) != len(values) or len(set(names)) < len(names):
         raise DataError(
-            f"{data_set.source}: {len(names)} class names were given ({', '.join(names)}) for {len(values)} classes, "
-            f"values {', '.join(map(str, values))} ({', '.join(data_set.class_names)}); expected a different name for "
-            "each, in this order. Correct the names, or pass the values that are no classes with --ignore-index."
+            f"{data_set.source}: --class-names gives {len(names)} name(s) ({', '.join(names)}) for {len(values)} "
+            f"classes, values {', '.join(map(str, values))} ({', '.join(data_set.class_names)}); expected a different "
+            "name for each, in this order. Correct --class-names, or pass values that are no classes as --ignore-index."
         )
     return replace(data_set, class_names=names)
 
@@ -279,7 +279,7 @@ def _check_number(found: Collection[float], source: str) -> None:
 def _check_whole(label: np.ndarray, odd: np.ndarray | None, source: str) -> None:
     """Raise DataError if voxels are NaN, infinite or not whole numbers."""
     if odd is not None:
-        shown = ", ".join(f"{value:g}" for value in np.unique(label[odd])[:5])
+        shown = ", ".join(f"{value:.9g}" for value in np.unique(label[odd])[:5])
         raise DataError(
             f"{source}: {int(odd.sum())} of {label.size} voxels are not whole numbers ({shown}); expected a label map. "
             "Round labels that were rescaled or interpolated, and replace NaN by the value of unlabeled voxels."
@@ -355,7 +355,7 @@ def _with_convention(data_set: DataSet, known: Sequence[int]) -> DataSet:
 def _infer(case: Case, declared: tuple[int, ...], classes: tuple[int, ...]) -> _Inferred:
     file = case[LABEL]
     try:
-        label = read_image(file).data
+        label = read_label(file).data
         if declared and np.isin(label, declared).any():
             return _Inferred(file, is_declared=True)
         return _Inferred(file, convention=infer(label, file, classes))

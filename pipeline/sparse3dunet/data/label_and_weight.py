@@ -12,6 +12,7 @@ from monai.utils import convert_to_dst_type, convert_to_tensor, ensure_tuple
 
 from sparse3dunet.data.slices import listed_slices, nonempty_slices, slices_mask
 from sparse3dunet.errors import DataError
+from sparse3dunet.io.volumes import ROUNDING
 
 
 class SparseLabel(Transform):
@@ -69,7 +70,7 @@ class SparseLabel(Transform):
                 f"{source}: a label map must have one channel and three dimensions, found shape "
                 f"{tuple(values.shape)} with the channel first."
             )
-        plain = values.as_tensor()
+        plain = _whole(values.as_tensor())
         slices = self.annotated_slices if annotated_slices is None else annotated_slices
         weights = self._weights(plain, weight, source)
         weights = torch.where(self._unlabeled(plain, values.affine, slices, source), 0.0, weights)
@@ -144,6 +145,14 @@ class SparseLabel(Transform):
 
     def _unlabeled_text(self) -> str:
         return "ignore_index: " + (", ".join(map(str, self.ignore_index)) or "none set")
+
+
+def _whole(values: torch.Tensor) -> torch.Tensor:
+    """Return values with those that are nearly whole numbers rounded, as in ``whole_labels``."""
+    if not values.is_floating_point():
+        return values
+    whole = values.round()
+    return torch.where((values - whole).abs() <= ROUNDING, whole, values)
 
 
 def source_of(image: Any) -> str:

@@ -16,7 +16,7 @@ from sparse3dunet.data.datalist import case_name, read_data_set
 from sparse3dunet.data.layouts import SUFFIXES, file_stem, list_volumes
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.dicom_annotation import annotation_file
-from sparse3dunet.io.formats import annotation_path, read_image
+from sparse3dunet.io.formats import annotation_path, read_label
 from sparse3dunet.io.suffixes import NIFTI_SUFFIXES, image_suffix, is_image_file, natural_suffix, split, suffix_among
 from sparse3dunet.io.volumes import Volume, values_found
 from sparse3dunet.io.writing import replacing, write_segmentation
@@ -115,7 +115,7 @@ def _label_files(path: Path) -> list[Path]:
 
 
 def _read_label(file: Path) -> Volume:
-    volume = read_image(annotation_path(str(file)))
+    volume = read_label(annotation_path(str(file)))
     if volume.data.ndim != 3 or not (np.isfinite(volume.data) & (volume.data == np.round(volume.data))).all():
         raise DataError(
             f"{file}: expected a three-dimensional label map of whole numbers; found shape {volume.data.shape} of "

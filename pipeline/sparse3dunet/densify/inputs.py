@@ -20,7 +20,7 @@ from sparse3dunet.densify.dicom_pair import from_dicom, print_notes
 from sparse3dunet.densify.made import DATALIST, Converted, Made, Pair, settings
 from sparse3dunet.densify.segments import IGNORE, check_values, class_labels
 from sparse3dunet.errors import DataError
-from sparse3dunet.io import is_dicom_folder, read_image
+from sparse3dunet.io import is_dicom_folder, read_image, read_label
 from sparse3dunet.io.dicom_annotation import annotation_file
 from sparse3dunet.io.formats import annotation_path, is_dicom_image
 from sparse3dunet.io.nrrd import read_segments
@@ -170,7 +170,7 @@ def _read(scan: Path, annotation: Path) -> tuple[Volume, Volume, bool]:
     Raises:
         DataError: when one has no place in space, and their shapes differ.
     """
-    image, own = read_image(scan), read_image(annotation)
+    image, own = read_image(scan), read_label(annotation)
     print_notes(image)
     label = on_grid_of(own, image)
     if not (image.has_orientation and own.has_orientation) and own.spatial_shape != image.spatial_shape:

@@ -32,7 +32,7 @@ from sparse3dunet.inference.batch import Output, predict_batch
 from sparse3dunet.inference.inputs import ImageCase
 from sparse3dunet.inference.records import CaseRecord
 from sparse3dunet.inference.slabs import SlabInferer
-from sparse3dunet.io import OUTPUT_SUFFIXES, check_output, read_image, write_segmentation
+from sparse3dunet.io import OUTPUT_SUFFIXES, check_output, read_image, read_label, write_segmentation
 from sparse3dunet.io.formats import read_segmentation
 from sparse3dunet.io.suffixes import MAP_SUFFIXES, format_suffix, natural_suffix, split, suffix_among
 from sparse3dunet.io.volumes import Volume
@@ -72,7 +72,7 @@ class Results:
     def annotation(self, image: str) -> Annotation:
         """Read the annotation of the case whose (first) image file is `image`."""
         case, data_set = self.by_path[image], self.data_set
-        label = read_image(case[LABEL])
+        label = read_label(case[LABEL])
         weight = as_tensor(read_image(case[WEIGHT])) if WEIGHT in case else None
         split = SparseLabel(data_set.class_values, data_set.ignore_index)
         numbers, weights = split(as_tensor(label), weight, case.get(ANNOTATED_SLICES))

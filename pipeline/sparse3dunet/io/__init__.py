@@ -2,7 +2,7 @@
 
 from sparse3dunet.io.dicom_folders import dicom_series, is_dicom_folder
 from sparse3dunet.io.folders import check_output_dir, hold_folder
-from sparse3dunet.io.formats import read_image
+from sparse3dunet.io.formats import read_image, read_label
 from sparse3dunet.io.suffixes import IMAGE_SUFFIXES, OUTPUT_SUFFIXES, natural_suffix
 from sparse3dunet.io.writing import check_output, write_map, write_segmentation
 
@@ -16,6 +16,7 @@ __all__ = [
     "is_dicom_folder",
     "natural_suffix",
     "read_image",
+    "read_label",
     "write_map",
     "write_segmentation",
 ]

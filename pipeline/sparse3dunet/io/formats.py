@@ -45,7 +45,7 @@ from sparse3dunet.io.suffixes import (
     split,
 )
 from sparse3dunet.io.tiff import read_tiff
-from sparse3dunet.io.volumes import Volume, count_nifti_channels, read_volume
+from sparse3dunet.io.volumes import Volume, count_nifti_channels, read_volume, whole_labels
 
 READERS = {
     **dict.fromkeys(NIFTI_SUFFIXES, read_volume),
@@ -98,6 +98,12 @@ def read_image(source: str | Path) -> Volume:
         f"{path}: unknown format; expected {', '.join(IMAGE_SUFFIXES)}, a DICOM file of several frames, or a folder "
         "with a DICOM series. Convert it to .nii.gz."
     )
+
+
+def read_label(source: str | Path) -> Volume:
+    """Read a label map as :func:`read_image` does; values within 1e-3 of a whole number are rounded."""
+    volume = read_image(source)
+    return replace(volume, data=whole_labels(volume.data))
 
 
 def is_chunked(source: str | Path) -> bool:

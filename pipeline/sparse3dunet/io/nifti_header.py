@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
@@ -13,6 +14,7 @@ from sparse3dunet.errors import DataError
 
 SIZES = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
 """Header classes by sizeof_hdr."""
+BYTE_ORDERS: tuple[Literal["little", "big"], ...] = ("little", "big")
 CODES = range(6)
 """Valid qform_code and sform_code."""
 
@@ -25,11 +27,11 @@ def check_nifti_header(path: str | Path) -> None:
     try:
         with gzip.open(path) if str(path).lower().endswith(".gz") else open(path, "rb") as file:
             block = file.read(max(SIZES))
-    except (OSError, EOFError):
+    except (OSError, EOFError, zlib.error):
         return
     if len(block) < min(SIZES):
         return
-    sizes = {int.from_bytes(block[:4], order): order for order in ("little", "big")}  # type: ignore[arg-type]
+    sizes = {int.from_bytes(block[:4], order): order for order in BYTE_ORDERS}
     size = next((size for size in sizes if size in SIZES and len(block) >= size), None)
     if size is None:
         raise _damaged(path, "sizeof_hdr", int.from_bytes(block[:4], "little"), "348 or 540")
@@ -56,6 +58,8 @@ def _check_fields(path: str | Path, header: Any) -> None:
         bits = header.get_data_dtype().itemsize * 8
     except nib.spatialimages.HeaderDataError:  # of a type that nibabel does not read
         return
+    except KeyError as error:
+        raise _damaged(path, "datatype", int(header["datatype"]), "one of NIfTI's types of numbers") from error
     if int(header["bitpix"]) != bits:
         raise _damaged(path, "bitpix", int(header["bitpix"]), f"{bits} as for datatype {int(header['datatype'])}")
 

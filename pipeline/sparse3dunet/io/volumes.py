@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 
 from sparse3dunet.errors import DataError
-from sparse3dunet.io.nifti_header import check_nifti_header
+from sparse3dunet.io.nifti_header import BYTE_ORDERS, check_nifti_header
 from sparse3dunet.io.payload import check_regular
 
 AFFINE_TOLERANCE = 0.1
@@ -21,6 +21,8 @@ AFFINE_TOLERANCE = 0.1
 MOST_AFTER_VOXELS = 2**20
 """Bytes of padding that may follow the voxels; a gzip bomb could be unpacked for hours."""
 NO_VOXEL_SIZE = "states no voxel size, so it is taken for 1 mm; pass it as --voxel-size 0.5,0.5,2um (along x, y, z)."
+ROUNDING = 1e-3
+"""Maximum distance of a label's value from a whole number: what scaling or another type of number leaves behind."""
 IN_MM = {"micron": 1e-3, "meter": 1e3}
 """NIfTI's units of length in mm; files without one of them are in mm."""
 
@@ -87,7 +89,7 @@ def read_volume(path: str | Path) -> Volume:
         check_regular(path)
     check_nifti_header(path)
     try:
-        image: Any = nib.load(path)
+        image = _open(path)
         if str(path).lower().endswith(".gz"):
             with gzip.open(path) as file:
                 image = type(image).from_stream(file)
@@ -120,6 +122,17 @@ def read_volume(path: str | Path) -> Volume:
     affine = affine_in_mm(image.affine, image.header)
     check_affine(path, affine)
     return Volume(str(path), data, affine, image.header)
+
+
+def _open(path: str | Path) -> Any:
+    """Open a NIfTI file; nibabel's own function changes suffixes of mixed case, ``.Nii``, to those of other files."""
+    if not os.path.getsize(path):
+        raise EOFError("the file is empty")
+    with gzip.open(path) if str(path).lower().endswith(".gz") else open(path, "rb") as file:
+        size = file.read(4)
+    second = nib.Nifti2Header.sizeof_hdr in (int.from_bytes(size, order) for order in BYTE_ORDERS)
+    kind: Any = nib.Nifti2Image if second else nib.Nifti1Image
+    return kind.from_file_map({"image": nib.FileHolder(filename=str(path))})
 
 
 def _check_end(file: IO[bytes] | gzip.GzipFile, voxels: int) -> None:
@@ -157,7 +170,7 @@ def count_nifti_channels(path: str | Path) -> int:
     """Return the number of channels in a NIfTI file, by its header alone; 0 if that cannot be read."""
     try:
         check_regular(path)
-        shape = nib.load(path).shape  # type: ignore[attr-defined]
+        shape = _open(path).shape
     except Exception:  # see read_volume
         return 0
     return shape[3] if len(shape) == 4 else 1
@@ -233,6 +246,16 @@ def on_grid_of(volume: Volume, image: Volume) -> Volume:
     if unplaced and alike and volume.spatial_shape == image.spatial_shape:
         return replace(volume, affine=image.affine)
     return volume
+
+
+def whole_labels(data: np.ndarray) -> np.ndarray:
+    """Return a label map with values that are nearly whole numbers rounded; others, and NaN, are kept as they are."""
+    if data.dtype.kind != "f":
+        return data
+    with np.errstate(invalid="ignore"):
+        whole = np.rint(data)
+        noise = (np.abs(data - whole) <= ROUNDING) & (data != whole)
+    return np.where(noise, whole, data) if noise.any() else data
 
 
 def values_found(data: np.ndarray) -> dict[float, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import re
@@ -34,6 +35,9 @@ MICROSCOPY_WRITERS = {
     ".h5": (write_hdf5, "h5py"),
 }
 """Functions that write a result, and the packages that they need, by suffix."""
+
+FORMER = ".former"
+"""What is added to the name of a draft for the folder that it replaces."""
 
 
 def check_output(path: str | Path, like: Volume, class_names: Mapping[int, str] | None = None) -> None:
@@ -173,6 +177,10 @@ def replacing(path: str | Path, suffix: str = "") -> Iterator[Path]:
         yield draft
         flush(draft)
         move(draft, target)
+    except OSError as error:
+        if error.errno and error.filename is None:  # the system names no file when a disk is full
+            error.filename = str(target)
+        raise
     finally:
         remove(draft)
 
@@ -186,15 +194,37 @@ def flush(path: Path) -> None:
 
 
 def move(path: Path, target: Path) -> None:
-    """Move a file or folder to `target`, and replace what is there; a folder that is replaced is removed afterwards."""
+    """Move a file or folder to `target`, and replace what is there; a folder that is replaced is removed afterwards.
+
+    A process that is killed leaves either of the two at `target`; or, where the system cannot exchange two folders, the
+    former one under a name that :func:`replacing` finds, and puts back.
+    """
     if not (path.is_dir() or target.is_dir()):
         os.replace(path, target)
         return
-    former = path.with_name(f"{path.name}.former")
-    if target.exists():
+    if not target.exists():
+        os.replace(path, target)
+    elif _exchange(path, target):
+        remove(path)
+    else:
+        former = path.with_name(path.name + FORMER)
         os.replace(target, former)
-    os.replace(path, target)
-    remove(former)
+        try:
+            os.replace(path, target)
+        except BaseException:
+            os.replace(former, target)
+            raise
+        remove(former)
+
+
+def _exchange(path: Path, target: Path) -> bool:
+    """Exchange two files or folders in one step; return whether the system can (Linux can, on most file systems)."""
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return rename(here, os.fsencode(path.absolute()), here, os.fsencode(target.absolute()), exchange) == 0
 
 
 def remove(path: Path) -> None:
@@ -206,13 +236,15 @@ def remove(path: Path) -> None:
 
 
 def _draft(target: Path, suffix: str) -> Path:
-    """Return the path of a draft of this process alone, and remove those of processes of this machine that ended."""
+    """Return the path of a draft of this process alone, and clear away those of this machine's processes that ended."""
     stem = f".{target.name[: len(target.name) - len(suffix)]}"[:150]
     host = re.sub(r"\W", "", platform.node())[:40]
-    pattern = re.compile(rf"{re.escape(stem)}\.{host}-(\d{{1,9}})\.part{re.escape(suffix)}")
+    pattern = re.compile(rf"{re.escape(stem)}\.{host}-(\d{{1,9}})\.part{re.escape(suffix)}({re.escape(FORMER)})?")
     for name in os.listdir(target.parent):
         found = pattern.fullmatch(name)
         if found and not is_running(int(found[1])):
+            if found[2] and not os.path.lexists(target):
+                os.replace(target.with_name(name), target)
             remove(target.with_name(name))
     return target.with_name(f"{stem}.{host}-{os.getpid()}.part{suffix}")
 

@@ -29,6 +29,8 @@ from sparse3dunet.models.checkpoints import save_file
 from sparse3dunet.models.description import ModelDescription
 from sparse3dunet.training.budget import Budget
 
+PRETRAINED = "pretrained"
+"""Setting of the model that a training begins from, which may have another path on resuming."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 """Signals that end a training in order: a cluster's preemption, and Ctrl-C."""
 _CURE = "Leave out --resume to start again, or pass another --ckpt_dir."
@@ -181,7 +183,12 @@ class ResumableTraining:
                 f"{self.path}: this training began with another version of sparse3dunet, whose settings cannot be "
                 f"compared. Finish it with that version, or train further from its model: --pretrained. {_CURE}"
             )
-        changed = _changes(state["settings"], self.settings)
+        former, given = (settings.get(PRETRAINED) for settings in (state["settings"], self.settings))
+        if former and not given:
+            raise DataError(
+                f"{self.path}: it began from another model; pass --pretrained {former} again, beside --resume."
+            )
+        changed = _changes({**state["settings"], PRETRAINED: given}, self.settings)  # the file may have moved
         if self.recipe and state["recipe"]:
             changed += _changes(state["recipe"], self.recipe)
         if changed:
@@ -229,7 +236,13 @@ class ResumableTraining:
 
 
 def fixed_settings(
-    description: ModelDescription, *, seed: int, batch_size: int, epoch_length: int, **more: Any
+    description: ModelDescription,
+    *,
+    seed: int,
+    batch_size: int,
+    epoch_length: int,
+    pretrained: str | Path | None = None,
+    **more: Any,
 ) -> dict[str, Any]:
     """Return the settings that must be the same when resuming, in addition to the config's learning settings.
 
@@ -238,10 +251,12 @@ def fixed_settings(
         seed: seed of the training.
         batch_size: batch size of each process; their sum must be the same.
         epoch_length: iterations per epoch.
+        pretrained: the model that the training begins from; None for none.
         more: further settings, plain values.
     """
     batch_size *= idist.get_world_size()
-    return {**description.settings(), "seed": seed, "batch_size": batch_size, "epoch_length": epoch_length, **more}
+    settings = {**description.settings(), "seed": seed, "batch_size": batch_size, "epoch_length": epoch_length, **more}
+    return settings | ({PRETRAINED: str(pretrained)} if pretrained else {})
 
 
 def saved_iteration(path: str | Path, resume: bool) -> int | None:
