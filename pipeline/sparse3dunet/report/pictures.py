@@ -35,10 +35,46 @@ def save_picture(
     step: int = 1,
     sides: bool = True,
 ) -> None:
-    """Write a PNG of a volume, with a row for each plane, and columns for image, annotation, prediction and error.
+    """Write a PNG of a volume, see :func:`draw_picture`.
 
     Args:
         path: path of the PNG; its folder is created if missing.
+        image: (X, Y, Z) or (C, X, Y, Z).
+        segmentation: (X, Y, Z) or (1, X, Y, Z) classes.
+        label: see :func:`draw_picture`, as for the others.
+        weight: the same.
+        reference: the same.
+        class_names: the same.
+        title: the same.
+        spacing: the same.
+        step: the same.
+        sides: the same.
+    """
+    figure = draw_picture(
+        image, segmentation, label, weight, reference, class_names, title, spacing, step=step, sides=sides
+    )
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer)
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(buffer.getvalue())
+
+
+def draw_picture(
+    image: Any,
+    segmentation: Any,
+    label: Any = None,
+    weight: Any = None,
+    reference: Any = None,
+    class_names: Sequence[str] = (),
+    title: str = "",
+    spacing: Sequence[float] = (1.0, 1.0, 1.0),
+    step: int = 1,
+    sides: bool = True,
+) -> Figure:
+    """Return a figure of a volume, with a row for each plane, and columns for image, annotation, prediction and error.
+
+    Args:
         image: (X, Y, Z) or (C, X, Y, Z), of which the first channel is shown; RAS orientation.
         segmentation: (X, Y, Z) or (1, X, Y, Z) classes.
         label: annotation, shaped like `segmentation`; with it, the columns "annotation" and "error" are drawn.
@@ -76,11 +112,7 @@ def save_picture(
             mark_sides(row[0], axis)
     figure.suptitle(title, color="white", fontsize=10)
     _add_legend(figure, colors, class_names, annotation is not None)
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(buffer.getvalue())
+    return figure
 
 
 def _name_plane(ax: Any, name: str) -> None:
