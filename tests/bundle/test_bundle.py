@@ -74,7 +74,9 @@ def test_training_is_repeatable_and_learns_nothing_from_references(trained, tmp_
         image = nib.load(path)
         nib.save(nib.Nifti1Image((np.asarray(image.dataobj) + 1) % 3, image.affine), path)
     assert run_training(dataset, tmp_path).returncode == 0
-    first, second = (torch.load(root / "models/last.pt", weights_only=True)["network"] for root in (trained, tmp_path))
+    first, second = (
+        torch.load(root / "models/state/last.pt", weights_only=True)["network"] for root in (trained, tmp_path)
+    )
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 

@@ -23,6 +23,7 @@ def show(
     spacing: Sequence[float] = (1.0, 1.0, 1.0),
     class_names: Sequence[str] = (),
     title: str = "",
+    slices: Sequence[int] | None = None,
 ) -> Figure:
     """Return a figure of three planes of a volume with its annotation and its segmentation.
 
@@ -37,6 +38,7 @@ def show(
         spacing: voxel size, for correct proportions.
         class_names: names of the classes by rising value, background first.
         title: title above the figure.
+        slices: indices of the slices to show, by axis; None: those without annotation that show most of the structures.
 
     Raises:
         DataError: when there is neither annotation nor segmentation, or shapes differ.
@@ -53,17 +55,23 @@ def show(
     values = np.unique(np.concatenate([np.unique(array) for array in arrays.values()]))
     values = values[~np.isin(values, ignored)]
     numbers = {name: np.searchsorted(values, array).clip(0, len(values) - 1) for name, array in arrays.items()}
-    weight = ~np.isin(arrays["label"], ignored) if "label" in arrays else None
-    figure = draw_picture(
-        image,
-        numbers.get("pred", numbers.get("label") if weight is None else np.where(weight, numbers.get("label", 0), 0)),
-        numbers.get("label"),
-        weight,
-        numbers.get("reference"),
-        class_names,
-        title,
-        spacing,
-        sides=False,
-    )
+    if "reference" in numbers and "label" not in numbers:
+        numbers["label"], arrays["label"] = numbers["reference"], arrays["reference"]
+    weight = ~np.isin(arrays["label"], ignored) if "label" in arrays else np.ones(shape, bool)
+    drawn = np.where(weight, numbers.get("label", 0), 0)
+    guess = numbers.get("pred", drawn)
+    chosen = _slices(guess, weight) if slices is None and "pred" in numbers else slices
+    label, dense = numbers.get("label"), numbers.get("reference")
+    figure = draw_picture(image, guess, label, weight, dense, class_names, title, spacing, sides=False, slices=chosen)
     FigureCanvasAgg(figure)
     return figure
+
+
+def _slices(guess: np.ndarray, weight: np.ndarray) -> list[int]:
+    """Return by axis the slice with most foreground among those of which most is unlabeled, if there are any."""
+    chosen = []
+    for axis in range(3):
+        others = tuple(a for a in range(3) if a != axis)
+        foreground, unlabeled = (guess > 0).sum(others), weight.mean(others) < 0.5
+        chosen.append(int((foreground * (unlabeled if (foreground * unlabeled).any() else 1)).argmax()))
+    return chosen

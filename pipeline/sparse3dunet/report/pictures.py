@@ -71,6 +71,7 @@ def draw_picture(
     spacing: Sequence[float] = (1.0, 1.0, 1.0),
     step: int = 1,
     sides: bool = True,
+    slices: Sequence[int] | None = None,
 ) -> Figure:
     """Return a figure of a volume, with a row for each plane, and columns for image, annotation, prediction and error.
 
@@ -85,6 +86,7 @@ def draw_picture(
         spacing: voxel size, for correct proportions.
         step: subsampling step of the given volume, for the slice numbers in the whole one.
         sides: whether to mark the patient's sides, which not all files state.
+        slices: indices of the slices to show, by axis; None: chosen by the foreground.
     """
     scan, guess = _volume(image), _volume(segmentation)
     annotation = None if label is None else _volume(label)
@@ -97,7 +99,7 @@ def draw_picture(
     figure = Figure(figsize=(2.2 * len(columns), 6.9), dpi=100, facecolor="black", layout="constrained")
     axes = figure.subplots(3, len(columns), squeeze=False)
     for row, axis in zip(axes, (2, 1, 0)):
-        index = _most_informative_slice(guess, annotation, counted, dense, axis)
+        index = slices[axis] if slices else _most_informative_slice(guess, annotation, counted, dense, axis)
         across, up = (a for a in range(3) if a != axis)
         for ax, (name, layers) in zip(row, columns.items()):
             ax.imshow(_plane(scan, axis, index), cmap="gray", vmin=low, vmax=max(high, low + 1e-6))
