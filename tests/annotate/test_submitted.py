@@ -8,10 +8,19 @@ import pytest
 
 from sparse3dunet.annotate import label_jobs
 from sparse3dunet.annotate.label_app import SETTINGS, write_app
-from sparse3dunet.annotate.submitted import ANNOTATION, DELIVERED, UNLABELED, annotation_in, update_annotation
+from sparse3dunet.annotate.submitted import (
+    ANNOTATION,
+    DELIVERED,
+    UNLABELED,
+    annotation_in,
+    corrected_slices,
+    update_annotation,
+)
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import read_image
 from tests.conftest import make_volume, run_sparse3dunet, write_nifti
+
+SHAPE = (24, 20, 18)
 
 
 @pytest.fixture
@@ -126,3 +135,15 @@ def test_an_app_keeps_its_data_and_other_folders_are_left_alone(tmp_path):
     for names in ([], ["a", "a"], [""]):
         with pytest.raises(DataError, match="different name"):
             write_app(tmp_path / "new", names)
+
+
+def test_slices_that_were_corrected_in_single_voxels():
+    """Errors lie along borders, and corrections of a slice are rarely whole areas."""
+    changed = np.random.default_rng(0).random(SHAPE) < 0.15
+    plane, other = np.zeros(SHAPE, bool), np.zeros(SHAPE, bool)
+    plane[7], other[:, :, 4] = changed[7], changed[:, :, 4]
+    assert corrected_slices(plane | other) == [[7], [], [4]]
+    ball = np.zeros(SHAPE, bool)
+    ball[5:10, 5:10, 5:10] = True
+    assert corrected_slices(ball) == [[], [], []]
+    assert corrected_slices(ball & False) == [[], [], []]

@@ -54,7 +54,8 @@ def test_trainings_need_no_rich(tmp_path):
     """MONAI Label's environment does not have it."""
     program = (
         "import sys; sys.modules['rich'] = None; from sparse3dunet.data import check_report; "
-        "from sparse3dunet.training import engines, log; bar = log.StepProgress('a', 2, ''); bar.update(1); bar.close(); "
+        "from sparse3dunet.training import engines, log; "
+        "bar = log.StepProgress('a', 2, ''); bar.update(1); bar.close(); "
         "from sparse3dunet.progress import BatchProgress\n"
         "with BatchProgress(1) as bars: bars.start('[b]'); bars.failed('[b]', 'why')"
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sparse3dunet.data.finished import finished_part
-from sparse3dunet.data.slices import find_slices, plane_names, slices_mask
+from sparse3dunet.data.slices import Slices, plane_names, slices_mask
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import read_image, write_map
 from sparse3dunet.io.volumes import Volume, check_same_grid, on_grid_of
@@ -18,6 +18,8 @@ UNLABELED = 255
 """Value of unlabeled voxels in an annotation."""
 ANNOTATION, DELIVERED, SUBMITTED = "annotation.nii.gz", "delivered.nii.gz", "submitted.txt"
 """In a scan's folder: its annotation, the segmentation that the tool got last, and the label map that was read last."""
+FEWEST_CORRECTED = 4
+"""Number of changed voxels from which on a slice counts as corrected."""
 AGREEMENT = 0.5
 """Share of a segmentation's foreground that a label map has in common with it if it is the corrected segmentation."""
 
@@ -54,14 +56,38 @@ def annotation_in(
         part = finished_part(label > 0, affine)
         return Submitted(np.where(part.annotated, label, UNLABELED).astype(np.uint8), part.reason)
     changed = label != delivered
-    slices = find_slices(changed) if changed.any() else None
+    slices = corrected_slices(changed)
     known = changed | (former != UNLABELED)
     reason = "the delivered segmentation, with nothing corrected" if not changed.any() else "corrections by voxel"
-    if slices is not None:
+    if any(slices):
         known |= slices_mask(label.shape, slices)
         named = ", ".join(f"{plane} {found}" for plane, found in zip(plane_names(affine), slices) if found)
         reason = f"the corrected slices of the delivered segmentation count as finished ({named})"
     return Submitted(np.where(known, label, UNLABELED).astype(np.uint8), f"{reason}; so does the former annotation")
+
+
+def corrected_slices(changed: np.ndarray) -> Slices:
+    """Return the slices, by axis, on which a segmentation was corrected.
+
+    Most voxels in front of and behind those that changed on such a slice did not change, unlike where a brush in three
+    dimensions was used.
+
+    Args:
+        changed: (X, Y, Z) boolean.
+    """
+    left = changed.copy()
+    slices: Slices = [[], [], []]
+    while True:
+        counts = [left.sum(tuple(a for a in range(3) if a != axis)) for axis in range(3)]
+        axis = max(range(3), key=lambda a: counts[a].max())
+        index = int(counts[axis].argmax())
+        if counts[axis][index] < FEWEST_CORRECTED:
+            return [sorted(found) for found in slices]
+        there = left.take(index, axis)
+        beside = [changed.take(i, axis) for i in (index - 1, index + 1) if 0 <= i < changed.shape[axis]]
+        if 2 * (there & np.logical_or.reduce(beside)).sum() <= there.sum():
+            slices[axis].append(index)
+        left[(slice(None),) * axis + (index,)] = False
 
 
 def update_annotation(scan: str | Path, label: str | Path, folder: Path) -> str:

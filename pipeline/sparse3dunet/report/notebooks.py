@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from sparse3dunet.errors import DataError
@@ -62,9 +61,7 @@ def show(
     guess = numbers.get("pred", drawn)
     chosen = _slices(guess, weight) if slices is None and "pred" in numbers else slices
     label, dense = numbers.get("label"), numbers.get("reference")
-    figure = draw_picture(image, guess, label, weight, dense, class_names, title, spacing, sides=False, slices=chosen)
-    FigureCanvasAgg(figure)
-    return figure
+    return draw_picture(image, guess, label, weight, dense, class_names, title, spacing, sides=False, slices=chosen)
 
 
 def _slices(guess: np.ndarray, weight: np.ndarray) -> list[int]:

@@ -22,6 +22,18 @@ SIDES = ("LR", "PA", "IS")
 WRONG, UNLABELED = "#d62728", "#3b3b58"
 
 
+class Picture(Figure):
+    """Figure that notebooks show without pyplot."""
+
+    def png(self) -> bytes:
+        """Return the figure as a PNG."""
+        buffer = io.BytesIO()
+        FigureCanvasAgg(self).print_png(buffer)
+        return buffer.getvalue()
+
+    _repr_png_ = png
+
+
 def save_picture(
     path: str | Path,
     image: Any,
@@ -53,11 +65,9 @@ def save_picture(
     figure = draw_picture(
         image, segmentation, label, weight, reference, class_names, title, spacing, step=step, sides=sides
     )
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(buffer.getvalue())
+    target.write_bytes(figure.png())
 
 
 def draw_picture(
@@ -72,7 +82,7 @@ def draw_picture(
     step: int = 1,
     sides: bool = True,
     slices: Sequence[int] | None = None,
-) -> Figure:
+) -> Picture:
     """Return a figure of a volume, with a row for each plane, and columns for image, annotation, prediction and error.
 
     Args:
@@ -96,7 +106,7 @@ def draw_picture(
     columns = _columns(guess, annotation, counted, dense, colors)
     low, high = np.percentile(scan, (0.5, 99.5))
 
-    figure = Figure(figsize=(2.2 * len(columns), 6.9), dpi=100, facecolor="black", layout="constrained")
+    figure = Picture(figsize=(2.2 * len(columns), 6.9), dpi=100, facecolor="black", layout="constrained")
     axes = figure.subplots(3, len(columns), squeeze=False)
     for row, axis in zip(axes, (2, 1, 0)):
         index = slices[axis] if slices else _most_informative_slice(guess, annotation, counted, dense, axis)
