@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import ignite.distributed as idist
@@ -15,6 +16,8 @@ from sparse3dunet.models.description import DESCRIPTION_SUFFIX
 
 FORMER = "former"
 """Folder of the former model, next to the new one."""
+UNSCORED = -1
+"""Epoch of the best validation before there is one, as MONAI has it; the next one then counts as the best."""
 
 
 class FormerModel:
@@ -51,10 +54,11 @@ class FormerModel:
         self.validator.run(1)
         self.saver.enabled = True
         state: Any = self.validator.state
-        if state.best_metric_epoch == -1:
-            return  # not evaluable
+        if not math.isfinite(state.best_metric):
+            state.best_metric, state.best_metric_epoch = -1, UNSCORED
+            return
         self.bar = float(state.best_metric)
-        state.best_metric_epoch = -1  # of none of the training's own epochs
+        state.best_metric_epoch = 0  # before the training's own epochs
         self._print(
             f"The present model, {self.path}, scores {self.bar:.3f} on this validation; a worse one is not kept."
         )
@@ -62,12 +66,13 @@ class FormerModel:
     def finish(self, engine: Engine) -> None:
         """Say that the former model stays, or save the last one if no validation could be scored."""
         state: Any = self.validator.state
-        if state.best_metric_epoch != -1 or self.saver.keep == "last":
+        if self.saver.keep == "last":
             return
-        if self.bar is not None:
+        if self.bar is not None and state.best_metric_epoch == 0:
             self._print(f"No validation was better than {self.bar:.3f}: {self.path} stays as it was.")
-        elif idist.get_rank() == 0:
-            self.saver.save()
+        elif state.best_metric_epoch == UNSCORED or not math.isfinite(state.best_metric):
+            if idist.get_rank() == 0:
+                self.saver.save()
             self._print(f"No validation could be scored: {self.path} is the last model. Annotate foreground.")
 
     def _is_loaded(self) -> bool:
