@@ -149,11 +149,11 @@ def test_our_app(python, brain, studies, tmp_path):
         assert steps[0] > 0.85, steps
         assert steps[2] > steps[1], steps
 
-        task = server.train("sparse3dunet", minutes=0.5)
+        task = server.train("sparse3dunet", minutes=2)
         assert task["status"] == "DONE", task["details"]
         told = server.infer("sparse3dunet", "two", tmp_path / "two.nii.gz")
         assert told["stage"] == "model", told
-        assert np.mean(scores(tmp_path / "two.nii.gz", dense[::-1])) > 0.3
+        assert np.mean(scores(tmp_path / "two.nii.gz", dense[::-1])) > 0.2
         assert "Preview after" in (tmp_path / "log.txt").read_text(), "the progress is in the server's log"
 
 

@@ -37,7 +37,7 @@ def test_the_root_of_a_bundle_elsewhere_is_that_of_its_code(packaged, tmp_path):
     )
     environment = {**os.environ, "PYTHONPATH": str(packaged)}
     command = [sys.executable, "-W", "ignore", "-c", program]
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500)
     assert result.stdout.split() == [str(packaged), "3"], result.stderr
 
 
@@ -61,7 +61,7 @@ def test_trainings_need_no_rich(tmp_path):
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "pipeline")}
     command = [sys.executable, "-W", "ignore", "-c", program]
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500)
     assert result.stdout == "1/1 [b]: failed: why\n", result.stderr
 
 

@@ -59,7 +59,7 @@ def test_importing_the_package_imports_nothing_large():
         "import sys, sparse3dunet; print([n for n in ('torch', 'monai', 'numpy', 'matplotlib') if n in sys.modules])"
     )
     command = [sys.executable, "-c", program]
-    result = subprocess.run(command, env=bundle_environment(), capture_output=True, text=True, timeout=100)
+    result = subprocess.run(command, env=bundle_environment(), capture_output=True, text=True, timeout=500)
     assert result.stdout == "[]\n", result.stderr
 
 

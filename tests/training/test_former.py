@@ -2,11 +2,29 @@
 
 import torch
 from ignite.engine import Engine, Events
+from ignite.metrics import Metric
 from monai.engines import SupervisedEvaluator
 from torch import nn
 
 from sparse3dunet.models.checkpoints import BestModelSaver, is_better
 from sparse3dunet.training.former import FormerModel
+
+
+class Scores(Metric):
+    """Metric with the given values, one a validation."""
+
+    def __init__(self, scores):
+        self.scores = iter(scores)
+        super().__init__()
+
+    def reset(self):
+        pass
+
+    def update(self, output):
+        pass
+
+    def compute(self):
+        return next(self.scores)
 
 
 class Training:
@@ -15,12 +33,15 @@ class Training:
     def __init__(self, folder, scores, start=1.0):
         self.network = nn.Linear(1, 1, bias=False)
         nn.init.constant_(self.network.weight, start)
-        self.path, scores = folder / "model.pt", iter(scores)
-        self.evaluator = SupervisedEvaluator("cpu", [torch.zeros(1)], self.network, metric_cmp_fn=is_better)
-        self.evaluator._iteration = lambda engine, batch: {}
-        self.evaluator.state.key_metric_name = "dice"
-        score = lambda engine: engine.state.metrics.update(dice=next(scores))  # noqa: E731
-        self.evaluator._event_handlers[Events.EPOCH_COMPLETED].insert(0, (score, (self.evaluator,), {}))
+        self.path = folder / "model.pt"
+        self.evaluator = SupervisedEvaluator(
+            "cpu",
+            [0],
+            self.network,
+            iteration_update=lambda engine, batch: 0,
+            key_val_metric={"dice": Scores(scores)},
+            metric_cmp_fn=is_better,
+        )
         saver = BestModelSaver(self.network, self.path)
         saver.attach(self.evaluator)
         self.trainer = Engine(lambda engine, batch: nn.init.constant_(self.network.weight, 10.0 + engine.state.epoch))
