@@ -17,7 +17,7 @@ try:
     )
     from rich.table import Table
 except ImportError:
-    from sparse3dunet.plain_console import (  # type: ignore[assignment]
+    from sparse3dunet.plain_console import (  # type: ignore[assignment,no-redef]
         BarColumn,
         Console,
         MofNCompleteColumn,

@@ -50,7 +50,7 @@ class Job:
         self.reader.start()
 
     def _read(self):
-        for line in self.process.stdout:
+        for line in self.process.stdout or ():
             if line.strip():
                 self.lines.append(line.rstrip())
                 logger.info(line.rstrip())
@@ -129,11 +129,11 @@ class Densify(InferTask):
         wanted = [os.stat(label).st_mtime_ns, os.path.realpath(label), float(request.get("minutes", 2))]
         self._start(image_id, scan, label, wanted)
         if self.job is not None and self.job.is_running:
-            self._wait(place, bool(request.get("wait")))
+            self._wait(self.job, place, bool(request.get("wait")))
         refined = self.job is None or not self.job.is_running
         if refined and self.job is not None:
-            self.job.finish()
-            self.job = None
+            job, self.job = self.job, None  # one that failed may be begun again
+            job.finish()
             (place.parent / "done.json").write_text(json.dumps(wanted), encoding="utf-8")
         return self._delivered(image_id, place, refined)
 
@@ -152,11 +152,11 @@ class Densify(InferTask):
         self.job = self.scans.job(job="densify", scan=scan, label=label, folder=str(folder), minutes=wanted[-1])
         self.job_of = (image_id, wanted)
 
-    def _wait(self, place, whole):
+    def _wait(self, job, place, whole):
         """Wait for the preview of the running job or, with `whole`, for its end."""
-        while self.job.is_running:
-            preview = _newest(place, "*_preview.nii.gz", self.job.started)
-            late = time.time() - self.job.started > PREVIEW_SECONDS
+        while job.is_running:
+            preview = _newest(place, "*_preview.nii.gz", job.started)
+            late = time.time() - job.started > PREVIEW_SECONDS
             if (preview and not whole) or (whole and late and preview):
                 return
             time.sleep(0.3)
