@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,8 @@ def main(arguments: Sequence[str]) -> None:
     """Run the job that the first argument describes."""
     show_readable_errors()
     job = json.loads(arguments[0])
-    {"densify": densify, "train": train}[job.pop("job")](**job)
+    jobs: dict[str, Callable[..., None]] = {"densify": densify, "train": train}
+    jobs[job.pop("job")](**job)
 
 
 if __name__ == "__main__":
