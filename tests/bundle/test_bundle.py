@@ -126,7 +126,7 @@ def test_run_without_an_id_is_the_same(trained, tmp_path):
         assert (out / "case_0_seg.nii.gz").is_file()
     for files, name in ((str(TRAIN), "training"), ([str(TRAIN), str(EVALUATE)], "evaluating")):
         workflow = create_workflow(config_file=files, workflow_type="train", meta_file=str(CONFIGS / "metadata.json"))
-        assert workflow.parser["run"] == workflow.parser[name]
+        assert workflow.parser["run"] == f"@{name}"
 
 
 def test_one_volume_is_densified(tmp_path):
