@@ -45,7 +45,7 @@ def interrupt(arguments: list[str], delay: float, number: int) -> int | None:
     )
     assert process.stdout is not None
     for line in process.stdout:
-        if line.startswith(("Going on", str(Path(arguments[arguments.index("--ckpt_dir") + 1]) / "last.pt"))):
+        if line.startswith(("Going on", str(Path(arguments[arguments.index("--ckpt_dir") + 1]) / "state/last.pt"))):
             break
     time.sleep(delay)
     in_time = process.poll() is None
@@ -56,13 +56,13 @@ def interrupt(arguments: list[str], delay: float, number: int) -> int | None:
 
 def iterations(out: Path) -> int:
     """Return the number of iterations of a training so far."""
-    file = out / "models/last.pt"
+    file = out / "models/state/last.pt"
     return int(torch.load(file, weights_only=True)["trainer"]["iteration"]) if file.exists() else 0
 
 
 def outcome(out: Path) -> dict[str, Any]:
     """Return the files of a training, without run times."""
-    last = torch.load(out / "models/last.pt", weights_only=True)
+    last = torch.load(out / "models/state/last.pt", weights_only=True)
     last["trainer"].pop("seconds")
     with (out / "eval/training.csv").open(encoding="utf-8") as file:
         told = [

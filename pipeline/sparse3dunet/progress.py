@@ -10,16 +10,16 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import (
+from sparse3dunet.console import (
     BarColumn,
+    Console,
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
+    escape,
 )
 
 _DRAWN_EVERY = 0.2  # seconds

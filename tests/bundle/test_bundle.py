@@ -74,7 +74,9 @@ def test_training_is_repeatable_and_learns_nothing_from_references(trained, tmp_
         image = nib.load(path)
         nib.save(nib.Nifti1Image((np.asarray(image.dataobj) + 1) % 3, image.affine), path)
     assert run_training(dataset, tmp_path).returncode == 0
-    first, second = (torch.load(root / "models/last.pt", weights_only=True)["network"] for root in (trained, tmp_path))
+    first, second = (
+        torch.load(root / "models/state/last.pt", weights_only=True)["network"] for root in (trained, tmp_path)
+    )
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
@@ -124,7 +126,7 @@ def test_run_without_an_id_is_the_same(trained, tmp_path):
         assert (out / "case_0_seg.nii.gz").is_file()
     for files, name in ((str(TRAIN), "training"), ([str(TRAIN), str(EVALUATE)], "evaluating")):
         workflow = create_workflow(config_file=files, workflow_type="train", meta_file=str(CONFIGS / "metadata.json"))
-        assert workflow.parser["run"] == workflow.parser[name]
+        assert workflow.parser["run"] == f"@{name}"
 
 
 def test_one_volume_is_densified(tmp_path):

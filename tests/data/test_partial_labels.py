@@ -160,7 +160,9 @@ def test_it_learns_otherwise_than_from_background(partial, tmp_path):
     (tmp_path / "list.json").write_text(json.dumps({"labels": content["labels"], "training": training}))
     result = run_training(tmp_path / "list.json", tmp_path, "--val_fraction", 0)
     assert result.returncode == 0, result.stderr
-    first, second = (torch.load(path / "models/last.pt", weights_only=True)["network"] for path in (root, tmp_path))
+    first, second = (
+        torch.load(path / "models/state/last.pt", weights_only=True)["network"] for path in (root, tmp_path)
+    )
     assert any(not torch.equal(first[key], second[key]) for key in first)
 
 

@@ -23,7 +23,7 @@ loader = {"_target_": "CheckpointLoader", "load_path": checkpoint, "load_dict": 
 handlers.insert(0, loader)
 sys.path.insert(0, bundle)
 monai.bundle.run(
-    run_id="run",
+    run_id="",  # as 3D Slicer's plugin sends it: MONAI then evaluates the whole config
     init_id=None,
     final_id=None,
     meta_file=os.path.join(bundle, "configs/metadata.json"),

@@ -289,6 +289,6 @@ def test_the_bundles_training_is_guarded(dataset, tmp_path):
     result = run_training(dataset, tmp_path, *options)
     assert result.returncode == 0, result.stderr
     assert "convolutions run in float32" in result.stdout
-    state = torch.load(tmp_path / "models/last.pt", weights_only=True)["trainer"]
+    state = torch.load(tmp_path / "models/state/last.pt", weights_only=True)["trainer"]
     assert state["steps_skipped"] == [0, 0]
     assert len(state["gradient_norms"]) == 2

@@ -256,7 +256,7 @@ def start(dataset, out, *more):
 
 
 def bundle_outcome(out):
-    last = torch.load(out / "models/last.pt", weights_only=True)
+    last = torch.load(out / "models/state/last.pt", weights_only=True)
     last["trainer"].pop("seconds")
     with (out / "eval/training.csv").open() as file:
         rows = [row["loss"] for row in csv.DictReader(file)]
@@ -313,7 +313,7 @@ def test_killed_and_resumed_ends_in_the_same_weights(trained, tmp_path):
 
 
 def test_the_state_holds_no_pickled_object(trained):
-    state = torch.load(trained / "models/last.pt", weights_only=True)
+    state = torch.load(trained / "models/state/last.pt", weights_only=True)
     assert state.pop("recipe")["train#deform#prob"] == 0.8
     assert {"network", "optimizer", "lr_scheduler", "early_stop", "trainer", "best", "random", "settings"} == set(state)
     assert state["trainer"]["iteration"] == 4
@@ -329,11 +329,11 @@ def test_the_state_holds_no_pickled_object(trained):
 )
 def test_another_recipe_is_refused(trained, tmp_path, options, words):
     shutil.copytree(trained / "models", tmp_path / "models")
-    before = (tmp_path / "models/last.pt").read_bytes()
+    before = (tmp_path / "models/state/last.pt").read_bytes()
     result = run_training(trained / "dataset", tmp_path, "--max_epochs", 3, "--resume", *options)
     assert result.returncode == 1
     assert f"began with other settings: {words}. Pass those" in result.stderr
-    assert (tmp_path / "models/last.pt").read_bytes() == before
+    assert (tmp_path / "models/state/last.pt").read_bytes() == before
 
 
 def test_a_component_that_moved_is_the_same():

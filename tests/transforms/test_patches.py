@@ -1,5 +1,6 @@
 """Patches: never one without annotation, every annotated voxel reached, and nothing from outside annotated."""
 
+import re
 from collections import Counter
 
 import numpy as np
@@ -267,3 +268,25 @@ def test_center_of_meta_tensors_and_other_keys():
     assert RandPatchCenterd(spatial_size=5, allow_missing_keys=True)({}) == {}
     with pytest.raises(ValueError, match="one key"):
         RandPatchCenterd(["weight", "label"], spatial_size=5)
+
+
+def test_without_classes_patches_are_drawn_around_the_weight():
+    weight = torch.zeros(1, 20, 20, 20)
+    weight[0, 1, 18, 10] = 1
+    drawn = RandPatchCenterd(spatial_size=6)({"weight": weight})
+    assert drawn["center"].tolist() == [3, 17, 10]
+    with pytest.raises(DataError, match="ClassesToIndicesd"):
+        RandPatchCenterd(spatial_size=6, class_balance=0.5)({"weight": weight})
+
+
+def test_the_readme_cuts_patches_around_the_annotation():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"## Use it in your own MONAI code\n```python\n(.*?)^network", text, re.S | re.M)
+    names = {}
+    exec(code, names)
+    label = torch.full((1, 90, 90, 90), 3.0)
+    label[0, :30, :30, 2] = 0
+    label[0, 5:9, 5:9, 2] = 1
+    item = names["split"]({"image": torch.rand(1, 90, 90, 90), "label": label})
+    shares = [float(names["augment"](item)["weight"].sum()) for _ in range(6)]
+    assert min(shares) > 100

@@ -233,11 +233,12 @@ def _check(name: str, value: Any, before: Any, after: Any, used: set[str], where
 
 def _refuse_runs(config: Mapping[str, Any], names: Sequence[str]) -> None:
     """Raise DataError for settings that replace a list of what to run, such as ``training``."""
+    others = str({name: value for name, value in config.items() if name != "run"})  # which refers to what is run
     for name in names:
         top = _parts(name)[0]
         steps = config.get(top)
         listed = isinstance(steps, list) and bool(steps) and all(str(step).startswith("$") for step in steps)
-        if listed and not re.search(rf"@{top}\b", str(config)):
+        if listed and not re.search(rf"@{top}\b", others):
             raise DataError(f"--{name}: this is a list of what to run, not a setting; leave it out.")
 
 

@@ -39,6 +39,21 @@ def bundle_folder() -> Path:
     raise DataError(f"{CODE / FILES}: the bundle's configs are missing; install sparse3dunet again.")
 
 
+def bundle_root() -> str:
+    """Find the root of the bundle whose configs are run.
+
+    It is ``bundle`` in a checkout, and the working directory in a bundle. Elsewhere, as for MONAI Deploy, which reads a
+    bundle's configs wherever it works, it is the packaged bundle that this code is a part of.
+
+    Returns:
+        A path; the working directory if there is no bundle.
+    """
+    for folder in ("bundle", "."):
+        if Path(folder, "configs", "metadata.json").is_file():
+            return folder
+    return str(CODE.parent) if (CODE.parent / "configs" / "metadata.json").is_file() else "."
+
+
 def is_built_in(model: Model) -> bool:
     """Return whether a model was trained on the built-in data."""
     cases = {*model.description.training, *model.description.validation}

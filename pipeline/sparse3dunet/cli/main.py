@@ -8,7 +8,7 @@ import sys
 import typer
 
 from sparse3dunet import __version__
-from sparse3dunet.cli import check, densify, package, plan, predict, run, simulate
+from sparse3dunet.cli import check, densify, label_app, package, plan, predict, run, simulate
 from sparse3dunet.errors import TRACEBACK_VARIABLE, end_in_order, readable
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options"
 app.command()(simulate.simulate)
 app.command()(predict.predict)
 app.command()(package.package)
+app.command()(label_app.label_app)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(densify.densify)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(run.run)
 

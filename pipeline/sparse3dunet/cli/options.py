@@ -42,5 +42,6 @@ Overlay = Annotated[
     list[str] | None,
     typer.Option(help="Config to override the bundle's: a file, or cpu, gpu, multi_gpu_train, for example."),
 ]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the program of an app; its data stay.")]
 LabelDir = Annotated[str | None, typer.Option(help="Folder in DATA with the labels.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default: a GPU if there is one.")]

@@ -8,11 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from rich import box
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
+from sparse3dunet.console import Console, Table, box, escape
 from sparse3dunet.data.partial_labels import describe as describe_partial_labels
 from sparse3dunet.data.regions import describe as describe_regions
 from sparse3dunet.data.reports import CaseReport, DataReport
@@ -70,6 +67,8 @@ def show(
         f"about {report.memory / 1e9:.2g} GB for all volumes in memory.",
         highlight=False,
     )
+    for case in [case for case in report.cases if case.convention][:SHOWN_CASES]:
+        console.print(f"{escape(case.name)}: {escape(case.convention)}.", highlight=False, soft_wrap=True)
     regions = describe_regions(report.data_set.regions, report.data_set.class_names)
     for text in [*regions, *describe_partial_labels([case.looked_for for case in report.cases])]:
         console.print(f"{escape(text)}.", highlight=False, soft_wrap=True)

@@ -16,7 +16,8 @@ from sparse3dunet.data.background import lowest_is_background, with_background
 from sparse3dunet.data.cutting import cut_large, has_parts
 from sparse3dunet.data.datalist import Case, DataSet, case_name, with_cases
 from sparse3dunet.data.doubts import annotation_doubts, image_doubts
-from sparse3dunet.data.label_and_weight import SparseLabel
+from sparse3dunet.data.finished import FINISHED
+from sparse3dunet.data.label_and_weight import SparseLabel, finished_of
 from sparse3dunet.data.measurements import measure
 from sparse3dunet.data.memory import machine_memory
 from sparse3dunet.data.partial_labels import looked_for
@@ -218,7 +219,13 @@ def _describe_annotation(
     names, values = data_set.class_names, data_set.class_values
     split = SparseLabel(values, data_set.ignore_index)
     slices = case.get(ANNOTATED_SLICES)
-    classes, weights = split(as_tensor(label), None if weight is None else as_tensor(weight), slices)
+    values_on_disk = as_tensor(label)
+    classes, weights = split(values_on_disk, None if weight is None else as_tensor(weight), slices)
+    if slices == FINISHED:
+        plain = values_on_disk.as_tensor()
+        unlabeled = torch.isin(plain, torch.as_tensor(data_set.ignore_index, dtype=plain.dtype))
+        part = finished_of(plain, unlabeled, data_set.ignore_index, values_on_disk.affine)
+        report.convention = part.reason if part else "unlabeled by its value; 0 is background elsewhere"
     if ANNOTATED_CLASSES in case:
         mask = looked_for(classes, weights, case[ANNOTATED_CLASSES], values, label.path, names)
         report.looked_for = [] if mask.all() else [name for name, found in zip(names[1:], mask[1:]) if found]

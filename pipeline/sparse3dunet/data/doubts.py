@@ -7,16 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from sparse3dunet.data.datalist import DataSet
+from sparse3dunet.data.finished import half_painted
 from sparse3dunet.data.slices import find_slices, plane_names
 from sparse3dunet.io.grid import shear
 from sparse3dunet.io.volumes import Volume
 
 SHEAR_TOLD = 0.01
 """Cosine between two axes of a volume above which a warning is given."""
-HALF_PAINTED = 0.6
-"""Share of the foreground on the neighbouring slices below which an annotated slice seems unfinished."""
-FEWEST_PAINTED = 20
-"""Number of foreground voxels on a slice below which nothing is concluded from their number."""
 
 Doubt = tuple[str, str]
 """Kind and text of a warning."""
@@ -81,13 +78,8 @@ def _half_painted_slices(label: Volume, annotated: np.ndarray) -> list[Doubt]:
     """Return doubts about slices with far less foreground than both annotated slices next to them."""
     slices = find_slices(annotated)
     foreground = (label.data != 0) & annotated
-    odd = []
-    for axis, plane in enumerate(plane_names(label.affine)):
-        indices = slices[axis] if slices else []
-        areas = [int(foreground.take(i, axis).sum()) for i in indices]
-        for before, i, area, after in zip(areas, indices[1:], areas[1:], areas[2:]):
-            if FEWEST_PAINTED <= area < HALF_PAINTED * min(before, after):
-                odd.append(f"{plane} {i}")
+    by_axis = half_painted(foreground, slices or [[], [], []])
+    odd = [f"{plane} {i}" for plane, indices in zip(plane_names(label.affine), by_axis) for i in indices]
     if not odd:
         return []
     text = (

@@ -10,6 +10,7 @@ from monai.data import MetaTensor
 from monai.transforms import Transform
 from monai.utils import convert_to_dst_type, convert_to_tensor, ensure_tuple
 
+from sparse3dunet.data.finished import FINISHED, Finished, finished_part
 from sparse3dunet.data.slices import listed_slices, nonempty_slices, slices_mask
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.volumes import ROUNDING
@@ -27,7 +28,9 @@ class SparseLabel(Transform):
         ignore_index: value, or values, that mean "unlabeled" on disk; None: none.
         annotated_slices: for label maps in which all unlabeled voxels are 0: the annotated slices, in any of the forms
             of :func:`~sparse3dunet.data.slices.listed_slices`, or a word that says how to find them
-            (:func:`~sparse3dunet.data.slices.nonempty_slices`); None: slices are not considered.
+            (:func:`~sparse3dunet.data.slices.nonempty_slices`); "finished": 0 is background on finished slices
+            (:mod:`~sparse3dunet.data.finished`), unless there are voxels with an `ignore_index`; None: slices are not
+            considered.
 
     Shapes: label map (1, X, Y, Z), any number type, and optionally a weight image of the same shape, >= 0 -> label
     (1, X, Y, Z) int16, the class number, 0 where unlabeled; weight (1, X, Y, Z) float32, 0 where unlabeled, elsewhere 1
@@ -114,6 +117,9 @@ class SparseLabel(Transform):
             unlabeled |= plain == value
         if slices is None:
             return unlabeled
+        if slices == FINISHED:
+            part = finished_of(plain, unlabeled, self.ignore_index, affine)
+            return unlabeled if part is None else ~torch.from_numpy(part.annotated).to(plain.device)[None]
         annotated = listed_slices(slices, plain.shape[1:], affine, source)
         if annotated is None:
             foreground = ((plain != 0) & ~unlabeled)[0].cpu().numpy()
@@ -153,6 +159,22 @@ def _whole(values: torch.Tensor) -> torch.Tensor:
         return values
     whole = values.round()
     return torch.where((values - whole).abs() <= ROUNDING, whole, values)
+
+
+def finished_of(
+    plain: torch.Tensor, unlabeled: torch.Tensor, ignore_index: Sequence[int], affine: torch.Tensor
+) -> Finished | None:
+    """Return the annotated part of a label map (1, X, Y, Z) by its finished slices; None if values tell it already.
+
+    Args:
+        plain: values on disk.
+        unlabeled: boolean, the voxels whose value means unlabeled.
+        ignore_index: these values.
+        affine: affine of the label map.
+    """
+    if 0 in ignore_index or bool(unlabeled.any()):
+        return None
+    return finished_part((plain != 0)[0].cpu().numpy(), affine.cpu().numpy())
 
 
 def source_of(image: Any) -> str:

@@ -32,6 +32,7 @@ class CaseReport:
         slices: annotated slices by plane; None if the annotation is not made of slices (scribbles, for example),
             empty lists if all voxels are annotated.
         measurements: further measurements, for a plan; None if a file could not be read.
+        convention: what 0 means, if that was found by finished slices.
         looked_for: names of the classes that were looked for, without background; empty if all were.
     """
 
@@ -48,6 +49,7 @@ class CaseReport:
     class_counts: list[int] = field(default_factory=list)
     slices: dict[str, list[int]] | None = None
     measurements: Measurements | None = field(default=None, repr=False)
+    convention: str = ""
     looked_for: list[str] = field(default_factory=list)
 
     @property

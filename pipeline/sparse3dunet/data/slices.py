@@ -151,7 +151,7 @@ def listed_slices(specification: Any, shape: Sequence[float], affine: Any, sourc
         DataError: when the specification is none of these, or an index is not a slice of the label map.
     """
     if isinstance(specification, (str, int)):
-        if str(specification) != ALL:
+        if str(specification) not in (ALL, "finished"):  # the latter: see data.finished
             _axis_of(specification, affine, source)
         return None
     if isinstance(specification, Mapping):

@@ -40,6 +40,7 @@ class Densifier(Predictor):
         annotation_of: returns the annotation of that case.
         outlook_of: returns the outlook of a case by its name.
         keep_annotation: whether annotated voxels keep their label.
+        on_prob: called with a case's name, its probabilities (K, X', Y', Z') within a box, and the box.
         arguments: arguments of :class:`~sparse3dunet.inference.predictor.Predictor`.
     """
 
@@ -49,12 +50,13 @@ class Densifier(Predictor):
         annotation_of: Callable[[str], Annotation],
         outlook_of: Callable[[str], Outlook],
         keep_annotation: bool,
+        on_prob: Callable[[str, np.ndarray, tuple[slice, ...]], None] | None,
         *arguments: Any,
         **named: Any,
     ) -> None:
         super().__init__(*arguments, **named)
         self.name_of, self.annotation_of, self.outlook_of = name_of, annotation_of, outlook_of
-        self.keep_annotation = keep_annotation
+        self.keep_annotation, self.on_prob = keep_annotation, on_prob
         self.expected: dict[str, Expected] = {}
 
     def __call__(self, volumes: Sequence[Volume], scratch: Scratch) -> Prediction:
@@ -70,6 +72,8 @@ class Densifier(Predictor):
                 self.probabilities = False
         prob = outlook.prob(distance_of(annotation.annotated, volumes[0].spacing), network)
         box = outlook.propagated.box
+        if self.on_prob is not None:
+            self.on_prob(name, prob, box)
         numbers, dice = decided(prob, box, annotation)
         dice = corrected(dice, find_slices(annotation.annotated))
         unlabeled = numbers[box][~annotation.annotated[box]]

@@ -14,11 +14,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-from rich import box
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
+from sparse3dunet.console import Console, Table, box, escape
 from sparse3dunet.data.slices import Slices
 from sparse3dunet.training.engines import score_text
 

@@ -25,6 +25,7 @@ class Options:
         keep_annotation: whether annotated voxels keep their label in the results.
         suggestions: number of slices of each plane to suggest for annotation.
         format: format of the results, one of OUTPUT_SUFFIXES; None: that of each image.
+        probabilities: whether to keep the probabilities of all classes in ``work/probabilities``.
         own_spacing: whether the voxel size was not set by the user, so that a former model's is used.
     """
 
@@ -38,6 +39,7 @@ class Options:
     suggestions: int = 3
     format: str | None = None
     own_spacing: bool = True
+    probabilities: bool = False
 
     def __post_init__(self) -> None:
         check_minutes(self.minutes)

@@ -36,7 +36,7 @@ from sparse3dunet.io import OUTPUT_SUFFIXES, check_output, read_image, read_labe
 from sparse3dunet.io.formats import read_segmentation
 from sparse3dunet.io.suffixes import MAP_SUFFIXES, format_suffix, natural_suffix, split, suffix_among
 from sparse3dunet.io.volumes import Volume
-from sparse3dunet.io.writing import write_text
+from sparse3dunet.io.writing import replacing, write_text
 from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL, WEIGHT
 from sparse3dunet.models.checkpoints import file_digest
 from sparse3dunet.models.loading import Model
@@ -111,6 +111,7 @@ class Results:
         outlook_of: Callable[[str], Outlook],
         device: Any,
         normalize: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        probabilities: bool = False,
     ) -> dict[str, Expected]:
         """Write segmentation and confidence of each case; return the quality to expect of each, by name.
 
@@ -119,6 +120,7 @@ class Results:
             outlook_of: returns the outlook of a case by its name.
             device: device of the network.
             normalize: as in training; see :class:`~sparse3dunet.inference.predictor.Predictor`.
+            probabilities: whether to keep those of all classes in ``work/probabilities``.
 
         Raises:
             DataError: when a case fails.
@@ -129,6 +131,7 @@ class Results:
             self.annotation,
             outlook_of,
             self.keep,
+            self._keep_prob if probabilities else None,
             model.network.to(device),
             SlabInferer(model.patch_size, 0.5),
             model.class_values,
@@ -144,6 +147,12 @@ class Results:
         if outcome.failed:
             raise DataError(f"{len(outcome.failed)} of {len(self.cases)} volume(s) failed: {outcome.failed[0]}")
         return predictor.expected
+
+    def _keep_prob(self, name: str, prob: np.ndarray, box: tuple[slice, ...]) -> None:
+        """Keep the probabilities of a case, by its number, within their box; outside of it is background."""
+        number = [case.name for case in self.cases].index(name)
+        with replacing(self.folder / "work" / "probabilities" / f"{number}.npz") as draft, draft.open("wb") as file:
+            np.savez(file, prob=prob.astype(np.float16), box=[[b.start, b.stop] for b in box])
 
     def write_preview(self, case: ImageCase, found: Propagated, previews: dict[str, str]) -> Path:
         """Write the preview of a case, and return its path.

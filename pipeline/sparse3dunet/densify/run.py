@@ -125,7 +125,9 @@ class _Run:
         parser = self._parser({})
         model = trained_model(self.output_dir / MODEL, description, lambda: parser.get_parsed_content("network"))
         normalize = normalizer(parser.get_parsed_content("normalize"))
-        expected = self.results.predict(model, self._outlook, self.options.device, normalize)
+        expected = self.results.predict(
+            model, self._outlook, self.options.device, normalize, self.options.probabilities
+        )
         previews = self._previews_alone()
         quality = self._quality(expected, "there was only time for a preview" if previews else state.reason)
         quality = replace(quality, warnings=[*hopeless, *quality.warnings])

@@ -11,12 +11,9 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from rich import box
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 from scipy.ndimage import distance_transform_edt
 
+from sparse3dunet.console import Console, Table, box, escape
 from sparse3dunet.data.slices import plane_names, slices_mask
 from sparse3dunet.io.writing import write_text
 

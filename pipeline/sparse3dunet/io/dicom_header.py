@@ -11,10 +11,15 @@ import numpy as np
 from pydicom import Dataset, dcmread
 from pydicom.config import disable_value_validation
 from pydicom.datadict import tag_for_keyword
-from pydicom.pixels.utils import get_expected_length, get_nr_frames
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from sparse3dunet.errors import DataError
+
+try:
+    from pydicom.pixels.utils import get_expected_length, get_nr_frames
+except ImportError:  # pydicom 2, to which MONAI Label is bound
+    from pydicom.pixel_data_handlers.util import get_expected_length, get_nr_frames  # type: ignore[no-redef]
+
 
 POSITION, ORIENTATION, PIXEL_SPACING = "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"
 SLOPE, INTERCEPT = "RescaleSlope", "RescaleIntercept"

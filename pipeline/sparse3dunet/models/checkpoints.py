@@ -92,14 +92,20 @@ class BestModelSaver:
         self.network = network
         self.path = Path(path)
         self.description = description
+        self.enabled = True
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
         state: Any = engine.state
-        if (self.keep == "last" or state.best_metric_epoch == state.epoch) and idist.get_rank() == 0:
-            save_file(self.path, self.network.state_dict(), self.description)
+        is_kept = self.keep == "last" or state.best_metric_epoch == state.epoch
+        if self.enabled and is_kept and idist.get_rank() == 0:
+            self.save()
+
+    def save(self) -> None:
+        """Save the network as it is."""
+        save_file(self.path, self.network.state_dict(), self.description)
 
 
 def is_better(metric: float, best: float) -> bool:

@@ -225,6 +225,16 @@ def check_model_fits(description: ModelDescription, data_set: DataSet) -> None:
         )
 
 
+def build_network(description: ModelDescription, dropout: float | None = None) -> UNet3D:
+    """Build the network of a description, with new weights.
+
+    Args:
+        description: description of a UNet3D.
+        dropout: probability of dropping a channel, instead of the model's.
+    """
+    return UNet3D(**{**(description.network or {}), **({} if dropout is None else {"dropout": dropout})})
+
+
 def form_network(config: Mapping[str, Any]) -> UNet3D:
     """Build a network without weights, which needs neither memory nor time, nor random numbers."""
     with torch.device("meta"):

@@ -22,6 +22,18 @@ SIDES = ("LR", "PA", "IS")
 WRONG, UNLABELED = "#d62728", "#3b3b58"
 
 
+class Picture(Figure):
+    """Figure that notebooks show without pyplot."""
+
+    def png(self) -> bytes:
+        """Return the figure as a PNG."""
+        buffer = io.BytesIO()
+        FigureCanvasAgg(self).print_png(buffer)
+        return buffer.getvalue()
+
+    _repr_png_ = png
+
+
 def save_picture(
     path: str | Path,
     image: Any,
@@ -35,10 +47,45 @@ def save_picture(
     step: int = 1,
     sides: bool = True,
 ) -> None:
-    """Write a PNG of a volume, with a row for each plane, and columns for image, annotation, prediction and error.
+    """Write a PNG of a volume, see :func:`draw_picture`.
 
     Args:
         path: path of the PNG; its folder is created if missing.
+        image: (X, Y, Z) or (C, X, Y, Z).
+        segmentation: (X, Y, Z) or (1, X, Y, Z) classes.
+        label: see :func:`draw_picture`, as for the others.
+        weight: the same.
+        reference: the same.
+        class_names: the same.
+        title: the same.
+        spacing: the same.
+        step: the same.
+        sides: the same.
+    """
+    figure = draw_picture(
+        image, segmentation, label, weight, reference, class_names, title, spacing, step=step, sides=sides
+    )
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(figure.png())
+
+
+def draw_picture(
+    image: Any,
+    segmentation: Any,
+    label: Any = None,
+    weight: Any = None,
+    reference: Any = None,
+    class_names: Sequence[str] = (),
+    title: str = "",
+    spacing: Sequence[float] = (1.0, 1.0, 1.0),
+    step: int = 1,
+    sides: bool = True,
+    slices: Sequence[int] | None = None,
+) -> Picture:
+    """Return a figure of a volume, with a row for each plane, and columns for image, annotation, prediction and error.
+
+    Args:
         image: (X, Y, Z) or (C, X, Y, Z), of which the first channel is shown; RAS orientation.
         segmentation: (X, Y, Z) or (1, X, Y, Z) classes.
         label: annotation, shaped like `segmentation`; with it, the columns "annotation" and "error" are drawn.
@@ -49,6 +96,7 @@ def save_picture(
         spacing: voxel size, for correct proportions.
         step: subsampling step of the given volume, for the slice numbers in the whole one.
         sides: whether to mark the patient's sides, which not all files state.
+        slices: indices of the slices to show, by axis; None: chosen by the foreground.
     """
     scan, guess = _volume(image), _volume(segmentation)
     annotation = None if label is None else _volume(label)
@@ -58,10 +106,10 @@ def save_picture(
     columns = _columns(guess, annotation, counted, dense, colors)
     low, high = np.percentile(scan, (0.5, 99.5))
 
-    figure = Figure(figsize=(2.2 * len(columns), 6.9), dpi=100, facecolor="black", layout="constrained")
+    figure = Picture(figsize=(2.2 * len(columns), 6.9), dpi=100, facecolor="black", layout="constrained")
     axes = figure.subplots(3, len(columns), squeeze=False)
     for row, axis in zip(axes, (2, 1, 0)):
-        index = _most_informative_slice(guess, annotation, counted, dense, axis)
+        index = slices[axis] if slices else _most_informative_slice(guess, annotation, counted, dense, axis)
         across, up = (a for a in range(3) if a != axis)
         for ax, (name, layers) in zip(row, columns.items()):
             ax.imshow(_plane(scan, axis, index), cmap="gray", vmin=low, vmax=max(high, low + 1e-6))
@@ -76,11 +124,7 @@ def save_picture(
             mark_sides(row[0], axis)
     figure.suptitle(title, color="white", fontsize=10)
     _add_legend(figure, colors, class_names, annotation is not None)
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(buffer.getvalue())
+    return figure
 
 
 def _name_plane(ax: Any, name: str) -> None:

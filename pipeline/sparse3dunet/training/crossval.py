@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
+from sparse3dunet.console import Console, Table
 from sparse3dunet.data.datalist import Case, DataSet, without_references
 from sparse3dunet.data.slices import find_slices, runs
 from sparse3dunet.errors import DataError

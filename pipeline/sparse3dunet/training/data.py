@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from monai.data import CacheDataset
+
 from sparse3dunet.data import checks, conventions
 from sparse3dunet.data.datalist import DataSet, declared_data_set, read_data_set
 from sparse3dunet.datasets.mni152 import ensure_default
@@ -47,3 +49,19 @@ def read(
             print(f"{data_set.source}: the regions are ignored; each class is segmented by itself.")
         return conventions.complete(replace(data_set, regions={}), class_names, known, background)
     return checks.complete(data_set, known, background)
+
+
+class ValidationDataset(CacheDataset):
+    """MONAI's ``CacheDataset`` of the validation cases or, if there are none, of others.
+
+    MONAI Label divides the labelled cases itself; if there is only one, none is left for validation. A training is then
+    validated on the annotation that it learns from, as for a single volume.
+
+    Args:
+        data: validation cases.
+        otherwise: cases if `data` is empty.
+        arguments: arguments of ``CacheDataset``.
+    """
+
+    def __init__(self, data: Sequence[Any], *, otherwise: Sequence[Any] = (), **arguments: Any) -> None:
+        super().__init__(data=data or otherwise, **arguments)

@@ -17,10 +17,9 @@ from monai.data import MetaTensor
 from monai.engines import PrepareBatch
 from monai.transforms import Orientation, ResampleToMatch
 from monai.utils import convert_to_tensor
-from rich.console import Console
-from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
+from sparse3dunet.console import Console, Table
 from sparse3dunet.data.datalist import case_name
 from sparse3dunet.keys import ANNOTATED_CLASSES, IMAGE, LABEL, PRED, REFERENCE, WEIGHT
 from sparse3dunet.losses.regions import Regions

@@ -11,8 +11,8 @@ import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import Timer
-from rich.progress import TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from sparse3dunet.console import TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from sparse3dunet.errors import DataError
 from sparse3dunet.inference.inferers import WITHOUT_BFLOAT16, trains_in_bfloat16_on_a_cpu
 from sparse3dunet.progress import StepProgress

@@ -25,12 +25,15 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from sparse3dunet.data.sampling import SeededSampler
 from sparse3dunet.errors import DataError
+from sparse3dunet.io.writing import move
 from sparse3dunet.models.checkpoints import save_file
 from sparse3dunet.models.description import ModelDescription
 from sparse3dunet.training.budget import Budget
 
 PRETRAINED = "pretrained"
 """Setting of the model that a training begins from, which may have another path on resuming."""
+STATE = "state"
+"""Folder of a training's state, in that of the model."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 """Signals that end a training in order: a cluster's preemption, and Ctrl-C."""
 _CURE = "Leave out --resume to start again, or pass another --ckpt_dir."
@@ -93,6 +96,9 @@ class ResumableTraining:
         """
         if not isinstance(resume, bool):
             raise DataError(f"resume is {resume!r}; pass --resume without a value. It resumes from {self.path}.")
+        if idist.get_rank() == 0:
+            self._move_earlier(resume)
+        idist.barrier()
         state = self._read() if resume else None
         if state is not None:
             self._restore(state)
@@ -113,6 +119,17 @@ class ResumableTraining:
         if self.agreed is not None:
             self._print(f"Stopped by {signal.Signals(self.agreed).name}; continue with --resume ({self.path}).")
             raise SystemExit(128 + self.agreed)
+
+    def _move_earlier(self, resume: bool) -> None:
+        """Move the state from where versions before 0.13 wrote it, beside the model, or remove it there."""
+        earlier = self.path.parent.parent / self.path.name
+        if self.path.parent.name != STATE or not earlier.is_file():
+            return
+        if resume and not self.path.is_file():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            move(earlier, self.path)
+        else:
+            earlier.unlink()
 
     def _iteration(self, engine: Engine) -> None:
         within_epoch = engine.state.iteration % (engine.state.epoch_length or 1) > 0

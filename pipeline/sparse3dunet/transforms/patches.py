@@ -96,7 +96,7 @@ class RandPatchCenterd(MapTransform, Randomizable):
         spatial_size: see :class:`RandPatchCenter`.
         class_balance: see :class:`RandPatchCenter`.
         indices_key: key of the annotated voxels by class, as from ``monai.transforms.ClassesToIndicesd`` with
-            ``keys="label", image_key="weight"``.
+            ``keys="label", image_key="weight"``; without it, and with `class_balance` 0, they are found by the weight.
         center_key: key for the voxel in the patch's middle.
         allow_missing_keys: whether to return a dictionary without the weight unchanged.
     """
@@ -126,6 +126,17 @@ class RandPatchCenterd(MapTransform, Randomizable):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
-            indices = [convert_to_numpy(voxels) for voxels in d[self.indices_key]]
+            indices = self._indices(d, key)
             d[self.center_key] = self.center(indices, d[key].shape[1:])
         return d
+
+    def _indices(self, d: Mapping[Hashable, Any], key: Hashable) -> list[Any]:
+        """Return the annotated voxels by class; of all classes together if classes do not matter."""
+        if self.indices_key in d:
+            return [convert_to_numpy(voxels) for voxels in d[self.indices_key]]
+        if self.center.class_balance:
+            raise DataError(
+                f"RandPatchCenterd: there is no {self.indices_key!r}, which class_balance needs unless it is 0; "
+                'put ClassesToIndicesd(keys="label", image_key="weight", num_classes=K) before it.'
+            )
+        return [np.flatnonzero(convert_to_numpy(d[key]) > 0)]

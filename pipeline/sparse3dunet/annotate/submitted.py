@@ -1,0 +1,144 @@
+"""Annotation in label maps that an annotation tool submits, in which 0 stands for all that is not painted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sparse3dunet.data.finished import finished_part
+from sparse3dunet.data.slices import Slices, plane_names, slices_mask
+from sparse3dunet.errors import DataError
+from sparse3dunet.io import read_image, write_map
+from sparse3dunet.io.volumes import Volume, check_same_grid, on_grid_of
+from sparse3dunet.models.checkpoints import file_digest
+
+UNLABELED = 255
+"""Value of unlabeled voxels in an annotation."""
+ANNOTATION, DELIVERED, SUBMITTED = "annotation.nii.gz", "delivered.nii.gz", "submitted.txt"
+"""In a scan's folder: its annotation, the segmentation that the tool got last, and the label map that was read last."""
+FEWEST_CORRECTED = 4
+"""Number of changed voxels from which on a slice counts as corrected."""
+AGREEMENT = 0.5
+"""Share of a segmentation's foreground that a label map has in common with it if it is the corrected segmentation."""
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """Annotation in a label map.
+
+    Attributes:
+        annotation: (X, Y, Z) uint8: classes, and UNLABELED.
+        reason: what counts as annotated, for the user.
+    """
+
+    annotation: np.ndarray
+    reason: str
+
+
+def annotation_in(
+    label: np.ndarray, affine: np.ndarray, former: np.ndarray | None = None, delivered: np.ndarray | None = None
+) -> Submitted:
+    """Return the annotation in a submitted label map.
+
+    It is either drawn by hand: then finished slices count (:func:`~sparse3dunet.data.finished.finished_part`). Or it is
+    the segmentation that was delivered before, with corrections: then the former annotation counts, and the slices that
+    were corrected, as finished. Corrections that are not on slices count by themselves.
+
+    Args:
+        label: (X, Y, Z) integers, 0 where not painted.
+        affine: voxel to RAS+ world, for the names of planes.
+        former: (X, Y, Z) the former annotation.
+        delivered: (X, Y, Z) the segmentation that was delivered before.
+    """
+    if former is None or delivered is None or not _is_corrected(label, former, delivered):
+        part = finished_part(label > 0, affine)
+        return Submitted(np.where(part.annotated, label, UNLABELED).astype(np.uint8), part.reason)
+    changed = label != delivered
+    slices = corrected_slices(changed)
+    known = changed | (former != UNLABELED)
+    reason = "the delivered segmentation, with nothing corrected" if not changed.any() else "corrections by voxel"
+    if any(slices):
+        known |= slices_mask(label.shape, slices)
+        named = ", ".join(f"{plane} {found}" for plane, found in zip(plane_names(affine), slices) if found)
+        reason = f"the corrected slices of the delivered segmentation count as finished ({named})"
+    return Submitted(np.where(known, label, UNLABELED).astype(np.uint8), f"{reason}; so does the former annotation")
+
+
+def corrected_slices(changed: np.ndarray) -> Slices:
+    """Return the slices, by axis, on which a segmentation was corrected.
+
+    Most voxels in front of and behind those that changed on such a slice did not change, unlike where a brush in three
+    dimensions was used.
+
+    Args:
+        changed: (X, Y, Z) boolean.
+    """
+    left = changed.copy()
+    slices: Slices = [[], [], []]
+    while True:
+        counts = [left.sum(tuple(a for a in range(3) if a != axis)) for axis in range(3)]
+        axis = max(range(3), key=lambda a: counts[a].max())
+        index = int(counts[axis].argmax())
+        if counts[axis][index] < FEWEST_CORRECTED:
+            return [sorted(found) for found in slices]
+        there = left.take(index, axis)
+        beside = [changed.take(i, axis) for i in (index - 1, index + 1) if 0 <= i < changed.shape[axis]]
+        if 2 * (there & np.logical_or.reduce(beside)).sum() <= there.sum():
+            slices[axis].append(index)
+        left[(slice(None),) * axis + (index,)] = False
+
+
+def update_annotation(scan: str | Path, label: str | Path, folder: Path) -> str:
+    """Write the annotation in a submitted label map to a scan's folder, unless that was done already.
+
+    Args:
+        scan: the image.
+        label: the label map, on its grid.
+        folder: the scan's folder.
+
+    Returns:
+        What counts as annotated.
+
+    Raises:
+        DataError: when the label map is no label map, empty, or on another grid.
+    """
+    note = folder / SUBMITTED
+    digest = file_digest(label)
+    if note.is_file() and (folder / ANNOTATION).is_file():
+        known, _, reason = note.read_text(encoding="utf-8").partition("\n")
+        if known == digest:
+            return reason
+    image = read_image(scan)
+    values = _label_map(label, image)
+    former, delivered = (_stored(folder / name, values.shape) for name in (ANNOTATION, DELIVERED))
+    found = annotation_in(values, image.affine, former, delivered)
+    write_map(folder / ANNOTATION, found.annotation, image)
+    note.write_text(f"{digest}\n{found.reason}", encoding="utf-8")
+    return found.reason
+
+
+def _label_map(path: str | Path, image: Volume) -> np.ndarray:
+    """Return the label map (X, Y, Z) uint8 on an image's grid."""
+    label = on_grid_of(read_image(path), image)
+    check_same_grid(label, image)
+    values = np.asarray(label.data)
+    if values.ndim != 3 or not np.isin(values, range(UNLABELED)).all():
+        raise DataError(f"{path}: expected a label map with one whole number, 0 to {UNLABELED - 1}, in each voxel.")
+    if not values.any():
+        raise DataError(f"{path}: nothing is painted. Paint the structures on some slices, and submit the label again.")
+    return values.astype(np.uint8)
+
+
+def _stored(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    if not path.is_file():
+        return None
+    values = np.asarray(read_image(path).data)
+    return values if values.shape == shape else None  # of another scan of that name
+
+
+def _is_corrected(label: np.ndarray, former: np.ndarray, delivered: np.ndarray) -> bool:
+    """Return whether a label map has most of the delivered foreground that was not annotated before."""
+    found = (delivered > 0) & (former == UNLABELED)
+    return bool(found.any()) and float((label == delivered)[found].mean()) >= AGREEMENT

@@ -1,0 +1,153 @@
+"""Densification of arrays, with the methods of scikit-learn's estimators."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparse3dunet.bundle import running
+from sparse3dunet.data.label_and_weight import SparseLabel
+from sparse3dunet.densify import inputs
+from sparse3dunet.errors import DataError
+from sparse3dunet.io import read_image, write_map
+from sparse3dunet.io.volumes import Volume
+from sparse3dunet.propagation import Ensemble
+from sparse3dunet.propagation.calibration import decide
+from sparse3dunet.propagation.ensemble import Propagated
+
+
+class SparseDensifier:
+    """Segment a whole volume from the annotated part of it.
+
+    With ``minutes=0``, in seconds, by propagation alone (:class:`~sparse3dunet.propagation.Ensemble`'s preview); with
+    minutes, as ``sparse3dunet densify`` does, which this runs.
+
+    Args:
+        minutes: duration; 0 for the preview.
+        ignore_index: value, or values, of unlabeled voxels.
+        seed: random seed.
+        folder: folder for the run's results and its report; None for a temporary one. Only with minutes.
+
+    Attributes:
+        classes_: (K,) values of the classes, in the order of the probabilities; the background first.
+
+    Example:
+        >>> densifier = Densifier(minutes=0, ignore_index=255).fit(image, label, spacing=(1, 1, 3))  # doctest: +SKIP
+        >>> densifier.segmentation()  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        minutes: float = 0.0,
+        ignore_index: int | Sequence[int] = 255,
+        seed: int = 0,
+        folder: str | Path | None = None,
+    ) -> None:
+        self.minutes, self.ignore_index, self.seed, self.folder = minutes, ignore_index, seed, folder
+
+    def fit(
+        self,
+        image: Any,
+        label: Any,
+        spacing: Sequence[float] | None = None,
+        affine: np.ndarray | None = None,
+    ) -> SparseDensifier:
+        """Learn from a volume and its annotation.
+
+        Args:
+            image: (X, Y, Z), or (C, X, Y, Z) with channels; or the path of a scan.
+            label: (X, Y, Z) integers: classes, of which the lowest is the background, and `ignore_index` where
+                unlabeled; or a path.
+            spacing: voxel size in mm; of arrays without an affine; default 1.
+            affine: 4x4, voxel to RAS+ world in mm; of arrays; instead of `spacing`.
+
+        Raises:
+            DataError: when shapes or values do not fit, or nothing is annotated.
+        """
+        if self.minutes < 0:
+            raise DataError(f"minutes must be 0, for a preview, or more; got {self.minutes!r}.")
+        scan = _volume(image, spacing, affine, "image")
+        annotation = _volume(label, spacing, affine, "label")
+        if annotation.data.shape != scan.spatial_shape:
+            raise DataError(
+                f"label has shape {annotation.data.shape}, image {scan.spatial_shape}; expected the same (X, Y, Z)."
+            )
+        ignored = [self.ignore_index] if isinstance(self.ignore_index, int) else list(self.ignore_index)
+        found = np.unique(annotation.data)
+        self.classes_ = found[~np.isin(found, ignored)].astype(int)
+        if len(self.classes_) < 2:
+            raise DataError(
+                f"label has the classes {self.classes_.tolist()} besides {ignored} for unlabeled voxels; expected at "
+                "least two, background included."
+            )
+        split = SparseLabel(self.classes_.tolist(), ignored)
+        numbers, weight = (np.asarray(part[0]) for part in split(np.asarray(annotation.data, np.float32)[None]))
+        self._known, self._numbers = weight > 0, numbers
+        self._prob, self._segmentation = (
+            self._run(scan, annotation, ignored) if self.minutes else self._preview(scan, weight)
+        )
+        return self
+
+    def predict_proba(self) -> np.ndarray:
+        """Return the probabilities (K, X, Y, Z), float32, in the order of ``classes_``."""
+        self._check_fitted()
+        return self._prob
+
+    def segmentation(self) -> np.ndarray:
+        """Return the segmentation (X, Y, Z), values as in the annotation; annotated voxels keep theirs."""
+        self._check_fitted()
+        return self._segmentation
+
+    predict = segmentation
+
+    def fit_predict(self, image: Any, label: Any, **arguments: Any) -> np.ndarray:
+        """Return the segmentation of a volume from its annotation; see :meth:`fit`."""
+        return self.fit(image, label, **arguments).segmentation()
+
+    def _check_fitted(self) -> None:
+        if not hasattr(self, "_segmentation"):
+            raise DataError("this Densifier was not fitted yet; call fit(image, label) first.")
+
+    def _preview(self, scan: Volume, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        channels = scan.data[None] if scan.data.ndim == 3 else np.moveaxis(scan.data, -1, 0)
+        ensemble = Ensemble(len(self.classes_), self.seed)
+        ensemble.fit(np.asarray(channels, np.float32), self._numbers.astype(np.int64), weight, scan.spacing)
+        prob = ensemble.preview().whole(scan.spatial_shape)
+        numbers, _ = decide(prob.reshape(len(prob), -1), ~self._known.ravel())
+        numbers = numbers.reshape(scan.spatial_shape)
+        numbers[self._known] = self._numbers[self._known]
+        return prob, self.classes_[numbers]
+
+    def _run(self, scan: Volume, annotation: Volume, ignored: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(self.folder or temporary).expanduser()
+            paths = [folder / "work" / "inputs" / f"{name}.nii.gz" for name in ("scan", "label")]
+            for path, volume in zip(paths, (scan, annotation)):
+                write_map(path, volume.data, scan)
+            dataset = inputs.prepare(paths, folder / "work" / "inputs", ignore_index=ignored)
+            settings = {"dataset_dir": str(dataset), "output_dir": str(folder), "minutes": self.minutes}
+            settings |= {"ignore_index": ignored, "seed": self.seed, "probabilities": True}
+            running.run_quietly("densify", settings)
+            with np.load(folder / "work" / "probabilities" / "0.npz") as content:
+                box = tuple(slice(int(a), int(b)) for a, b in content["box"])
+                inside = content["prob"].astype(np.float32)
+            prob = Propagated(inside, box, None, "").whole(scan.spatial_shape)  # type: ignore[arg-type]
+            return prob, np.asarray(read_image(folder / "scan_seg.nii.gz").data).astype(int)
+
+
+def _volume(source: Any, spacing: Sequence[float] | None, affine: np.ndarray | None, name: str) -> Volume:
+    """Return a volume, read from a path or made from an array, channels last as in files."""
+    if isinstance(source, (str, Path)):
+        return read_image(source)
+    array = np.asarray(source)
+    if array.ndim not in ((3, 4) if name == "image" else (3,)):
+        raise DataError(f"{name} has shape {array.shape}; expected (X, Y, Z){' or (C, X, Y, Z)' * (name == 'image')}.")
+    sizes = np.asarray((1, 1, 1) if spacing is None else spacing, float)
+    if sizes.shape != (3,) or not (sizes > 0).all():
+        raise DataError(f"spacing is {spacing!r}; expected three sizes in mm.")
+    matrix = np.diag([*sizes, 1.0]) if affine is None else np.asarray(affine, float)
+    return Volume(name, np.moveaxis(array, 0, -1) if array.ndim == 4 else array, matrix)

@@ -1,0 +1,96 @@
+"""The model that a training finds in its folder: kept beside the new one, and replaced only by a better one."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+from ignite.engine import Engine, Events
+from monai.engines import Evaluator
+
+from sparse3dunet.io.writing import replacing
+from sparse3dunet.models.checkpoints import BestModelSaver
+from sparse3dunet.models.description import DESCRIPTION_SUFFIX
+
+FORMER = "former"
+"""Folder of the former model, next to the new one."""
+UNSCORED = -1
+"""Epoch of the best validation before there is one, as MONAI has it; the next one then counts as the best."""
+
+
+class FormerModel:
+    """Handler of the trainer that never loses the model which a training replaces.
+
+    At the start, a copy of it is put into the folder ``former``. If the training goes on from just this model, as MONAI
+    Label's does, the model is validated first: it stays unless the training becomes better. A training whose
+    validations cannot be scored, for lack of foreground, leaves its last model. With several processes (DDP) the first
+    one writes. Attach it after what loads weights. A resumed training is left alone.
+
+    Args:
+        validator: the evaluator for validation.
+        saver: its handler that saves the model.
+    """
+
+    def __init__(self, validator: Evaluator, saver: BestModelSaver) -> None:
+        self.validator, self.saver, self.path = validator, saver, saver.path
+        self.bar: float | None = None
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.COMPLETED, self.finish)
+
+    def start(self, engine: Engine) -> None:
+        """Keep a copy of the former model and, if this training goes on from it, validate it."""
+        if engine.state.iteration or not self.path.is_file():
+            return
+        goes_on = self.saver.keep == "best" and self._is_loaded()
+        if idist.get_rank() == 0:
+            self._copy()
+        if not goes_on:
+            return
+        self.saver.enabled = False
+        self.validator.run(1)
+        self.saver.enabled = True
+        state: Any = self.validator.state
+        if not math.isfinite(state.best_metric):
+            state.best_metric, state.best_metric_epoch = -1, UNSCORED
+            return
+        self.bar = float(state.best_metric)
+        state.best_metric_epoch = 0  # before the training's own epochs
+        self._print(
+            f"The present model, {self.path}, scores {self.bar:.3f} on this validation; a worse one is not kept."
+        )
+
+    def finish(self, engine: Engine) -> None:
+        """Say that the former model stays, or save the last one if no validation could be scored."""
+        state: Any = self.validator.state
+        if self.saver.keep == "last":
+            return
+        if self.bar is not None and state.best_metric_epoch == 0:
+            self._print(f"No validation was better than {self.bar:.3f}: {self.path} stays as it was.")
+        elif state.best_metric_epoch == UNSCORED or not math.isfinite(state.best_metric):
+            if idist.get_rank() == 0:
+                self.saver.save()
+            self._print(f"No validation could be scored: {self.path} is the last model. Annotate foreground.")
+
+    def _is_loaded(self) -> bool:
+        """Return whether the network's weights are those in the file."""
+        try:
+            saved = torch.load(self.path, map_location="cpu", weights_only=True)
+            own = {name: tensor.cpu() for name, tensor in self.saver.network.state_dict().items()}
+            return saved.keys() == own.keys() and all(torch.equal(saved[name], own[name]) for name in own)
+        except Exception:  # damaged, or of another network: what PyTorch raises differs
+            return False
+
+    def _copy(self) -> None:
+        for file in (self.path.with_suffix(DESCRIPTION_SUFFIX), self.path):
+            if file.is_file():
+                with replacing(self.path.parent / FORMER / file.name) as draft:
+                    draft.write_bytes(file.read_bytes())
+        self._print(f"The present model is kept in {self.path.parent / FORMER}.")
+
+    def _print(self, text: str) -> None:
+        if idist.get_rank() == 0:
+            print(text, flush=True)

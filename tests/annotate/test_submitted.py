@@ -1,0 +1,149 @@
+"""Label maps that an annotation tool submits: drawn by hand, or a delivered segmentation with corrections."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from sparse3dunet.annotate import label_jobs
+from sparse3dunet.annotate.label_app import SETTINGS, write_app
+from sparse3dunet.annotate.submitted import (
+    ANNOTATION,
+    DELIVERED,
+    UNLABELED,
+    annotation_in,
+    corrected_slices,
+    update_annotation,
+)
+from sparse3dunet.errors import DataError
+from sparse3dunet.io import read_image
+from tests.conftest import make_volume, run_sparse3dunet, write_nifti
+
+SHAPE = (24, 20, 18)
+
+
+@pytest.fixture
+def scan(tmp_path):
+    image, dense, _ = make_volume(0)
+    label = np.zeros_like(dense)
+    label[..., [5, 12]] = dense[..., [5, 12]]
+    return write_nifti(tmp_path / "a.nii.gz", image), write_nifti(tmp_path / "label.nii.gz", label), dense
+
+
+def stored(folder):
+    return np.asarray(read_image(folder / ANNOTATION).data)
+
+
+def test_corrected_slices_are_added_to_the_annotation(scan, tmp_path):
+    image, label, dense = scan
+    folder = tmp_path / "scan"
+    assert "finished slices (axial [5, 12])" in update_annotation(image, label, folder)
+    first = stored(folder)
+    assert np.array_equal(first != UNLABELED, np.isin(np.arange(18), [5, 12]) & np.ones_like(dense, bool))
+
+    delivered = dense.copy()
+    delivered[6:10, 6:10, 8] = 0  # an error on this slice, and elsewhere one that nobody corrected
+    delivered[12:16, 8:12, 14] = 1
+    write_nifti(folder / DELIVERED, delivered)
+    corrected = delivered.copy()
+    corrected[..., 8] = dense[..., 8]
+    reason = update_annotation(image, write_nifti(tmp_path / "second.nii.gz", corrected), folder)
+    assert "corrected slices" in reason
+    assert "axial [8]" in reason
+    second = stored(folder)
+    assert np.array_equal(second[..., [5, 8, 12]], dense[..., [5, 8, 12]])
+    assert (np.delete(second, [5, 8, 12], axis=2) == UNLABELED).all(), "what was only predicted is no annotation"
+
+
+def test_an_unchanged_segmentation_adds_nothing(scan, tmp_path):
+    image, label, dense = scan
+    update_annotation(image, label, tmp_path / "scan")
+    first = stored(tmp_path / "scan")
+    write_nifti(tmp_path / "scan" / DELIVERED, dense)
+    assert "nothing corrected" in update_annotation(
+        image, write_nifti(tmp_path / "same.nii.gz", dense), tmp_path / "scan"
+    )
+    assert np.array_equal(stored(tmp_path / "scan"), first)
+
+
+def test_a_label_drawn_anew_is_read_by_its_slices(scan):
+    _, _, dense = scan
+    former, label = np.full_like(dense, UNLABELED), np.zeros_like(dense)
+    label[..., 9] = dense[..., 9]
+    found = annotation_in(label, np.eye(4), former, dense).annotation
+    assert (found[..., 9] == dense[..., 9]).all()
+    assert (np.delete(found, 9, axis=2) == UNLABELED).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda label: label * 0, "nothing is painted"),
+        (lambda label: label[1:], "shape"),
+        (lambda label: label * 0.4, "whole number"),
+    ],
+)
+def test_bad_label_maps(scan, tmp_path, change, text):
+    image, label, _ = scan
+    bad = write_nifti(tmp_path / "bad.nii.gz", change(np.asarray(read_image(label).data)))
+    with pytest.raises(DataError, match=text):
+        update_annotation(image, bad, tmp_path / "scan")
+    assert not (tmp_path / "scan" / ANNOTATION).exists()
+
+
+def test_data_sets_of_jobs(scan, tmp_path, monkeypatch):
+    """A job trains on the annotation, never on submitted label maps; values beyond the app's classes are told."""
+    image, label, _ = scan
+    runs = []
+    monkeypatch.setattr(label_jobs.running, "run_quietly", lambda *arguments: runs.append(arguments))
+    job = {"folder": str(tmp_path / "model"), "minutes": 1, "device": "cpu"}
+    cases = [[str(image), str(label), str(tmp_path / "scan")]]
+    label_jobs.main([json.dumps({"job": "train", "cases": cases, "names": ["shell", "core", "more"], **job})])
+    ((run, settings, overlays),) = runs
+    assert (run, settings["minutes"], overlays) == ("training", 1, ["cpu"])
+    content = json.loads((tmp_path / "model/dataset.json").read_text())
+    assert content["labels"] == {"0": "background", "1": "shell", "2": "core", "3": "more"}
+    assert content["ignore_index"] == UNLABELED
+    assert content["training"] == [{"image": str(image), "label": str(tmp_path / "scan" / ANNOTATION)}]
+    with pytest.raises(DataError, match="value 2, but the app has 1 class"):
+        label_jobs.train(cases, names=["shell"], **job)
+
+
+def test_label_app_command(tmp_path):
+    result = run_sparse3dunet("label-app", "-o", tmp_path / "app", "--class-names", "shell, core")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "monailabel start_server --app" in result.stdout
+    settings = json.loads((tmp_path / "app" / SETTINGS).read_text())
+    assert settings["class_names"] == ["shell", "core"]
+    assert settings["python"] == sys.executable
+    compile((tmp_path / "app/main.py").read_text(), "main.py", "exec")
+
+
+def test_an_app_keeps_its_data_and_other_folders_are_left_alone(tmp_path):
+    app = write_app(tmp_path / "app", ["shell"])
+    (app / "scans").mkdir()
+    with pytest.raises(DataError, match="--overwrite"):
+        write_app(app, ["shell", "core"])
+    write_app(app, ["background", "shell", "core"], overwrite=True)
+    assert (app / "scans").is_dir()
+    assert json.loads((app / SETTINGS).read_text())["class_names"] == ["shell", "core"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").touch()
+    with pytest.raises(DataError, match="no app of this command"):
+        write_app(tmp_path / "mine", ["shell"], overwrite=True)
+    for names in ([], ["a", "a"], [""]):
+        with pytest.raises(DataError, match="different name"):
+            write_app(tmp_path / "new", names)
+
+
+def test_slices_that_were_corrected_in_single_voxels():
+    """Errors lie along borders, and corrections of a slice are rarely whole areas."""
+    changed = np.random.default_rng(0).random(SHAPE) < 0.15
+    plane, other = np.zeros(SHAPE, bool), np.zeros(SHAPE, bool)
+    plane[7], other[:, :, 4] = changed[7], changed[:, :, 4]
+    assert corrected_slices(plane | other) == [[7], [], [4]]
+    ball = np.zeros(SHAPE, bool)
+    ball[5:10, 5:10, 5:10] = True
+    assert corrected_slices(ball) == [[], [], []]
+    assert corrected_slices(ball & False) == [[], [], []]

@@ -1,0 +1,91 @@
+"""Densifier and show, as notebooks use them."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+import sparse3dunet
+from sparse3dunet.errors import DataError
+from tests.conftest import UNLABELED, bundle_environment, make_volume, write_nifti
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    image, dense, sparse = make_volume(0)
+    return image, dense, sparse, sparse3dunet.Densifier(ignore_index=UNLABELED).fit(image, sparse, spacing=(2, 2, 2))
+
+
+def test_preview_of_arrays(fitted):
+    _, dense, sparse, densifier = fitted
+    found, prob = densifier.segmentation(), densifier.predict_proba()
+    assert densifier.classes_.tolist() == [0, 1, 2]
+    assert prob.shape == (3, *dense.shape)
+    assert np.allclose(prob.sum(0), 1, atol=1e-3)
+    assert (found == dense).mean() > 0.9
+    known = sparse != UNLABELED
+    assert np.array_equal(found[known], dense[known])
+
+
+def test_paths_channels_and_other_values_give_the_same(fitted, tmp_path):
+    image, _, sparse, densifier = fitted
+    values = np.array([7, 10, 20, 255], np.uint8)[sparse]
+    paths = write_nifti(tmp_path / "a.nii.gz", image), write_nifti(tmp_path / "b.nii.gz", values)
+    expected = np.array([7, 10, 20])[densifier.segmentation()]
+    assert np.array_equal(sparse3dunet.Densifier().fit_predict(*paths), expected)
+    two = sparse3dunet.Densifier().fit(np.stack([image, image]), values, affine=np.diag([2, 2, 2, 1]))
+    assert (two.segmentation() == expected).mean() > 0.97
+
+
+def test_bad_arguments(fitted):
+    image, _, sparse, _ = fitted
+    densifier = sparse3dunet.Densifier(ignore_index=UNLABELED)
+    for arguments, text in (
+        ((image, sparse[1:]), "expected the same"),
+        ((image[0], sparse), r"expected \(X, Y, Z\) or \(C, X, Y, Z\)"),
+        ((image, sparse * 0), "at least two"),
+        ((image, sparse, (1, 1)), "three sizes"),
+    ):
+        with pytest.raises(DataError, match=text):
+            densifier.fit(*arguments)
+    with pytest.raises(DataError, match="not fitted"):
+        densifier.segmentation()
+
+
+def test_importing_the_package_imports_nothing_large():
+    program = (
+        "import sys, sparse3dunet; print([n for n in ('torch', 'monai', 'numpy', 'matplotlib') if n in sys.modules])"
+    )
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, env=bundle_environment(), capture_output=True, text=True, timeout=500)
+    assert result.stdout == "[]\n", result.stderr
+
+
+def test_show_draws_what_is_given(fitted, tmp_path):
+    image, dense, sparse, densifier = fitted
+    figure = sparse3dunet.show(
+        image, sparse, densifier.segmentation(), ignore_index=UNLABELED, class_names=["a", "b", "c"]
+    )
+    assert isinstance(figure, Figure)
+    titles = [ax.get_title() for ax in figure.axes if ax.get_title()]
+    assert titles == ["image", "annotation", "prediction", "error"]
+    figure.savefig(tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 10_000
+    wrong = sparse3dunet.show(image, pred=1 - (dense > 0), reference=dense, slices=(3, 4, 5))
+    names = [text.get_text() for ax in wrong.axes for text in ax.texts]
+    assert names == ["axial 5", "coronal 4", "sagittal 3"]
+    for arguments in ((image,), (image, sparse[1:])):
+        with pytest.raises(DataError):
+            sparse3dunet.show(*arguments)
+
+
+@pytest.mark.slow
+def test_minutes_run_the_whole_of_densify(fitted, tmp_path):
+    image, dense, sparse, _ = fitted
+    densifier = sparse3dunet.Densifier(0.2, UNLABELED, folder=tmp_path / "out").fit(image, sparse, spacing=(2, 2, 2))
+    assert (densifier.segmentation() == dense).mean() > 0.9
+    assert densifier.predict_proba().shape == (3, *dense.shape)
+    assert (densifier.predict_proba().argmax(0) == densifier.segmentation()).mean() > 0.95
+    assert (tmp_path / "out/report.html").is_file()

@@ -1,0 +1,86 @@
+"""The model that a training finds in its folder is never lost, nor replaced by a worse one."""
+
+import torch
+from ignite.engine import Engine, Events
+from ignite.metrics import Metric
+from monai.engines import SupervisedEvaluator
+from torch import nn
+
+from sparse3dunet.models.checkpoints import BestModelSaver, is_better
+from sparse3dunet.training.former import FormerModel
+
+
+class Scores(Metric):
+    """Metric with the given values, one a validation."""
+
+    def __init__(self, scores):
+        self.scores = iter(scores)
+        super().__init__()
+
+    def reset(self):
+        pass
+
+    def update(self, output):
+        pass
+
+    def compute(self):
+        return next(self.scores)
+
+
+class Training:
+    """One of a single weight, whose validations give its scores in turn: first the former model's."""
+
+    def __init__(self, folder, scores, start=1.0):
+        self.network = nn.Linear(1, 1, bias=False)
+        nn.init.constant_(self.network.weight, start)
+        self.path = folder / "model.pt"
+        self.evaluator = SupervisedEvaluator(
+            "cpu",
+            [0],
+            self.network,
+            iteration_update=lambda engine, batch: 0,
+            key_val_metric={"dice": Scores(scores)},
+            metric_cmp_fn=is_better,
+        )
+        saver = BestModelSaver(self.network, self.path)
+        saver.attach(self.evaluator)
+        self.trainer = Engine(lambda engine, batch: nn.init.constant_(self.network.weight, 10.0 + engine.state.epoch))
+        FormerModel(self.evaluator, saver).attach(self.trainer)
+        self.trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda e: self.evaluator.run(e.state.epoch))
+
+    def run(self):
+        self.trainer.run([0], max_epochs=2)
+        return float(torch.load(self.path, weights_only=True)["weight"])
+
+
+def former(folder, value=1.0):
+    torch.save({"weight": torch.full((1, 1), value)}, folder / "model.pt")
+
+
+def kept(folder):
+    return float(torch.load(folder / "former/model.pt", weights_only=True)["weight"])
+
+
+def test_a_worse_training_leaves_the_model(tmp_path, capsys):
+    former(tmp_path)
+    assert Training(tmp_path, [0.8, 0.5, 0.7]).run() == 1.0
+    assert kept(tmp_path) == 1.0
+    assert "stays as it was" in capsys.readouterr().out
+
+
+def test_a_better_one_replaces_it_and_keeps_it_beside(tmp_path):
+    former(tmp_path)
+    assert Training(tmp_path, [0.6, 0.5, 0.7]).run() == 12.0
+    assert kept(tmp_path) == 1.0
+
+
+def test_a_training_from_the_beginning_is_not_compared(tmp_path):
+    former(tmp_path, 5.0)
+    assert Training(tmp_path, [0.5, 0.4]).run() == 11.0
+    assert kept(tmp_path) == 5.0
+
+
+def test_without_a_score_the_last_model_is_saved(tmp_path, capsys):
+    assert Training(tmp_path, [float("nan")] * 2).run() == 12.0
+    assert "No validation could be scored" in capsys.readouterr().out
+    assert not (tmp_path / "former").exists()
