@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from sparse3dunet.cli import check, densify, package, plan, predict, run, simulate
+from sparse3dunet.cli import annotate, check, densify, package, plan, predict, run, simulate
 from sparse3dunet.errors import TRACEBACK_VARIABLE, end_in_order, readable
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app.command()(simulate.simulate)
 app.command()(predict.predict)
 app.command()(package.package)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(densify.densify)
+app.command()(annotate.annotate)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(run.run)
 
 

@@ -1,0 +1,1 @@
+"""Annotation of scans in other programs, with densify behind them."""
