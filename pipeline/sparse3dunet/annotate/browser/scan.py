@@ -14,7 +14,7 @@ from sparse3dunet.data.layouts import file_stem
 from sparse3dunet.data.slices import PLANES
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import natural_suffix, read_image
-from sparse3dunet.io.suffixes import image_suffix
+from sparse3dunet.io.suffixes import image_suffix, is_image_file
 from sparse3dunet.io.volumes import Volume, check_finite
 
 SHOWN_AS_IT_IS = ("uint8", "int16", "float32")
@@ -96,6 +96,8 @@ def read_scan(path: str | Path) -> Scan:
         DataError: when it cannot be read, has NaN, or is no volume but a picture.
     """
     source = Path(os.path.abspath(os.path.expanduser(path)))
+    if not (source.exists() or is_image_file(source)):
+        raise DataError(f"{source} does not exist; expected the scan. The order is: SCAN ANNOTATION.")
     volume = read_image(source)
     check_finite(volume)
     if min(volume.spatial_shape) < 2:

@@ -246,6 +246,7 @@ async function start() {
   connect();
   setTool(tool);
   setLayout(3);
+  viewer.goTo(active, viewer.voxel()[active]);
   showSaved("saved");
   await poll();
   Object.assign(window, { viewer }); // for those who want to look, and for tests

@@ -22,7 +22,8 @@ export class Viewer {
     this.nv = new Niivue({
       backColor: [0, 0, 0, 1],
       crosshairColor: [0.9, 0.75, 0.2, 0.6],
-      crosshairWidth: 0.4,
+      crosshairWidth: 0.2,
+      crosshairGap: 4,
       fontColor: [0.75, 0.78, 0.82, 1],
       isNearestInterpolation: true,
       isForceMouseClickToVoxelCenters: true,
