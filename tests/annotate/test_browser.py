@@ -105,9 +105,17 @@ class Page:
         self.page.mouse.up()
         self.wait_saved()
 
+    def until(self, condition: str) -> None:
+        """Wait for a condition in JavaScript; Playwright's own way is refused by the page's security policy."""
+        for _ in range(PATIENCE // 250):
+            if self.page.evaluate(condition):
+                return
+            self.page.wait_for_timeout(250)
+        raise AssertionError(f"not within {PATIENCE / 1000} s: {condition}; {self.page.inner_text('aside')}")
+
     def wait_saved(self) -> None:
         self.page.wait_for_timeout(300)
-        self.page.wait_for_function("document.getElementById('saved').textContent === 'all saved'")
+        self.until("document.getElementById('saved').textContent === 'all saved'")
 
     def painted(self) -> np.ndarray:
         """What the page shows as painted, in RAS order."""
@@ -181,7 +189,7 @@ def test_annotate_in_the_browser(scan, tmp_path, browser):
         page = Page(browser.new_page(viewport={"width": 1100, "height": 700}), command.url)
         assert np.array_equal(page.painted(), drawn), "a crash loses strokes"
         page.page.click("#export")
-        page.page.wait_for_function("document.getElementById('exported').textContent !== ''")
+        page.until("document.getElementById('exported').textContent !== ''")
         check_export(scan, out / "phantom_annotation.nii.gz", page, drawn)
     finally:
         command.end()
@@ -215,8 +223,8 @@ def densify(page: Page) -> None:
     page.press("p")  # doubt
     page.screenshot("doubt")
     page.press("p")
-    page.page.wait_for_function("/^Done in|error/m.test(document.getElementById('run').textContent)")
-    page.page.wait_for_function("document.body.dataset.found.startsWith('result')")
+    page.until("/^Done in|error/m.test(document.getElementById('run').textContent)")
+    page.until("document.body.dataset.found.startsWith('result')")
     page.screenshot("result")
     assert "error" not in page.page.inner_text("#run")
     script = "fetch('api/prediction.nii').then((r) => r.arrayBuffer()).then((b) => Array.from(new Uint8Array(b, 352)))"

@@ -215,7 +215,7 @@ function connect() {
     }),
   };
   for (const [id, action] of Object.entries(clicks)) $(id).addEventListener("click", action);
-  window.addEventListener("keydown", onKey);
+  window.addEventListener("keydown", onKey, true); // before the canvas, which passes no key on
   window.addEventListener("beforeunload", (event) => { if (changes.waiting) event.preventDefault(); });
   viewer.onStroke = (axis, index, voxels) => {
     active = axis;

@@ -103,7 +103,8 @@ export function showRun(state) {
   if (run.preview_after !== null) lines.push(`Preview after ${run.preview_after} s.`);
   if (found) lines.push(`Shown: ${KINDS[found.kind]}${qualityText(found.quality)}.`);
   if (state.fault) lines.push(state.fault);
-  if (runs && run.lines.length) lines.push(run.lines.at(-1));
+  const last = run.lines.at(-1) || "";
+  if (runs && !last.startsWith("Preview after")) lines.push(last);
   $("run").textContent = lines.join("\n");
   $("found").hidden = !found;
   $("report").hidden = !state.report;

@@ -61,7 +61,7 @@ export class Viewer {
 
   // tool: brush, fill, erase or move; value: class number + 1; size in voxels, odd
   setTool(tool, value, size) {
-    this.nv.opts.penSize = size;
+    this.nv.opts.penSize = tool === "fill" ? 1 : size; // an outline is thin, so that it can be exact
     this.nv.setPenValue(tool === "erase" ? 0 : value, tool === "fill");
     this.nv.setDrawingEnabled(tool !== "move");
     this.canvas.style.cursor = tool === "move" ? "default" : "crosshair";
