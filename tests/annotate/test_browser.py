@@ -242,7 +242,8 @@ def correct(page: Page, drawn: np.ndarray) -> np.ndarray:
     assert np.array_equal(accepted[drawn > 0], drawn[drawn > 0]), "taking over changes what was painted"
     page.press("e")
     axis = int(page.page.evaluate("document.querySelector('#slices tr.active').id.slice(-1)"))
-    voxel = page.page.evaluate("viewer.voxel()")
+    index = page.page.evaluate("viewer.voxel()")[axis]
+    voxel = [index if other == axis else n // 2 for other, n in enumerate(SHAPE)]
     across = next(other for other in range(3) if other != axis)
     beside = [[v + step * (i == across) for i, v in enumerate(voxel)] for step in range(-6, 7, 2)]
     page.drag(axis, beside)
