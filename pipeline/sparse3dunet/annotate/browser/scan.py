@@ -60,7 +60,7 @@ class Scan:
     @property
     def flipped(self) -> list[bool]:
         """Whether the file counts slices the other way round, by axis in RAS order."""
-        return [bool(direction < 0) for direction in self.volume.in_ras_order(self.orientation[:, 1])]
+        return [bool(direction < 0) for direction in self.volume.in_ras_order(self.orientation[:, 1].tolist())]
 
     def to_ras(self, array: np.ndarray) -> np.ndarray:
         """Turn voxels (X, Y, Z) from the order of the file to RAS order; a view."""

@@ -69,7 +69,7 @@ def make_app(session: Session, token: str) -> ASGIApp:
         Route("/api/undo", _answer(lambda request: session.undo(_number(request, "after"))), methods=["POST"]),
         Route("/api/classes", pages.classes, methods=["POST"]),
         Route("/api/densify", _answer(lambda request: session.densify(_minutes(request))), methods=["POST"]),
-        Route("/api/stop", _answer(lambda request: session.runs.stop() or {}), methods=["POST"]),
+        Route("/api/stop", _answer(lambda request: session.stop()), methods=["POST"]),
         Route("/api/export", _answer(lambda request: session.export()), methods=["POST"]),
     ]
     handlers: dict[Any, Any] = {HTTPException: _http_error, DataError: _data_error, Exception: _other_error}

@@ -258,6 +258,11 @@ class Session:
             unfinished = [describe(axis, i) for axis, found in enumerate(self.drawing.touched()) for i in found]
         return {"unfinished": unfinished[:LISTED], "more": max(len(unfinished) - LISTED, 0)}
 
+    def stop(self) -> dict[str, Any]:
+        """End the current run early, with results of what it has found so far."""
+        self.runs.stop()
+        return {}
+
     def _check_enough(self, counts: Sequence[int] | np.ndarray) -> None:
         if not counts[0]:
             raise DataError(
