@@ -1,1 +1,1 @@
-"""Annotation in other programs: an app for MONAI Label, which 3D Slicer and OHIF talk to."""
+"""Annotation of scans with densify behind it: a page in the browser, and an app for MONAI Label."""

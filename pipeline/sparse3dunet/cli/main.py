@@ -8,7 +8,7 @@ import sys
 import typer
 
 from sparse3dunet import __version__
-from sparse3dunet.cli import check, densify, label_app, package, plan, predict, run, simulate
+from sparse3dunet.cli import annotate, check, densify, label_app, package, plan, predict, run, simulate
 from sparse3dunet.errors import TRACEBACK_VARIABLE, end_in_order, readable
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app.command()(predict.predict)
 app.command()(package.package)
 app.command()(label_app.label_app)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(densify.densify)
+app.command()(annotate.annotate)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(run.run)
 
 

@@ -1,0 +1,1 @@
+"""Annotation of one scan in the browser: a page, and the server on this machine that keeps what is drawn."""

@@ -1,0 +1,104 @@
+"""Classes of an annotation: their values on disk, names and colours."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sparse3dunet.colors import class_color
+from sparse3dunet.errors import DataError
+
+MOST_CLASSES = 254
+"""Maximum number of classes: a painted voxel is class number + 1 in 8 bits."""
+UNLABELED = 255
+"""Value of unlabeled voxels on disk, unless it is a class."""
+LONGEST_NAME = 60
+BACKGROUND_COLOR = "#8c8c8c"
+
+
+@dataclass(frozen=True)
+class Class:
+    """Class of an annotation.
+
+    Attributes:
+        value: value on disk.
+        name: name of at most LONGEST_NAME characters.
+        color: #rrggbb.
+    """
+
+    value: int
+    name: str
+    color: str
+
+
+def make_classes(names: Sequence[str], values: Sequence[int] | None = None) -> list[Class]:
+    """Return classes by class number, background first; values 0, 1, ... unless given.
+
+    Raises:
+        DataError: when the names are not as expected.
+    """
+    values = range(len(names)) if values is None else values
+    colors = [BACKGROUND_COLOR, *map(class_color, range(1, len(names)))]
+    return checked([Class(int(value), name, color) for value, name, color in zip(values, names, colors)])
+
+
+def edited(classes: Sequence[Class], entries: Any) -> list[Class]:
+    """Return the classes with new names and colours, and new classes after them, which get unused values.
+
+    Args:
+        classes: the classes so far.
+        entries: from JSON: a list of {"name": text, "color": "#rrggbb"} by class number.
+
+    Raises:
+        DataError: when it is none, or a class is missing.
+    """
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise DataError('expected a list of classes such as {"name": "liver", "color": "#e69f00"}.')
+    if len(entries) < len(classes):
+        raise DataError(f"found {len(entries)} classes; expected at least {len(classes)}: none is ever removed.")
+    taken = {entry.value for entry in classes} | {UNLABELED}
+    free = (value for value in range(2**16) if value not in taken)
+    values = [*(entry.value for entry in classes), *(next(free) for _ in entries[len(classes) :])]
+    default = [BACKGROUND_COLOR, *map(class_color, range(1, len(entries)))]
+    return checked(
+        [
+            Class(value, str(entry.get("name", "")), str(entry.get("color") or color).lower())
+            for value, color, entry in zip(values, default, entries)
+        ]
+    )
+
+
+def checked(classes: list[Class]) -> list[Class]:
+    """Return the classes if they can be used.
+
+    Raises:
+        DataError: when names are empty, too long, with quotes or line breaks, or not unique; when a colour is none;
+            when there are fewer than two classes, or too many.
+    """
+    if not 2 <= len(classes) <= MOST_CLASSES:
+        raise DataError(f"found {len(classes)} classes; expected 2 to {MOST_CLASSES}, background first.")
+    for entry in classes:
+        plain = " ".join(entry.name.split()) == entry.name and '"' not in entry.name and entry.name.isprintable()
+        if not (plain and 0 < len(entry.name) <= LONGEST_NAME):
+            raise DataError(
+                f"the class name {entry.name[:80]!r} cannot be used; expected 1 to {LONGEST_NAME} characters without "
+                "quotes, line breaks and double blanks."
+            )
+        if not re.fullmatch("#[0-9a-f]{6}", entry.color):
+            raise DataError(f"the colour of {entry.name} is {entry.color[:20]!r}; expected #rrggbb.")
+    if len({entry.name for entry in classes}) < len(classes):
+        raise DataError(f"two classes have one name: {', '.join(c.name for c in classes)[:300]}. Choose another.")
+    return classes
+
+
+def unlabeled_value(classes: Sequence[Class]) -> int:
+    """Return the value that means unlabeled on disk: UNLABELED, or one past the largest class if that is a class."""
+    values = [entry.value for entry in classes]
+    return max(values) + 1 if UNLABELED in values else UNLABELED
+
+
+def as_rows(classes: Sequence[Class]) -> list[dict[str, Any]]:
+    """Return the classes for JSON."""
+    return [asdict(entry) for entry in classes]

@@ -1,0 +1,155 @@
+"""A drawing on disk: whole at any moment, also after a crash.
+
+The folder contains ``session.json`` (classes and finished slices), the painted voxels that it names, on the scan's
+grid, and in ``journal/`` a small file for each change since these two were written.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparse3dunet.annotate.browser.classes import Class, as_rows, checked
+from sparse3dunet.annotate.browser.drawing import Change, Drawing
+from sparse3dunet.annotate.browser.scan import Scan
+from sparse3dunet.errors import DataError
+from sparse3dunet.io import read_image, write_map
+from sparse3dunet.io.json_files import misfit, parse_json
+from sparse3dunet.io.suffixes import same_volume, split
+from sparse3dunet.io.volumes import on_grid_of
+from sparse3dunet.io.writing import write_text
+
+SESSION = "session.json"
+VERSION = 1
+MOST_CHANGES = 100
+"""Number of files in the journal after which the whole drawing is written."""
+FIELDS = {
+    "version": int,
+    "scan": str,
+    "shape": list[int],
+    "painted": str,
+    "sequence": int,
+    "finished": list[list[int]],
+    "classes": list[dict[str, Any]],
+    "export": str,
+}
+CURE = "Move its folder away to start over, or restore the file from a backup."
+
+
+class Store:
+    """Folder of a drawing.
+
+    Args:
+        folder: the folder.
+        scan: the scan.
+    """
+
+    def __init__(self, folder: Path, scan: Scan) -> None:
+        self.folder, self.scan, self.journal = folder, scan, folder / "journal"
+        self.export = ""
+        self._saved: tuple[int, list[list[int]], str] | None = None
+        self._pending = 0
+
+    def exists(self) -> bool:
+        return (self.folder / SESSION).is_file()
+
+    def load(self) -> tuple[Drawing, list[Class]]:
+        """Return the drawing and its classes.
+
+        Raises:
+            DataError: when a file is damaged, or belongs to another scan.
+        """
+        path = self.folder / SESSION
+        content = parse_json(path.read_bytes(), str(path), "a session of annotation", CURE)
+        wrong = misfit(content, FIELDS) or next((name for name in FIELDS if name not in content), "")
+        if wrong or content["version"] != VERSION or len(content["finished"]) != 3:
+            raise DataError(f"{path}: {wrong or 'version'} is damaged, or of another version. {CURE}")
+        self._check_scan(content)
+        try:
+            classes = checked([Class(int(e["value"]), str(e["name"]), str(e["color"])) for e in content["classes"]])
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{path}: the classes are not as expected ({error}). {CURE}") from error
+        self.export = Path(content["export"]).name
+        file = self.folder / Path(content["painted"]).name
+        painted = on_grid_of(read_image(file), self.scan.volume)
+        if painted.data.shape != self.scan.volume.spatial_shape or painted.data.dtype != np.uint8:
+            raise DataError(f"{file}: found shape {painted.data.shape} of {painted.data.dtype}; it was changed. {CURE}")
+        drawing = Drawing(self.scan.to_ras(np.array(painted.data)), content["finished"], content["sequence"])
+        self._saved = (drawing.sequence, [sorted(indices) for indices in drawing.finished], file.name)
+        self._replay(drawing)
+        return drawing, classes
+
+    def _check_scan(self, content: dict[str, Any]) -> None:
+        former = content["scan"]
+        other = split(former)[0].exists() and not same_volume(former, self.scan.path)
+        if other or tuple(content["shape"]) != self.scan.shape:
+            raise DataError(
+                f"{self.folder}: the annotation there is one of {former}, shape {tuple(content['shape'])}, not of "
+                f"{self.scan.path}, shape {self.scan.shape}. Pass another folder for this scan (-o)."
+            )
+
+    def _replay(self, drawing: Drawing) -> None:
+        """Apply the changes since the painted voxels were written."""
+        for file in self._changes():
+            if int(file.stem) <= drawing.sequence:
+                continue
+            content = parse_json(file.read_bytes(), str(file), "a change of an annotation", CURE)
+            try:
+                voxels = base64.b64decode(content["voxels"], validate=True)
+                drawing.apply(Change(content["axis"], content["index"], content["finished"], voxels))
+            except (KeyError, TypeError, DataError, binascii.Error) as error:
+                raise DataError(f"{file}: not a change of an annotation ({error}). {CURE}") from error
+            drawing.sequence = int(file.stem)
+            self._pending += 1
+
+    def _changes(self) -> list[Path]:
+        """Return the files of the journal, in the order in which they were written."""
+        return sorted(file for file in self.journal.glob("*.json") if file.stem.isdecimal())
+
+    def append(self, change: Change, sequence: int) -> bool:
+        """Write a change; return whether it is time to write all of the drawing (:meth:`save`)."""
+        content = {
+            "axis": change.axis,
+            "index": change.index,
+            "finished": change.finished,
+            "voxels": base64.b64encode(change.voxels).decode(),
+        }
+        write_text(self.journal / f"{sequence:09d}.json", json.dumps(content))
+        self._pending += 1
+        return self._pending >= MOST_CHANGES
+
+    def save(self, drawing: Drawing, classes: Sequence[Class]) -> None:
+        """Write all of the drawing, and remove the journal."""
+        name = f"painted_{drawing.sequence:09d}.nii.gz"
+        write_map(self.folder / name, self.scan.to_file(drawing.painted), self.scan.volume)
+        self._saved = (drawing.sequence, [sorted(indices) for indices in drawing.finished], name)
+        self.save_classes(classes)
+        for file in self._changes():
+            if int(file.stem) <= drawing.sequence:
+                file.unlink()
+        for file in self.folder.glob("painted_*.nii.gz"):
+            if file.name != name:
+                file.unlink()
+        self._pending = 0
+
+    def save_classes(self, classes: Sequence[Class]) -> None:
+        """Write the classes, beside the painted voxels that were last written."""
+        assert self._saved is not None, "the drawing is saved first"
+        sequence, finished, name = self._saved
+        content = {
+            "version": VERSION,
+            "scan": str(self.scan.path),
+            "shape": list(self.scan.shape),
+            "painted": name,
+            "sequence": sequence,
+            "finished": finished,
+            "classes": as_rows(classes),
+            "export": self.export,
+        }
+        write_text(self.folder / SESSION, json.dumps(content, indent=1, ensure_ascii=False) + "\n")

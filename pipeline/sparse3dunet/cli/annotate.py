@@ -1,0 +1,57 @@
+"""`sparse3dunet annotate`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from sparse3dunet.cli import arguments, options
+
+Scan = Annotated[str, typer.Argument(help="Scan, in any format.")]
+Annotation = Annotated[str | None, typer.Argument(help="Annotation to begin with; not used if a session goes on.")]
+ClassNames = Annotated[str | None, typer.Option(help="background,liver,tumor; more can be added in the page.")]
+
+
+def annotate(
+    scan: Scan,
+    output_dir: options.OutputDir,
+    annotation: Annotation = None,
+    class_names: ClassNames = None,
+    minutes: Annotated[float, typer.Option(help="Time for a run of Densify; the page can change it.", min=0.1)] = 2.0,
+    port: Annotated[int, typer.Option(help="Port of the page; 0: any that is free.", min=0, max=65535)] = 0,
+    open_page: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = True,
+    ignore_index: options.IgnoreIndex = None,
+    background: options.Background = None,
+    annotated_slices: options.AnnotatedSlices = None,
+    voxel_size: options.VoxelSize = None,
+    axes: options.Axes = None,
+    device: options.Device = None,
+) -> None:
+    """Annotate a scan in the browser, with densify at hand.
+
+    The page is served on this machine alone, to those who know its address. All that is drawn is kept in the folder for
+    the results; the same command goes on with it. Ctrl-C ends it.
+    """
+    from sparse3dunet.annotate.browser import opening, serving
+    from sparse3dunet.io.defaults import set_defaults
+
+    serving.check_packages()
+    set_defaults(voxel_size, axes)
+    session = opening.open_session(
+        scan,
+        annotation,
+        output_dir,
+        class_names=arguments.class_names(class_names),
+        minutes=minutes,
+        ignore_index=arguments.numbers(ignore_index, "--ignore-index"),
+        annotated_slices=arguments.slices(annotated_slices),
+        background=background,
+        settings={} if device is None else {"device": str(arguments.device(device))},
+    )
+    serving.serve(session, port, _tell, open_page)
+    print(f"Saved in {session.folder}; run the same command to go on.", flush=True)
+
+
+def _tell(address: str) -> None:
+    print(f"Annotate at {address}\nThis address works on this machine alone. Ctrl-C ends the program.", flush=True)

@@ -1,0 +1,425 @@
+"""The server of the page: who may ask, what is refused, and that nothing drawn is lost."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+
+from sparse3dunet.annotate.browser import runs
+from sparse3dunet.annotate.browser.opening import open_session
+from sparse3dunet.annotate.browser.results import Found
+from sparse3dunet.annotate.browser.server import STATIC, make_app
+from sparse3dunet.annotate.browser.session import Session
+from sparse3dunet.errors import DataError
+from sparse3dunet.io import folders as io_folders
+from sparse3dunet.io import read_image, write_map
+from sparse3dunet.io.microscopy import SIGNS
+from tests.conftest import write_nifti
+
+TOKEN = "a-token-of-the-test"
+SHAPE = (7, 6, 5)  # RAS
+AFFINE = np.array([[0, -2.0, 0, 9], [0, 0, 3.0, 0], [-1.5, 0, 0, 4], [0, 0, 0, 1]])  # inferior, left, anterior
+
+
+@pytest.fixture
+def scan(tmp_path: Path) -> Path:
+    data = np.random.default_rng(0).normal(0, 1, (5, 7, 6)).astype(np.float32)
+    return write_nifti(tmp_path / "scan.nii.gz", data, AFFINE)
+
+
+def opened(scan: Path, out: Path, *annotation: Path, **options) -> Session:
+    """A session as another process would open it: of an earlier one, nothing but its files is there."""
+    for path in [path for path in io_folders._HELD if path.is_relative_to(out)]:
+        io_folders._HELD.pop(path).release()
+    return open_session(scan, annotation[0] if annotation else None, out, **options)
+
+
+class Client:
+    """Requests as the page makes them."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.http = TestClient(
+            make_app(session, TOKEN), base_url="http://127.0.0.1:8000", raise_server_exceptions=False
+        )
+
+    def get(self, path: str, **params):
+        return self.http.get(f"/{TOKEN}/{path}", params=params)
+
+    def post(self, path: str, **params):
+        return self.http.post(f"/{TOKEN}/{path}", params=params)
+
+    def state(self) -> dict:
+        return self.get("api/state").json()
+
+    def paint(self, axis: int, index: int, voxels: np.ndarray, after: int | None = None):
+        params = {"axis": axis, "index": index, "after": self.state()["sequence"] if after is None else after}
+        body = gzip.compress(np.asarray(voxels, np.uint8).tobytes(order="F"))
+        return self.http.put(f"/{TOKEN}/api/slice", params=params, content=body, headers={"Content-Encoding": "gzip"})
+
+    def painted(self) -> np.ndarray:
+        return np.frombuffer(self.get("api/painted").content, np.uint8).reshape(SHAPE, order="F")
+
+
+@pytest.fixture
+def client(scan, tmp_path) -> Client:
+    return Client(opened(scan, tmp_path / "out", class_names=["background", "liver", "tumor"]))
+
+
+def random_slice(axis: int, seed: int = 0) -> np.ndarray:
+    shape = [n for other, n in enumerate(SHAPE) if other != axis]
+    return np.random.default_rng([axis, seed]).integers(0, 4, shape).astype(np.uint8)
+
+
+# ---------------------------------------------------------------- who may ask
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/api/state", "/static/app.js", "/other/api/state", f"/{TOKEN}x/", f"/{TOKEN[:-1]}/"]
+)
+def test_nothing_without_the_token(client, path):
+    answer = client.http.get(path)
+    assert answer.status_code == 403
+    assert "token" in answer.json()["error"]
+
+
+def test_no_other_host(client):
+    """A domain that resolves to this machine must not be served (DNS rebinding)."""
+    for host in ("evil.example", "127.0.0.1.evil.example", "evil.example:8000"):
+        assert client.http.get(f"/{TOKEN}/api/state", headers={"Host": host}).status_code == 400
+    assert client.http.get(f"/{TOKEN}/api/state", headers={"Host": "localhost:8000"}).status_code == 200
+
+
+def test_page_may_connect_to_this_server_alone(client):
+    for path in ("", "static/app.js", "api/state", "api/nothing"):
+        policy = client.get(path).headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        sources = set(re.sub(r"[\w-]+-(src|uri|action|ancestors)", "", policy).replace(";", " ").split())
+        assert sources <= {"'none'", "'self'", "data:", "blob:", "'unsafe-inline'", "'wasm-unsafe-eval'"}
+        assert client.get(path).headers["referrer-policy"] == "no-referrer"
+
+
+def test_all_files_of_the_page_are_served(client):
+    page = client.get("").text
+    names = {*re.findall(r'static/([\w.]+)"', page)}
+    for script in STATIC.glob("*.js"):
+        if script.name != "niivue.js":
+            names |= {script.name, *re.findall(r'from "\./([\w.]+)"', script.read_text())}
+    assert "niivue.js" in names
+    for name in names:
+        answer = client.get(f"static/{name}")
+        assert answer.content == (STATIC / name).read_bytes()
+        assert re.match("text/(css|javascript)", answer.headers["content-type"]), name
+    for name in ("..%2Fserver.py", "nothing.js", "index.html"):
+        assert client.get(f"static/{name}").status_code == 404
+
+
+# ---------------------------------------------------------------- bad requests
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "words"),
+    [
+        ("GET", "api/nothing", 404, "no such page"),
+        ("GET", "api/undo", 405, "GET is not possible"),
+        ("GET", "api/slice?axis=0", 400, "index is ''"),
+        ("GET", "api/slice?axis=x&index=0", 400, "axis is 'x'"),
+        ("GET", "api/slice?axis=3&index=0", 400, "no slice 0 of axis 3"),
+        ("GET", "api/slice?axis=0&index=7", 400, "no slice 7"),
+        ("GET", "api/scan.nii?channel=1", 400, "no channel 1"),
+        ("GET", "api/prediction.nii", 400, "press Densify"),
+        ("GET", "report", 404, "no report yet"),
+        ("POST", "api/finished?axis=0&index=0&after=0", 400, "finished is ''"),
+        ("POST", "api/accept?axis=0&index=0&after=0&finished=true", 400, "press Densify"),
+        ("POST", "api/undo?after=0", 400, "nothing to undo"),
+        ("POST", "api/densify?minutes=x", 400, "minutes is 'x'"),
+        ("POST", "api/densify?minutes=nan", 400, "minutes must be"),
+        ("POST", "api/densify?minutes=1", 400, "no voxel is background"),
+        ("POST", "api/classes", 400, "not valid JSON"),
+    ],
+)
+def test_bad_requests(client, method, path, status, words):
+    answer = client.http.request(method, f"/{TOKEN}/{path}")
+    assert answer.status_code == status
+    error = answer.json()["error"]
+    assert words in error
+    assert "\n" not in error
+
+
+def test_bad_slices(client):
+    before = client.painted()
+    assert "found 3 voxels; expected 30" in client.paint(0, 0, np.zeros(3)).json()["error"]
+    assert "found 31 voxels" in client.paint(0, 0, np.zeros(10**6)).json()["error"]  # no more is decompressed
+    assert "found class 3" in client.paint(0, 0, np.full((6, 5), 4)).json()["error"]
+    url = f"/{TOKEN}/api/slice?axis=0&index=0&after=0"
+    answer = client.http.put(url, content=b"nonsense", headers={"Content-Encoding": "gzip"})
+    assert (answer.status_code, "damaged" in answer.json()["error"]) == (400, True)
+    answer = client.http.put(url, content=bytes(2**26 + 1))
+    assert answer.status_code == 413
+    assert np.array_equal(client.painted(), before)
+    assert client.state()["sequence"] == 0
+
+
+def test_two_windows_do_not_mix(client):
+    assert client.paint(2, 1, random_slice(2), after=0).status_code == 200
+    answer = client.paint(2, 1, random_slice(2, 1), after=0)
+    assert answer.status_code == 409
+    assert "another window" in answer.json()["error"]
+    assert np.array_equal(client.painted()[:, :, 1], random_slice(2))
+
+
+# ---------------------------------------------------------------- drawing
+
+
+def test_scan_is_shown_voxel_by_voxel(client, scan):
+    shown = nib.Nifti1Image.from_bytes(client.get("api/scan.nii").content)
+    assert np.array_equal(np.asarray(shown.dataobj), np.asarray(nib.as_closest_canonical(nib.load(scan)).dataobj))
+    assert client.state()["scan"]["shape"] == list(SHAPE)
+    assert np.allclose(shown.header.get_zooms(), (2, 3, 1.5))
+
+
+def test_strokes_and_undo(client):
+    states = [client.painted()]
+    for axis, index in ((0, 3), (1, 2), (2, 4), (0, 3)):
+        voxels = random_slice(axis, len(states))
+        assert client.paint(axis, index, voxels).status_code == 200
+        assert np.array_equal(client.painted().take(index, axis), voxels)
+        slice_alone = client.get("api/slice", axis=axis, index=index).content
+        assert slice_alone == voxels.tobytes(order="F")
+        states.append(client.painted())
+    assert client.paint(0, 3, voxels).json()["undoable"] == 4, "a stroke that changes nothing is none"
+    for before in states[-2::-1]:
+        assert client.post("api/undo", after=client.state()["sequence"]).status_code == 200
+        assert np.array_equal(client.painted(), before)
+
+
+def test_finished_slices_and_what_counts(client):
+    """Finished: unpainted is background. Touched: painted voxels alone count. All else is unlabeled."""
+    voxels = np.zeros((7, 6))
+    voxels[2:4, 2:4] = 2
+    client.paint(2, 1, voxels)
+    client.paint(2, 3, voxels)
+    client.post("api/finished", axis=2, index=1, finished="true", after=2)
+    exported = client.post("api/export").json()
+    assert exported["values"] == {"0": "background", "1": "liver", "2": "tumor", "255": "unlabeled"}
+    data = np.asarray(nib.as_closest_canonical(nib.load(exported["path"])).dataobj)
+    assert np.array_equal(data[:, :, 1], voxels // 2)
+    assert np.array_equal(data[:, :, 3], np.where(voxels > 0, 1, 255))
+    assert (np.delete(data, [1, 3], axis=2) == 255).all()
+    assert client.session.drawing.touched()[2] == [3]
+    client.post("api/undo", after=3)
+    assert client.state()["finished"] == [[], [], []]
+
+
+def test_taking_over_the_segmentation(client):
+    """What was painted stays, and so does background on finished slices."""
+    found = np.random.default_rng(1).integers(0, 3, SHAPE).astype(np.uint8)
+    client.session.results._show(Found("preview", found, np.full(SHAPE, 200, np.uint8)))
+    stroke = np.zeros((6, 5))
+    stroke[1] = 3
+    client.paint(0, 2, stroke)
+    client.post("api/finished", axis=1, index=4, finished="true", after=1)
+    answer = client.post("api/accept", axis=0, index=2, finished="true", after=2).json()
+    assert answer["finished"] == [[2], [4], []]
+    expected = np.where(found[2] > 0, found[2] + 1, 0)
+    expected[4] = 0
+    expected[1] = 3
+    assert np.array_equal(client.painted()[2], expected)
+    client.post("api/undo", after=3)
+    assert np.array_equal(client.painted()[2], stroke)
+
+
+def test_classes(client, scan, tmp_path):
+    def send(entries):
+        return client.http.post(f"/{TOKEN}/api/classes", json=entries)
+
+    names = [{"name": "ground"}, {"name": "leber", "color": "#123456"}, {"name": "tumor"}, {"name": "cyst"}]
+    rows = send(names).json()["classes"]
+    assert [(row["value"], row["name"]) for row in rows] == [(0, "ground"), (1, "leber"), (2, "tumor"), (3, "cyst")]
+    assert rows[1]["color"] == "#123456"
+    assert client.paint(0, 0, np.full((6, 5), 4)).status_code == 200
+    for bad, words in (
+        (names[:2], "none is ever removed"),
+        ([*names, {"name": "cyst"}], "two classes have one name"),
+        ([*names, {"name": 'a"b'}], "cannot be used"),
+        ([*names, {"name": ""}], "cannot be used"),
+        ([*names, {"name": "a", "color": "red"}], "expected #rrggbb"),
+        ({"name": "a"}, "expected a list"),
+    ):
+        answer = send(bad)
+        assert answer.status_code == 400
+        assert words in answer.json()["error"]
+    again = opened(scan, tmp_path / "out")
+    assert [entry.name for entry in again.classes] == ["ground", "leber", "tumor", "cyst"]
+
+
+# ---------------------------------------------------------------- nothing is lost
+
+
+def test_a_crash_loses_nothing(client, scan, tmp_path, monkeypatch):
+    """Every change is on disk when the answer comes; written as a whole now and then, in between as single changes."""
+    monkeypatch.setattr("sparse3dunet.annotate.browser.store.MOST_CHANGES", 4)
+    for number in range(11):
+        axis = number % 3
+        client.paint(axis, number % 5, random_slice(axis, number))
+        if number in (3, 7):
+            client.post("api/finished", axis=axis, index=number % 5, finished="true", after=client.state()["sequence"])
+        if number in (2, 9):
+            client.post("api/undo", after=client.state()["sequence"])
+        again = opened(scan, tmp_path / "out")  # nothing was closed
+        assert np.array_equal(again.drawing.painted, client.painted())
+        state = client.state()
+        assert [sorted(indices) for indices in again.drawing.finished] == state["finished"]
+        assert again.drawing.sequence == state["sequence"]
+    assert len(list((tmp_path / "out/work/annotate").glob("painted_*"))) == 1
+
+
+def test_damaged_or_foreign_sessions_are_refused(client, scan, tmp_path):
+    client.paint(2, 1, random_slice(2))
+    out = tmp_path / "out"
+    other = write_nifti(tmp_path / "other.nii.gz", np.zeros((5, 7, 6), np.float32), AFFINE)
+    with pytest.raises(DataError, match=r"not of .*other"):
+        opened(other, out)
+    (change,) = (out / "work/annotate/journal").glob("*.json")
+    kept = change.read_text()
+    for text in ("{", '{"axis": 2}', json.dumps({**json.loads(kept), "voxels": "AAAA"})):
+        change.write_text(text)
+        with pytest.raises(DataError, match=r"journal/000000001.json"):
+            opened(scan, out)
+    change.write_text(kept)
+    session = out / "work/annotate/session.json"
+    content = json.loads(session.read_text())
+    for bad in ({**content, "version": 2}, {**content, "finished": [[1]]}, {**content, "classes": [{}]}, []):
+        session.write_text(json.dumps(bad))
+        with pytest.raises(DataError, match=r"session\.json"):
+            opened(scan, out)
+
+
+def test_one_program_in_a_folder(error_of, scan, tmp_path, monkeypatch):
+    """A second one is refused while the first one has the folder."""
+    opened(scan, tmp_path / "out")
+    monkeypatch.setattr(io_folders, "_HELD", {})  # as in another process
+    assert "in use by another run" in error_of("annotate", scan, "-o", tmp_path / "out", "--no-open")
+
+
+def test_exports_replace_no_file_of_the_user(scan, tmp_path):
+    own = tmp_path / "out" / "scan_annotation.nii.gz"
+    label = np.full((5, 7, 6), 255, np.uint8)
+    label[2], label[2, 2:4, 2:4] = 0, 100
+    write_nifti(own, label, AFFINE)
+    before = own.read_bytes()
+    client = Client(opened(scan, tmp_path / "out", own))
+    path = Path(client.post("api/export").json()["path"])
+    assert path.name == "scan_annotation2.nii.gz"
+    assert own.read_bytes() == before
+    assert np.array_equal(np.asarray(nib.load(path).dataobj), label), "values and unlabeled voxels stay"
+    assert client.state()["finished"] == [[], [], [2]]
+    assert set(np.unique(client.painted())) == {0, 2}
+
+
+@pytest.mark.parametrize("suffix", [".nrrd", ".mha", ".tif", ".nii"])
+def test_export_in_the_format_of_the_scan(scan, tmp_path, suffix):
+    volume = read_image(scan)
+    if suffix == ".tif":  # it has no orientation
+        volume = replace(volume, affine=np.diag([*np.multiply(SIGNS, (2.0, 3.0, 1.5)), 1.0]))
+    other = tmp_path / f"copy{suffix}"
+    write_map(other, np.rint(100 * np.abs(volume.data)).astype(np.uint16), volume)
+    client = Client(opened(other, tmp_path / "out"))
+    shape = client.state()["scan"]["shape"]
+    voxels = np.zeros((shape[0], shape[1]), np.uint8)
+    voxels[1:3, 2] = 2
+    client.paint(2, 3, voxels)
+    path = Path(client.post("api/export").json()["path"])
+    assert path.name == f"copy_annotation{suffix}"
+    written, source = read_image(path), read_image(other)
+    assert written.data.shape == source.data.shape
+    in_ras = nib.orientations.apply_orientation(written.data, nib.io_orientation(source.affine))
+    assert np.array_equal(in_ras[:, :, 3], np.where(voxels > 0, 1, 255))
+
+
+# ---------------------------------------------------------------- runs
+
+FAKE = """
+import json, sys
+settings = json.loads(sys.stdin.readline())
+print("Preview after 1 s: x")
+if settings["minutes"] == 1:
+    print("error: scan.nii.gz: something is wrong"); sys.exit(1)
+if settings["minutes"] == 2:
+    print(sys.stdin.readline()); sys.exit(0)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def running(client, monkeypatch):
+    """A session whose runs are those of a small program, with enough annotation."""
+    monkeypatch.setattr(runs, "COMMAND", (sys.executable, "-u", "-c", FAKE))
+    client.paint(2, 1, random_slice(2))
+    yield client
+    client.session.runs.close()
+
+
+def wait_for(client: Client, *states: str) -> dict:
+    for _ in range(200):
+        run = client.state()["run"]
+        if run["state"] in states and (run["preview_after"] is not None):
+            return run
+        time.sleep(0.05)
+    raise AssertionError(f"still {run}")
+
+
+def test_an_error_of_a_run_is_told(running):
+    assert running.post("api/densify", minutes=1).json()["unfinished"] == ["axial 1"]
+    assert wait_for(running, "failed")["error"] == "scan.nii.gz: something is wrong"
+
+
+def test_stop_and_start_again(running):
+    running.post("api/densify", minutes=2)
+    assert wait_for(running, "running")["preview_after"] is not None
+    assert running.post("api/stop").status_code == 200
+    assert "stop" in wait_for(running, "done")["lines"]
+    running.post("api/densify", minutes=3)
+    wait_for(running, "running")
+    first = running.session.runs._current
+    running.post("api/densify", minutes=2)
+    assert first.poll() is not None, "the run before has been ended"
+    assert running.session.runs._current is not first
+
+
+def test_annotation_of_a_run(running):
+    """What a run is given is what was drawn, with names for its values."""
+    running.post("api/densify", minutes=3)
+    folder = running.session.store.folder
+    given = np.asarray(nib.as_closest_canonical(nib.load(folder / "densified.nii.gz")).dataobj)
+    assert np.array_equal(given[:, :, 1], np.where(random_slice(2) > 0, random_slice(2).astype(int) - 1, 255))
+    assert '"liver"' in (folder / "labels.txt").read_text()
+
+
+# ---------------------------------------------------------------- the command
+
+
+def test_missing_package_is_named(error_of, scan, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "sparse3dunet.annotate.browser.serving.find_spec", lambda name: None if name == "uvicorn" else 1
+    )
+    error = error_of("annotate", scan, "-o", tmp_path / "out")
+    assert "uvicorn" in error
+    assert "pip install 'sparse3dunet[annotate]'" in error
+
+
+def test_bad_scans(error_of, tmp_path):
+    assert "does not exist" in error_of("annotate", tmp_path / "none.nii.gz", "-o", tmp_path / "out")
+    flat = write_nifti(tmp_path / "flat.nii.gz", np.zeros((5, 5, 1), np.float32))
+    assert "two slices or more" in error_of("annotate", flat, "-o", tmp_path / "out")
+    assert not (tmp_path / "out" / "work" / "annotate" / "session.json").exists()
