@@ -10,6 +10,7 @@ import torch
 from ignite.engine import Events
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 
+from sparse3dunet.training import speed
 from sparse3dunet.training.budget import Budget, Validation
 from sparse3dunet.training.log import TrainingLog
 
@@ -80,3 +81,28 @@ def test_training_again_and_ending_early(tmp_path, capsys):
     assert [int(iterations) for iterations, _ in summaries] == [EPOCHS * ITERATIONS, 2]
     share = LOADING / (LOADING + 2 * UPDATING)  # one wait, since the first is not counted
     assert int(summaries[1][1]) / 100 == pytest.approx(share, abs=0.1)
+
+
+@pytest.mark.parametrize(("epochs", "length", "warned"), [(2, 10, True), (2, 100, False)])
+def test_a_training_of_few_iterations_says_so_at_its_start_and_end(epochs, length, warned, tmp_path, capsys):
+    network = torch.nn.Linear(1, 1)
+    batch = {"image": torch.ones(1, 1), "label": torch.zeros(1, 1)}
+    evaluator = SupervisedEvaluator("cpu", [batch], network)
+    optimizer = torch.optim.SGD(network.parameters(), 0.1)
+    budget = Budget()
+    log = TrainingLog(budget, evaluator, optimizer, tmp_path, tmp_path / "model.pt")
+    handlers = [budget, Validation(evaluator, budget), log]
+    data = [batch] * length
+    SupervisedTrainer("cpu", epochs, data, network, optimizer, torch.nn.MSELoss(), train_handlers=handlers).run()
+    printed = capsys.readouterr().out.splitlines()
+    told = [number for number, line in enumerate(printed) if f"{epochs * length} iterations hardly train" in line]
+    assert len(told) == (2 if warned else 0)
+    if warned:
+        first_epoch = next(number for number, line in enumerate(printed) if line.startswith("epoch"))
+        assert told[0] < first_epoch < told[1]
+
+
+def test_minutes_that_would_be_enough():
+    """200 iterations of 3 s take ten minutes."""
+    assert "--minutes 10," in speed.warning(40, 3.0, in_minutes=True)
+    assert speed.warning(200, 3.0, in_minutes=True) is None

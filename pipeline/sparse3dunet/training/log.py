@@ -16,10 +16,13 @@ from sparse3dunet.console import TextColumn, TimeElapsedColumn, TimeRemainingCol
 from sparse3dunet.errors import DataError
 from sparse3dunet.inference.inferers import WITHOUT_BFLOAT16, trains_in_bfloat16_on_a_cpu
 from sparse3dunet.progress import StepProgress
+from sparse3dunet.training import speed
 from sparse3dunet.training.budget import Budget
 from sparse3dunet.training.engines import METRIC_NAMES, clock, score_text, scores_in_words
 
 COLUMNS = ("epoch", "iteration", "seconds", "learning_rate", "loss", "data_wait", *METRIC_NAMES)
+TIMED = 8
+"""Number of iterations after which the length of a training is estimated."""
 
 
 class TrainingLog:
@@ -106,6 +109,8 @@ class TrainingLog:
             )
         state.epoch_losses.append(loss)
         done = state.iteration if self.budget.total is None else state.seconds
+        if state.iteration == TIMED and self.is_first and not self.brief:
+            self._warn(round(state.iteration / max(self.budget.share, 1e-9)))
         self.bar.update(done, f"loss {loss:.3f}{self.last_dice}  {clock(self.budget.seconds_left)} left")
 
     def epoch(self, engine: Engine) -> None:
@@ -141,6 +146,7 @@ class TrainingLog:
         state: Any = self.evaluator.state
         best = None if math.isnan(state.best_metric) else state.best_metric
         data_wait = self._data_wait(self.marks[0]) if self.marks else 0
+        self._warn(engine.state.iteration)
         print(
             f"Trained {engine.state.iteration} iterations in {clock(self.budget.seconds)}, "
             f"waiting for data {100 * data_wait:.0f} % of it (without validation). "
@@ -148,6 +154,12 @@ class TrainingLog:
             f"Last: {scores_in_words(state.metrics).strip()}.\n"
             f"Model: {self.model_file}  log: {self.csv_file}  pictures: {self.csv_file.parent / 'pictures'}"
         )
+
+    def _warn(self, iterations: int) -> None:
+        """Say so if the training is too short, of so many iterations."""
+        each = self.budget.seconds / max(self.budget.share * iterations, 1)
+        if text := speed.warning(iterations, each, in_minutes=self.budget.total is not None):
+            print(text, flush=True)
 
     def _epoch_in_words(self, state: Any) -> str:
         if self.brief:

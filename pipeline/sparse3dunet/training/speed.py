@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -15,7 +16,7 @@ from sparse3dunet.training.engines import PrepareSparseBatch
 
 MEASURED = 4
 """Number of iterations that are measured, after one that is not."""
-FEW = 300
+FEW = 200
 """Number of iterations below which a model has hardly learned; see docs/recipe.md."""
 
 
@@ -68,14 +69,26 @@ def show(
     seconds = seconds_per_iteration(network, loss, loader, inferer)
     if minutes is None:
         text = f"{iterations} iterations take about {iterations * seconds / 60:.1f} minutes"
-        enough = iterations >= FEW
     else:
-        text = f"about {60 * minutes / seconds:.0f} iterations in {minutes:g} minutes"
-        enough = 60 * minutes / seconds >= FEW
+        iterations = round(60 * minutes / seconds)
+        text = f"about {iterations} iterations in {minutes:g} minutes"
     print(f"schedule: {text} ({seconds:.2f} s an iteration, as measured on this machine)", flush=True)
-    if not enough:
-        print(
-            f"warning: fewer than {FEW} iterations hardly train a network: allow --minutes "
-            f"{max(FEW * seconds / 60, 1):.0f} or more, or a smaller --patch_voxels.",
-            flush=True,
-        )
+    if few := warning(iterations, seconds, in_minutes=minutes is not None):
+        print(few, flush=True)
+
+
+def warning(iterations: int, seconds: float, *, in_minutes: bool) -> str | None:
+    """Return a warning if a training is too short to teach a network anything; None otherwise.
+
+    Args:
+        iterations: number of its iterations.
+        seconds: duration of one.
+        in_minutes: whether its length is set in minutes, instead of epochs.
+    """
+    if iterations >= FEW:
+        return None
+    longer = f"--minutes {max(math.ceil(FEW * seconds / 60), 1)}" if in_minutes else "more --max_epochs"
+    return (
+        f"warning: {iterations} iterations hardly train a network, for which {FEW} are the least: allow "
+        f"{longer}, or smaller patches (--patch_voxels)."
+    )
