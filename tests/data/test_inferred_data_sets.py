@@ -203,7 +203,7 @@ def test_class_names(tmp_path):
     found = complete(read_data_set(folder), ["nothing", "shell", "core"])
     assert found.class_names == ["nothing", "shell", "core"]
     assert found.class_values == [0, 1, 2]
-    with pytest.raises(DataError, match=r"2 class names .*\(shell, core\) for 3 classes, values 0, 1, 2"):
+    with pytest.raises(DataError, match=r"--class-names gives 2 name.* \(shell, core\) for 3 classes, values 0, 1, 2"):
         complete(read_data_set(folder), ["shell", "core"])
     with pytest.raises(DataError, match="a different name"):
         complete(read_data_set(folder), ["background", "core", "core"])
