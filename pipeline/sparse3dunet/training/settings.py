@@ -11,8 +11,10 @@ import torch
 
 from sparse3dunet.data.cutting import has_parts
 from sparse3dunet.data.datalist import Case, case_name
+from sparse3dunet.data.finished import FINISHED
 from sparse3dunet.data.memory import machine_memory
 from sparse3dunet.data.reports import DataReport
+from sparse3dunet.data.slices import ALL
 from sparse3dunet.errors import DataError
 from sparse3dunet.keys import IMAGE
 from sparse3dunet.losses.regions import Regions
@@ -88,6 +90,19 @@ def case_weights(
     if not class_balance:
         return weights
     return draw_shares([case.class_counts for case in chosen], weights, class_balance).tolist()
+
+
+def slices_of_cases(dataset_dir: str | Path | None, annotated_slices: Any) -> Any:
+    """Return which slices of a case are annotated if it does not say so itself.
+
+    Of cases that another tool lists, as MONAI Label does, these are the finished slices (docs/annotations.md): such
+    tools store 0 both for background and for what nobody has looked at.
+
+    Args:
+        dataset_dir: the data set; None if another tool lists the cases.
+        annotated_slices: the setting.
+    """
+    return FINISHED if dataset_dir is None and annotated_slices in (None, ALL) else annotated_slices
 
 
 def default_workers(device: torch.device | str) -> int:
