@@ -95,6 +95,7 @@ def test_terminal_is_restored_after_an_error():
     assert is_restored(shown)
 
 
+@pytest.mark.slow
 def test_training_and_evaluation(tmp_path):
     shown, errors = run_in_terminal(TRAINING, tmp_path)
     assert re.search(r"evaluating \S+ \d/3 volumes", shown)

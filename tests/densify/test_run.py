@@ -320,6 +320,7 @@ def test_from_nrrd_to_3d_slicer_on_coarser_voxels_in_three_folds(tmp_path):
     assert "Pass another folder (-o)" in result.stderr
 
 
+@pytest.mark.slow
 def test_several_volumes_by_monais_command(tmp_path):
     """A folder as it is declared, without an estimate, in another format."""
     data = make_dataset(tmp_path / "data", 2)

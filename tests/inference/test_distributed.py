@@ -134,7 +134,7 @@ def test_cases_are_shared_or_all_validated_by_each():
     "count",
     [
         pytest.param(4, id="a volume each", marks=pytest.mark.slow),
-        pytest.param(3, id="fewer volumes than processes"),
+        pytest.param(3, id="fewer volumes than processes", marks=pytest.mark.slow),
     ],
 )
 def test_two_processes_train_as_one(tmp_path, count):

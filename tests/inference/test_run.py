@@ -179,6 +179,7 @@ def test_killed_at_random(trained, images, predicted, tmp_path):
     assert not (out / ".drafts").exists()
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_same_files(trained, images, predicted, tmp_path):
     out = tmp_path / "out"
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
