@@ -118,7 +118,7 @@ class FormerModel:
         mark, number = folder / UNFINISHED, 1
         while mark.is_file() and (folder / self.path.name).is_file():
             if file_digest(folder / self.path.name) == file_digest(self.path):
-                return
+                break
             number += 1
             folder = self.path.parent / f"{FORMER}_{number}"
         for file in (self.path.with_suffix(DESCRIPTION_SUFFIX), self.path):
