@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from sparse3dunet.annotate import label_jobs
+from sparse3dunet.annotate import label_app, label_jobs
 from sparse3dunet.annotate.label_app import SETTINGS, write_app
 from sparse3dunet.annotate.submitted import (
     ANNOTATION,
@@ -147,3 +147,49 @@ def test_slices_that_were_corrected_in_single_voxels():
     ball[5:10, 5:10, 5:10] = True
     assert corrected_slices(ball) == [[], [], []]
     assert corrected_slices(ball & False) == [[], [], []]
+
+
+def test_a_straight_correction_names_no_slice():
+    """A line lies on an axial and on a sagittal slice; with more of the former, it is the axial one."""
+    changed = np.zeros(SHAPE, bool)
+    changed[10, 3:12, 12] = True
+    assert corrected_slices(changed) == [[], [], []]
+    changed[10:14, 12, 12] = True
+    assert corrected_slices(changed) == [[], [], [12]]
+
+
+def test_corrections_at_the_same_place_of_many_slices():
+    changed = np.zeros((24, 20, 24), bool)
+    changed[8:13, 6:12, 1:22:2] = True
+    assert corrected_slices(changed) == [[], [], list(range(1, 22, 2))]
+    changed[:8] = changed[9:] = False
+    assert corrected_slices(changed) == [[], [], []], "lines again: nobody looked at sagittal 8"
+
+
+def test_a_corrected_prediction_of_a_scan_without_annotation(scan, tmp_path, monkeypatch):
+    """By the trained model: only the corrected slice becomes annotation, and no training takes the unchanged one."""
+    image, _, dense = scan
+    folder = tmp_path / "scan"
+    monkeypatch.setattr(label_jobs.running, "run_quietly", lambda *arguments: None)
+    predicted = dense.copy()
+    predicted[6:10, 6:10, 8] = 0
+    same = write_nifti(folder / DELIVERED, predicted)
+    job = {"folder": str(tmp_path / "model"), "minutes": 1, "names": ["shell", "core"], "device": "cpu"}
+    with pytest.raises(DataError, match="nothing was corrected"):
+        label_jobs.train([[str(image), str(same), str(folder)]], **job)
+    corrected = predicted.copy()
+    corrected[..., 8] = dense[..., 8]
+    label = write_nifti(tmp_path / "label.nii.gz", corrected)
+    label_jobs.train([[str(image), str(label), str(folder)]], **job)
+    assert (stored(folder)[..., 8] == dense[..., 8]).all()
+    assert (np.delete(stored(folder), 8, axis=2) == UNLABELED).all()
+
+
+def test_installed_packages_are_not_imported_by_another_interpreter(tmp_path, monkeypatch):
+    def path_of(module):
+        monkeypatch.setattr(label_app, "__file__", str(module))
+        return json.loads((write_app(tmp_path / "app", ["shell"], overwrite=True) / SETTINGS).read_text())["path"]
+
+    assert path_of(tmp_path / "site-packages/sparse3dunet/annotate/label_app.py") == ""
+    (tmp_path / "pyproject.toml").touch()
+    assert path_of(tmp_path / "pipeline/sparse3dunet/annotate/label_app.py") == str(tmp_path / "pipeline")

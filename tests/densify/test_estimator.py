@@ -39,6 +39,26 @@ def test_paths_channels_and_other_values_give_the_same(fitted, tmp_path):
     assert (two.segmentation() == expected).mean() > 0.97
 
 
+def test_a_label_stored_flipped_is_not_taken_by_its_indices(fitted, tmp_path):
+    image, _, sparse, _ = fitted
+    flipped = np.diag([-2.0, 2, 2, 1])
+    flipped[0, 3] = 2 * (len(image) - 1)
+    paths = (
+        write_nifti(tmp_path / "a.nii.gz", image, np.diag([2.0, 2, 2, 1])),
+        write_nifti(tmp_path / "b.nii.gz", sparse[::-1], flipped),
+    )
+    with pytest.raises(DataError, match=r"b\.nii\.gz: its position in space differs"):
+        sparse3dunet.Densifier(ignore_index=UNLABELED).fit(*paths)
+
+
+def test_a_number_of_numpy_as_ignore_index(fitted):
+    image, _, sparse, _ = fitted
+    number = np.int64(UNLABELED)
+    with pytest.raises(DataError, match=rf"besides \[{UNLABELED}\] for unlabeled"):
+        sparse3dunet.Densifier(ignore_index=number).fit(image, np.where(sparse == UNLABELED, sparse, 0))
+    assert isinstance(sparse3dunet.show(image, sparse, ignore_index=number), Figure)
+
+
 def test_bad_arguments(fitted):
     image, _, sparse, _ = fitted
     densifier = sparse3dunet.Densifier(ignore_index=UNLABELED)

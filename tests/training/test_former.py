@@ -1,5 +1,6 @@
 """The model that a training finds in its folder is never lost, nor replaced by a worse one."""
 
+import pytest
 import torch
 from ignite.engine import Engine, Events
 from ignite.metrics import Metric
@@ -7,6 +8,7 @@ from monai.engines import SupervisedEvaluator
 from torch import nn
 
 from sparse3dunet.models.checkpoints import BestModelSaver, is_better
+from sparse3dunet.models.description import ModelDescription
 from sparse3dunet.training.former import FormerModel
 
 
@@ -30,7 +32,7 @@ class Scores(Metric):
 class Training:
     """One of a single weight, whose validations give its scores in turn: first the former model's."""
 
-    def __init__(self, folder, scores, start=1.0):
+    def __init__(self, folder, scores, start=1.0, description=None):
         self.network = nn.Linear(1, 1, bias=False)
         nn.init.constant_(self.network.weight, start)
         self.path = folder / "model.pt"
@@ -42,7 +44,7 @@ class Training:
             key_val_metric={"dice": Scores(scores)},
             metric_cmp_fn=is_better,
         )
-        saver = BestModelSaver(self.network, self.path)
+        saver = BestModelSaver(self.network, self.path, description)
         saver.attach(self.evaluator)
         self.trainer = Engine(lambda engine, batch: nn.init.constant_(self.network.weight, 10.0 + engine.state.epoch))
         FormerModel(self.evaluator, saver).attach(self.trainer)
@@ -57,8 +59,13 @@ def former(folder, value=1.0):
     torch.save({"weight": torch.full((1, 1), value)}, folder / "model.pt")
 
 
-def kept(folder):
-    return float(torch.load(folder / "former/model.pt", weights_only=True)["weight"])
+def kept(folder, name="former"):
+    return float(torch.load(folder / name / "model.pt", weights_only=True)["weight"])
+
+
+def described(training, validation, **changes):
+    fields = {"class_names": ("a", "b"), "class_values": (0, 1), "patch_size": (16, 16, 16), "in_channels": 1}
+    return ModelDescription(**fields | changes, network=None, training=training, validation=validation)
 
 
 def test_a_worse_training_leaves_the_model(tmp_path, capsys):
@@ -84,3 +91,33 @@ def test_without_a_score_the_last_model_is_saved(tmp_path, capsys):
     assert Training(tmp_path, [float("nan")] * 2).run() == 12.0
     assert "No validation could be scored" in capsys.readouterr().out
     assert not (tmp_path / "former").exists()
+
+
+@pytest.mark.parametrize(
+    ("description", "compared"),
+    [
+        (described(("one", "two", "four"), ("three",)), True),
+        (described(("two", "three"), ("one", "four")), False),  # the former model learned from one of them
+        (described(("one", "two"), ("three",), spacing=(1.0, 1.0, 2.0)), False),
+        (described(("one", "two"), ("three",), class_values=(0, 2)), False),
+        (described(("one", "two"), ("three",), intensity={"center": 40.0, "width": 400.0}), False),
+    ],
+)
+def test_only_like_models_are_compared_on_cases_that_neither_learned_from(tmp_path, description, compared):
+    former(tmp_path)
+    (tmp_path / "model.json").write_text(described(("one", "two"), ("three",)).to_json())
+    assert Training(tmp_path, [0.8, 0.5, 0.7], description=description).run() == (1.0 if compared else 11.0)
+
+
+def test_the_model_before_a_training_that_was_ended_is_not_lost(tmp_path):
+    """A long training's, if one begins by mistake, is ended after a validation, and another one begins."""
+    former(tmp_path)
+    for _ in range(2):  # the second finds the first one's model
+        mistake = Training(tmp_path, [0.5], start=5.0)
+        mistake.trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda e: e.terminate(skip_completed=True))
+        mistake.run()
+    assert Training(tmp_path, [0.5, 0.4], start=5.0).run() == 11.0
+    assert (kept(tmp_path), kept(tmp_path, "former_2")) == (1.0, 11.0)
+    assert not (tmp_path / "former_3").exists(), "it is the same model"
+    Training(tmp_path, [0.5, 0.6], start=5.0).run()
+    assert kept(tmp_path) == 11.0, "after a training that came to its end"

@@ -193,6 +193,18 @@ def test_a_former_training_is_not_taken_for_this_one(tmp_path, capsys):
     assert "does not exist yet: training starts" in capsys.readouterr().out
 
 
+def test_the_state_of_an_earlier_version_is_refused_and_left(tmp_path):
+    """Versions before 0.13 wrote it beside the model."""
+    training = Training(tmp_path)
+    training.resumable.path = tmp_path / "state/last.pt"
+    torch.save({"recipe": {"report": "$earlier"}}, tmp_path / "last.pt")
+    before = (tmp_path / "last.pt").read_bytes()
+    with pytest.raises(DataError, match=r"last\.pt: an earlier version .* Finish it with that version"):
+        training.resumable.run(resume=True)
+    assert (tmp_path / "last.pt").read_bytes() == before
+    assert not (tmp_path / "state").exists()
+
+
 @pytest.mark.parametrize("when", ["iteration", pytest.param("validation", marks=pytest.mark.slow)])
 def test_a_signal_to_one_of_two_processes_ends_both(tmp_path, when):
     command = [sys.executable, "-W", "ignore", str(Path(__file__).resolve()), str(tmp_path), when]

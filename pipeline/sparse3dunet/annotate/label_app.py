@@ -46,9 +46,18 @@ def write_app(folder: str | Path, class_names: Sequence[str], overwrite: bool = 
     settings = {
         "version": __version__,
         "python": sys.executable,
-        "path": str(Path(__file__).resolve().parents[2]),
+        "path": _source_tree(),
         "class_names": names,
     }
     write_text(target / "main.py", TEMPLATE.read_text(encoding="utf-8"))
     write_text(target / SETTINGS, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
     return target
+
+
+def _source_tree() -> str:
+    """Return the folder to import the package from if it runs from its source tree, else an empty string.
+
+    The folder of installed packages has others, too, which another interpreter could not use.
+    """
+    root = Path(__file__).resolve().parents[2]
+    return str(root) if (root.parent / "pyproject.toml").is_file() else ""

@@ -82,11 +82,21 @@ def _data_set(cases: Sequence[tuple[str, str, Path]], file: Path, names: Sequenc
         file: path of the datalist.
         names: names of the classes of values 1, 2, ...
         every: whether to declare all classes, not only those that are annotated.
+
+    Raises:
+        DataError: when nothing is annotated, or a value has no name.
     """
     found: set[int] = set()
+    annotated = []
     for scan, label, folder in cases:
         print(f"{Path(scan).name}: {update_annotation(scan, label, folder)}.", flush=True)
-        found |= {int(v) for v in np.unique(_annotation(folder))} - {0, UNLABELED}
+        values = {int(v) for v in np.unique(_annotation(folder))} - {UNLABELED}
+        annotated += [(scan, folder)] if values else []
+        found |= values - {0}
+    if not annotated:
+        raise DataError(
+            "only segmentations were submitted in which nothing was corrected. Correct whole slices, and submit again."
+        )
     unknown = [value for value in sorted(found) if value > len(names)]
     if unknown:
         raise DataError(
@@ -97,7 +107,7 @@ def _data_set(cases: Sequence[tuple[str, str, Path]], file: Path, names: Sequenc
     content = {
         "labels": {"0": "background", **{str(number): name for number, name in labels.items()}},
         "ignore_index": UNLABELED,
-        "training": [{"image": scan, "label": str((folder / ANNOTATION).absolute())} for scan, _, folder in cases],
+        "training": [{"image": scan, "label": str((folder / ANNOTATION).absolute())} for scan, folder in annotated],
     }
     write_text(file, json.dumps(content, indent=1) + "\n")
     return file

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy import ndimage
 
 from sparse3dunet.data.finished import finished_part
 from sparse3dunet.data.slices import Slices, plane_names, slices_mask
@@ -43,16 +44,17 @@ def annotation_in(
     """Return the annotation in a submitted label map.
 
     It is either drawn by hand: then finished slices count (:func:`~sparse3dunet.data.finished.finished_part`). Or it is
-    the segmentation that was delivered before, with corrections: then the former annotation counts, and the slices that
-    were corrected, as finished. Corrections that are not on slices count by themselves.
+    the segmentation that was delivered before, with corrections: then the former annotation counts, if there is one,
+    and the slices that were corrected, as finished. Corrections that are not on slices count by themselves.
 
     Args:
         label: (X, Y, Z) integers, 0 where not painted.
         affine: voxel to RAS+ world, for the names of planes.
-        former: (X, Y, Z) the former annotation.
+        former: (X, Y, Z) the former annotation; None for none: a trained model's segmentation may come first.
         delivered: (X, Y, Z) the segmentation that was delivered before.
     """
-    if former is None or delivered is None or not _is_corrected(label, former, delivered):
+    former = np.full(label.shape, UNLABELED, np.uint8) if former is None else former
+    if delivered is None or not _is_corrected(label, former, delivered):
         part = finished_part(label > 0, affine)
         return Submitted(np.where(part.annotated, label, UNLABELED).astype(np.uint8), part.reason)
     changed = label != delivered
@@ -63,31 +65,44 @@ def annotation_in(
         known |= slices_mask(label.shape, slices)
         named = ", ".join(f"{plane} {found}" for plane, found in zip(plane_names(affine), slices) if found)
         reason = f"the corrected slices of the delivered segmentation count as finished ({named})"
-    return Submitted(np.where(known, label, UNLABELED).astype(np.uint8), f"{reason}; so does the former annotation")
+    if (former != UNLABELED).any():
+        reason += "; so does the former annotation"
+    return Submitted(np.where(known, label, UNLABELED).astype(np.uint8), reason)
 
 
 def corrected_slices(changed: np.ndarray) -> Slices:
     """Return the slices, by axis, on which a segmentation was corrected.
 
     Most voxels in front of and behind those that changed on such a slice did not change, unlike where a brush in three
-    dimensions was used.
+    dimensions was used. And some of the changed voxels that touch span both directions of the slice: a straight line
+    lies on two slices, and does not say which one was looked at.
 
     Args:
         changed: (X, Y, Z) boolean.
     """
     left = changed.copy()
     slices: Slices = [[], [], []]
+    looked_at: Slices = [[], [], []]
     while True:
         counts = [left.sum(tuple(a for a in range(3) if a != axis)) for axis in range(3)]
+        for axis in range(3):
+            counts[axis][looked_at[axis]] = 0
         axis = max(range(3), key=lambda a: counts[a].max())
         index = int(counts[axis].argmax())
         if counts[axis][index] < FEWEST_CORRECTED:
             return [sorted(found) for found in slices]
+        looked_at[axis].append(index)
         there = left.take(index, axis)
         beside = [changed.take(i, axis) for i in (index - 1, index + 1) if 0 <= i < changed.shape[axis]]
-        if 2 * (there & np.logical_or.reduce(beside)).sum() <= there.sum():
+        if 2 * (there & np.logical_or.reduce(beside)).sum() <= there.sum() and _spans_both(there):
             slices[axis].append(index)
-        left[(slice(None),) * axis + (index,)] = False
+            left[(slice(None),) * axis + (index,)] = False
+
+
+def _spans_both(changed: np.ndarray) -> bool:
+    """Return whether some voxels of a slice that touch, at corners too, span more than one row and one column."""
+    numbers, _ = ndimage.label(changed, np.ones((3, 3)))
+    return any(min(np.shape(numbers[box])) > 1 for box in ndimage.find_objects(numbers))
 
 
 def update_annotation(scan: str | Path, label: str | Path, folder: Path) -> str:

@@ -14,7 +14,7 @@ from sparse3dunet.data.label_and_weight import SparseLabel
 from sparse3dunet.densify import inputs
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import read_image, write_map
-from sparse3dunet.io.volumes import Volume
+from sparse3dunet.io.volumes import Volume, check_same_grid, on_grid_of
 from sparse3dunet.propagation import Ensemble
 from sparse3dunet.propagation.calibration import decide
 from sparse3dunet.propagation.ensemble import Propagated
@@ -66,17 +66,20 @@ class SparseDensifier:
             affine: 4x4, voxel to RAS+ world in mm; of arrays; instead of `spacing`.
 
         Raises:
-            DataError: when shapes or values do not fit, or nothing is annotated.
+            DataError: when shapes or values do not fit, or two files their positions in space, or nothing is annotated.
         """
         if self.minutes < 0:
             raise DataError(f"minutes must be 0, for a preview, or more; got {self.minutes!r}.")
         scan = _volume(image, spacing, affine, "image")
         annotation = _volume(label, spacing, affine, "label")
+        if all(isinstance(source, (str, Path)) for source in (image, label)):
+            annotation = on_grid_of(annotation, scan)
+            check_same_grid(annotation, scan)
         if annotation.data.shape != scan.spatial_shape:
             raise DataError(
                 f"label has shape {annotation.data.shape}, image {scan.spatial_shape}; expected the same (X, Y, Z)."
             )
-        ignored = [self.ignore_index] if isinstance(self.ignore_index, int) else list(self.ignore_index)
+        ignored = [int(value) for value in np.atleast_1d(np.asarray(self.ignore_index))]
         found = np.unique(annotation.data)
         self.classes_ = found[~np.isin(found, ignored)].astype(int)
         if len(self.classes_) < 2:

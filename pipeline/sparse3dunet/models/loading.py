@@ -89,10 +89,10 @@ def load_model(path: str | Path) -> Model:
     No pickle is ever loaded: weights are tensors and plain values, TorchScript is a format of its own.
 
     Args:
-        path: ``model.pt`` (or ``last.pt``) of a training, with ``model.json`` next to it; the training's folder; a
-            TorchScript file ``.ts``, with ``model.json`` in it or next to it; a packaged bundle, as a folder or
-            ``.zip``. The description of a TorchScript network that is not a UNet3D has None for ``network``, and the
-            number of channels as ``in_channels``.
+        path: ``model.pt`` of a training, or a copy of its ``state/last.pt``, with ``model.json`` next to it; the
+            training's folder; a TorchScript file ``.ts``, with ``model.json`` in it or next to it; a packaged bundle,
+            as a folder or ``.zip``. The description of a TorchScript network that is not a UNet3D has None for
+            ``network``, and the number of channels as ``in_channels``.
 
     Raises:
         DataError: when there is no model, or it is damaged, or does not fit its description; names the file, what was

@@ -50,7 +50,7 @@ def show(
     for name, array in arrays.items():
         if array.shape != shape:
             raise DataError(f"{name} has shape {array.shape}, image {np.shape(image)}; expected the same (X, Y, Z).")
-    ignored = [ignore_index] if isinstance(ignore_index, int) else list(ignore_index)
+    ignored = np.atleast_1d(np.asarray(ignore_index))
     values = np.unique(np.concatenate([np.unique(array) for array in arrays.values()]))
     values = values[~np.isin(values, ignored)]
     numbers = {name: np.searchsorted(values, array).clip(0, len(values) - 1) for name, array in arrays.items()}

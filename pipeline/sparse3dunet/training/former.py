@@ -10,12 +10,17 @@ import torch
 from ignite.engine import Engine, Events
 from monai.engines import Evaluator
 
-from sparse3dunet.io.writing import replacing
-from sparse3dunet.models.checkpoints import BestModelSaver
-from sparse3dunet.models.description import DESCRIPTION_SUFFIX
+from sparse3dunet.errors import DataError
+from sparse3dunet.io.writing import replacing, write_text
+from sparse3dunet.models.checkpoints import BestModelSaver, file_digest
+from sparse3dunet.models.description import DESCRIPTION_SUFFIX, read_description
 
 FORMER = "former"
 """Folder of the former model, next to the new one."""
+UNFINISHED = "unfinished.txt"
+"""File in that folder while the training has not come to its end."""
+COMPARED = ("class_names", "class_values", "spacing", "normalize", "intensity", "regions")
+"""What two models must have in common for their scores to be compared."""
 UNSCORED = -1
 """Epoch of the best validation before there is one, as MONAI has it; the next one then counts as the best."""
 
@@ -23,10 +28,12 @@ UNSCORED = -1
 class FormerModel:
     """Handler of the trainer that never loses the model which a training replaces.
 
-    At the start, a copy of it is put into the folder ``former``. If the training goes on from just this model, as MONAI
-    Label's does, the model is validated first: it stays unless the training becomes better. A training whose
-    validations cannot be scored, for lack of foreground, leaves its last model. With several processes (DDP) the first
-    one writes. Attach it after what loads weights. A resumed training is left alone.
+    At the start, a copy of it is put into the folder ``former``. While the training before did not come to its end, its
+    copy stays, and the next ones are put into ``former_2``, ``former_3``, ... If the training goes on from just this
+    model, as MONAI Label's does, the model is validated first: it stays unless the training becomes better. Not if it
+    was trained on cases that are for validation now, on which it would seem too good, or is used in another way. A
+    training whose validations cannot be scored, for lack of foreground, leaves its last model. With several processes
+    (DDP) the first one writes. Attach it after what loads weights. A resumed training is left alone.
 
     Args:
         validator: the evaluator for validation.
@@ -45,7 +52,7 @@ class FormerModel:
         """Keep a copy of the former model and, if this training goes on from it, validate it."""
         if engine.state.iteration or not self.path.is_file():
             return
-        goes_on = self.saver.keep == "best" and self._is_loaded()
+        goes_on = self.saver.keep == "best" and self._is_loaded() and self._is_comparable()
         if idist.get_rank() == 0:
             self._copy()
         if not goes_on:
@@ -66,6 +73,8 @@ class FormerModel:
     def finish(self, engine: Engine) -> None:
         """Say that the former model stays, or save the last one if no validation could be scored."""
         state: Any = self.validator.state
+        if idist.get_rank() == 0:
+            (self.path.parent / FORMER / UNFINISHED).unlink(missing_ok=True)
         if self.saver.keep == "last":
             return
         if self.bar is not None and state.best_metric_epoch == 0:
@@ -84,12 +93,40 @@ class FormerModel:
         except Exception:  # damaged, or of another network: what PyTorch raises differs
             return False
 
+    def _is_comparable(self) -> bool:
+        """Return whether the model is used as the new one will be, and did not learn from the validation cases."""
+        own = self.saver.description
+        if own is None:
+            return True
+        try:
+            former = read_description(self.path).settings()
+        except DataError:
+            return False
+        if any(former[name] != own.settings()[name] for name in COMPARED):
+            return False
+        known = sorted({*own.validation} & {*former["training"]})
+        if known:
+            self._print(
+                f"The present model, {self.path}, is not compared with the new one: it was trained on "
+                f"{', '.join(known[:5])}{', ...' * (len(known) > 5)}, now for validation."
+            )
+        return not known
+
     def _copy(self) -> None:
+        """Keep the model; what was kept for a training that did not come to its end stays."""
+        folder = self.path.parent / FORMER
+        mark, number = folder / UNFINISHED, 1
+        while mark.is_file() and (folder / self.path.name).is_file():
+            if file_digest(folder / self.path.name) == file_digest(self.path):
+                break
+            number += 1
+            folder = self.path.parent / f"{FORMER}_{number}"
         for file in (self.path.with_suffix(DESCRIPTION_SUFFIX), self.path):
             if file.is_file():
-                with replacing(self.path.parent / FORMER / file.name) as draft:
+                with replacing(folder / file.name) as draft:
                     draft.write_bytes(file.read_bytes())
-        self._print(f"The present model is kept in {self.path.parent / FORMER}.")
+        write_text(mark, "The training that began with this model has not come to its end.\n")
+        self._print(f"The present model is kept in {folder}.")
 
     def _print(self, text: str) -> None:
         if idist.get_rank() == 0:

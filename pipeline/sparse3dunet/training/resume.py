@@ -25,7 +25,6 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from sparse3dunet.data.sampling import SeededSampler
 from sparse3dunet.errors import DataError
-from sparse3dunet.io.writing import move
 from sparse3dunet.models.checkpoints import save_file
 from sparse3dunet.models.description import ModelDescription
 from sparse3dunet.training.budget import Budget
@@ -96,9 +95,7 @@ class ResumableTraining:
         """
         if not isinstance(resume, bool):
             raise DataError(f"resume is {resume!r}; pass --resume without a value. It resumes from {self.path}.")
-        if idist.get_rank() == 0:
-            self._move_earlier(resume)
-        idist.barrier()
+        self._look_for_earlier(resume)
         state = self._read() if resume else None
         if state is not None:
             self._restore(state)
@@ -120,15 +117,17 @@ class ResumableTraining:
             self._print(f"Stopped by {signal.Signals(self.agreed).name}; continue with --resume ({self.path}).")
             raise SystemExit(128 + self.agreed)
 
-    def _move_earlier(self, resume: bool) -> None:
-        """Move the state from where versions before 0.13 wrote it, beside the model, or remove it there."""
+    def _look_for_earlier(self, resume: bool) -> None:
+        """Refuse to resume from the state of a version before 0.13, beside the model; a new training removes it."""
         earlier = self.path.parent.parent / self.path.name
-        if self.path.parent.name != STATE or not earlier.is_file():
-            return
-        if resume and not self.path.is_file():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            move(earlier, self.path)
-        else:
+        found = self.path.parent.name == STATE and earlier.is_file()
+        if found and resume and not self.path.is_file():
+            raise DataError(
+                f"{earlier}: an earlier version of sparse3dunet began this training, whose settings cannot be "
+                f"compared. Finish it with that version (0.12), or train further from its model: --pretrained. {_CURE}"
+            )
+        idist.barrier()  # all processes have looked
+        if found and not resume and idist.get_rank() == 0:
             earlier.unlink()
 
     def _iteration(self, engine: Engine) -> None:

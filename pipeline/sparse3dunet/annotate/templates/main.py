@@ -48,6 +48,7 @@ class Job:
         )
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()
+        self.stopped = False
 
     def _read(self):
         for line in self.process.stdout or ():
@@ -63,12 +64,15 @@ class Job:
         """Wait for the end; an error of sparse3dunet becomes one of the request."""
         code = self.process.wait()
         self.reader.join(5)
+        if self.stopped:
+            raise HTTPException(409, "Another request began meanwhile, and this one was ended. Run it again.")
         if code:
             errors = [line for line in self.lines if line.startswith("error: ")]
             raise HTTPException(500, (errors or self.lines or [f"sparse3dunet ended with status {code}"])[-1])
 
     def stop(self):
         if self.is_running:
+            self.stopped = True
             self.process.kill()  # the same job, begun again, goes on from what is on disk
             self.process.wait()
 
@@ -115,7 +119,8 @@ class Densify(InferTask):
             config={"minutes": 2.0, "wait": False},
         )
         self.scans, self.datastore = scans, datastore
-        self.job, self.job_of = None, None
+        self.lock = threading.Lock()  # the server answers several requests at a time
+        self.job, self.job_of = None, None  # the only one that may run
 
     def is_valid(self):
         return True
@@ -124,33 +129,37 @@ class Densify(InferTask):
         image_id, scan = request["image_id"], request["image"]
         label = request.get("label") or self.datastore.get_label_uri(image_id, FINAL)
         if not label or not os.path.isfile(label):
-            return self._predicted(scan)
+            return self._predicted(image_id, scan)
         place = self.scans.of(image_id) / "densified"
         wanted = [os.stat(label).st_mtime_ns, os.path.realpath(label), float(request.get("minutes", 2))]
-        self._start(image_id, scan, label, wanted)
-        if self.job is not None and self.job.is_running:
-            self._wait(self.job, place, bool(request.get("wait")))
-        refined = self.job is None or not self.job.is_running
-        if refined and self.job is not None:
-            job, self.job = self.job, None  # one that failed may be begun again
-            job.finish()
-            (place.parent / "done.json").write_text(json.dumps(wanted), encoding="utf-8")
-        return self._delivered(image_id, place, refined)
+        with self.lock:
+            job = self._start(image_id, scan, label, wanted)
+        if job is not None:
+            self._wait(job, place, bool(request.get("wait")))
+        with self.lock:
+            refined = job is None or not job.is_running
+            if refined and job is not None:
+                if self.job is job:
+                    self.job = None  # one that failed may be begun again
+                job.finish()
+                (place.parent / "done.json").write_text(json.dumps(wanted), encoding="utf-8")
+            return self._delivered(image_id, place, refined)
 
     def _start(self, image_id, scan, label, wanted):
-        """Have the densification of this label run, unless it runs or is done."""
+        """Return the running densification of this label, begun now if need be; None if it is done."""
         if self.job is not None and self.job_of == (image_id, wanted):
-            return
+            return self.job
         if self.job is not None:
             self.job.stop()
             self.job = None
-        done = self.scans.of(image_id) / "done.json"
-        if done.is_file() and json.loads(done.read_text(encoding="utf-8")) == wanted:
-            return
         folder = self.scans.of(image_id)
+        done = folder / "done.json"
+        if done.is_file() and json.loads(done.read_text(encoding="utf-8")) == wanted:
+            return None
         folder.mkdir(parents=True, exist_ok=True)
         self.job = self.scans.job(job="densify", scan=scan, label=label, folder=str(folder), minutes=wanted[-1])
         self.job_of = (image_id, wanted)
+        return self.job
 
     def _wait(self, job, place, whole):
         """Wait for the preview of the running job or, with `whole`, for its end."""
@@ -165,18 +174,24 @@ class Densify(InferTask):
         file = _newest(place, "*_seg.nii.gz" if refined else "*_preview.nii.gz")
         if file is None:
             raise HTTPException(500, f"{place}: no segmentation was written; see the server's log.")
-        kept = place.parent / "delivered.nii.gz"
-        shutil.copyfile(file, kept.with_name("delivered.part"))
-        os.replace(kept.with_name("delivered.part"), kept)
+        answer = self._kept(image_id, file)
         message = "result" if refined else "preview; run again in a while for the result"
         slices = self.scans.slices(image_id)[:3] if refined else []
         logger.info(f"{image_id}: {message}" + (f"; annotate next: {_text(slices[0])}" if slices else ""))
         found = {"stage": "refined" if refined else "preview", "message": message, "next_slices": slices}
         if refined:
             found["expected_dice"] = self.scans.expected_dice(image_id)
-        return _copy(file), {"label_names": self.labels, **found}
+        return answer, {"label_names": self.labels, **found}
 
-    def _predicted(self, scan):
+    def _kept(self, image_id, file):
+        """Keep what is delivered, which corrections are compared with; return a copy of just these bytes."""
+        kept = self.scans.of(image_id) / "delivered.nii.gz"
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, kept.with_name("delivered.part"))
+        os.replace(kept.with_name("delivered.part"), kept)
+        return _copy(kept)
+
+    def _predicted(self, image_id, scan):
         """Segment a scan without annotation by the trained model."""
         if not (self.scans.model / "model.pt").is_file():
             raise HTTPException(
@@ -187,7 +202,8 @@ class Densify(InferTask):
         with tempfile.TemporaryDirectory() as folder:
             options = ("-o", folder, "--format", "nii.gz")
             Job(self.scans.settings, "sparse3dunet", "predict", str(self.scans.model), scan, *options).finish()
-            file = _copy(_newest(Path(folder), "*_seg.nii.gz"))
+            with self.lock:
+                file = self._kept(image_id, _newest(Path(folder), "*_seg.nii.gz"))
         return file, {"label_names": self.labels, "stage": "model", "message": "by the trained model"}
 
 
