@@ -258,3 +258,23 @@ def test_a_folder_with_one_annotation_stands_for_it(tmp_path):
     write_rtstruct(tmp_path / "a/second", circles()[0])
     with pytest.raises(DataError, match="found 2 DICOM segmentations or structure sets"):
         annotation_file(tmp_path / "a")
+
+
+def test_a_misspelled_segment_is_told(tmp_path):
+    path = write_seg(tmp_path / "seg.dcm", write_series(tmp_path / "ct", voxels()), masks())
+    set_defaults(segments="liver,splen")
+    with pytest.raises(DataError, match=r"no segment is named splen \(--segments\); found Liver, Spleen"):
+        segment_names(path)
+    with pytest.raises(DataError, match="no segment is named splen"):
+        read_image(path)
+
+
+def test_names_that_differ_in_case_alone_are_one_class(tmp_path):
+    series = write_series(tmp_path / "ct", voxels())
+    found = {"Liver": masks()["Liver"], "liver": masks()["Spleen"], "Spleen": np.zeros(SHAPE, bool)}
+    found["Spleen"][0, 0, 1] = True
+    path = write_seg(tmp_path / "seg.dcm", series, found)
+    assert class_values(segment_names(path)) == {"Liver": 1, "Spleen": 2}
+    expected = np.where(annotation() > 0, 1, annotation())
+    expected[0, 0, 1] = 2
+    np.testing.assert_array_equal(on(read_image(series), path).data, expected)

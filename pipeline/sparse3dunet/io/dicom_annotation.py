@@ -35,8 +35,6 @@ UNLABELED_NAMES = ("ignore", "ignored", "unlabeled", "unlabelled", "unannotated"
 KINDS = {**dict.fromkeys(dicom_seg.SOP_CLASSES, dicom_seg), rtstruct.SOP_CLASS: rtstruct}
 """Module that reads an object, by its SOP class."""
 NAMES_SHOWN = 30
-NOWHERE = int(np.iinfo(np.int16).min)
-"""Value of voxels in no segment, while segments are added."""
 
 
 @dataclass(frozen=True)
@@ -89,23 +87,37 @@ def annotation_file(path: str | Path) -> Path | None:
     return path if _module(path) else None
 
 
-def segment_names(path: Path) -> list[str]:
-    """Return the different names of an annotation's segments, in their order; those of ``--segments`` if it is set.
+def segment_names(*paths: Path) -> list[str]:
+    """Return the different names of annotations' segments, in their order; those of ``--segments`` if it is set.
+
+    Names that differ in upper and lower case alone are the same; the first is returned.
 
     Raises:
-        DataError: when the file is damaged, or has none.
+        DataError: when a file is damaged, or has none; or when a name of ``--segments`` is in none of the files.
     """
-    module = _module(path)
-    names = list(dict.fromkeys(module.read(path).names.values())) if module else []
-    if not names:
-        raise DataError(f"{path}: found no segment or structure; expected at least one. Export the annotation again.")
+    found: dict[str, str] = {}
+    for path in paths:
+        module = _module(path)
+        names = module.read(path).names.values() if module else []
+        if not names:
+            raise DataError(
+                f"{path}: found no segment or structure; expected at least one. Export the annotation again."
+            )
+        for name in names:
+            found.setdefault(name.lower(), name)
     chosen = default_segments()
-    by_name = {name.lower(): name for name in names}
-    return [by_name[name] for name in chosen if name in by_name] if chosen else names
+    missing = [name for name in chosen if name not in found]
+    if missing:
+        others = f" and {len(paths) - 1} other annotation(s)" if len(paths) > 1 else ""
+        raise DataError(
+            f"{paths[0]}{others}: no segment is named {_listed(missing)} (--segments); found "
+            f"{_listed(list(found.values()))}. Correct the names."
+        )
+    return [found[name] for name in chosen or found]
 
 
 def class_values(names: Sequence[str]) -> dict[str, int]:
-    """Return values by the names of segments: background 0, UNLABELED, the others 1, 2, ... in their order."""
+    """Return values by the different names of segments: background 0, UNLABELED, the others 1, 2, ... in their order."""
     values: dict[str, int] = {}
     for name in names:
         special = 0 if name.lower() == BACKGROUND else UNLABELED if name.lower() in UNLABELED_NAMES else None
@@ -114,7 +126,7 @@ def class_values(names: Sequence[str]) -> dict[str, int]:
 
 
 def read_on_grid(path: Path, grid: Volume, values: Mapping[str, int], unlabeled: int = UNLABELED) -> Volume:
-    """Read an annotation as a label map (X, Y, Z), int16, on the grid of an image.
+    """Read an annotation as a label map (X, Y, Z), int16 if that holds the values, on the grid of an image.
 
     Args:
         path: the file.
@@ -156,7 +168,7 @@ def _paint(path: Path, grid: Volume, values: Mapping[str, int], unlabeled: int) 
 
 
 def read_result(path: Path, image: Volume, values: Mapping[str, int]) -> np.ndarray:
-    """Read a result on its image's grid, (X, Y, Z) int16; segments may be empty, see :func:`read_on_grid`."""
+    """Read a result on its image's grid, (X, Y, Z); segments may be empty, see :func:`read_on_grid`."""
     background = values[BACKGROUND]
     return _paint(path, image, values, background).label()
 
@@ -206,6 +218,12 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
 
 
+def _dtype(values: Sequence[int]) -> type[np.signedinteger]:
+    """Return the smallest signed type from int16 on that holds the values, and a smaller one."""
+    fits = (t for t in (np.int16, np.int32) if np.iinfo(t).min < min(values) and max(values) <= np.iinfo(t).max)
+    return next(fits, np.int64)
+
+
 class _Painted:
     """Label map to which the parts of segments are added one by one."""
 
@@ -221,7 +239,9 @@ class _Painted:
         self.path, self.grid, self.names, self.values = path, grid, annotation.names, values
         self.annotation = annotation
         self.background, self.unlabeled = background, unlabeled
-        self.voxels = np.full(grid.spatial_shape, NOWHERE, np.int16)
+        dtype = _dtype([background, unlabeled, *values.values()])
+        self.nowhere = int(np.iinfo(dtype).min)  # of voxels in no segment, while segments are added
+        self.voxels = np.full(grid.spatial_shape, self.nowhere, dtype)
         self.planes: set[tuple[int, int]] = set()  # axis and index of each annotated slice
         self.seen: set[int] = set()
         self.overlaps: dict[tuple[str, str], int] = {}
@@ -231,7 +251,7 @@ class _Painted:
             return
         value, where = self.values[part.number], tuple(part.indices.T)
         before = self.voxels[where]
-        for other in np.unique(before[(before != NOWHERE) & (before != value)]):
+        for other in np.unique(before[(before != self.nowhere) & (before != value)]):
             name = next(self.names[number] for number, v in self.values.items() if v == other)
             pair = (name, self.names[part.number])
             self.overlaps[pair] = self.overlaps.get(pair, 0) + int((before == other).sum())
@@ -258,7 +278,7 @@ class _Painted:
 
     def label(self) -> np.ndarray:
         """Return the label map."""
-        nowhere = self.voxels == NOWHERE
+        nowhere = self.voxels == self.nowhere
         self.voxels[nowhere] = self.unlabeled
         if self._is_sparse() and BACKGROUND not in self._names():
             for axis, index in self.planes:
@@ -276,6 +296,9 @@ class _Painted:
         missing = [self.names[number] for number in self.values if number not in self.seen]
         if missing:
             yield f"{self.path}: no voxel of the image is in {_listed(missing)}."
+        absent = sorted(set(default_segments()) - {name.lower() for name in self.names.values()})
+        if absent:
+            yield f"{self.path}: no segment is named {_listed(absent)} (--segments)."
 
     def _rule(self) -> str:
         if BACKGROUND in self._names():
