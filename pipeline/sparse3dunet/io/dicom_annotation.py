@@ -117,7 +117,7 @@ def segment_names(*paths: Path) -> list[str]:
 
 
 def class_values(names: Sequence[str]) -> dict[str, int]:
-    """Return values by the different names of segments: background 0, UNLABELED, the others 1, 2, ... in their order."""
+    """Return values by names of segments, all different: background 0, UNLABELED, others 1, 2, ... in their order."""
     values: dict[str, int] = {}
     for name in names:
         special = 0 if name.lower() == BACKGROUND else UNLABELED if name.lower() in UNLABELED_NAMES else None
