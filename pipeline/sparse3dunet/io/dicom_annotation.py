@@ -11,7 +11,7 @@ classes: ``rt.dcm?image=%2Fdata%2Fct&unlabeled=-1&1=liver``, see :class:`LabelOn
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode
 
@@ -151,7 +151,6 @@ def _paint(path: Path, grid: Volume, values: Mapping[str, int], unlabeled: int) 
     if module is None:
         raise DataError(f"{path}: no DICOM segmentation or structure set; expected one. Export the annotation again.")
     annotation = module.read(path)
-    _check_frame_of_reference(path, annotation.frame_of_reference, grid)
     values = {name.lower(): value for name, value in values.items()}
     numbers = {number: values[name.lower()] for number, name in annotation.names.items() if name.lower() in values}
     if not numbers:
@@ -159,6 +158,8 @@ def _paint(path: Path, grid: Volume, values: Mapping[str, int], unlabeled: int) 
             f"{path}: none of {_listed(list(values))} is a segment; found {_listed(list(annotation.names.values()))}. "
             "Correct the names (--segments, or labels in the datalist)."
         )
+    numbers, notes = _in_frame_of_reference(path, annotation, numbers, grid)
+    annotation = replace(annotation, notes=(*annotation.notes, *notes))
     order = {value: place for place, value in enumerate(values.values())}
     ordered = sorted(numbers, key=lambda number: order[numbers[number]])
     painted = _Painted(path, grid, annotation, numbers, values.get(BACKGROUND, 0), unlabeled)
@@ -205,13 +206,33 @@ def _module(path: Path):
         return None
 
 
-def _check_frame_of_reference(path: Path, uid: str, grid: Volume) -> None:
+def _in_frame_of_reference(
+    path: Path, annotation: dicom_seg.DicomAnnotation, numbers: Mapping[int, int], grid: Volume
+) -> tuple[dict[int, int], list[str]]:
+    """Return those of the segments whose frame of reference is the image's, if both state one; and notes.
+
+    Raises:
+        DataError: when there are none.
+    """
+    uids = annotation.frames_of_reference
     own = getattr(grid.header, "frame_of_reference", "")
-    if uid and own and uid != own:
+    kept = {n: value for n, value in numbers.items() if not own or uids[n] in ("", own)}
+    if not kept:
+        found = ", ".join(dict.fromkeys(uids[n] for n in numbers))
         raise DataError(
-            f"{path}: its frame of reference is {uid}, that of the image {own} ({grid.path}); expected the same, "
+            f"{path}: its frame of reference is {found}, that of the image {own} ({grid.path}); expected the same, "
             "since positions are comparable only within one. Pass the series that it was drawn on."
         )
+    notes = []
+    others = [f"{annotation.names[n]} ({uids[n]})" for n in numbers if n not in kept]
+    if others:
+        notes.append(f"{path}: left out, in other frames of reference than the image ({own}): {_listed(others)}.")
+    if not own and len({uids[n] for n in kept} - {""}) > 1:
+        notes.append(
+            f"{path}: the segments are in several frames of reference, and the image ({grid.path}) states none; all "
+            "are used. Pass the DICOM series to use only those that were drawn on it."
+        )
+    return kept, notes
 
 
 def _listed(names: Sequence[str]) -> str:
