@@ -18,6 +18,7 @@ from sparse3dunet.io.volumes import Volume, read_volume
 from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL
 from sparse3dunet.transforms import SparseLabel
 from tests.conftest import make_volume
+from tests.io.dicom_files import write_seg, write_series
 from tests.io.test_formats import GRIDS, write_input
 from tests.io.test_formats_dicom import ct, series, series_affine  # noqa: F401
 
@@ -336,3 +337,15 @@ def test_other_grids(tmp_path, change):
 
 
 # 3D Slicer's segmentations
+
+
+def test_a_changed_annotation_among_the_slices_is_read_again(tmp_path):
+    """Both inputs are the same kind of folder: the annotation is the only segmentation in its own."""
+    images = write_series(tmp_path / "ct", DENSE)
+    write_series(tmp_path / "annotated", DENSE)
+    for name, value in (("shell", 1), ("core", 2)):
+        write_seg(tmp_path / "annotated/seg.dcm", images, {name: value == DENSE})
+        read = read_data_set(prepare_pair(images, tmp_path / "annotated", tmp_path / "work"))
+        assert read.class_names == ["background", name]
+        label = read_image(read.cases[0][LABEL]).data
+        np.testing.assert_array_equal(label == 1, value == DENSE)

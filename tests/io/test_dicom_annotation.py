@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from matplotlib.path import Path as Outline
-from pydicom import dcmread
+from pydicom import Dataset, dcmread
 from scipy import ndimage
 from skimage.draw import polygon
 
@@ -12,6 +12,7 @@ from sparse3dunet.io import read_image
 from sparse3dunet.io.defaults import SEGMENTS, set_defaults
 from sparse3dunet.io.dicom_annotation import LabelOnImage, annotation_file, class_values, read_on_grid, segment_names
 from sparse3dunet.io.rtstruct import filled
+from sparse3dunet.io.volumes import Volume
 from tests.io.dicom_files import LPS, PLANES, series_affine, write_rtstruct, write_seg, write_series
 
 SHAPE = (13, 11, 7)
@@ -258,3 +259,81 @@ def test_a_folder_with_one_annotation_stands_for_it(tmp_path):
     write_rtstruct(tmp_path / "a/second", circles()[0])
     with pytest.raises(DataError, match="found 2 DICOM segmentations or structure sets"):
         annotation_file(tmp_path / "a")
+
+
+def test_a_misspelled_segment_is_told(tmp_path):
+    path = write_seg(tmp_path / "seg.dcm", write_series(tmp_path / "ct", voxels()), masks())
+    set_defaults(segments="liver,splen")
+    with pytest.raises(DataError, match=r"no segment is named splen \(--segments\); found Liver, Spleen"):
+        segment_names(path)
+    with pytest.raises(DataError, match="no segment is named splen"):
+        read_image(path)
+
+
+def test_names_that_differ_in_case_alone_are_one_class(tmp_path):
+    series = write_series(tmp_path / "ct", voxels())
+    found = {"Liver": masks()["Liver"], "liver": masks()["Spleen"], "Spleen": np.zeros(SHAPE, bool)}
+    found["Spleen"][0, 0, 1] = True
+    path = write_seg(tmp_path / "seg.dcm", series, found)
+    assert class_values(segment_names(path)) == {"Liver": 1, "Spleen": 2}
+    expected = np.where(annotation() > 0, 1, annotation())
+    expected[0, 0, 1] = 2
+    np.testing.assert_array_equal(on(read_image(series), path).data, expected)
+
+
+def test_structures_in_other_frames_of_reference_are_left_out(tmp_path):
+    series = write_series(tmp_path / "ct", voxels())
+    contours, expected = circles()
+    path = write_rtstruct(tmp_path / "rt.dcm", contours)
+    elements = dcmread(path)
+    elements.StructureSetROISequence[1].ReferencedFrameOfReferenceUID = "1.2.3.8"
+    elements.save_as(path)
+    image = read_image(series)
+    label = on(image, path)
+    np.testing.assert_array_equal(label.data[:, :, 2], expected[:, :, 2])
+    assert (label.data[:, :, [0, 1, 3, 4, 5, 6]] == -1).all()
+    assert any("left out, in other frames" in text and "disc (1.2.3.8)" in text for text in label.notes)
+    with pytest.raises(DataError, match=r"frame of reference is 1\.2\.3\.8, that of the image 1\.2\.3\.9"):
+        read_on_grid(path, image, {"disc": 1})
+    unnamed = Volume("ct.nii", image.data, image.affine)
+    label = on(unnamed, path)
+    np.testing.assert_array_equal(label.data, expected)
+    assert any("several frames of reference" in text for text in label.notes)
+
+
+def test_far_points_take_no_memory(tmp_path):
+    square = np.array([[2.0, -1e9], [2, 1e9], [1e12, 1e9], [1e12, -1e9]]) + 0.5
+    expected = np.zeros((13, 11), bool)
+    expected[3:] = True
+    np.testing.assert_array_equal(filled(square, expected.shape), expected)
+    series = write_series(tmp_path / "ct", voxels())
+    for far in (1e12, 1e300):
+        path = write_rtstruct(tmp_path / "rt.dcm", {"a": [[[10, -20, 5], [far, -20, 5], [14, -25, 5]]]})
+        with pytest.raises(DataError, match=r"no x, y, z of points in mm; expected .* at most 1e\+06"):
+            on(read_image(series), path)
+
+
+@pytest.mark.parametrize("gap", [0, 1e-9])
+def test_a_grid_of_its_own_is_of_plausible_size(tmp_path, gap):
+    series = write_series(tmp_path / "ct", voxels())
+    path = write_seg(tmp_path / "seg.dcm", series, masks() if gap else {"a": masks()["Spleen"]})
+    elements = dcmread(path)
+    elements.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SpacingBetweenSlices = gap
+    elements.save_as(path)
+    with pytest.raises(DataError, match=r"mm apart .* at most 10000 slices"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("has_meta", [True, False])
+def test_files_without_a_preamble(tmp_path, has_meta):
+    series = write_series(tmp_path / "ct", voxels())
+    image = read_image(series)
+    for kind in ("BINARY", "FRACTIONAL"):
+        elements = dcmread(write_seg(tmp_path / "whole.dcm", series, masks(), kind))
+        if has_meta:
+            (tmp_path / "seg.dcm").write_bytes((tmp_path / "whole.dcm").read_bytes()[132:])
+        else:
+            bare = Dataset(elements)
+            bare.save_as(tmp_path / "seg.dcm", implicit_vr=True, little_endian=True, enforce_file_format=False)
+        assert (tmp_path / "seg.dcm").read_bytes()[128:132] != b"DICM"
+        np.testing.assert_array_equal(on(image, tmp_path / "seg.dcm").data, annotation())

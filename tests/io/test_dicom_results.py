@@ -206,3 +206,28 @@ def test_what_cannot_be_written_is_told_before(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="StudyInstanceUID is missing, so nothing can refer to it"):
         check_output("a.rtstruct.dcm", read_image(tmp_path / "ct"), NAMES)
     assert {path.name for path in tmp_path.iterdir()} == {"ct"}
+
+
+@pytest.mark.parametrize("suffix", [".seg.dcm", ".rtstruct.dcm"])
+@pytest.mark.parametrize(
+    ("character_set", "patient"),
+    [
+        (None, "Test^A"),
+        ("ISO_IR 100", "Müller^Jörg"),
+        (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎"),
+        ("ISO_IR 192", "Ангелов^Пётр"),
+    ],
+)
+def test_names_in_any_script(tmp_path, suffix, character_set, patient):
+    """Whatever the character set of the series; the patient's name and ID are the same."""
+    names = {0: "background", 5: "肝", 2: "脾", 3: "Größe"}
+    image = ct(tmp_path / "ct", SpecificCharacterSet=character_set, PatientName=patient, StudyID=patient[:4])
+    path = tmp_path / f"a{suffix}"
+    check_output(path, image, names)
+    write_segmentation(path, labels(), image, names)
+    np.testing.assert_array_equal(read_segmentation(path, image, names), labels())
+    found = dcmread(path)
+    assert (found.SpecificCharacterSet, str(found.PatientName)) == ("ISO_IR 192", patient)
+    assert (found.PatientID, found.StudyID) == ("7", patient[:4])
+    content = path.read_bytes()
+    assert all(name.encode() in content for name in (*list(names.values())[1:], patient))

@@ -1,10 +1,13 @@
 """A path names a file, or a place in one; a folder whose name looks like a file's does not mislead."""
 
+import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from sparse3dunet.io.suffixes import files_of, is_image_file, output_suffix, split
+from sparse3dunet.io.suffixes import files_of, is_image_file, output_suffix, split, state_of
+from tests.io.dicom_files import write_series
 from tests.io.microscopy import voxels, write
 
 
@@ -42,6 +45,23 @@ def test_files_on_disk(folder):
     assert is_image_file(folder / "ngff04.ome.zarr/fine")
     assert not is_image_file(folder / "ngff04.ome.zarr/labels/cells")
     assert not is_image_file(folder / "missing.h5:/raw")
+
+
+def test_changes_of_slices_are_seen_beside_other_files(tmp_path):
+    """In a study with a DICOMDIR, the slices are in sub-folders; results next to a series are none of its files."""
+    write_series(tmp_path / "PAT/CT", np.zeros((4, 3, 5)), name="IM")
+    for name in ("DICOMDIR", "README.txt", ".DS_Store", "out/a.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    slices = [str(tmp_path / f"PAT/CT/IM{k}") for k in range(5)]
+    assert files_of(tmp_path) == slices
+    before = state_of(tmp_path)
+    os.utime(slices[2], ns=(1, before[-1] + 1))
+    assert state_of(tmp_path) != before
+    (tmp_path / "PAT/CT/out").mkdir()
+    (tmp_path / "PAT/CT/out/a.nii").touch()
+    assert files_of(tmp_path / "PAT/CT") == slices
+    assert files_of(tmp_path / "out") == [str(tmp_path / "out/a.json")]
 
 
 def test_results_in_a_folder_that_is_named_like_a_file(folder):

@@ -6,6 +6,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from sparse3dunet.errors import DataError
+from sparse3dunet.io.defaults import default_segments
 from sparse3dunet.io.dicom_annotation import (
     BACKGROUND,
     UNLABELED,
@@ -36,27 +38,50 @@ def with_dicom_labels(
         ignore_index: declared values of unlabeled voxels.
 
     Raises:
-        DataError: when an annotation is damaged, or has no segments.
+        DataError: when an annotation is damaged, or has no segments; when a name of ``--segments`` is in none, or
+            is no declared class; or when declared names differ in upper and lower case alone.
     """
     files = {path: annotation_file(path) for case in cases for path in _labels(case)}
     dicom = {path: file for path, file in files.items() if file is not None}
     if not dicom:
         return list(cases), list(names), list(values), tuple(ignore_index)
     if not values:
-        found: dict[str, str] = {}
-        for file in dicom.values():
-            for name in segment_names(file):
-                found.setdefault(name.lower(), name)
-        numbered = class_values(list(found.values()))
+        numbered = class_values(segment_names(*dicom.values()))
         classes = {BACKGROUND: 0, **{name: value for name, value in numbered.items() if value > 0}}
         names, values = list(classes), list(classes.values())
-    if not ignore_index and len(dicom) == len(files):
-        ignore_index = (UNLABELED,)
-    unlabeled = next(iter(ignore_index), UNLABELED)
-    by_name = {**dict.fromkeys(UNLABELED_NAMES, unlabeled), BACKGROUND: values[0]}
-    by_name |= {name.lower(): value for name, value in zip(names, values)}
+    elif default_segments():
+        segment_names(*dicom.values())  # raises if none has one of them
+    after = max(values) + 1  # the default of label maps
+    if not ignore_index and any(case.get(LABEL) in dicom for case in cases):
+        ignore_index = (UNLABELED,) if all(case.get(LABEL) in dicom for case in cases) else (UNLABELED, after)
+    unlabeled = next(iter(ignore_index), after)
+    by_name = _by_name(names, values, unlabeled)
     placed = [_placed(case, dicom, by_name, unlabeled) for case in cases]
     return placed, list(names), list(values), tuple(ignore_index)
+
+
+def _by_name(names: Sequence[str], values: Sequence[int], unlabeled: int) -> dict[str, int]:
+    """Return the values of segments by their names in lower case; those of ``--segments`` in its order, if it is set.
+
+    The background is always among them, since its value is that of voxels in no segment.
+    """
+    if len({name.lower() for name in names}) < len(names):
+        raise DataError(
+            f"labels: {', '.join(names)}; expected names that differ in more than upper and lower case, since segments "
+            "in DICOM are matched by them. Rename one."
+        )
+    by_name = {**dict.fromkeys(UNLABELED_NAMES, unlabeled), BACKGROUND: values[0]}
+    by_name |= {name.lower(): value for name, value in zip(names, values)}
+    chosen = default_segments()
+    if not chosen:
+        return by_name
+    others = [name for name in chosen if name not in by_name]
+    if others:
+        raise DataError(
+            f"--segments names {', '.join(others)}, but labels declares no such class; expected some of "
+            f"{', '.join(names)}. Declare it, or leave it out."
+        )
+    return {**{name: by_name[name] for name in chosen}, BACKGROUND: values[0]}
 
 
 def _labels(case: Case) -> list[str]:

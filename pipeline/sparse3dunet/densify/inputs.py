@@ -138,7 +138,8 @@ def prepare_pair(
         entry[IMAGE] = made.write(f"{name}.nii", image.data, image, [scan], *settings())
     if made_of is not None:
         more = [made_of.outside, *settings()]
-        entry[LABEL] = made.write(f"{name}_annotation.nii.gz", made_of.voxels, image, [scan, annotation], *more)
+        sources = [scan, annotation_file(annotation) or annotation]
+        entry[LABEL] = made.write(f"{name}_annotation.nii.gz", made_of.voxels, image, sources, *more)
     content: dict[str, Any] = {"training": [entry], **declared, "made_from": made.states}
     content |= {"scan": str(scan), "annotation": str(annotation)}
     if labels:

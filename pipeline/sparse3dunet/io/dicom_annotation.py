@@ -11,7 +11,7 @@ classes: ``rt.dcm?image=%2Fdata%2Fct&unlabeled=-1&1=liver``, see :class:`LabelOn
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode
 
@@ -35,8 +35,6 @@ UNLABELED_NAMES = ("ignore", "ignored", "unlabeled", "unlabelled", "unannotated"
 KINDS = {**dict.fromkeys(dicom_seg.SOP_CLASSES, dicom_seg), rtstruct.SOP_CLASS: rtstruct}
 """Module that reads an object, by its SOP class."""
 NAMES_SHOWN = 30
-NOWHERE = int(np.iinfo(np.int16).min)
-"""Value of voxels in no segment, while segments are added."""
 
 
 @dataclass(frozen=True)
@@ -89,23 +87,37 @@ def annotation_file(path: str | Path) -> Path | None:
     return path if _module(path) else None
 
 
-def segment_names(path: Path) -> list[str]:
-    """Return the different names of an annotation's segments, in their order; those of ``--segments`` if it is set.
+def segment_names(*paths: Path) -> list[str]:
+    """Return the different names of annotations' segments, in their order; those of ``--segments`` if it is set.
+
+    Names that differ in upper and lower case alone are the same; the first is returned.
 
     Raises:
-        DataError: when the file is damaged, or has none.
+        DataError: when a file is damaged, or has none; or when a name of ``--segments`` is in none of the files.
     """
-    module = _module(path)
-    names = list(dict.fromkeys(module.read(path).names.values())) if module else []
-    if not names:
-        raise DataError(f"{path}: found no segment or structure; expected at least one. Export the annotation again.")
+    found: dict[str, str] = {}
+    for path in paths:
+        module = _module(path)
+        names = module.read(path).names.values() if module else []
+        if not names:
+            raise DataError(
+                f"{path}: found no segment or structure; expected at least one. Export the annotation again."
+            )
+        for name in names:
+            found.setdefault(name.lower(), name)
     chosen = default_segments()
-    by_name = {name.lower(): name for name in names}
-    return [by_name[name] for name in chosen if name in by_name] if chosen else names
+    missing = [name for name in chosen if name not in found]
+    if missing:
+        others = f" and {len(paths) - 1} other annotation(s)" if len(paths) > 1 else ""
+        raise DataError(
+            f"{paths[0]}{others}: no segment is named {_listed(missing)} (--segments); found "
+            f"{_listed(list(found.values()))}. Correct the names."
+        )
+    return [found[name] for name in chosen or found]
 
 
 def class_values(names: Sequence[str]) -> dict[str, int]:
-    """Return values by the names of segments: background 0, UNLABELED, the others 1, 2, ... in their order."""
+    """Return values by names of segments, all different: background 0, UNLABELED, others 1, 2, ... in their order."""
     values: dict[str, int] = {}
     for name in names:
         special = 0 if name.lower() == BACKGROUND else UNLABELED if name.lower() in UNLABELED_NAMES else None
@@ -114,7 +126,7 @@ def class_values(names: Sequence[str]) -> dict[str, int]:
 
 
 def read_on_grid(path: Path, grid: Volume, values: Mapping[str, int], unlabeled: int = UNLABELED) -> Volume:
-    """Read an annotation as a label map (X, Y, Z), int16, on the grid of an image.
+    """Read an annotation as a label map (X, Y, Z), int16 if that holds the values, on the grid of an image.
 
     Args:
         path: the file.
@@ -139,7 +151,6 @@ def _paint(path: Path, grid: Volume, values: Mapping[str, int], unlabeled: int) 
     if module is None:
         raise DataError(f"{path}: no DICOM segmentation or structure set; expected one. Export the annotation again.")
     annotation = module.read(path)
-    _check_frame_of_reference(path, annotation.frame_of_reference, grid)
     values = {name.lower(): value for name, value in values.items()}
     numbers = {number: values[name.lower()] for number, name in annotation.names.items() if name.lower() in values}
     if not numbers:
@@ -147,6 +158,8 @@ def _paint(path: Path, grid: Volume, values: Mapping[str, int], unlabeled: int) 
             f"{path}: none of {_listed(list(values))} is a segment; found {_listed(list(annotation.names.values()))}. "
             "Correct the names (--segments, or labels in the datalist)."
         )
+    numbers, notes = _in_frame_of_reference(path, annotation, numbers, grid)
+    annotation = replace(annotation, notes=(*annotation.notes, *notes))
     order = {value: place for place, value in enumerate(values.values())}
     ordered = sorted(numbers, key=lambda number: order[numbers[number]])
     painted = _Painted(path, grid, annotation, numbers, values.get(BACKGROUND, 0), unlabeled)
@@ -156,7 +169,7 @@ def _paint(path: Path, grid: Volume, values: Mapping[str, int], unlabeled: int) 
 
 
 def read_result(path: Path, image: Volume, values: Mapping[str, int]) -> np.ndarray:
-    """Read a result on its image's grid, (X, Y, Z) int16; segments may be empty, see :func:`read_on_grid`."""
+    """Read a result on its image's grid, (X, Y, Z); segments may be empty, see :func:`read_on_grid`."""
     background = values[BACKGROUND]
     return _paint(path, image, values, background).label()
 
@@ -193,17 +206,43 @@ def _module(path: Path):
         return None
 
 
-def _check_frame_of_reference(path: Path, uid: str, grid: Volume) -> None:
+def _in_frame_of_reference(
+    path: Path, annotation: dicom_seg.DicomAnnotation, numbers: Mapping[int, int], grid: Volume
+) -> tuple[dict[int, int], list[str]]:
+    """Return those of the segments whose frame of reference is the image's, if both state one; and notes.
+
+    Raises:
+        DataError: when there are none.
+    """
+    uids = annotation.frames_of_reference
     own = getattr(grid.header, "frame_of_reference", "")
-    if uid and own and uid != own:
+    kept = {n: value for n, value in numbers.items() if not own or uids[n] in ("", own)}
+    if not kept:
+        found = ", ".join(dict.fromkeys(uids[n] for n in numbers))
         raise DataError(
-            f"{path}: its frame of reference is {uid}, that of the image {own} ({grid.path}); expected the same, "
+            f"{path}: its frame of reference is {found}, that of the image {own} ({grid.path}); expected the same, "
             "since positions are comparable only within one. Pass the series that it was drawn on."
         )
+    notes = []
+    others = [f"{annotation.names[n]} ({uids[n]})" for n in numbers if n not in kept]
+    if others:
+        notes.append(f"{path}: left out, in other frames of reference than the image ({own}): {_listed(others)}.")
+    if not own and len({uids[n] for n in kept} - {""}) > 1:
+        notes.append(
+            f"{path}: the segments are in several frames of reference, and the image ({grid.path}) states none; all "
+            "are used. Pass the DICOM series to use only those that were drawn on it."
+        )
+    return kept, notes
 
 
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
+
+
+def _dtype(values: Sequence[int]) -> type[np.signedinteger]:
+    """Return the smallest signed type from int16 on that holds the values, and a smaller one."""
+    fits = (t for t in (np.int16, np.int32) if np.iinfo(t).min < min(values) and max(values) <= np.iinfo(t).max)
+    return next(fits, np.int64)
 
 
 class _Painted:
@@ -221,7 +260,9 @@ class _Painted:
         self.path, self.grid, self.names, self.values = path, grid, annotation.names, values
         self.annotation = annotation
         self.background, self.unlabeled = background, unlabeled
-        self.voxels = np.full(grid.spatial_shape, NOWHERE, np.int16)
+        dtype = _dtype([background, unlabeled, *values.values()])
+        self.nowhere = int(np.iinfo(dtype).min)  # of voxels in no segment, while segments are added
+        self.voxels = np.full(grid.spatial_shape, self.nowhere, dtype)
         self.planes: set[tuple[int, int]] = set()  # axis and index of each annotated slice
         self.seen: set[int] = set()
         self.overlaps: dict[tuple[str, str], int] = {}
@@ -231,7 +272,7 @@ class _Painted:
             return
         value, where = self.values[part.number], tuple(part.indices.T)
         before = self.voxels[where]
-        for other in np.unique(before[(before != NOWHERE) & (before != value)]):
+        for other in np.unique(before[(before != self.nowhere) & (before != value)]):
             name = next(self.names[number] for number, v in self.values.items() if v == other)
             pair = (name, self.names[part.number])
             self.overlaps[pair] = self.overlaps.get(pair, 0) + int((before == other).sum())
@@ -258,7 +299,7 @@ class _Painted:
 
     def label(self) -> np.ndarray:
         """Return the label map."""
-        nowhere = self.voxels == NOWHERE
+        nowhere = self.voxels == self.nowhere
         self.voxels[nowhere] = self.unlabeled
         if self._is_sparse() and BACKGROUND not in self._names():
             for axis, index in self.planes:
@@ -276,6 +317,9 @@ class _Painted:
         missing = [self.names[number] for number in self.values if number not in self.seen]
         if missing:
             yield f"{self.path}: no voxel of the image is in {_listed(missing)}."
+        absent = sorted(set(default_segments()) - {name.lower() for name in self.names.values()})
+        if absent:
+            yield f"{self.path}: no segment is named {_listed(absent)} (--segments)."
 
     def _rule(self) -> str:
         if BACKGROUND in self._names():

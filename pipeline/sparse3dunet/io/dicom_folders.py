@@ -50,6 +50,16 @@ def dicom_folders(path: str | Path) -> list[Path]:
     return sorted(found)
 
 
+def dicom_images(path: str | Path) -> list[Path]:
+    """Return the files of DICOM images in a folder; if there are none directly in it, those in its sub-folders.
+
+    Raises:
+        DataError: when there are too many files to look into.
+    """
+    files = [file for file in sorted(Path(path).iterdir()) if is_dicom_image(file)]
+    return files or [file for file in _below(Path(path)) if is_dicom_image(file)]
+
+
 def dicom_series(path: str | Path) -> list[DicomSeries]:
     """Return the series in a folder, by their number; if there is none directly in it, those in its sub-folders.
 
@@ -58,10 +68,8 @@ def dicom_series(path: str | Path) -> list[DicomSeries]:
     Raises:
         DataError: when one of the DICOM images is not readable, or there are too many files to look into.
     """
-    files = [file for file in sorted(Path(path).iterdir()) if is_dicom_image(file)]
-    files = files or [file for file in _below(Path(path)) if is_dicom_image(file)]
     by_uid: dict[str, list[DicomFile]] = {}
-    for file in map(read_header, files):
+    for file in map(read_header, dicom_images(path)):
         by_uid.setdefault(file.text("SeriesInstanceUID"), []).append(file)
     series = [DicomSeries(uid, tuple(files)) for uid, files in by_uid.items()]
     return sorted(series, key=lambda one: (int(one.number or 0), one.uid))

@@ -16,6 +16,7 @@ import numpy as np
 from pydicom import Dataset, dcmread
 from pydicom.config import disable_value_validation
 from pydicom.uid import generate_uid
+from pydicom.valuerep import PersonName
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.dicom import DicomSource
@@ -30,7 +31,7 @@ IDENTITY = (
     *("StudyInstanceUID", "StudyID", "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName"),
     *("PatientIdentityRemoved", "DeidentificationMethod", "SpecificCharacterSet"),
 )
-"""Elements of patient and study that are copied into results."""
+"""Elements of patient and study that are copied into results, texts in UTF-8."""
 EMPTY_ALLOWED = (
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate", "StudyTime"),
     *("AccessionNumber", "ReferringPhysicianName", "PositionReferenceIndicator"),
@@ -42,6 +43,8 @@ PLACES = (
     *("FrameOfReferenceUID", "PositionReferenceIndicator", "NumberOfFrames", "Rows", "Columns", "SliceThickness"),
     *("SpacingBetweenSlices", "DimensionOrganizationType", POSITION, ORIENTATION, PIXEL_SPACING, BY_FRAME, SHARED),
 )
+UNICODE = "ISO_IR 192"
+"""Character set of results."""
 LONGEST_NAME = 64
 """Number of letters that the name of a segment or structure may have (LO)."""
 
@@ -120,7 +123,8 @@ def source_headers(source: DicomSource, few: bool = False) -> list[Dataset]:
     """
     headers: list[Dataset] = []
     for file in source.files[:2] if few else source.files:
-        with disable_value_validation():
+        with disable_value_validation(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they may quote the patient's data
             header = dcmread(file, stop_before_pixels=True, force=True, specific_tags=[*IDENTITY, *REFERENCES, *PLACES])
             missing = [keyword for keyword in REFERENCES if not header.get(keyword)]
             if missing:
@@ -133,8 +137,18 @@ def source_headers(source: DicomSource, few: bool = False) -> list[Dataset]:
                     setattr(header, keyword, "")
             if not header.get("FrameOfReferenceUID"):
                 header.FrameOfReferenceUID = generate_uid(entropy_srcs=["frame", str(header.SeriesInstanceUID)])
+            _to_unicode(header)
         headers.append(header)
     return headers
+
+
+def _to_unicode(header: Dataset) -> None:
+    """Have texts written in UTF-8: names of classes may have letters that the series' character set does not have."""
+    for keyword in IDENTITY:
+        value = header.get(keyword)  # decoded by the series' character set
+        if isinstance(value, PersonName):
+            setattr(header, keyword, str(value))
+    header.SpecificCharacterSet = UNICODE
 
 
 @contextmanager

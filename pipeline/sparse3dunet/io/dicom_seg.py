@@ -11,6 +11,7 @@ import numpy as np
 from pydicom import Dataset, dcmread
 from pydicom.config import disable_value_validation
 from pydicom.pixels import iter_pixels
+from pydicom.uid import ImplicitVRLittleEndian
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.dicom_header import BY_FRAME, GROUPS, ORIENTATION, PIXEL_SPACING, POSITION, SHARED, decimals
@@ -20,6 +21,8 @@ from sparse3dunet.io.volumes import AFFINE_TOLERANCE, Volume
 
 SOP_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 """Segmentation Storage, and Label Map Segmentation Storage."""
+MOST_SLICES = 10_000
+"""Number of slices up to which a segmentation is read on a grid of its own."""
 HALF = 0.5
 """Share of the largest value from which a voxel of a fractional segmentation is in the segment."""
 
@@ -46,7 +49,7 @@ class DicomAnnotation:
     Attributes:
         names: names of the segments by number.
         parts: function of numbers and an image that yields the parts of these segments, one segment after the other.
-        frame_of_reference: its UID; "" if not stated.
+        frames_of_reference: UID of the frame of reference of each segment, by number; "" if not stated.
         series: UIDs of the image series that it was made on.
         notes: what a user must know.
         source: path and elements.
@@ -55,7 +58,7 @@ class DicomAnnotation:
 
     names: Mapping[int, str]
     parts: Callable[[Sequence[int], Volume], Iterator[Part]]
-    frame_of_reference: str
+    frames_of_reference: Mapping[int, str]
     series: set[str]
     notes: tuple[str, ...]
     source: tuple[Path, Dataset]
@@ -92,8 +95,8 @@ def read(path: Path) -> DicomAnnotation:
         missed.clear()
         return _parts(path, header, numbers, image, missed)
 
-    frame_of_reference = str(header.get("FrameOfReferenceUID") or "")
-    return DicomAnnotation(names, parts, frame_of_reference, uids - {""}, tuple(notes), (path, header), missed)
+    frames_of_reference = dict.fromkeys(names, str(header.get("FrameOfReferenceUID") or ""))
+    return DicomAnnotation(names, parts, frames_of_reference, uids - {""}, tuple(notes), (path, header), missed)
 
 
 def read_elements(path: Path, what: str) -> Dataset:
@@ -104,7 +107,7 @@ def read_elements(path: Path, what: str) -> Dataset:
     """
     try:
         with disable_value_validation():
-            elements = dcmread(path, stop_before_pixels=True)
+            elements = dcmread(path, stop_before_pixels=True, force=True)  # old files have no preamble
             list(elements.iterall())  # parses all of them now
             return elements
     except Exception as error:  # pydicom raises a dozen kinds here
@@ -186,7 +189,9 @@ def _pixels(path: Path, indices: Sequence[int]) -> Iterator[np.ndarray]:
         return
     try:
         with disable_value_validation():
-            elements = dcmread(path)
+            elements = dcmread(path, force=True)
+            if "TransferSyntaxUID" not in elements.file_meta:
+                elements.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian  # the default
             if elements.BitsAllocated == 1 and not elements.file_meta.TransferSyntaxUID.is_encapsulated:
                 yield from _bits(elements, indices)
             else:
@@ -247,6 +252,12 @@ def own_grid(segmentation: DicomAnnotation) -> Volume:
                        "PixelMeasuresSequence", "SpacingBetweenSlices")  # fmt: skip
     gap = float(np.diff(places).min()) if len(places) > 1 else float(thickness[0]) if len(thickness) else 1.0
     gap = float(thickness[0]) if len(thickness) and 0 < thickness[0] < 1.01 * gap else gap
+    extent = float(places[-1] - places[0])
+    if gap <= 0 or extent > MOST_SLICES * gap:
+        raise DataError(
+            f"{path}: the frames are {gap:.3g} mm apart along the slices' normal, the outermost {extent:.3g} mm; "
+            f"expected a positive distance, and at most {MOST_SLICES} slices. Pass it together with its image."
+        )
     counts = (places - places[0]) / gap
     if np.abs(counts - np.round(counts)).max() > AFFINE_TOLERANCE:
         raise DataError(

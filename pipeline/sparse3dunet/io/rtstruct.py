@@ -22,6 +22,8 @@ from sparse3dunet.io.volumes import Volume
 SOP_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
 AREAS = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
 """Geometric types of contours that bound an area."""
+FARTHEST = 1e6
+"""Largest coordinate of a contour, in mm."""
 PLANE_TOLERANCE = 0.25
 """Distance from the nearest slice, in slices, up to which a contour was drawn on it."""
 
@@ -36,7 +38,7 @@ def read(path: Path) -> DicomAnnotation:
     rois = elements.get("StructureSetROISequence") or []
     numbers = [int(roi.get("ROINumber") or 0) for roi in rois]
     names = {n: str(roi.get("ROIName") or "").strip() or f"ROI {n}" for n, roi in zip(numbers, rois)}
-    uids = {str(roi.get("ReferencedFrameOfReferenceUID") or "") for roi in rois} - {""}
+    frames = {n: str(roi.get("ReferencedFrameOfReferenceUID") or "") for n, roi in zip(numbers, rois)}
     contours = _contours(path, elements)
     others = sum(kind not in AREAS for by_roi in contours.values() for kind, _ in by_roi)
     notes = (f"{path}: {others} contours are points or open lines, and were left out.",) if others else ()
@@ -47,8 +49,7 @@ def read(path: Path) -> DicomAnnotation:
         areas = {n: [points for kind, points in contours.get(n, []) if kind in AREAS] for n in numbers}
         return _parts(path, names, areas, image, missed)
 
-    frame_of_reference = uids.pop() if len(uids) == 1 else ""
-    return DicomAnnotation(names, parts, frame_of_reference, _series(elements), notes, (path, elements), missed)
+    return DicomAnnotation(names, parts, frames, _series(elements), notes, (path, elements), missed)
 
 
 def _series(elements: Dataset) -> set[str]:
@@ -71,10 +72,11 @@ def _contours(path: Path, elements: Dataset) -> dict[int, list[tuple[str, np.nda
                 points = np.array(contour.get("ContourData") or [], float)
             except (TypeError, ValueError):
                 points = np.full(1, np.nan)
-            if len(points) % 3 or not np.isfinite(points).all():
+            if len(points) % 3 or not (np.abs(points) <= FARTHEST).all():
                 raise DataError(
                     f"{path}: a contour of structure {number} has {len(points)} coordinates that are no x, y, z of "
-                    "points in mm; expected three numbers for each. Export the structure set again."
+                    f"points in mm; expected three numbers for each, at most {FARTHEST:g}. Export the structure set "
+                    "again."
                 )
             kind = str(contour.get("ContourGeometricType") or "")
             found.setdefault(number, []).append((kind, points.reshape(-1, 3)))
@@ -115,15 +117,14 @@ def filled(points: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """
     rows, columns = np.round(points, 4).T  # a border through centres is not left to rounding errors
     next_rows, next_columns = np.roll(rows, -1), np.roll(columns, -1)
-    first = np.ceil(np.minimum(rows, next_rows)).astype(int)
-    counts = np.ceil(np.maximum(rows, next_rows)).astype(int) - first  # rows that each edge crosses
+    first = np.ceil(np.minimum(rows, next_rows)).clip(0, shape[0]).astype(int)
+    counts = np.ceil(np.maximum(rows, next_rows)).clip(0, shape[0]).astype(int) - first  # rows that each edge crosses
     edge = np.repeat(np.arange(len(rows)), counts)
     row = first[edge] + np.arange(len(edge)) - np.repeat(np.cumsum(counts) - counts, counts)
     share = (row - rows[edge]) / (next_rows - rows)[edge]
     column = np.ceil(np.round(columns[edge] + share * (next_columns - columns)[edge], 6)).clip(0, shape[1]).astype(int)
-    within = (row >= 0) & (row < shape[0])
     crossings = np.zeros((shape[0], shape[1] + 1), int)
-    np.add.at(crossings, (row[within], column[within]), 1)
+    np.add.at(crossings, (row, column), 1)
     return np.cumsum(crossings[:, :-1], axis=1) % 2 == 1
 
 

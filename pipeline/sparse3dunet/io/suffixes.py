@@ -133,21 +133,22 @@ def same_volume(one: str | Path, other: str | Path) -> bool:
 
 
 def files_of(path: str | Path) -> list[str]:
-    """Return the files on disk that a volume is read from: all in a folder, and those below it for Zarr.
+    """Return the files on disk that a volume is read from: of a folder, its DICOM images, or all files below it.
 
-    Of a folder without files, as one of DICOM series, those in its sub-folders.
+    Other files next to DICOM images do not count, such as a DICOMDIR or results.
     """
+    from sparse3dunet.io.dicom_folders import dicom_images
+
     file, _ = split(path)
     if not os.path.isdir(file):
         return [str(file)]
-    if suffix_among(path, ZARR_SUFFIXES):
-        return sorted(os.path.join(folder, name) for folder, _, names in os.walk(file) for name in names)
-    files = sorted(entry.path for entry in os.scandir(file) if entry.is_file())
-    return files or sorted(os.path.join(folder, name) for folder, _, names in os.walk(file) for name in names)
+    images = [] if suffix_among(path, ZARR_SUFFIXES) else dicom_images(file)
+    below = (os.path.join(place, name) for place, _, names in os.walk(file) for name in names)
+    return sorted(map(str, images) if images else below)
 
 
 def state_of(source: Path) -> list[str | int] | None:
-    """Return path, number of files, size and time of the last change in ns of a file, or of all files in a folder.
+    """Return path, number of files, size and time of the last change in ns of a file, or of a folder's files.
 
     None if the voxels are in another file, which may change alone.
     """

@@ -1,0 +1,113 @@
+"""Labels of data sets in DICOM: which segments count, and which values mean unlabeled."""
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from sparse3dunet.data.datalist import read_data_set
+from sparse3dunet.errors import DataError
+from sparse3dunet.io import read_image
+from sparse3dunet.io.defaults import SEGMENTS, set_defaults
+from tests.io.dicom_files import write_seg, write_series
+
+SHAPE = (6, 5, 4)
+LIVER, TUMOR = (slice(0, 4), slice(0, 4), 1), (slice(2, 5), slice(2, 5), 1)
+"""They overlap."""
+
+
+@pytest.fixture(autouse=True)
+def options(monkeypatch):
+    monkeypatch.setenv(SEGMENTS, "")
+
+
+def box(place):
+    mask = np.zeros(SHAPE, bool)
+    mask[place] = True
+    return mask
+
+
+def data_set(folder, *segments, **declared):
+    """A data set with a case for each dictionary of masks, as a SEG; of an array, as NIfTI."""
+    cases = []
+    for number, masks in enumerate(segments):
+        series = write_series(folder / f"ct{number}", np.zeros(SHAPE, np.int16), SeriesInstanceUID=f"1.2.3.{number}")
+        label = folder / f"label{number}.{'dcm' if isinstance(masks, dict) else 'nii'}"
+        if isinstance(masks, dict):
+            write_seg(label, series, masks)
+        else:
+            nib.save(nib.Nifti1Image(masks, read_image(series).affine), label)
+        cases.append({"image": str(series), "label": str(label)})
+    reference = declared.pop("reference", None)
+    if reference is not None:
+        nib.save(nib.Nifti1Image(reference, read_image(series).affine), folder / "reference.nii")
+        cases[-1]["reference"] = str(folder / "reference.nii")
+    (folder / "data.json").write_text(json.dumps({"training": cases, **declared}))
+    return read_data_set(folder / "data.json")
+
+
+def label_of(data, number=0):
+    return read_image(data.cases[number]["label"])
+
+
+DECLARED = {"labels": {"0": "background", "1": "liver", "2": "tumor"}}
+
+
+@pytest.mark.parametrize("declared", [{}, DECLARED])
+def test_segments_are_selected_in_their_order(tmp_path, declared):
+    masks = {"Liver": box(LIVER), "Tumor": box(TUMOR), "Body": np.ones(SHAPE, bool)}
+    set_defaults(segments="tumor,liver")
+    data = data_set(tmp_path, masks, **declared)
+    by_name = {name.lower(): value for name, value in zip(data.class_names, data.class_values)}
+    expected = np.full(SHAPE, -1)
+    expected[:, :, 1] = 0
+    expected[TUMOR], expected[LIVER] = by_name["tumor"], by_name["liver"]
+    np.testing.assert_array_equal(label_of(data).data, expected)
+    set_defaults(segments="liver")
+    expected[TUMOR], expected[LIVER] = 0, 1
+    (tmp_path / "liver").mkdir()
+    np.testing.assert_array_equal(label_of(data_set(tmp_path / "liver", masks, **declared)).data, expected)
+
+
+@pytest.mark.parametrize("declared", [{}, DECLARED])
+def test_chosen_segments_must_be_in_some_case(tmp_path, declared):
+    """And a case without one of them says so."""
+    masks = {"liver": box(LIVER)}, {"liver": box(LIVER), "tumor": box((4, 4, 1))}
+    set_defaults(segments="liver,tumor")
+    data = data_set(tmp_path, *masks, **declared)
+    assert any("no segment is named tumor (--segments)" in note for note in label_of(data).notes)
+    assert not any("no segment is named" in note for note in label_of(data, 1).notes)
+    set_defaults(segments="liver,tumour")
+    with pytest.raises(DataError, match=r"no segment is named tumour \(--segments\); found liver, tumor"):
+        read_data_set(tmp_path / "data.json")
+
+
+def test_declared_classes_and_segments_must_agree(tmp_path):
+    masks = {"liver": box(LIVER), "Body": box((4, 4, 1))}
+    set_defaults(segments="body,liver")
+    with pytest.raises(DataError, match="--segments names body, but labels declares no such class"):
+        data_set(tmp_path, masks, **DECLARED)
+    set_defaults(segments="liver")
+    labels = {"labels": {"0": "background", "1": "Liver", "2": "liver"}}
+    (tmp_path / "b").mkdir()
+    with pytest.raises(DataError, match="differ in more than upper and lower case"):
+        data_set(tmp_path / "b", masks, **labels)
+
+
+def test_slices_stay_unlabeled_beside_nifti(tmp_path):
+    """A reference in NIfTI changes nothing; labels in NIfTI keep their default value of unlabeled voxels."""
+    masks = {"liver": box(LIVER), "tumor": box((4, 4, 1))}
+    data = data_set(tmp_path, masks, reference=np.zeros(SHAPE, np.uint8))
+    assert data.ignore_index == (-1,)
+    assert label_of(data).data.min() == -1
+    (tmp_path / "b").mkdir()
+    data = data_set(tmp_path / "b", masks, np.full(SHAPE, 3, np.uint8), **DECLARED)
+    assert data.ignore_index == (-1, 3)
+    assert label_of(data).data.min() == -1
+
+
+@pytest.mark.parametrize("unlabeled", [65535, -32768, 2**31])
+def test_any_value_may_mean_unlabeled(tmp_path, unlabeled):
+    data = data_set(tmp_path, {"liver": box(LIVER)}, ignore_index=unlabeled)
+    assert set(np.unique(label_of(data).data)) == {unlabeled, 0, 1}
