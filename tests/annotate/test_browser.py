@@ -227,7 +227,9 @@ def densify(page: Page) -> None:
     page.until("document.body.dataset.found.startsWith('result')")
     page.screenshot("result")
     assert "error" not in page.page.inner_text("#run")
-    script = "fetch('api/prediction.nii').then((r) => r.arrayBuffer()).then((b) => Array.from(new Uint8Array(b, 352)))"
+    version = page.page.evaluate("document.body.dataset.found.split(' ')[1]")
+    address = f"api/prediction.nii?version={version}"
+    script = f"fetch('{address}').then((r) => r.arrayBuffer()).then((b) => Array.from(new Uint8Array(b, 352)))"
     found = np.array(page.page.evaluate(script), np.uint8).reshape(SHAPE, order="F")
     assert dice(found == 1, phantom()) > 0.9
 
