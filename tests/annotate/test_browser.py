@@ -95,13 +95,16 @@ class Page:
     def press(self, key: str) -> None:
         self.page.keyboard.press(key)
 
-    def drag(self, axis: int, voxels: list[list[float]]) -> None:
-        """Move the mouse with its button pressed over voxels of a plane."""
+    def drag(self, axis: int, voxels: list[list[float]], disturbed: bool = False) -> None:
+        """Move the mouse with its button pressed over voxels of a plane; turn its wheel and press keys meanwhile."""
         places = [self.page.evaluate(POSITION, [axis, voxel]) for voxel in voxels]
         self.page.mouse.move(*places[0])
         self.page.mouse.down()
         for place in places[1:]:
             self.page.mouse.move(*place)
+            if disturbed:
+                self.page.mouse.wheel(0, 120)
+                self.press("ArrowUp")
         self.page.mouse.up()
         self.wait_saved()
 
@@ -248,8 +251,9 @@ def correct(page: Page, drawn: np.ndarray) -> np.ndarray:
     voxel = [index if other == axis else n // 2 for other, n in enumerate(SHAPE)]
     across = next(other for other in range(3) if other != axis)
     beside = [[v + step * (i == across) for i, v in enumerate(voxel)] for step in range(-6, 7, 2)]
-    page.drag(axis, beside)
+    page.drag(axis, beside, disturbed=True)
     corrected = page.painted()
+    assert np.array_equal(page.stored(), corrected), "a stroke is lost"
     assert 0 < (corrected != accepted).sum() <= 5 * 18
     assert (corrected[corrected != accepted] == 0).all()
     page.press("b")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 import sys
 import time
 from dataclasses import replace
@@ -12,7 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from sparse3dunet.annotate.browser import runs
+from sparse3dunet.annotate.browser import runs, serving
 from sparse3dunet.annotate.browser.results import Found
 from sparse3dunet.annotate.browser.server import STATIC
 from sparse3dunet.io import read_image, write_map
@@ -61,6 +63,29 @@ def test_all_files_of_the_page_are_served(client):
         assert re.match("text/(css|javascript)", answer.headers["content-type"]), name
     for name in ("..%2Fserver.py", "nothing.js", "index.html"):
         assert client.get(f"static/{name}").status_code == 404
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there are no modes of files")
+def test_other_users_do_not_see_the_token(client, monkeypatch):
+    """Neither in the command line of the browser that is started, nor in the file that leads it to the page."""
+    opened_with, modes, told = [], [], []
+
+    def start(address):
+        path = Path(address.removeprefix("file://"))
+        opened_with.append((address, path.read_text()))
+        modes.extend(stat.S_IMODE(p.stat().st_mode) for p in (path.parent, path))
+
+    monkeypatch.setattr("webbrowser.open", start)
+    monkeypatch.setattr(runs.Runs, "prepare", lambda self: None)
+    monkeypatch.setattr(serving, "_import_ahead", lambda: None)
+    monkeypatch.setattr("uvicorn.Server.run", lambda self, sockets: wait_until(lambda: len(modes) == 2))
+    serving.serve(client.session, on_start=told.append)
+    ((address, content),) = opened_with
+    token = told[0].split("/")[-2]
+    assert token not in address
+    assert f"url={told[0]}" in content
+    assert modes == [0o700, 0o600]
+    assert not list(client.session.store.folder.rglob("*.html")), "it is removed at the end"
 
 
 # ---------------------------------------------------------------- bad requests
@@ -279,6 +304,14 @@ def running(client, monkeypatch):
     client.session.runs.close()
 
 
+def wait_until(condition) -> None:
+    for _ in range(200):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("not within 10 s")
+
+
 def wait_for(client: Client, *states: str) -> dict:
     for _ in range(200):
         run = client.state()["run"]
@@ -325,6 +358,11 @@ def test_missing_package_is_named(error_of, scan, tmp_path, monkeypatch):
     error = error_of("annotate", scan, "-o", tmp_path / "out")
     assert "uvicorn" in error
     assert "pip install 'sparse3dunet[annotate]'" in error
+
+
+def test_a_packaged_bundle_has_no_page(error_of, scan, tmp_path, monkeypatch):
+    monkeypatch.setattr("sparse3dunet.cli.annotate.find_spec", lambda name: None)
+    assert "pip install 'sparse3dunet[annotate]'" in error_of("annotate", scan, "-o", tmp_path / "out")
 
 
 def test_bad_scans(error_of, tmp_path):
