@@ -95,13 +95,16 @@ class Page:
     def press(self, key: str) -> None:
         self.page.keyboard.press(key)
 
-    def drag(self, axis: int, voxels: list[list[float]]) -> None:
-        """Move the mouse with its button pressed over voxels of a plane."""
+    def drag(self, axis: int, voxels: list[list[float]], disturbed: bool = False) -> None:
+        """Move the mouse with its button pressed over voxels of a plane; turn its wheel and press keys meanwhile."""
         places = [self.page.evaluate(POSITION, [axis, voxel]) for voxel in voxels]
         self.page.mouse.move(*places[0])
         self.page.mouse.down()
         for place in places[1:]:
             self.page.mouse.move(*place)
+            if disturbed:
+                self.page.mouse.wheel(0, 120)
+                self.press("ArrowUp")
         self.page.mouse.up()
         self.wait_saved()
 
@@ -227,7 +230,9 @@ def densify(page: Page) -> None:
     page.until("document.body.dataset.found.startsWith('result')")
     page.screenshot("result")
     assert "error" not in page.page.inner_text("#run")
-    script = "fetch('api/prediction.nii').then((r) => r.arrayBuffer()).then((b) => Array.from(new Uint8Array(b, 352)))"
+    version = page.page.evaluate("document.body.dataset.found.split(' ')[1]")
+    address = f"api/prediction.nii?version={version}"
+    script = f"fetch('{address}').then((r) => r.arrayBuffer()).then((b) => Array.from(new Uint8Array(b, 352)))"
     found = np.array(page.page.evaluate(script), np.uint8).reshape(SHAPE, order="F")
     assert dice(found == 1, phantom()) > 0.9
 
@@ -246,8 +251,9 @@ def correct(page: Page, drawn: np.ndarray) -> np.ndarray:
     voxel = [index if other == axis else n // 2 for other, n in enumerate(SHAPE)]
     across = next(other for other in range(3) if other != axis)
     beside = [[v + step * (i == across) for i, v in enumerate(voxel)] for step in range(-6, 7, 2)]
-    page.drag(axis, beside)
+    page.drag(axis, beside, disturbed=True)
     corrected = page.painted()
+    assert np.array_equal(page.stored(), corrected), "a stroke is lost"
     assert 0 < (corrected != accepted).sum() <= 5 * 18
     assert (corrected[corrected != accepted] == 0).all()
     page.press("b")

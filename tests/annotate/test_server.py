@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
-import json
+import os
 import re
+import stat
 import sys
 import time
 from dataclasses import replace
@@ -13,73 +13,14 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from starlette.testclient import TestClient
 
-from sparse3dunet.annotate.browser import runs
-from sparse3dunet.annotate.browser.opening import open_session
+from sparse3dunet.annotate.browser import runs, serving
 from sparse3dunet.annotate.browser.results import Found
-from sparse3dunet.annotate.browser.server import STATIC, make_app
-from sparse3dunet.annotate.browser.session import Session
-from sparse3dunet.errors import DataError
-from sparse3dunet.io import folders as io_folders
+from sparse3dunet.annotate.browser.server import STATIC
 from sparse3dunet.io import read_image, write_map
 from sparse3dunet.io.microscopy import SIGNS
+from tests.annotate.client import AFFINE, SHAPE, TOKEN, Client, opened, random_slice, shown_by
 from tests.conftest import write_nifti
-
-TOKEN = "a-token-of-the-test"
-SHAPE = (7, 6, 5)  # RAS
-AFFINE = np.array([[0, -2.0, 0, 9], [0, 0, 3.0, 0], [-1.5, 0, 0, 4], [0, 0, 0, 1]])  # inferior, left, anterior
-
-
-@pytest.fixture
-def scan(tmp_path: Path) -> Path:
-    data = np.random.default_rng(0).normal(0, 1, (5, 7, 6)).astype(np.float32)
-    return write_nifti(tmp_path / "scan.nii.gz", data, AFFINE)
-
-
-def opened(scan: Path, out: Path, *annotation: Path, **options) -> Session:
-    """A session as another process would open it: of an earlier one, nothing but its files is there."""
-    for path in [path for path in io_folders._HELD if path.is_relative_to(out)]:
-        io_folders._HELD.pop(path).release()
-    return open_session(scan, annotation[0] if annotation else None, out, **options)
-
-
-class Client:
-    """Requests as the page makes them."""
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.http = TestClient(
-            make_app(session, TOKEN), base_url="http://127.0.0.1:8000", raise_server_exceptions=False
-        )
-
-    def get(self, path: str, **params):
-        return self.http.get(f"/{TOKEN}/{path}", params=params)
-
-    def post(self, path: str, **params):
-        return self.http.post(f"/{TOKEN}/{path}", params=params)
-
-    def state(self) -> dict:
-        return self.get("api/state").json()
-
-    def paint(self, axis: int, index: int, voxels: np.ndarray, after: int | None = None):
-        params = {"axis": axis, "index": index, "after": self.state()["sequence"] if after is None else after}
-        body = gzip.compress(np.asarray(voxels, np.uint8).tobytes(order="F"))
-        return self.http.put(f"/{TOKEN}/api/slice", params=params, content=body, headers={"Content-Encoding": "gzip"})
-
-    def painted(self) -> np.ndarray:
-        return np.frombuffer(self.get("api/painted").content, np.uint8).reshape(SHAPE, order="F")
-
-
-@pytest.fixture
-def client(scan, tmp_path) -> Client:
-    return Client(opened(scan, tmp_path / "out", class_names=["background", "liver", "tumor"]))
-
-
-def random_slice(axis: int, seed: int = 0) -> np.ndarray:
-    shape = [n for other, n in enumerate(SHAPE) if other != axis]
-    return np.random.default_rng([axis, seed]).integers(0, 4, shape).astype(np.uint8)
-
 
 # ---------------------------------------------------------------- who may ask
 
@@ -124,6 +65,29 @@ def test_all_files_of_the_page_are_served(client):
         assert client.get(f"static/{name}").status_code == 404
 
 
+@pytest.mark.skipif(os.name != "posix", reason="there are no modes of files")
+def test_other_users_do_not_see_the_token(client, monkeypatch):
+    """Neither in the command line of the browser that is started, nor in the file that leads it to the page."""
+    opened_with, modes, told = [], [], []
+
+    def start(address):
+        path = Path(address.removeprefix("file://"))
+        opened_with.append((address, path.read_text()))
+        modes.extend(stat.S_IMODE(p.stat().st_mode) for p in (path.parent, path))
+
+    monkeypatch.setattr("webbrowser.open", start)
+    monkeypatch.setattr(runs.Runs, "prepare", lambda self: None)
+    monkeypatch.setattr(serving, "_import_ahead", lambda: None)
+    monkeypatch.setattr("uvicorn.Server.run", lambda self, sockets: wait_until(lambda: len(modes) == 2))
+    serving.serve(client.session, on_start=told.append)
+    ((address, content),) = opened_with
+    token = told[0].split("/")[-2]
+    assert token not in address
+    assert f"url={told[0]}" in content
+    assert modes == [0o700, 0o600]
+    assert not list(client.session.store.folder.rglob("*.html")), "it is removed at the end"
+
+
 # ---------------------------------------------------------------- bad requests
 
 
@@ -132,20 +96,20 @@ def test_all_files_of_the_page_are_served(client):
     [
         ("GET", "api/nothing", 404, "no such page"),
         ("GET", "api/undo", 405, "GET is not possible"),
-        ("GET", "api/slice?axis=0", 400, "index is ''"),
-        ("GET", "api/slice?axis=x&index=0", 400, "axis is 'x'"),
-        ("GET", "api/slice?axis=3&index=0", 400, "no slice 0 of axis 3"),
-        ("GET", "api/slice?axis=0&index=7", 400, "no slice 7"),
+        ("PUT", "api/slice?axis=0", 400, "index is ''"),
+        ("PUT", "api/slice?axis=x&index=0", 400, "axis is 'x'"),
+        ("PUT", "api/slice?axis=3&index=0&after=0", 400, "no slice 0 of axis 3"),
+        ("PUT", "api/slice?axis=0&index=7&after=0", 400, "no slice 7"),
         ("GET", "api/scan.nii?channel=1", 400, "no channel 1"),
-        ("GET", "api/prediction.nii", 400, "press Densify"),
+        ("GET", "api/prediction.nii?version=1", 400, "press Densify"),
         ("GET", "report", 404, "no report yet"),
         ("POST", "api/finished?axis=0&index=0&after=0", 400, "finished is ''"),
-        ("POST", "api/accept?axis=0&index=0&after=0&finished=true", 400, "press Densify"),
+        ("POST", "api/accept?axis=0&index=0&after=0&finished=true&version=1", 400, "press Densify"),
         ("POST", "api/undo?after=0", 400, "nothing to undo"),
         ("POST", "api/densify?minutes=x", 400, "minutes is 'x'"),
         ("POST", "api/densify?minutes=nan", 400, "minutes must be"),
         ("POST", "api/densify?minutes=1", 400, "no voxel is background"),
-        ("POST", "api/classes", 400, "not valid JSON"),
+        ("POST", "api/classes?after=0", 400, "not valid JSON"),
     ],
 )
 def test_bad_requests(client, method, path, status, words):
@@ -194,13 +158,12 @@ def test_strokes_and_undo(client):
         voxels = random_slice(axis, len(states))
         assert client.paint(axis, index, voxels).status_code == 200
         assert np.array_equal(client.painted().take(index, axis), voxels)
-        slice_alone = client.get("api/slice", axis=axis, index=index).content
-        assert slice_alone == voxels.tobytes(order="F")
         states.append(client.painted())
     assert client.paint(0, 3, voxels).json()["undoable"] == 4, "a stroke that changes nothing is none"
     for before in states[-2::-1]:
-        assert client.post("api/undo", after=client.state()["sequence"]).status_code == 200
+        answer = client.post("api/undo", after=client.state()["sequence"]).json()
         assert np.array_equal(client.painted(), before)
+        assert shown_by(answer).tobytes() == before.take(answer["index"], answer["axis"]).tobytes(order="F")
 
 
 def test_finished_slices_and_what_counts(client):
@@ -229,22 +192,39 @@ def test_taking_over_the_segmentation(client):
     stroke[1] = 3
     client.paint(0, 2, stroke)
     client.post("api/finished", axis=1, index=4, finished="true", after=1)
-    answer = client.post("api/accept", axis=0, index=2, finished="true", after=2).json()
+    answer = client.post("api/accept", axis=0, index=2, finished="true", after=2, version=1).json()
     assert answer["finished"] == [[2], [4], []]
     expected = np.where(found[2] > 0, found[2] + 1, 0)
     expected[4] = 0
     expected[1] = 3
     assert np.array_equal(client.painted()[2], expected)
+    assert np.array_equal(shown_by(answer), expected.ravel(order="F"))
     client.post("api/undo", after=3)
     assert np.array_equal(client.painted()[2], stroke)
 
 
+def test_what_is_shown_is_what_is_accepted(client):
+    """A run that goes on may have found another segmentation since the page showed one."""
+    for number in (1, 2):
+        client.session.results._show(Found("preview", np.full(SHAPE, number, np.uint8), np.zeros(SHAPE, np.uint8)))
+    accept = {"axis": 0, "index": 2, "finished": "true", "after": 0}
+    for answer in (client.get("api/prediction.nii", version=1), client.post("api/accept", **accept, version=1)):
+        assert (answer.status_code, "newer segmentation" in answer.json()["error"]) == (412, True)
+    assert not client.painted().any()
+    assert client.get("api/prediction.nii", version=client.state()["found"]["version"]).status_code == 200
+    assert client.post("api/accept", **accept, version=2).status_code == 200
+    assert (client.painted()[2] == 3).all()
+
+
 def test_classes(client, scan, tmp_path):
-    def send(entries):
-        return client.http.post(f"/{TOKEN}/api/classes", json=entries)
+    def send(entries, after=None):
+        after = client.state()["sequence"] if after is None else after
+        return client.http.post(f"/{TOKEN}/api/classes", params={"after": after}, json=entries)
 
     names = [{"name": "ground"}, {"name": "leber", "color": "#123456"}, {"name": "tumor"}, {"name": "cyst"}]
-    rows = send(names).json()["classes"]
+    rows = send(names, after=0).json()["classes"]
+    assert send(names, after=0).status_code == 409, "another window has changed them"
+    assert client.paint(0, 0, np.full((6, 5), 4), after=0).status_code == 409
     assert [(row["value"], row["name"]) for row in rows] == [(0, "ground"), (1, "leber"), (2, "tumor"), (3, "cyst")]
     assert rows[1]["color"] == "#123456"
     assert client.paint(0, 0, np.full((6, 5), 4)).status_code == 200
@@ -263,53 +243,7 @@ def test_classes(client, scan, tmp_path):
     assert [entry.name for entry in again.classes] == ["ground", "leber", "tumor", "cyst"]
 
 
-# ---------------------------------------------------------------- nothing is lost
-
-
-def test_a_crash_loses_nothing(client, scan, tmp_path, monkeypatch):
-    """Every change is on disk when the answer comes; written as a whole now and then, in between as single changes."""
-    monkeypatch.setattr("sparse3dunet.annotate.browser.store.MOST_CHANGES", 4)
-    for number in range(11):
-        axis = number % 3
-        client.paint(axis, number % 5, random_slice(axis, number))
-        if number in (3, 7):
-            client.post("api/finished", axis=axis, index=number % 5, finished="true", after=client.state()["sequence"])
-        if number in (2, 9):
-            client.post("api/undo", after=client.state()["sequence"])
-        again = opened(scan, tmp_path / "out")  # nothing was closed
-        assert np.array_equal(again.drawing.painted, client.painted())
-        state = client.state()
-        assert [sorted(indices) for indices in again.drawing.finished] == state["finished"]
-        assert again.drawing.sequence == state["sequence"]
-    assert len(list((tmp_path / "out/work/annotate").glob("painted_*"))) == 1
-
-
-def test_damaged_or_foreign_sessions_are_refused(client, scan, tmp_path):
-    client.paint(2, 1, random_slice(2))
-    out = tmp_path / "out"
-    other = write_nifti(tmp_path / "other.nii.gz", np.zeros((5, 7, 6), np.float32), AFFINE)
-    with pytest.raises(DataError, match=r"not of .*other"):
-        opened(other, out)
-    (change,) = (out / "work/annotate/journal").glob("*.json")
-    kept = change.read_text()
-    for text in ("{", '{"axis": 2}', json.dumps({**json.loads(kept), "voxels": "AAAA"})):
-        change.write_text(text)
-        with pytest.raises(DataError, match=r"journal/000000001.json"):
-            opened(scan, out)
-    change.write_text(kept)
-    session = out / "work/annotate/session.json"
-    content = json.loads(session.read_text())
-    for bad in ({**content, "version": 2}, {**content, "finished": [[1]]}, {**content, "classes": [{}]}, []):
-        session.write_text(json.dumps(bad))
-        with pytest.raises(DataError, match=r"session\.json"):
-            opened(scan, out)
-
-
-def test_one_program_in_a_folder(error_of, scan, tmp_path, monkeypatch):
-    """A second one is refused while the first one has the folder."""
-    opened(scan, tmp_path / "out")
-    monkeypatch.setattr(io_folders, "_HELD", {})  # as in another process
-    assert "in use by another run" in error_of("annotate", scan, "-o", tmp_path / "out", "--no-open")
+# ---------------------------------------------------------------- export
 
 
 def test_exports_replace_no_file_of_the_user(scan, tmp_path):
@@ -370,6 +304,14 @@ def running(client, monkeypatch):
     client.session.runs.close()
 
 
+def wait_until(condition) -> None:
+    for _ in range(200):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("not within 10 s")
+
+
 def wait_for(client: Client, *states: str) -> dict:
     for _ in range(200):
         run = client.state()["run"]
@@ -416,6 +358,11 @@ def test_missing_package_is_named(error_of, scan, tmp_path, monkeypatch):
     error = error_of("annotate", scan, "-o", tmp_path / "out")
     assert "uvicorn" in error
     assert "pip install 'sparse3dunet[annotate]'" in error
+
+
+def test_a_packaged_bundle_has_no_page(error_of, scan, tmp_path, monkeypatch):
+    monkeypatch.setattr("sparse3dunet.cli.annotate.find_spec", lambda name: None)
+    assert "pip install 'sparse3dunet[annotate]'" in error_of("annotate", scan, "-o", tmp_path / "out")
 
 
 def test_bad_scans(error_of, tmp_path):

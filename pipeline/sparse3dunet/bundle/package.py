@@ -26,6 +26,8 @@ DEFAULT_NAME = "sparse3dunet_segmentation"
 SUMS = "SHA256SUMS"
 """List of the files and their checksums in sha256sum's format; also identifies a folder as a packaged bundle."""
 STANDALONE = "standalone.yaml"
+PAGE = Path("annotate", "browser")
+"""Code that bundles do not contain: it annotates scans in the browser, with files of 3 MB that no model needs."""
 _EARLIEST = (1980, 1, 1, 0, 0, 0)
 
 
@@ -197,6 +199,8 @@ def _write(model: Model, source: Path, folder: Path, version: str, licence: str)
     _write_torchscript(model, folder)
     for file in [*contents.CODE.rglob("*.py"), *contents.CODE.rglob("*.j2"), contents.CODE / "py.typed"]:
         inside = file.relative_to(contents.CODE)
+        if inside.is_relative_to(PAGE):
+            continue
         copy = folder / "sparse3dunet" / inside
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, copy)

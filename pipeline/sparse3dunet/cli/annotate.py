@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Annotated
 
 import typer
 
 from sparse3dunet.cli import arguments, options
+from sparse3dunet.errors import DataError
 
 Scan = Annotated[str, typer.Argument(help="Scan, in any format.")]
 Annotation = Annotated[str | None, typer.Argument(help="Annotation to begin with; not used if a session goes on.")]
@@ -33,6 +35,8 @@ def annotate(
     The page is served on this machine alone, to those who know its address. All that is drawn is kept in the folder for
     the results; the same command goes on with it. Ctrl-C ends it.
     """
+    if find_spec("sparse3dunet.annotate.browser") is None:
+        raise DataError("a packaged bundle has no page. Install all of it: pip install 'sparse3dunet[annotate]'.")
     from sparse3dunet.annotate.browser import opening, serving
     from sparse3dunet.io.defaults import set_defaults
 

@@ -45,6 +45,9 @@ class Drawing:
         painted: (X, Y, Z) uint8, class number + 1; 0 where nothing is painted.
         finished: finished slices by axis.
         sequence: number of changes so far.
+
+    Attributes:
+        undoable: states of slices that undo leads to, the next one last.
     """
 
     def __init__(
@@ -72,7 +75,7 @@ class Drawing:
     def change(
         self, axis: int, index: int, voxels: np.ndarray | None = None, finished: bool | None = None
     ) -> Change | None:
-        """Change a slice; return its new state, or None if nothing changes.
+        """Return the state of a slice after a change, or None if nothing changes; :meth:`keep` applies it.
 
         Args:
             axis: axis of the slice, in RAS order.
@@ -88,18 +91,18 @@ class Drawing:
         repainted = voxels is not None and not np.array_equal(view, voxels)
         if now == was and not repainted:
             return None
-        self.undoable.append(Change(axis, index, was, _packed(view) if repainted else b""))
-        change = Change(axis, index, now, _packed(voxels) if repainted and voxels is not None else b"")
-        self.apply(change)
-        return change
+        return Change(axis, index, now, _packed(voxels) if repainted and voxels is not None else b"")
 
-    def undo(self) -> Change | None:
-        """Undo the last change; return the slice's state after it, or None if there is nothing to undo."""
-        if not self.undoable:
-            return None
-        change = self.undoable.pop()
+    def keep(self, change: Change) -> None:
+        """Apply a change, so that it can be undone."""
+        view, was = self.slice_of(change.axis, change.index), change.index in self.finished[change.axis]
+        self.undoable.append(Change(change.axis, change.index, was, _packed(view) if change.voxels else b""))
         self.apply(change)
-        return change
+
+    def undo(self) -> None:
+        """Apply the last one of :attr:`undoable`."""
+        self.apply(self.undoable[-1])
+        self.undoable.pop()
 
     def apply(self, change: Change) -> None:
         """Put a slice into a state.

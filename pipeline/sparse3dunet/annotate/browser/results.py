@@ -6,7 +6,7 @@ import contextlib
 import json
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class Found:
         confidence: (X, Y, Z) uint8, probability of the class; 255 for 1.
         suggestions: slices to annotate next, the best first: plane, axis and index in RAS order, benefit, doubt.
         quality: expected quality by :mod:`~sparse3dunet.densify.estimate`; empty if unknown.
+        version: number of the segmentations that this program has shown, up to this one.
     """
 
     kind: str
@@ -38,6 +39,7 @@ class Found:
     confidence: np.ndarray
     suggestions: list[dict[str, Any]] = field(default_factory=list)
     quality: dict[str, Any] = field(default_factory=dict)
+    version: int = 0
 
 
 class Results:
@@ -51,7 +53,6 @@ class Results:
     def __init__(self, output_dir: Path, scan: Scan) -> None:
         self.folder, self.scan = output_dir, scan
         self.found: Found | None = None
-        self.version = 0
         self.fault = ""
         self._values: list[int] = []
         self._order: list[int] = []
@@ -101,7 +102,7 @@ class Results:
 
     def _show(self, found: Found | None) -> None:
         if found is not None:
-            self.found, self.version = found, self.version + 1
+            self.found = replace(found, version=self.found.version + 1 if self.found else 1)
 
     def _files(self) -> list[Path]:
         """Return the segmentation, and what propagation keeps: the refined probabilities, those of the preview."""

@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sparse3dunet.annotate.browser.drawing import as_slice, inflated
 from sparse3dunet.annotate.browser.scan import nifti
-from sparse3dunet.annotate.browser.session import OutdatedError, Session
+from sparse3dunet.annotate.browser.session import OutdatedError, ReplacedError, Session
 from sparse3dunet.errors import DataError, readable
 
 HOSTS = ("127.0.0.1", "localhost")
@@ -62,10 +62,13 @@ def make_app(session: Session, token: str) -> ASGIApp:
         Route("/api/prediction.nii", pages.prediction),
         Route("/api/confidence.nii", pages.confidence),
         Route("/api/painted", pages.painted),
-        Route("/api/slice", pages.slice, methods=["GET"]),
         Route("/api/slice", pages.paint, methods=["PUT"]),
-        Route("/api/finished", _answer(_finish(session.finish)), methods=["POST"]),
-        Route("/api/accept", _answer(_finish(session.accept)), methods=["POST"]),
+        Route("/api/finished", _answer(lambda request: session.finish(*_finish(request))), methods=["POST"]),
+        Route(
+            "/api/accept",
+            _answer(lambda request: session.accept(*_finish(request), _number(request, "version"))),
+            methods=["POST"],
+        ),
         Route("/api/undo", _answer(lambda request: session.undo(_number(request, "after"))), methods=["POST"]),
         Route("/api/classes", pages.classes, methods=["POST"]),
         Route("/api/densify", _answer(lambda request: session.densify(_minutes(request))), methods=["POST"]),
@@ -78,10 +81,9 @@ def make_app(session: Session, token: str) -> ASGIApp:
     return TrustedHostMiddleware(_Guard(app, token), allowed_hosts=list(HOSTS), www_redirect=False)
 
 
-def _finish(change: Callable[[int, int, bool, int], dict[str, Any]]) -> Callable[[Request], dict[str, Any]]:
-    return lambda request: change(
-        _number(request, "axis"), _number(request, "index"), _flag(request, "finished"), _number(request, "after")
-    )
+def _finish(request: Request) -> tuple[int, int, bool, int]:
+    axis, index = _number(request, "axis"), _number(request, "index")
+    return axis, index, _flag(request, "finished"), _number(request, "after")
 
 
 class _Guard:
@@ -138,16 +140,13 @@ class _Pages:
         return _binary(self.session.scan.shown(_number(request, "channel", 0)))
 
     def prediction(self, request: Request) -> Response:
-        return _binary(nifti(self.session.found().numbers, self.session.scan.spacing))
+        return _binary(nifti(self.session.found(_number(request, "version")).numbers, self.session.scan.spacing))
 
     def confidence(self, request: Request) -> Response:
-        return _binary(nifti(self.session.found().confidence, self.session.scan.spacing))
+        return _binary(nifti(self.session.found(_number(request, "version")).confidence, self.session.scan.spacing))
 
     def painted(self, request: Request) -> Response:
         return _binary(self.session.painted())
-
-    def slice(self, request: Request) -> Response:
-        return _binary(self.session.voxels(_number(request, "axis"), _number(request, "index")))
 
     async def paint(self, request: Request) -> Response:
         axis, index, after = (_number(request, name) for name in ("axis", "index", "after"))
@@ -159,12 +158,13 @@ class _Pages:
         return JSONResponse(await run_in_threadpool(self.session.paint, axis, index, voxels, after))
 
     async def classes(self, request: Request) -> Response:
+        after = _number(request, "after")
         await _body(request)
         try:
             entries = await request.json()
         except (ValueError, RecursionError) as error:
             raise DataError("the classes are not valid JSON.") from error
-        return JSONResponse(await run_in_threadpool(self.session.set_classes, entries))
+        return JSONResponse(await run_in_threadpool(self.session.set_classes, entries, after))
 
 
 def _answer(function: Callable[[Request], dict[str, Any]]) -> Callable[[Request], Response]:
@@ -221,7 +221,8 @@ def _http_error(request: Request, error: HTTPException) -> Response:
 
 
 def _data_error(request: Request, error: DataError) -> Response:
-    return _error(409 if isinstance(error, OutdatedError) else 400, str(error))
+    statuses = {OutdatedError: 409, ReplacedError: 412}  # the page stops at the first, and goes on after the second
+    return _error(statuses.get(type(error), 400), str(error))
 
 
 def _other_error(request: Request, error: Exception) -> Response:

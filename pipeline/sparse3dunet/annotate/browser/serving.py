@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import secrets
+import shutil
 import socket
 import threading
 import webbrowser
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 
 from sparse3dunet.annotate.browser.session import Session
 from sparse3dunet.errors import DataError
@@ -56,7 +60,8 @@ def serve(session: Session, port: int = 0, on_start: Callable[[str], None] = pri
     threading.Thread(target=_import_ahead, daemon=True).start()
     on_start(address)
     if open_page:
-        threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
+        page = _private_page(session.store.folder / "page", address)
+        threading.Thread(target=webbrowser.open, args=(page.as_uri(),), daemon=True).start()
     try:
         with contextlib.suppress(KeyboardInterrupt):
             uvicorn.Server(config).run(sockets=[listener])
@@ -64,6 +69,22 @@ def serve(session: Session, port: int = 0, on_start: Callable[[str], None] = pri
         session.runs.close()
         session.save()
         listener.close()
+        shutil.rmtree(session.store.folder / "page", ignore_errors=True)
+
+
+def _private_page(folder: Path, address: str) -> Path:
+    """Write a page that leads to an address, for this user alone; return its path.
+
+    The browser is started with this path, as other users of the machine see its command line, and the address has the
+    token. In the folder for results, as browsers in a sandbox cannot read the system's temporary folder.
+    """
+    shutil.rmtree(folder, ignore_errors=True)  # of a program that was killed
+    folder.mkdir(mode=0o700)
+    path = folder / "open.html"
+    link = f'<meta http-equiv="refresh" content="0; url={address}">\n<a href="{address}">Annotate</a>\n'
+    with open(path, "x", encoding="utf-8", opener=partial(os.open, mode=0o600)) as file:
+        file.write(f'<!doctype html>\n<meta charset="utf-8">\n<title>sparse3dunet annotate</title>\n{link}')
+    return path
 
 
 def _listen(port: int) -> socket.socket:

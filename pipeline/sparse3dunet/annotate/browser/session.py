@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,10 @@ LISTED = 8
 
 class OutdatedError(DataError):
     """Error for a change to another state of the drawing than the present one."""
+
+
+class ReplacedError(DataError):
+    """Error for the use of a segmentation in whose place there is a newer one."""
 
 
 class Session:
@@ -60,7 +67,13 @@ class Session:
         self.results = Results(output_dir, scan)
         self.results.restore([entry.value for entry in classes])
         self.runs = Runs(self.results.look)
+        self._class_edits = 0
         self._lock = threading.RLock()
+
+    @property
+    def sequence(self) -> int:
+        """Number of changes so far of the drawing and of its classes."""
+        return self.drawing.sequence + self._class_edits
 
     # ------------------------------------------------------------ what the page shows
 
@@ -80,7 +93,7 @@ class Session:
                 },
                 "classes": class_lists.as_rows(self.classes),
                 "finished": [sorted(indices) for indices in self.drawing.finished],
-                "sequence": self.drawing.sequence,
+                "sequence": self.sequence,
                 "undoable": len(self.drawing.undoable),
                 "minutes": self.minutes,
                 "export": str(self.export_path),
@@ -92,31 +105,33 @@ class Session:
 
     def _found_as_json(self, found: Found) -> dict[str, Any]:
         return {
-            "version": self.results.version,
+            "version": found.version,
             "kind": found.kind,
             "suggestions": found.suggestions,
             "quality": found.quality,
         }
-
-    def voxels(self, axis: int, index: int) -> bytes:
-        """Return the painted voxels of a slice, first axis fastest."""
-        with self._lock:
-            return self.drawing.slice_of(axis, index).tobytes(order="F")
 
     def painted(self) -> bytes:
         """Return all painted voxels, first axis fastest."""
         with self._lock:
             return self.drawing.painted.tobytes(order="F")
 
-    def found(self) -> Found:
+    def found(self, version: int | None = None) -> Found:
         """Return what densify has found.
+
+        Args:
+            version: the version that the page means; None for the newest.
 
         Raises:
             DataError: when it has found nothing yet.
+            ReplacedError: when it has found another one meanwhile.
         """
-        if self.results.found is None:
+        found = self.results.found
+        if found is None:
             raise DataError("there is no segmentation yet; press Densify first.")
-        return self.results.found
+        if version not in (None, found.version):
+            raise ReplacedError("there is a newer segmentation than the one that was shown; look at it, and try again.")
+        return found
 
     @property
     def export_path(self) -> Path:
@@ -150,16 +165,29 @@ class Session:
         with self._lock:
             return self._change(after, axis, index, None, finished)
 
-    def accept(self, axis: int, index: int, finished: bool, after: int) -> dict[str, Any]:
-        """Paint the segmentation on a slice where nothing is painted; arguments and errors as for :meth:`paint`."""
+    def accept(self, axis: int, index: int, finished: bool, after: int, version: int) -> dict[str, Any]:
+        """Paint the segmentation on a slice where nothing is painted; return its voxels, too.
+
+        Args:
+            axis: axis of the slice in RAS order.
+            index: its index.
+            finished: whether the slice is finished with this; otherwise that stays as it is.
+            after: the number of changes that the page knows of.
+            version: version of the segmentation that the page shows.
+
+        Raises:
+            DataError: when there is no such slice, or no segmentation.
+            OutdatedError: when there were other changes meanwhile.
+            ReplacedError: when another segmentation is shown than the newest.
+        """
         with self._lock:
             painted, place = self.drawing.slice_of(axis, index), (slice(None),) * axis + (index,)
-            numbers, known = self.found().numbers[place], self.drawing.annotation()[1][place]
+            numbers, known = self.found(version).numbers[place], self.drawing.annotation()[1][place]
             voxels = np.where((numbers > 0) & ~known, numbers + 1, painted).astype(np.uint8)
-            return self._change(after, axis, index, voxels, finished or None)
+            return self._with_voxels(self._change(after, axis, index, voxels, finished or None))
 
     def undo(self, after: int) -> dict[str, Any]:
-        """Undo the last change of this session.
+        """Undo the last change of this session; return the slice's voxels, too.
 
         Raises:
             DataError: when there is nothing to undo.
@@ -167,43 +195,61 @@ class Session:
         """
         with self._lock:
             self._check_current(after)
-            change = self.drawing.undo()
-            if change is None:
+            if not self.drawing.undoable:
                 raise DataError("there is nothing to undo: earlier sessions cannot be undone.")
-            return self._kept(change)
+            change = self.drawing.undoable[-1]
+            self._write_change(change, self.drawing.undo)
+            return self._with_voxels(self._answer(change.axis, change.index))
 
-    def set_classes(self, entries: Any) -> dict[str, Any]:
+    def set_classes(self, entries: Any, after: int) -> dict[str, Any]:
         """Rename or recolour classes, and add some.
 
         Raises:
             DataError: see :func:`~sparse3dunet.annotate.browser.classes.edited`.
+            OutdatedError: when there were other changes meanwhile.
         """
         with self._lock:
-            self.classes = class_lists.edited(self.classes, entries)
-            self.store.save_classes(self.classes)
-            return {"classes": class_lists.as_rows(self.classes)}
+            self._check_current(after)
+            classes = class_lists.edited(self.classes, entries)
+            self.store.save_classes(classes)
+            self.classes = classes
+            self._class_edits += 1
+            return {"classes": class_lists.as_rows(self.classes), "sequence": self.sequence}
 
     def _change(
         self, after: int, axis: int, index: int, voxels: np.ndarray | None, finished: bool | None = None
     ) -> dict[str, Any]:
         self._check_current(after)
         change = self.drawing.change(axis, index, voxels, finished)
-        return self._kept(change or Change(axis, index, index in self.drawing.finished[axis]), change is not None)
+        if change is not None:
+            self._write_change(change, partial(self.drawing.keep, change))
+        return self._answer(axis, index)
 
     def _check_current(self, after: int) -> None:
-        if after != self.drawing.sequence:
+        if after != self.sequence:
             raise OutdatedError(
                 "the annotation was changed in another window of the browser; reload this page, and use one window."
             )
 
-    def _kept(self, change: Change, is_new: bool = True) -> dict[str, Any]:
-        """Write a change, and return what it means for the page."""
-        if is_new and self.store.append(change, self.drawing.sequence):
-            self.store.save(self.drawing, self.classes)
+    def _write_change(self, change: Change, apply: Callable[[], None]) -> None:
+        """Write a change, then apply it: if it cannot be written, for example to a full disk, nothing has changed."""
+        is_time_to_save = self.store.append(change, self.drawing.sequence + 1)
+        apply()
+        if is_time_to_save:
+            with contextlib.suppress(OSError, DataError):  # the change is on disk; the next one tries again
+                self.store.save(self.drawing, self.classes)
+
+    def _with_voxels(self, answer: dict[str, Any]) -> dict[str, Any]:
+        """Add the painted voxels of the slice, first axis fastest, in base64."""
+        voxels = self.drawing.slice_of(answer["axis"], answer["index"]).tobytes(order="F")
+        return {**answer, "voxels": base64.b64encode(voxels).decode()}
+
+    def _answer(self, axis: int, index: int) -> dict[str, Any]:
+        """Return what a change of a slice means for the page."""
         return {
-            "sequence": self.drawing.sequence,
-            "axis": change.axis,
-            "index": change.index,
+            "sequence": self.sequence,
+            "axis": axis,
+            "index": index,
             "finished": [sorted(indices) for indices in self.drawing.finished],
             "undoable": len(self.drawing.undoable),
         }

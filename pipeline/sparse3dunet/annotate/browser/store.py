@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sparse3dunet.annotate.browser.classes import Class, as_rows, checked
-from sparse3dunet.annotate.browser.drawing import Change, Drawing
+from sparse3dunet.annotate.browser.drawing import Change, Drawing, describe
 from sparse3dunet.annotate.browser.scan import Scan
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import read_image, write_map
 from sparse3dunet.io.json_files import misfit, parse_json
 from sparse3dunet.io.suffixes import same_volume, split
-from sparse3dunet.io.volumes import on_grid_of
+from sparse3dunet.io.volumes import check_same_grid, on_grid_of
 from sparse3dunet.io.writing import write_text
 
 SESSION = "session.json"
@@ -32,6 +34,7 @@ MOST_CHANGES = 100
 FIELDS = {
     "version": int,
     "scan": str,
+    "digest": str,
     "shape": list[int],
     "painted": str,
     "sequence": int,
@@ -39,6 +42,8 @@ FIELDS = {
     "classes": list[dict[str, Any]],
     "export": str,
 }
+OPTIONAL = ("digest",)
+"""Fields that version 0.13.0 did not write."""
 CURE = "Move its folder away to start over, or restore the file from a backup."
 
 
@@ -67,10 +72,12 @@ class Store:
         """
         path = self.folder / SESSION
         content = parse_json(path.read_bytes(), str(path), "a session of annotation", CURE)
-        wrong = misfit(content, FIELDS) or next((name for name in FIELDS if name not in content), "")
+        required = [name for name in FIELDS if name not in OPTIONAL]
+        wrong = misfit(content, FIELDS) or next((name for name in required if name not in content), "")
         if wrong or content["version"] != VERSION or len(content["finished"]) != 3:
             raise DataError(f"{path}: {wrong or 'version'} is damaged, or of another version. {CURE}")
         self._check_scan(content)
+        self._check_finished(content["finished"])
         try:
             classes = checked([Class(int(e["value"]), str(e["name"]), str(e["color"])) for e in content["classes"]])
         except (KeyError, TypeError, ValueError) as error:
@@ -78,8 +85,9 @@ class Store:
         self.export = Path(content["export"]).name
         file = self.folder / Path(content["painted"]).name
         painted = on_grid_of(read_image(file), self.scan.volume)
-        if painted.data.shape != self.scan.volume.spatial_shape or painted.data.dtype != np.uint8:
-            raise DataError(f"{file}: found shape {painted.data.shape} of {painted.data.dtype}; it was changed. {CURE}")
+        if painted.data.dtype != np.uint8:
+            raise DataError(f"{file}: found voxels of {painted.data.dtype}; expected uint8; it was changed. {CURE}")
+        check_same_grid(painted, self.scan.volume)
         drawing = Drawing(self.scan.to_ras(np.array(painted.data)), content["finished"], content["sequence"])
         self._saved = (drawing.sequence, [sorted(indices) for indices in drawing.finished], file.name)
         self._replay(drawing)
@@ -94,19 +102,51 @@ class Store:
                 f"{self.scan.path}, shape {self.scan.shape}. Pass another folder for this scan (-o)."
             )
 
+        if content.get("digest", self._digest) != self._digest:
+            raise DataError(
+                f"{self.folder}: the annotation there is one of other voxels than those of {self.scan.path}; it was "
+                f"changed, or is another scan than {former} was. Pass another folder for it (-o)."
+            )
+
+    def _check_finished(self, finished: list[list[int]]) -> None:
+        for axis, indices in enumerate(finished):
+            outside = [index for index in indices if not 0 <= index < self.scan.shape[axis]]
+            if outside:
+                raise DataError(
+                    f"{self.folder / SESSION}: the finished {describe(axis, outside[0])} does not exist; expected 0 to "
+                    f"{self.scan.shape[axis] - 1}. {CURE}"
+                )
+
+    @cached_property
+    def _digest(self) -> str:
+        """Digest of the scan's voxels."""
+        return hashlib.blake2b(np.ascontiguousarray(self.scan.volume.data), digest_size=16).hexdigest()
+
     def _replay(self, drawing: Drawing) -> None:
-        """Apply the changes since the painted voxels were written."""
-        for file in self._changes():
-            if int(file.stem) <= drawing.sequence:
-                continue
+        """Apply the changes since the painted voxels were written, up to the first that is missing."""
+        changes = [file for file in self._changes() if int(file.stem) > drawing.sequence]
+        for place, file in enumerate(changes):
+            if int(file.stem) != drawing.sequence + 1:
+                self._leave_out(drawing.sequence + 1, changes[place:])
+                return
             content = parse_json(file.read_bytes(), str(file), "a change of an annotation", CURE)
             try:
                 voxels = base64.b64decode(content["voxels"], validate=True)
                 drawing.apply(Change(content["axis"], content["index"], content["finished"], voxels))
             except (KeyError, TypeError, DataError, binascii.Error) as error:
                 raise DataError(f"{file}: not a change of an annotation ({error}). {CURE}") from error
-            drawing.sequence = int(file.stem)
             self._pending += 1
+
+    def _leave_out(self, missing: int, files: list[Path]) -> None:
+        """Put changes aside that follow a missing one, so that later ones cannot be mixed with them."""
+        aside = self.folder / "left_out"
+        aside.mkdir(exist_ok=True)
+        for file in files:
+            file.replace(aside / file.name)
+        print(
+            f"note: {self.journal}: change {missing} of the annotation is missing; the {len(files)} after it are left "
+            f"out, and kept in {aside}. Look whether slices must be painted again."
+        )
 
     def _changes(self) -> list[Path]:
         """Return the files of the journal, in the order in which they were written."""
@@ -145,6 +185,7 @@ class Store:
         content = {
             "version": VERSION,
             "scan": str(self.scan.path),
+            "digest": self._digest,
             "shape": list(self.scan.shape),
             "painted": name,
             "sequence": sequence,

@@ -1,6 +1,6 @@
 // The page: connects the view, the panel and the server.
 
-import { Changes, bytes, json } from "./api.js";
+import { Changes, REPLACED, bytes, json } from "./api.js";
 import { $, makeSlices, showChosen, showClasses, showFinished, showRun, showSlices, showSuggestions } from "./panel.js";
 import { Viewer } from "./viewer.js";
 
@@ -29,6 +29,7 @@ async function attempt(action) {
     tell("");
     return await action();
   } catch (error) {
+    if (error.status === REPLACED) await look().catch(() => {}); // so that the newer one is shown
     tell(error.message);
     return null;
   }
@@ -38,7 +39,8 @@ function showSaved(how) {
   const error = how instanceof Error ? how : null;
   $("saved").className = error ? "failed" : how;
   const texts = { saved: "all saved", saving: "saving ...", waiting: "not saved: the program does not answer; trying again" };
-  $("saved").textContent = error ? "not saved" : texts[how];
+  $("saved").textContent = error ? `not saved: ${error.message}` : texts[how];
+  $("resend").hidden = !(changes && changes.failed);
 }
 
 // ---------------------------------------------------------------- painting
@@ -69,38 +71,45 @@ function changed(answer) {
 }
 
 // A slice that the server has changed
-async function take(answer) {
-  if (!answer) return;
-  viewer.putSlice(answer.axis, answer.index, await bytes("api/slice", { axis: answer.axis, index: answer.index }));
+function take(answer) {
+  viewer.putSlice(answer.axis, answer.index, Uint8Array.from(atob(answer.voxels), (letter) => letter.charCodeAt(0)));
   changed(answer);
 }
 
-const undo = () => attempt(async () => {
+const undo = () => attempt(() => viewer.locked(async () => {
   const answer = await changes.post("api/undo");
-  await take(answer);
+  take(answer);
   viewer.goTo(answer.axis, answer.index);
-});
+}));
 const place = (axis) => ({ axis, index: viewer.voxel()[axis] });
 const finish = (axis, finished) =>
   attempt(async () => changed(await changes.post("api/finished", { ...place(axis), finished }))).then(showState);
-const accept = (finished) => attempt(async () => take(await changes.post("api/accept", { ...place(active), finished })));
+const accept = (finished) => attempt(() => viewer.locked(async () =>
+  take(await changes.post("api/accept", { ...place(active), finished, version: shownVersion }))));
 
+// entries: function of the classes so far, as an edit before this one may not be saved yet
 async function editClasses(entries) {
-  const answer = await attempt(() => json("POST", "api/classes", {}, entries));
-  if (answer) state.classes = answer.classes;
+  await attempt(() => {
+    changes.check();
+    return changes.add(async (after) => {
+      const answer = await json("POST", "api/classes", { after }, entries(state.classes));
+      state.classes = answer.classes;
+      return answer;
+    });
+  });
   viewer.setColors(state.classes);
   showClasses(state.classes, chosen, { choose, edit });
 }
 
 function edit(number, entry) {
-  editClasses(state.classes.map(({ name, color }, other) => (other === number ? entry : { name, color })));
+  editClasses((classes) => classes.map(({ name, color }, other) => (other === number ? entry : { name, color })));
 }
 
-function addClass() {
-  const names = new Set(state.classes.map((entry) => entry.name));
-  let number = state.classes.length;
+function withAnother(classes) {
+  const names = new Set(classes.map((entry) => entry.name));
+  let number = classes.length;
   while (names.has(`class ${number}`)) number += 1;
-  return editClasses([...state.classes.map(({ name, color }) => ({ name, color })), { name: `class ${number}` }]);
+  return [...classes.map(({ name, color }) => ({ name, color })), { name: `class ${number}` }];
 }
 
 // ---------------------------------------------------------------- slices
@@ -145,7 +154,7 @@ function toggle(id) {
 }
 
 const densify = () => attempt(async () => {
-  await changes.last; // the last stroke counts, too
+  await changes.settled(); // the last stroke counts, too
   const answer = await json("POST", "api/densify", { minutes: $("minutes").value });
   if (answer.unfinished.length) {
     const more = answer.more ? ` and ${answer.more} more` : "";
@@ -154,16 +163,29 @@ const densify = () => attempt(async () => {
   await look();
 });
 
-// Reads the server's state, and what it has found since
-async function look() {
+let looking = Promise.resolve();
+
+// Reads the server's state, and what it has found since; one reading after the other, so that the newest stays
+function look() {
+  const result = looking.then(readState);
+  looking = result.catch(() => {});
+  return result;
+}
+
+async function readState() {
   const now = await json("GET", "api/state");
   Object.assign(state, { run: now.run, found: now.found, fault: now.fault, report: now.report });
   if (now.found && now.found.version !== shownVersion) {
-    shownVersion = now.found.version;
-    suggestion = -1;
-    const files = await Promise.all([bytes("api/prediction.nii"), bytes("api/confidence.nii")]);
-    await viewer.setFound(...files, Number($("shown").value), Number($("doubt").value));
-    document.body.dataset.found = `${now.found.kind} ${shownVersion}`;
+    const version = { version: now.found.version };
+    const files = ["api/prediction.nii", "api/confidence.nii"].map((path) => bytes(path, version));
+    try {
+      await viewer.setFound(...(await Promise.all(files)), Number($("shown").value), Number($("doubt").value));
+      shownVersion = now.found.version;
+      suggestion = -1;
+      document.body.dataset.found = `${now.found.kind} ${shownVersion}`;
+    } catch (error) {
+      if (error.status !== REPLACED) throw error; // the next reading shows the newer one
+    }
   }
   showRun(state);
   showState();
@@ -174,7 +196,7 @@ async function poll() {
     await look();
     if (!changes.waiting && !changes.broken) showSaved("saved");
   } catch {
-    showSaved("waiting");
+    if (!changes.failed && !changes.broken) showSaved("waiting");
   }
   setTimeout(poll, POLL[state.run.state === "running" || state.run.state === "stopping" ? "running" : "idle"]);
 }
@@ -191,7 +213,7 @@ const KEYS = {
 
 function onKey(event) {
   const writes = event.target.matches("input[type=text], input[type=number], select");
-  if (writes || event.altKey || event.metaKey) return;
+  if (writes || viewer.stroke || event.altKey || event.metaKey) return;
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   const action = event.ctrlKey ? { z: undo }[key] : KEYS[key] || (/^[1-9]$/.test(key) ? () => choose(Number(key) - 1) : null);
   if (!action) return;
@@ -205,10 +227,10 @@ function connect() {
   $("layout").addEventListener("change", () => setLayout(Number($("layout").value)));
   for (const id of ["shown", "doubt"]) $(id).addEventListener("input", showOpacity);
   const clicks = {
-    undo, densify, next: nextSuggested, accept: () => accept(true), correct: () => accept(false), "add-class": addClass,
+    undo, densify, next: nextSuggested, accept: () => accept(true), correct: () => accept(false), "add-class": () => editClasses(withAnother), resend: () => changes.resend(),
     stop: () => attempt(() => json("POST", "api/stop").then(look)),
     export: () => attempt(async () => {
-      await changes.last;
+      await changes.settled();
       const answer = await json("POST", "api/export");
       const values = Object.entries(answer.values).map(([value, name]) => `${value} ${name}`);
       $("exported").textContent = `Written: ${answer.path}\n(${values.join(", ")})`;

@@ -17,7 +17,9 @@ export class Viewer {
     this.canvas = canvas;
     this.onStroke = () => {}; // (axis, index, voxels): what was painted in one movement
     this.onMove = () => {}; // (voxel, axis or null)
-    this.stroke = null;
+    this.stroke = null; // axis and index of the slice that is painted on while the button is down
+    this.paints = true;
+    this.locks = 0;
     this.found = null;
     this.nv = new Niivue({
       backColor: [0, 0, 0, 1],
@@ -55,6 +57,8 @@ export class Viewer {
     for (const kind of ["mouseup", "touchend"]) window.addEventListener(kind, () => setTimeout(() => this.endStroke()));
     this.canvas.addEventListener("mouseleave", () => setTimeout(() => this.endStroke()));
     this.canvas.addEventListener("mousedown", () => this.endStroke(), true);
+    const whileDrawing = (event) => { if (this.stroke) event.stopImmediatePropagation(); };
+    window.addEventListener("wheel", whileDrawing, { capture: true, passive: true }); // no other slice during a stroke
   }
 
   // ---------------------------------------------------------------- painting
@@ -63,8 +67,22 @@ export class Viewer {
   setTool(tool, value, size) {
     this.nv.opts.penSize = tool === "fill" ? 1 : size; // an outline is thin, so that it can be exact
     this.nv.setPenValue(tool === "erase" ? 0 : value, tool === "fill");
-    this.nv.setDrawingEnabled(tool !== "move");
+    this.paints = tool !== "move";
+    this.nv.setDrawingEnabled(this.paints && !this.locks);
     this.canvas.style.cursor = tool === "move" ? "default" : "crosshair";
+  }
+
+  // Runs what may change a slice on the server; meanwhile nothing can be painted, which it would overwrite
+  async locked(action) {
+    this.endStroke();
+    this.locks += 1;
+    this.nv.setDrawingEnabled(false);
+    try {
+      return await action();
+    } finally {
+      this.locks -= 1;
+      this.nv.setDrawingEnabled(this.paints && !this.locks);
+    }
   }
 
   moved(place) {
@@ -72,6 +90,7 @@ export class Viewer {
     const axis = Number.isInteger(place.axCorSag) && place.axCorSag <= SLICE_TYPE.SAGITTAL ? 2 - place.axCorSag : null;
     if (this.nv.opts.drawingEnabled && this.nv.drawPenAxCorSag >= 0) {
       const across = 2 - this.nv.drawPenAxCorSag;
+      if (this.stroke && (this.stroke.axis !== across || this.stroke.index !== voxel[across])) this.endStroke();
       this.stroke = { axis: across, index: voxel[across] };
     }
     this.onMove(voxel, axis);
@@ -131,6 +150,7 @@ export class Viewer {
   }
 
   goTo(axis, index) {
+    if (this.stroke) return;
     const voxel = this.voxel();
     voxel[axis] = Math.min(Math.max(index, 0), this.shape[axis] - 1);
     this.nv.scene.crosshairPos = this.nv.vox2frac(voxel);
