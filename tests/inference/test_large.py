@@ -1,5 +1,6 @@
 """Images larger than memory: the same voxels as in memory, written in chunks, and continued where they were stopped."""
 
+import errno
 import json
 
 import h5py
@@ -10,13 +11,17 @@ import zarr
 
 from sparse3dunet.data.large import VOLUME_MEMORY
 from sparse3dunet.errors import DataError
-from sparse3dunet.inference import large
+from sparse3dunet.inference import large, records
+from sparse3dunet.inference.batch import Output, predict_batch
+from sparse3dunet.inference.inputs import ImageCase
 from sparse3dunet.inference.large import STATE, Progress, predict_large
 from sparse3dunet.inference.predictor import Predictor, Scratch
 from sparse3dunet.inference.slabs import SlabInferer
 from sparse3dunet.io import chunked_results, ome_zarr, read_image
+from sparse3dunet.io.chunked_results import ChunkedResult
 from sparse3dunet.io.formats import open_image
 from sparse3dunet.networks import UNet3D
+from sparse3dunet.progress import BatchProgress
 from tests.conftest import run_sparse3dunet
 from tests.io.microscopy import voxels, write
 
@@ -184,6 +189,42 @@ def test_what_was_written_is_not_computed_again(network, image, tmp_path):
     assert (read_image(drafts / KIND_NAMES["segmentation"]).data == 299).sum() == 1
     (drafts / STATE).write_text("{damaged")
     assert Progress.read(drafts, "key") is None
+
+
+@pytest.mark.parametrize("place", ["write", "finish", "move"])
+def test_what_was_written_is_kept_when_the_disk_is_full(network, image, tmp_path, monkeypatch, place):
+    """The next run computes only the rest, and the result is the same."""
+    out, windows, calls = tmp_path / "out", [], []
+    owner, name = (records, "move") if place == "move" else (ChunkedResult, place)
+    works = getattr(owner, name)
+
+    def full(*arguments):
+        calls.append(arguments)
+        if len(calls) == (13 if place == "write" else 2):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return works(*arguments)
+
+    def predict():
+        windows.clear()
+        cases, output = [ImageCase("ngff04", (str(image),))], Output(out, list(NAMES.values()), VALUES, pictures=False)
+        with monkeypatch.context() as context:
+            context.setattr(BatchProgress, "windows", lambda self, done, total: windows.append(done))
+            outcome = predict_batch(cases, predictor(network), output, {}, quiet=True)
+        return outcome, windows[:1]
+
+    monkeypatch.setenv(VOLUME_MEMORY, "0")
+    monkeypatch.setattr(owner, name, full)
+    outcome, _ = predict()
+    assert "No space left on device" in outcome.failed[0]
+    monkeypatch.setattr(owner, name, works)
+    outcome, first_window = predict()
+    assert not outcome.failed
+    assert first_window > [2] if place == "write" else not first_window
+    expected = in_memory(network, image)
+    for kind in ("segmentation", "confidence"):
+        file = out / f"ngff04_{'seg' if kind == 'segmentation' else kind}.ome.zarr"
+        np.testing.assert_array_equal(read_image(file).data, getattr(expected, kind))
+    assert not (out / ".drafts").exists()
 
 
 def test_settings_that_need_the_whole_volume(network, image, tmp_path):
