@@ -130,7 +130,11 @@ def test_hdf5(network, tmp_path):
 
 
 def test_the_pyramid_and_its_metadata_are_those_of_the_whole(network, image, tmp_path):
-    found = in_parts(network, image, tmp_path / "drafts")
+    in_parts(network, image, tmp_path / "drafts")
+    (tmp_path / "drafts" / STATE).unlink()
+    (tmp_path / "drafts" / KIND_NAMES["segmentation"] / "other").mkdir()
+    found = in_parts(network, image, tmp_path / "drafts")  # what is there is replaced
+    assert not (found.files[0].path / "other").exists()
     voxels = read_image(tmp_path / "drafts" / KIND_NAMES["segmentation"]).data
     ome_zarr.write_ome_zarr(tmp_path / "whole.ome.zarr", voxels, read_image(image), NAMES)
     one, other = (zarr.open_group(p, mode="r") for p in (tmp_path / "whole.ome.zarr", found.files[0].path))
