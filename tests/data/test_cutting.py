@@ -13,6 +13,8 @@ from sparse3dunet.data.large import VOLUME_MEMORY, open_large, parse_bytes, set_
 from sparse3dunet.data.splits import MOST_PARTS, split_cases
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import read_image
+from sparse3dunet.io.defaults import VOXEL_SIZE
+from sparse3dunet.io.formats import opened_once
 from sparse3dunet.io.monai_reader import VolumeReader
 from sparse3dunet.io.parts import split_part
 from sparse3dunet.io.writing import write_map
@@ -299,3 +301,19 @@ def test_training_and_prediction(tmp_path):
     result = run_sparse3dunet("predict", tmp_path / "models", image, "-o", out, *limit)
     assert result.returncode == 0, result.stderr
     assert read_image(out / "image_ngff04_seg.ome.zarr").spatial_shape == SHAPE
+
+
+def test_volumes_stay_open_until_they_change(tmp_path, monkeypatch):
+    """For their parts: many volumes at once; anew with another voxel size, or when their metadata changed."""
+    paths = [write(tmp_path / f"{i}_ngff04.ome.zarr", voxels((4, 4, 4)), spacing=None) for i in range(12)]
+    paths.append(write(tmp_path / "12_ilastik.h5", voxels((4, 4, 4)), spacing=None))
+    opened = [opened_once(path) for path in paths]
+    assert all(one is other for one, other in zip(opened, map(opened_once, paths)))
+    monkeypatch.setenv(VOXEL_SIZE, "2,2,3mm")
+    assert opened_once(paths[0]).spacing == (2, 2, 3)
+    assert opened_once(paths[-1]).spacing == (2, 2, 3)
+    monkeypatch.delenv(VOXEL_SIZE)
+    assert opened_once(paths[0]) is opened[0]
+    metadata = paths[0] / ".zattrs"
+    metadata.write_text(metadata.read_text() + "\n")
+    assert opened_once(paths[0]) is not opened[0]

@@ -10,12 +10,13 @@ import torch
 import zarr
 
 from sparse3dunet.data.large import VOLUME_MEMORY
+from sparse3dunet.data.moments import channels_of
 from sparse3dunet.errors import DataError
 from sparse3dunet.inference import large, records
 from sparse3dunet.inference.batch import Output, predict_batch
 from sparse3dunet.inference.inputs import ImageCase
 from sparse3dunet.inference.large import STATE, Progress, predict_large
-from sparse3dunet.inference.predictor import Predictor, Scratch
+from sparse3dunet.inference.predictor import Predictor, Scratch, ZScore
 from sparse3dunet.inference.slabs import SlabInferer
 from sparse3dunet.io import chunked_results, ome_zarr, read_image
 from sparse3dunet.io.chunked_results import ChunkedResult
@@ -66,7 +67,10 @@ def predictor(network, **options):
 
 
 def in_memory(network, image, **options):
-    with Scratch() as scratch:
+    """Normalised by the voxels as they are stored, also if they are resampled."""
+    stored = ZScore.of(channels_of(read_image(image).data), str(image))
+    with Scratch() as scratch, pytest.MonkeyPatch.context() as context:
+        context.setattr(ZScore, "of", lambda *arguments: stored)
         return predictor(network, **options)([read_image(image)], scratch)
 
 
@@ -237,6 +241,15 @@ def test_settings_that_need_the_whole_volume(network, image, tmp_path):
             in_parts(network, image, tmp_path / "drafts", **options)
     with pytest.raises(DataError, match=r"a_seg\.nii\.gz: this format is written as a whole.*--format ome\.zarr"):
         in_parts(network, image, tmp_path / "drafts", {"segmentation": "a_seg.nii.gz", "confidence": "a.ome.zarr"})
+
+
+def test_resampling_that_does_not_fit_into_memory(network, image, tmp_path, monkeypatch):
+    """Refused with the figures before anything is read; without resampling, the same memory is enough."""
+    monkeypatch.setattr(large, "machine_memory", lambda: 2**17)
+    message = r"voxel size, 0\.0006 x .* takes about \S+ GiB of memory, more than the 0\.000122 GiB .* Convert"
+    with pytest.raises(DataError, match=message):
+        in_parts(network, image, tmp_path / "drafts", spacing=(0.0006, 0.0004, 0.0017), on_window=pytest.fail)
+    in_parts(network, image, tmp_path / "drafts")
 
 
 def test_nan_is_found_before_anything_is_predicted(network, tmp_path):
