@@ -13,6 +13,8 @@ from sparse3dunet.data.large import VOLUME_MEMORY, open_large, parse_bytes, set_
 from sparse3dunet.data.splits import MOST_PARTS, split_cases
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import read_image
+from sparse3dunet.io.defaults import VOXEL_SIZE
+from sparse3dunet.io.formats import opened_once
 from sparse3dunet.io.monai_reader import VolumeReader
 from sparse3dunet.io.parts import split_part
 from sparse3dunet.io.writing import write_map
@@ -166,6 +168,9 @@ def test_what_cannot_be_cut(tmp_path):
     (tmp_path / "all").mkdir()
     with pytest.raises(DataError, match=r"annotated_slices is 'all', which needs the whole volume"):
         checks.complete(read_data_set(datalist(tmp_path / "all", on_slices(), annotated_slices="all")))
+    (tmp_path / "word").mkdir()
+    with pytest.raises(DataError, match=r"annotated_slices is 'finished', which needs .* expected one plane"):
+        checks.complete(read_data_set(datalist(tmp_path / "word", on_slices(), annotated_slices="finished")))
     (tmp_path / "undecided").mkdir()
     with pytest.raises(DataError, match=r"cannot infer which voxels are unlabeled, of the values 1, 2, 3"):
         conventions.complete(read_data_set(datalist(tmp_path / "undecided", DENSE)))
@@ -187,6 +192,75 @@ def test_few_parts_are_validated(tmp_path):
         training, validation = split_cases(cases, fraction)
         assert len(validation) == MOST_PARTS
         assert len(training) == (48 if fraction == 0 else 40)
+
+
+def volumes(tmp_path, monkeypatch, *labels, **declared):
+    """Data set of volumes a, b, ..., the first of which are large: those whose label has the shape SHAPE."""
+    entries = []
+    for name, label in zip("abcd", labels):
+        write(tmp_path / f"{name}_ngff04.ome.zarr", voxels(label.shape, high=200))
+        write(tmp_path / f"{name}label_ngff04.ome.zarr", label)
+        entries.append({"image": f"{name}_ngff04.ome.zarr", "label": f"{name}label_ngff04.ome.zarr"})
+    validation = declared.pop("validation", [])
+    training = [entry for entry in entries if entry["image"][0] not in validation]
+    listed = {"training": training, "validation": [entry for entry in entries if entry not in training]}
+    (tmp_path / "data.json").write_text(json.dumps({**listed, **declared}))
+    monkeypatch.setenv(VOLUME_MEMORY, "1MB")
+    return read_data_set(tmp_path / "data.json")
+
+
+def of_volumes(cases):
+    return {case_name(case[IMAGE])[0] for case in cases}
+
+
+def test_volumes_are_held_out_as_a_whole(tmp_path, monkeypatch):
+    """By the data set's declaration, by a file that names them, and at random; and few parts of each are scored."""
+    labels = [scribbles(), scribbles(), np.ones(SHAPE, np.uint8)]
+    data_set = checks.complete(
+        volumes(
+            tmp_path,
+            monkeypatch,
+            *labels,
+            ignore_index=UNLABELED,
+            validation="c",
+            labels={"background": 1, "y": 2, "z": 3},
+        )
+    )
+    split = split_cases(data_set.cases, 0.2, 0, None, data_set.validation)
+    assert [of_volumes(part) for part in split] == [{"a", "b"}, {"c"}]
+    assert len(split[1]) == MOST_PARTS
+    (tmp_path / "split.json").write_text(json.dumps({"train": ["b_ngff04", "c_ngff04"], "val": ["a_ngff04"]}))
+    split = split_cases(data_set.cases, split_file=tmp_path / "split.json")
+    assert [of_volumes(part) for part in split] == [{"b", "c"}, {"a"}]
+    for seed in range(4):
+        training, validation = split_cases(data_set.cases, 0.4, seed)
+        assert len(of_volumes(training)) == 2
+        assert len(of_volumes(validation)) == 1
+        assert not of_volumes(training) & of_volumes(validation)
+
+
+def test_a_class_of_another_volume_is_never_taken_for_unlabeled(tmp_path, monkeypatch):
+    """The large volume shows fewer classes; its parts read as unlabeled outside of their cells."""
+    large, small = np.zeros(SHAPE, np.uint8), np.zeros((12, 12, 12), np.uint8)
+    large[10:30, 10:30, 7], small[3:6, 3:9, 4], small[7:9, 3:9, 4] = 1, 1, 2
+    data_set = checks.complete(volumes(tmp_path, monkeypatch, large, small, annotated_slices="axial"))
+    assert data_set.class_values == [0, 1, 2]
+    counts = checks.check_data(data_set).class_counts
+    assert counts == [SHAPE[0] * SHAPE[1] - 400 + 144 - 30, 400 + 18, 12]
+
+
+def test_zero_means_unlabeled_in_all_volumes_or_none(tmp_path, monkeypatch):
+    """Inferred in one, it would drop the background of the others."""
+    whole, dense = on_slices(4) % 4, np.random.default_rng(3).integers(0, 4, (12, 12, 12)).astype(np.uint8)
+    background = np.zeros(SHAPE, np.uint8)
+    background[5:55, 5:45, 7] = 1
+    for number, labels in enumerate(((whole, background), (whole, dense), (background, whole[:20, :20, :20]))):
+        (tmp_path / str(number)).mkdir()
+        with pytest.raises(DataError, match=r"different ways: 0 means unlabeled in \S+ and not in \S+\. Mark them"):
+            conventions.complete(volumes(tmp_path / str(number), monkeypatch, *labels))
+    data_set = conventions.complete(volumes(tmp_path, monkeypatch, whole, whole[:20, :20, :20]))
+    assert data_set.ignore_index == (0,)
+    assert data_set.class_values == [1, 2, 3]
 
 
 def test_what_is_large(tmp_path, monkeypatch, capsys):
@@ -227,3 +301,19 @@ def test_training_and_prediction(tmp_path):
     result = run_sparse3dunet("predict", tmp_path / "models", image, "-o", out, *limit)
     assert result.returncode == 0, result.stderr
     assert read_image(out / "image_ngff04_seg.ome.zarr").spatial_shape == SHAPE
+
+
+def test_volumes_stay_open_until_they_change(tmp_path, monkeypatch):
+    """For their parts: many volumes at once; anew with another voxel size, or when their metadata changed."""
+    paths = [write(tmp_path / f"{i}_ngff04.ome.zarr", voxels((4, 4, 4)), spacing=None) for i in range(12)]
+    paths.append(write(tmp_path / "12_ilastik.h5", voxels((4, 4, 4)), spacing=None))
+    opened = [opened_once(path) for path in paths]
+    assert all(one is other for one, other in zip(opened, map(opened_once, paths)))
+    monkeypatch.setenv(VOXEL_SIZE, "2,2,3mm")
+    assert opened_once(paths[0]).spacing == (2, 2, 3)
+    assert opened_once(paths[-1]).spacing == (2, 2, 3)
+    monkeypatch.delenv(VOXEL_SIZE)
+    assert opened_once(paths[0]) is opened[0]
+    metadata = paths[0] / ".zattrs"
+    metadata.write_text(metadata.read_text() + "\n")
+    assert opened_once(paths[0]) is not opened[0]

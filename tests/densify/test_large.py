@@ -4,10 +4,13 @@ import json
 
 import numpy as np
 import pytest
+import zarr
 
+from sparse3dunet.bundle import running
 from sparse3dunet.data import checks
 from sparse3dunet.data.datalist import read_data_set
-from sparse3dunet.densify.large import is_large_pair
+from sparse3dunet.densify import large
+from sparse3dunet.densify.large import densify_large, is_large_pair
 from sparse3dunet.densify.schedule import check_sparse
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import read_image
@@ -52,6 +55,52 @@ def test_train_on_parts_and_predict_in_parts(tmp_path):
     again = run_sparse3dunet(*command)
     assert again.returncode == 0, again.stderr
     assert "already done" in again.stdout
+
+
+@pytest.fixture
+def trainings(monkeypatch):
+    """Settings of each training, none of which runs."""
+    found = []
+    monkeypatch.setattr(running, "run_quietly", lambda run, settings, overlays: found.append(settings))
+    monkeypatch.setattr(large, "_predict", lambda *arguments: None)
+    return found
+
+
+def test_more_annotation_is_trained_on(tmp_path, trainings, capsys):
+    """A training that ended is continued only if nothing changed but the minutes; its state is gone otherwise."""
+    scan, annotation, dense = pair(tmp_path)
+    out = tmp_path / "out"
+    state = out / "model/state/last.pt"
+
+    def resumes(minutes=1.0, **settings):
+        state.parent.mkdir(parents=True, exist_ok=True)
+        state.write_bytes(b"of the former run")
+        densify_large([str(scan), str(annotation)], out, minutes, {"device": "cpu", **settings}, {})
+        assert state.exists() == trainings[-1]["resume"] or settings.get("restart")
+        return trainings[-1]["resume"]
+
+    assert not resumes()
+    assert resumes()
+    assert resumes(minutes=2.0)
+    assert not resumes(restart=True)
+    assert resumes()
+    zarr.open_group(str(annotation), mode="r+")["fine"][12] = dense[:, :, 12].T + 1
+    capsys.readouterr()
+    assert not resumes()
+    assert "changed since the former run: training starts again" in capsys.readouterr().out
+    assert resumes()
+    assert not resumes(ignore_index=[0])
+
+
+def test_results_are_checked_before_the_training(tmp_path, trainings):
+    scan, annotation, _ = pair(tmp_path)
+    for format, message in ((".nii.gz", "this format is written as a whole"), (".abc", "abc")):
+        with pytest.raises(DataError, match=message):
+            densify_large([str(scan), str(annotation)], tmp_path / "out", 1.0, {"format": format}, {})
+    (tmp_path / "out/ngff04_seg.ome.zarr").mkdir(parents=True)
+    with pytest.raises(DataError, match="exists and is not what this command wrote there"):
+        densify_large([str(scan), str(annotation)], tmp_path / "out", 1.0, {}, {})
+    assert not trainings
 
 
 def test_an_annotation_that_is_read_as_a_whole(tmp_path, error_of, monkeypatch):

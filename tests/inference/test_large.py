@@ -1,5 +1,6 @@
 """Images larger than memory: the same voxels as in memory, written in chunks, and continued where they were stopped."""
 
+import errno
 import json
 
 import h5py
@@ -9,14 +10,19 @@ import torch
 import zarr
 
 from sparse3dunet.data.large import VOLUME_MEMORY
+from sparse3dunet.data.moments import channels_of
 from sparse3dunet.errors import DataError
-from sparse3dunet.inference import large
+from sparse3dunet.inference import large, records
+from sparse3dunet.inference.batch import Output, predict_batch
+from sparse3dunet.inference.inputs import ImageCase
 from sparse3dunet.inference.large import STATE, Progress, predict_large
-from sparse3dunet.inference.predictor import Predictor, Scratch
+from sparse3dunet.inference.predictor import Predictor, Scratch, ZScore
 from sparse3dunet.inference.slabs import SlabInferer
 from sparse3dunet.io import chunked_results, ome_zarr, read_image
+from sparse3dunet.io.chunked_results import ChunkedResult
 from sparse3dunet.io.formats import open_image
 from sparse3dunet.networks import UNet3D
+from sparse3dunet.progress import BatchProgress
 from tests.conftest import run_sparse3dunet
 from tests.io.microscopy import voxels, write
 
@@ -61,7 +67,10 @@ def predictor(network, **options):
 
 
 def in_memory(network, image, **options):
-    with Scratch() as scratch:
+    """Normalised by the voxels as they are stored, also if they are resampled."""
+    stored = ZScore.of(channels_of(read_image(image).data), str(image))
+    with Scratch() as scratch, pytest.MonkeyPatch.context() as context:
+        context.setattr(ZScore, "of", lambda *arguments: stored)
         return predictor(network, **options)([read_image(image)], scratch)
 
 
@@ -125,7 +134,11 @@ def test_hdf5(network, tmp_path):
 
 
 def test_the_pyramid_and_its_metadata_are_those_of_the_whole(network, image, tmp_path):
-    found = in_parts(network, image, tmp_path / "drafts")
+    in_parts(network, image, tmp_path / "drafts")
+    (tmp_path / "drafts" / STATE).unlink()
+    (tmp_path / "drafts" / KIND_NAMES["segmentation"] / "other").mkdir()
+    found = in_parts(network, image, tmp_path / "drafts")  # what is there is replaced
+    assert not (found.files[0].path / "other").exists()
     voxels = read_image(tmp_path / "drafts" / KIND_NAMES["segmentation"]).data
     ome_zarr.write_ome_zarr(tmp_path / "whole.ome.zarr", voxels, read_image(image), NAMES)
     one, other = (zarr.open_group(p, mode="r") for p in (tmp_path / "whole.ome.zarr", found.files[0].path))
@@ -186,12 +199,57 @@ def test_what_was_written_is_not_computed_again(network, image, tmp_path):
     assert Progress.read(drafts, "key") is None
 
 
+@pytest.mark.parametrize("place", ["write", "finish", "move"])
+def test_what_was_written_is_kept_when_the_disk_is_full(network, image, tmp_path, monkeypatch, place):
+    """The next run computes only the rest, and the result is the same."""
+    out, windows, calls = tmp_path / "out", [], []
+    owner, name = (records, "move") if place == "move" else (ChunkedResult, place)
+    works = getattr(owner, name)
+
+    def full(*arguments):
+        calls.append(arguments)
+        if len(calls) == (13 if place == "write" else 2):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return works(*arguments)
+
+    def predict():
+        windows.clear()
+        cases, output = [ImageCase("ngff04", (str(image),))], Output(out, list(NAMES.values()), VALUES, pictures=False)
+        with monkeypatch.context() as context:
+            context.setattr(BatchProgress, "windows", lambda self, done, total: windows.append(done))
+            outcome = predict_batch(cases, predictor(network), output, {}, quiet=True)
+        return outcome, windows[:1]
+
+    monkeypatch.setenv(VOLUME_MEMORY, "0")
+    monkeypatch.setattr(owner, name, full)
+    outcome, _ = predict()
+    assert "No space left on device" in outcome.failed[0]
+    monkeypatch.setattr(owner, name, works)
+    outcome, first_window = predict()
+    assert not outcome.failed
+    assert first_window > [2] if place == "write" else not first_window
+    expected = in_memory(network, image)
+    for kind in ("segmentation", "confidence"):
+        file = out / f"ngff04_{'seg' if kind == 'segmentation' else kind}.ome.zarr"
+        np.testing.assert_array_equal(read_image(file).data, getattr(expected, kind))
+    assert not (out / ".drafts").exists()
+
+
 def test_settings_that_need_the_whole_volume(network, image, tmp_path):
     for options, what in (({"largest": [1]}, "--largest"), ({"min_ml": {1: 2.0}}, "--min-ml")):
         with pytest.raises(DataError, match=rf"{what} need.* the whole volume in memory"):
             in_parts(network, image, tmp_path / "drafts", **options)
     with pytest.raises(DataError, match=r"a_seg\.nii\.gz: this format is written as a whole.*--format ome\.zarr"):
         in_parts(network, image, tmp_path / "drafts", {"segmentation": "a_seg.nii.gz", "confidence": "a.ome.zarr"})
+
+
+def test_resampling_that_does_not_fit_into_memory(network, image, tmp_path, monkeypatch):
+    """Refused with the figures before anything is read; without resampling, the same memory is enough."""
+    monkeypatch.setattr(large, "machine_memory", lambda: 2**17)
+    message = r"voxel size, 0\.0006 x .* takes about \S+ GiB of memory, more than the 0\.000122 GiB .* Convert"
+    with pytest.raises(DataError, match=message):
+        in_parts(network, image, tmp_path / "drafts", spacing=(0.0006, 0.0004, 0.0017), on_window=pytest.fail)
+    in_parts(network, image, tmp_path / "drafts")
 
 
 def test_nan_is_found_before_anything_is_predicted(network, tmp_path):

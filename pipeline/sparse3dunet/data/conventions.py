@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from sparse3dunet.data import checks
-from sparse3dunet.data.cutting import cut_large
+from sparse3dunet.data.cutting import cut_and_infer
 from sparse3dunet.data.datalist import Case, DataSet
+from sparse3dunet.data.large_conventions import UndecidedError
 from sparse3dunet.data.slices import ALL, Slices, crossed, nonempty_slices, runs, slices_mask
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.formats import read_label
@@ -49,10 +50,6 @@ class Convention:
     annotated_slices: str | None
     reason: str
     is_guess: bool = False
-
-
-class UndecidedError(DataError):
-    """Error for a valid label map from which the unlabeled voxels cannot be inferred; others of its data set may do."""
 
 
 def infer(label: np.ndarray, source: str, classes: Collection[int] = (), unlabeled: Collection[int] = ()) -> Convention:
@@ -123,8 +120,7 @@ def complete(
         DataError: when the convention cannot be inferred, or the label maps differ in it, or the classes are wrong.
     """
     classes = (known or {}).get("class_values") or ([] if background is None else [background])
-    data_set = cut_large(data_set, infer=True, classes=classes)
-    data_set = checks.complete(_with_convention(data_set, classes), known, background)
+    data_set = checks.complete(cut_and_infer(data_set, classes, _with_convention), known, background)
     if class_names is None:
         return data_set
     values = data_set.class_values

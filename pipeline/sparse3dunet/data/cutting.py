@@ -8,19 +8,27 @@ belongs to one of them: in the others it reads as unlabeled.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from sparse3dunet.data.datalist import Case, DataSet
+from sparse3dunet.data.datalist import Case, DataSet, case_name
 from sparse3dunet.data.large import open_large
-from sparse3dunet.data.large_conventions import LargeConvention, declared_convention, inferred_convention
+from sparse3dunet.data.large_conventions import (
+    CURE,
+    USUAL_VALUE,
+    LargeConvention,
+    UndecidedError,
+    declared_convention,
+    inferred_convention,
+)
 from sparse3dunet.data.moments import channel_moments, channels_of
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.formats import is_chunked, opened_once
-from sparse3dunet.io.parts import Box, Part, part_path
+from sparse3dunet.io.parts import Box, Part, part_path, split_part
 from sparse3dunet.io.volumes import Volume, check_same_grid, on_grid_of
 from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL, MOMENTS, REFERENCE, WEIGHT
 
@@ -32,6 +40,8 @@ MOST_PARTS = 256
 """Number of parts of a volume; of more annotation, as many parts are taken evenly."""
 OF_A_CLASS = 8
 """Number of parts that are added for a class which the chosen ones do not show."""
+NO_CLASS = -(2**15) - 1
+"""Value for unlabeled voxels outside of parts if none is declared: no class can have it, also not in other cases."""
 
 
 @dataclass
@@ -65,18 +75,60 @@ def cut_large(data_set: DataSet, infer: bool = False, classes: Sequence[int] = (
         None if volumes is None else _convention(case, volumes[0], data_set.ignore_index, known, infer)
         for case, volumes in zip(data_set.cases, opened)
     ]
-    ignored = tuple(dict.fromkeys(v for c in conventions if c is not None for v in c.ignore_index))
-    ignored = tuple(dict.fromkeys((*ignored, *data_set.ignore_index)))
-    if not ignored:
-        highest = max((value for c in conventions if c is not None for value in c.values), default=0)
-        ignored = (int(max([highest, *known])) + 1,)
+    found = [(case[LABEL], c.ignore_index) for case, c in zip(data_set.cases, conventions) if c is not None]
+    _check_alike(data_set, found)
+    ignored = tuple(dict.fromkeys((*(v for _, values in found for v in values), *data_set.ignore_index)))
+    ignored = ignored or (NO_CLASS,)
     cases: list[Case] = []
+    validation: list[str] = []
     for case, volumes, convention in zip(data_set.cases, opened, conventions):
-        if volumes is None or convention is None:
-            cases.append(case)
-        else:
-            cases += _parts(case, volumes, replace(convention, ignore_index=ignored))
-    return replace(data_set, cases=cases, ignore_index=ignored)
+        parts = [case]
+        if volumes is not None and convention is not None:
+            parts = _parts(case, volumes, replace(convention, ignore_index=ignored))
+        cases += parts
+        if case_name(case[IMAGE]) in data_set.validation:
+            validation += [case_name(part[IMAGE]) for part in parts]
+    return replace(data_set, cases=cases, ignore_index=ignored, validation=tuple(validation))
+
+
+def cut_and_infer(
+    data_set: DataSet, classes: Sequence[int], infer: Callable[[DataSet, Sequence[int]], DataSet]
+) -> DataSet:
+    """Return the data set with large cases replaced by their parts, and what is unlabeled inferred if undeclared.
+
+    Args:
+        data_set: as read.
+        classes: values that are known to be classes.
+        infer: returns a data set of cases that are read as a whole with what is inferred from them.
+
+    Raises:
+        DataError: as :func:`cut_large` and `infer`; when a value means unlabeled in some cases only.
+    """
+    cut = cut_large(data_set, infer=True, classes=classes)
+    small = [case for case in cut.cases if MOMENTS not in case]
+    if not small or not has_parts(cut.cases):
+        return cut if has_parts(cut.cases) else infer(cut, classes)
+    whole = replace(data_set, cases=small)
+    with suppress(UndecidedError):  # a dense one, for example
+        whole = infer(whole, classes)
+    large = next(case[LABEL] for case in cut.cases if MOMENTS in case)
+    _check_alike(data_set, [(str(split_part(large)[0]), cut.ignore_index), (small[0][LABEL], whole.ignore_index)])
+    rest = iter(whole.cases)
+    cases = [case if MOMENTS in case else next(rest) for case in cut.cases]
+    return replace(cut, cases=cases, ignore_index=tuple(dict.fromkeys((*cut.ignore_index, *whole.ignore_index))))
+
+
+def _check_alike(data_set: DataSet, found: Sequence[tuple[str, Sequence[int]]]) -> None:
+    """Raise DataError if a value that is usually a class means unlabeled in some label maps only, by file."""
+    for (file, values), (other_file, others) in itertools.combinations(found, 2):
+        differing = {v for v in {*values} ^ {*others} if 0 <= v != USUAL_VALUE} - {*data_set.ignore_index}
+        if differing:
+            if not differing & {*values}:
+                file, other_file = other_file, file
+            raise DataError(
+                f"{data_set.source}: the label maps seem to mark unlabeled voxels in different ways: "
+                f"{min(differing)} means unlabeled in {file}, and not in {other_file}. Mark them alike. {CURE}"
+            )
 
 
 def _label(case: Case, image: Volume, key: str = LABEL) -> Volume:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from sparse3dunet.data.slices import ALL, Slices, listed_slices, plane_names
+from sparse3dunet.data.slices import Slices, listed_slices, plane_names
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.volumes import Volume, values_found
 
@@ -28,6 +28,10 @@ CURE = (
 )
 
 
+class UndecidedError(DataError):
+    """Error for a valid label map from which the unlabeled voxels cannot be inferred; others of its data set may do."""
+
+
 @dataclass(frozen=True)
 class LargeConvention:
     """Which voxels of an annotation are unlabeled.
@@ -35,12 +39,10 @@ class LargeConvention:
     Attributes:
         ignore_index: values of unlabeled voxels.
         slices: annotated slices by array axis, outside of which all is unlabeled; None for everywhere.
-        values: values found, as far as they were looked for.
     """
 
     ignore_index: tuple[int, ...]
     slices: Slices | None = None
-    values: tuple[float, ...] = ()
 
     def is_unlabeled(self, values: np.ndarray) -> bool:
         """Return whether all of some voxels are unlabeled by their one value, which is soon found."""
@@ -83,14 +85,13 @@ def declared_convention(label: Volume, ignored: Sequence[int], specification: An
         DataError: when the slices are declared by a word, and cannot be found without the whole volume.
     """
     if specification is None:
-        values = () if ignored else tuple(_count(label, ()).values)
-        return LargeConvention(tuple(ignored), None, values)
+        return LargeConvention(tuple(ignored))
     counts = _count(label, ignored)
     slices = listed_slices(specification, label.spatial_shape, label.affine, label.path)
     if slices is None:
         axes = _named_axes(specification, label)
         slices = [counts.kept(axis) if axis in axes else [] for axis in range(3)]
-    return LargeConvention(tuple(ignored), slices, tuple(counts.values))
+    return LargeConvention(tuple(ignored), slices)
 
 
 def inferred_convention(label: Volume, declared: Sequence[int], classes: Collection[int]) -> LargeConvention:
@@ -109,10 +110,10 @@ def inferred_convention(label: Volume, declared: Sequence[int], classes: Collect
     if len(values) > MOST_VALUES:
         raise DataError(f"{label.path}: found {len(values)} different values, like in a scan; expected a label map.")
     if any(value in counts.values for value in declared):
-        return LargeConvention(tuple(declared), None, values)
+        return LargeConvention(tuple(declared))
     usual = tuple(int(v) for v in values if v not in classes and (v < 0 or v == USUAL_VALUE))
     if usual and len(values) - len(usual) >= (1 if classes else 2):
-        return _told(label, LargeConvention(usual, None, values), f"{_listed(usual)} means unlabeled, as usual")
+        return _told(label, LargeConvention(usual), f"{_listed(usual)} means unlabeled, as usual")
     found = _by_slices(label, counts, classes)
     if found is None:
         shown = ", ".join(f"{value:g}" for value in sorted(values)[:10])
@@ -129,12 +130,12 @@ def _by_slices(label: Volume, counts: _Counts, classes: Collection[int]) -> Larg
         whole = len(counts.kept(axis)) * (size // label.spatial_shape[axis])
         if total == whole and 0 not in classes and len(values) > 2:
             text = f"0 means unlabeled: all other voxels form {len(counts.kept(axis))} whole slice(s)"
-            return _told(label, LargeConvention((0,), None, values), text)
+            return _told(label, LargeConvention((0,)), text)
     if len(sparse) != 1:
         return None
     slices: Slices = [counts.kept(axis) if axis == sparse[0] else [] for axis in range(3)]
     text = f"0 means background on {len(slices[sparse[0]])} {names[sparse[0]]} slice(s), and unlabeled elsewhere"
-    return _told(label, LargeConvention((), slices, values), text)
+    return _told(label, LargeConvention((), slices), text)
 
 
 def _told(label: Volume, convention: LargeConvention, text: str) -> LargeConvention:
@@ -160,14 +161,15 @@ def _count(label: Volume, ignored: Collection[int]) -> _Counts:
 
 def _named_axes(specification: Any, label: Volume) -> set[int]:
     """Return the array axes of a word for annotated slices, or of ``{"axial": "nonempty"}``."""
-    words = list(specification) if isinstance(specification, Mapping) else [specification]
-    if ALL in words:
-        raise DataError(
-            f"{label.path}: annotated_slices is {ALL!r}, which needs the whole volume in memory; expected one plane, "
-            f"or listed slices. {CURE}"
-        )
+    words = [str(word) for word in (specification if isinstance(specification, Mapping) else [specification])]
     planes = plane_names(label.affine)
-    return {planes.index(str(word).lower()) if str(word).lower() in planes else int(word) for word in words}
+    for word in words:
+        if word.lower() not in (*planes, "0", "1", "2"):
+            raise DataError(
+                f"{label.path}: annotated_slices is {word!r}, which needs the whole volume in memory; expected one "
+                f"plane, or listed slices. {CURE}"
+            )
+    return {planes.index(word.lower()) if word.lower() in planes else int(word) for word in words}
 
 
 def _listed(values: Sequence[int]) -> str:

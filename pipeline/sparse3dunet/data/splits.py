@@ -6,11 +6,13 @@ import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from sparse3dunet.data.cutting import has_parts
 from sparse3dunet.data.datalist import Case, case_name
 from sparse3dunet.data.layouts import read_json
 from sparse3dunet.errors import DataError
+from sparse3dunet.io.parts import split_part
 from sparse3dunet.keys import IMAGE
 
 MOST_PARTS = 8
@@ -27,14 +29,16 @@ def split_cases(
     """Split cases into training and validation.
 
     A single case is used for both: the network learns from its annotated slices, and predicts the rest of it. Of parts
-    of volumes larger than memory, at most MOST_PARTS are for validation.
+    of volumes larger than memory, at most MOST_PARTS are for validation. At random, whole volumes are held
+    out if there are several.
 
     Args:
         cases: cases of a :class:`~sparse3dunet.data.datalist.DataSet`.
         val_fraction: share of the cases for validation, at least one; 0 puts *all* cases into both parts, to densify
             the annotated volumes.
         seed: seed of the random split.
-        split_file: JSON file ``{"train": [names], "val": [names]}`` with a fixed split.
+        split_file: JSON file ``{"train": [names], "val": [names]}`` with a fixed split; the name of a volume larger
+            than memory means all its parts.
         validation: names of the cases that the data set itself sets apart for validation, used if there is no split
             file and `val_fraction` is not 0.
 
@@ -46,23 +50,52 @@ def split_cases(
         return _split_by_file(cases, Path(str(split_file)).expanduser())
     if not 0 <= val_fraction < 1:
         raise DataError(f"val_fraction must be at least 0 and below 1, got {val_fraction}.")
-    most = MOST_PARTS if has_parts(cases) else len(cases)
     if len(cases) <= 1 or val_fraction == 0:
-        return list(cases), list(cases[:: math.ceil(len(cases) / most)] if cases else cases)
+        return list(cases), _few(cases)
     if validation:
         chosen = [case_name(case[IMAGE]) in set(validation) for case in cases]
-        return [c for c, val in zip(cases, chosen) if not val], [c for c, val in zip(cases, chosen) if val]
-    order = list(cases)
+        return [c for c, val in zip(cases, chosen) if not val], _few([c for c, val in zip(cases, chosen) if val])
+    volumes: dict[str, list[Case]] = {}
+    for case in cases:
+        volumes.setdefault(volume_name(case), []).append(case)
+    if has_parts(cases) and len(volumes) > 1:  # parts of a volume resemble each other
+        training, held_out = _divided(list(volumes.values()), val_fraction, seed)
+        return [case for parts in training for case in parts], _few([case for parts in held_out for case in parts])
+    return _divided(cases, val_fraction, seed, MOST_PARTS if has_parts(cases) else len(cases))
+
+
+def volume_name(case: Case) -> str:
+    """Return the name of the volume that a case is, or is a part of."""
+    image = case[IMAGE]
+    return case_name(str(split_part(image[0] if isinstance(image, list) else image)[0]))
+
+
+_Item = TypeVar("_Item")
+
+
+def _divided(items: Sequence[_Item], fraction: float, seed: int, most: int | None = None) -> tuple[list, list]:
+    """Return the items for training, and those for validation, at random."""
+    order = list(items)
     random.Random(seed).shuffle(order)
-    count = min(max(round(val_fraction * len(cases)), 1), len(cases) - 1, most)
+    count = min(max(round(fraction * len(order)), 1), len(order) - 1, most or len(order))
     return order[count:], order[:count]
+
+
+def _few(cases: Sequence[Case]) -> list[Case]:
+    """Return the cases for validation, of parts at most MOST_PARTS, evenly."""
+    parts = [case for case in cases if has_parts([case])]
+    others = [case for case in cases if not has_parts([case])]
+    return [*others, *parts[:: max(math.ceil(len(parts) / MOST_PARTS), 1)]]
 
 
 def _split_by_file(cases: Sequence[Case], path: Path) -> tuple[list[Case], list[Case]]:
     split = read_json(path)
     if not isinstance(split, dict):
         raise DataError(f'{path}: expected {{"train": [names], "val": [names]}}, found {type(split).__name__}.')
-    by_name = {case_name(case[IMAGE]): case for case in cases}
+    by_name = {case_name(case[IMAGE]): [case] for case in cases}
+    for case in cases:
+        if has_parts([case]):
+            by_name.setdefault(volume_name(case), []).append(case)
     parts = []
     for part in ("train", "val"):
         names = split.get(part)
@@ -71,14 +104,14 @@ def _split_by_file(cases: Sequence[Case], path: Path) -> tuple[list[Case], list[
         unknown = [str(name) for name in names if str(name) not in by_name]
         if unknown:
             raise DataError(f'{path}: cases under "{part}" are not in the data set: {", ".join(unknown[:5])}.')
-        parts.append([by_name[str(name)] for name in names])
+        parts.append([case for name in names for case in by_name[str(name)]])
     both = [case_name(case[IMAGE]) for case in parts[0] if case in parts[1]]
     if both:
         raise DataError(
             f"{path}: cases in both parts: {', '.join(both[:5])}. Validation on training cases does not show how good "
             "predictions of new volumes are; to densify all volumes, pass --val_fraction 0 instead of a split file."
         )
-    return parts[0], parts[1]
+    return parts[0], _few(parts[1])
 
 
 def cases_to_score(cases: Sequence[Case], training: Sequence[str], validation: Sequence[str]) -> list[Case]:

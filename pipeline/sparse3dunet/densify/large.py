@@ -5,6 +5,7 @@ There is no propagation and no estimate of the quality: both see a whole volume.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,21 +13,32 @@ from typing import Any
 
 import torch
 
+from sparse3dunet import __version__
 from sparse3dunet.bundle import running
 from sparse3dunet.data.large import open_large
 from sparse3dunet.densify.schedule import check_minutes
+from sparse3dunet.densify.state import NOT_OF_THE_RUN
 from sparse3dunet.errors import DataError
 from sparse3dunet.inference import run
+from sparse3dunet.inference.batch import Output
+from sparse3dunet.inference.inputs import find_images
 from sparse3dunet.inference.processes import default_device
+from sparse3dunet.inference.records import CaseRecord, results_in
 from sparse3dunet.inference.slabs import SlabInferer
-from sparse3dunet.io.formats import annotation_path, is_chunked
-from sparse3dunet.io.suffixes import is_image_file
+from sparse3dunet.io import check_output
+from sparse3dunet.io.chunked_results import check_suffix
+from sparse3dunet.io.defaults import as_key
+from sparse3dunet.io.formats import annotation_path, is_chunked, open_image
+from sparse3dunet.io.suffixes import format_suffix, is_image_file, state_of
 from sparse3dunet.io.writing import write_text
 from sparse3dunet.keys import IMAGE, LABEL
 from sparse3dunet.models.loading import load_model
+from sparse3dunet.training.resume import STATE
 
 WITHOUT = ("folds", "suggestions", "keep_annotation")
 """Options of densify that need the whole volume, and are left out."""
+DIGEST = "large.txt"
+"""File in ``work`` with the digest of what the training started from."""
 
 
 def is_large_pair(sources: Sequence[str]) -> bool:
@@ -40,6 +52,8 @@ def densify_large(
     sources: Sequence[str], output_dir: Path, minutes: float, settings: Mapping[str, Any], extra: Mapping[str, Any]
 ) -> None:
     """Train a model in ``output_dir/model`` and write the segmentation to ``output_dir``; continue if it was stopped.
+
+    With another scan, annotation or setting than the former run's, the training starts again.
 
     Args:
         sources: the scan and its annotation.
@@ -55,6 +69,7 @@ def densify_large(
     scan, annotation = (Path(source).expanduser().absolute() for source in sources)
     if not is_image_file(annotation):
         raise DataError(f"{annotation} does not exist; expected the annotation. The order is: SCAN ANNOTATION.")
+    _check_results(scan, output_dir, settings.get("format"))
     print(
         f"{scan} is larger than memory: a network is trained for {minutes:g} minutes on parts around the annotation, "
         "then the scan is segmented chunk by chunk; without a preview, an estimate of the quality and suggestions.",
@@ -70,14 +85,54 @@ def densify_large(
         "ckpt_dir": str(model),
         "minutes": minutes,
         "device": str(device),
-        "resume": not settings.get("restart", False),
         "data_set#infer_unlabeled": True,
         **({} if names is None else {"data_set#class_names": names}),
     }
     if settings.get("spacing") != "auto":
         given["spacing"] = settings.get("spacing")
+    goes_on = _goes_on(output_dir, _digest(scan, annotation, {**given, **extra})) and not settings.get("restart", False)
+    given["resume"] = goes_on
     running.run_quietly("training", {**given, **extra}, ["cpu" if device.type == "cpu" else "gpu"])
     _predict(model, scan, output_dir, device, settings.get("format"))
+
+
+def _check_results(scan: Path, output_dir: Path, format: str | None) -> None:
+    """Raise DataError if the results cannot be written, before anything is trained."""
+    (case,) = find_images([scan], leave_out=results_in(output_dir))
+    names = list(
+        Output(output_dir, [], [], format_suffix(format), pictures=False).names(case, confidence=True).values()
+    )
+    image = open_image(scan)
+    for name in names:
+        check_suffix(name)
+        check_output(name, image)
+    CaseRecord(output_dir, case, {}).check(names)
+
+
+def _digest(scan: Path, annotation: Path, settings: Mapping[str, Any]) -> str:
+    """Return a hexadecimal digest of what the model depends on; of the files, number, size and time of change."""
+    places = (*NOT_OF_THE_RUN, "dataset_dir", "ckpt_dir")
+    kept = {name: value for name, value in settings.items() if name not in places}
+    files = [(state_of(path) or [])[1:] for path in (scan, Path(annotation_path(str(annotation))))]
+    values = [files, kept, __version__, as_key()]
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _goes_on(output_dir: Path, digest: str) -> bool:
+    """Return whether the former run in the folder started from the same; if not, its training cannot be continued."""
+    file, model = output_dir / "work" / DIGEST, output_dir / "model"
+    if file.is_file() and file.read_text(encoding="utf-8", errors="replace").strip() == digest:
+        return True
+    if model.is_dir():
+        print(
+            "The scan, the annotation, a setting or the version changed since the former run: training starts again. "
+            f"To train the former model further, pass --pretrained {model}.",
+            flush=True,
+        )
+    # Before the new digest: a run that is killed in between must not be continued from this
+    (model / STATE / "last.pt").unlink(missing_ok=True)
+    write_text(file, digest + "\n")
+    return False
 
 
 def _datalist(scan: Path, annotation: Path, output_dir: Path) -> Path:

@@ -305,7 +305,8 @@ class _Batch:
         if record is None:
             return
         try:
-            record.fail(text)
+            # Hours of work on a large image are worth more than the place that they take
+            record.fail(text, Progress.read(record.drafts, record.key) is not None)
         except OSError:  # the disk is full or gone, as was reported above
             return
         finally:

@@ -1,12 +1,14 @@
 """Segmentation of an image larger than memory: read, predicted and written chunk by chunk, and continued after a stop.
 
-The result is that of :class:`~sparse3dunet.inference.predictor.Predictor`, voxel by voxel. The volume is cut into
-strips along one axis, so that the sums of a row of windows fit in memory; each strip is predicted slab by slab.
+The result is that of :class:`~sparse3dunet.inference.predictor.Predictor`, voxel by voxel, but for the mean and
+standard deviation, which are those of the stored voxels, also if the network sees others. The volume is cut into strips
+along one axis, so that the sums of a row of windows fit in memory; each strip is predicted slab by slab.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,6 +18,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from sparse3dunet.data.memory import machine_memory
 from sparse3dunet.data.moments import channel_moments, channels_of
 from sparse3dunet.errors import DataError
 from sparse3dunet.inference.predictor import (
@@ -29,7 +32,7 @@ from sparse3dunet.inference.predictor import (
     ZScore,
     decide,
 )
-from sparse3dunet.inference.resizing import SlabResizer
+from sparse3dunet.inference.resizing import PLANES, SlabResizer
 from sparse3dunet.inference.windows import Windows
 from sparse3dunet.io.chunked import ChunkedArray
 from sparse3dunet.io.chunked_results import ChunkedResult, check_suffix
@@ -184,16 +187,19 @@ class _Large:
         self.predictor, self.image, self.files = predictor, volumes[0], files
         self.progress, self.drafts = progress, drafts
         self.grid = Grid.of(self.image, predictor.spacing)
-        turned: list[Any] = [
+        self.windows = predictor.inferer.windows(self.grid.shape, predictor.network)
+        self.row_axis = self.windows.row_axis
+        if self.grid.resampled:
+            self._check_memory()
+        self.stored: list[Any] = [
             array.turned(self.grid.orientation)
             for volume in volumes
             for array in channels_of(volume.data)
             if isinstance(array, ChunkedArray)
         ]
-        self.channels = [self.grid.resized(array, scratch) for array in turned]
-        self.prepare = self._normalisation()
-        self.windows = predictor.inferer.windows(self.grid.shape, predictor.network)
-        self.row_axis = self.windows.row_axis
+        moments = self._moments()
+        self.channels = [self.grid.resized(array, scratch) for array in self.stored]
+        self.prepare = self._normalisation(moments)
         self.flips = self.grid.orientation[np.argsort(self.grid.orientation[:, 0]), 1] < 0
         self.tally = Tally(len(predictor.class_values))
         if progress.voxels:
@@ -221,17 +227,45 @@ class _Large:
             self.predictor.inferer.on_window = on_window
         return self.tally
 
-    def _normalisation(self) -> Callable[[np.ndarray], np.ndarray]:
-        """Return the normalisation of windows; the whole image is read for it, unless a stopped run did."""
-        path = self.image.path
+    def _moments(self) -> list[list[float]]:
+        """Return mean and standard deviation of each channel as stored, as training does, unless a stopped run did."""
         if self.progress.moments is None:  # also on an absolute scale: NaN is to be found before hours of work
-            self.progress.moments = list(channel_moments(self.channels, path))
+            self.progress.moments = list(channel_moments(self.stored, self.image.path))
             self.progress.write(self.drafts)
+        return self.progress.moments
+
+    def _normalisation(self, moments: list[list[float]]) -> Callable[[np.ndarray], np.ndarray]:
+        """Return the normalisation of windows."""
         if self.predictor.intensity is not None:
             scale = AbsoluteScale(**self.predictor.intensity)
-            scale.check(self.channels[0], path)
+            scale.check(self.channels[0], self.image.path)
             return scale
-        return ZScore.by(*self.progress.moments)
+        return ZScore.by(*moments)
+
+    def _check_memory(self) -> None:
+        """Raise DataError if resampling, for which slabs are whole planes, would take more memory than there is."""
+        needed, memory = self._memory_of_resampling(), machine_memory()
+        if not memory or needed <= memory:
+            return
+        sizes = " x ".join(f"{size:g}" for size in self.predictor.spacing or ())
+        raise DataError(
+            f"{self.image.path}: resampling to the model's voxel size, {sizes} mm, and back takes about "
+            f"{needed / 2**30:.3g} GiB of memory, more than the {memory / 2**30:.3g} GiB of this machine. Convert the "
+            "image to that voxel size, or train a model without --spacing."
+        )
+
+    def _memory_of_resampling(self) -> int:
+        """Return the bytes that the volume's planes take on the way to the network's voxels or, if more, back."""
+        row, count, shapes = self.row_axis, self.predictor.num_outputs(), (self.grid.shape, self.grid.ras_shape)
+        network, image = (math.prod(shape) // shape[row] for shape in shapes)
+        ratio = self.grid.shape[row] / self.grid.ras_shape[row]
+        logits = 4 * (2 * count + 1) * self.windows.axes[row].size * network  # sums, weights, and those that are done
+        interpolated = 4 * count * image * (3 * PLANES + math.ceil(PLANES * ratio) + 2)
+        kinds = self.predictor.kinds().values()
+        results = CHUNK * image * sum(math.prod(more) * np.dtype(dtype).itemsize for more, dtype in kinds)
+        network, image = (shape[1] * shape[2] for shape in shapes)  # resized across the first axis, in 64 bits
+        source = math.ceil(PLANES * self.grid.ras_shape[0] / self.grid.shape[0]) + 2
+        return max(logits + interpolated + results, 8 * (source * (image + network) + 3 * PLANES * network))
 
     def _strips(self) -> tuple[int, list[slice]]:
         """Return the axis along which the volume is cut, and its parts; one if logits are resampled."""

@@ -138,10 +138,17 @@ class CaseRecord:
             move(self.drafts / name, self._target(name))
         self._clear()
 
-    def fail(self, error: str, **facts: Any) -> None:
-        """Record an error; earlier results and their entries stay."""
-        self._clear()
-        self._write({"status": FAILED, "results": self.read().get("results", {}), "error": error, **facts})
+    def fail(self, error: str, goes_on: bool = False, **facts: Any) -> None:
+        """Record an error; earlier results and their entries stay.
+
+        With `goes_on`, so do drafts, for the next run. If only moving them failed, the next run does that.
+        """
+        record = self.read()
+        if record.get("status") == DONE and record.get("key") == self.key and self.drafts.exists():
+            return
+        if not goes_on:
+            self._clear()
+        self._write({"status": FAILED, "results": record.get("results", {}), "error": error, **facts})
 
     def read(self) -> dict[str, Any]:
         """Return the record; empty if there is none."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from sparse3dunet.errors import DataError
+from sparse3dunet.io.defaults import as_key
 from sparse3dunet.io.dicom import read_dicom_file, read_dicom_folder
 from sparse3dunet.io.dicom_annotation import (
     BACKGROUND,
@@ -56,6 +57,9 @@ READERS = {
     **dict.fromkeys(HDF5_SUFFIXES, read_hdf5),
 }
 """Functions that read a file, by its suffix."""
+MOST_OPENED = 256
+"""Number of volumes that stay open for their parts: of as many scans, annotations and weights as fit in a data set of
+large volumes."""
 
 
 def read_image(source: str | Path) -> Volume:
@@ -129,7 +133,7 @@ def open_image(source: str | Path) -> Volume:
 
 
 def opened_once(source: str | Path) -> Volume:
-    """Return an opened image, see :func:`open_image`, which stays open for its parts until it is replaced on disk.
+    """Return an opened image, see :func:`open_image`, which stays open for its parts until something in it changes.
 
     Opening a folder of Zarr tests the length of every chunk.
 
@@ -140,12 +144,18 @@ def opened_once(source: str | Path) -> Volume:
     file, _ = split(path)
     if not os.path.exists(file):
         return open_image(path)  # its error
-    found = os.stat(file)
-    return _opened(path, found.st_ino, found.st_mtime_ns)
+    return _opened(path, _changed(path, file), tuple(as_key().items()))
 
 
-@lru_cache(maxsize=8)
-def _opened(path: Path, inode: int, changed: int) -> Volume:
+def _changed(path: Path, file: Path) -> tuple[int, ...]:
+    """Return inode and time of the last change of a file; of a folder, those of it and its metadata, not each chunk."""
+    metadata = [place / name for place in {file, path} for name in (".", ".zattrs", ".zgroup", ".zarray", "zarr.json")]
+    found = [os.stat(place) for place in (file, *sorted(metadata)) if place.exists()]
+    return tuple(number for status in found for number in (status.st_ino, status.st_mtime_ns))
+
+
+@lru_cache(maxsize=MOST_OPENED)
+def _opened(path: Path, changed: tuple[int, ...], options: tuple[tuple[str, str], ...]) -> Volume:
     return open_image(path)
 
 

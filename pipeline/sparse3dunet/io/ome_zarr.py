@@ -217,7 +217,7 @@ def _is_blosc(folder: Path) -> bool:
 def new_group(zarr: Any, path: Path, zarr_format: int) -> Any:
     """Make an empty group; what is there is replaced."""
     if hasattr(zarr, "create_group"):
-        return zarr.create_group(str(path), zarr_format=zarr_format)
+        return zarr.create_group(str(path), overwrite=True, zarr_format=zarr_format)
     return zarr.open_group(str(path), mode="w")  # zarr 2, for Python 3.10
 
 
