@@ -164,8 +164,9 @@ def test_what_a_part_learns_from(tmp_path, changes, steps, validates):
         type(transform) for transform in transforms if type(transform) in (HoldOutSlicesd, RandomWalkerLabeld)
     ] == steps
     handlers = [entry.handler for entry in parser.get_parsed_content("train#handlers")]
-    assert [handler is None for handler in handlers] == [False, False, not validates, False, False, False]
-    assert (handlers[3].title, handlers[3].brief) == ("training", True)
+    disabled = [handler is None for handler in handlers]
+    assert disabled == [False, False, True, not validates, False, False, False], "no former model, no validation"
+    assert (handlers[4].title, handlers[4].brief) == ("training", True)
 
 
 def test_more_volumes_are_walked_less():

@@ -120,7 +120,7 @@ class Store:
     @cached_property
     def _digest(self) -> str:
         """Digest of the scan's voxels."""
-        return hashlib.blake2b(np.ascontiguousarray(self.scan.volume.data), digest_size=16).hexdigest()
+        return hashlib.blake2b(np.ascontiguousarray(self.scan.volume.data).data, digest_size=16).hexdigest()
 
     def _replay(self, drawing: Drawing) -> None:
         """Apply the changes since the painted voxels were written, up to the first that is missing."""
