@@ -163,9 +163,7 @@ def test_files_that_are_not_there(tmp_path, series):  # noqa: F811
         prepare([scan, tmp_path / "missing.nrrd"], tmp_path / "out")
     with pytest.raises(DataError, match=r"missing.nii.gz does not exist; expected the scan"):
         prepare([tmp_path / "missing.nii.gz", scan], tmp_path / "out")
-    with pytest.raises(
-        DataError, match=r"series is a folder without a DICOM annotation; expected the annotation in one"
-    ):
+    with pytest.raises(DataError, match=r"series is a folder without a DICOM annotation; expected the annotation"):
         prepare([scan, series], tmp_path / "out")
     (tmp_path / "list.json").write_text("[]")
     with pytest.raises(DataError, match=r"list.json is a JSON file.*as the only input"):
