@@ -79,7 +79,7 @@ class BatchProgress:
     def line(self, text: str) -> None:
         """Print a line on the current case, unless only failures are shown."""
         if not self.quiet:
-            self.console.print(text.encode(errors="backslashreplace").decode(), markup=False, highlight=False)
+            self._print(text)
 
     def skip(self) -> None:
         """Count a case that was done by an earlier run."""
@@ -97,7 +97,7 @@ class BatchProgress:
         """Print a note, unless one was printed already."""
         if not (self.quiet or self.noted):
             self.noted = True
-            self.console.print(f"note: {text}", markup=False, highlight=False)
+            self._print(f"note: {text}")
 
     def failed(self, name: str, error: str) -> None:
         """Report a failed case."""
@@ -107,8 +107,11 @@ class BatchProgress:
         self.finished += 1
         self.bars.update(self.cases, completed=self.finished)
         if not quiet:
-            text = text.encode(errors="backslashreplace").decode()  # names of files may be no UTF-8
-            self.console.print(f"{self.finished}/{self.total} {text}", markup=False, highlight=False)
+            self._print(f"{self.finished}/{self.total} {text}")
+
+    def _print(self, text: str) -> None:
+        text = text.encode(errors="backslashreplace").decode()  # names of files may be no UTF-8
+        self.console.print(text, markup=False, highlight=False)
 
 
 class StepProgress:

@@ -11,13 +11,13 @@ from sparse3dunet.annotate.label_app import SETTINGS, write_app
 from sparse3dunet.annotate.submitted import (
     ANNOTATION,
     DELIVERED,
-    UNLABELED,
     annotation_in,
     corrected_slices,
     update_annotation,
 )
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import read_image
+from sparse3dunet.io.volumes import UNLABELED_VALUE
 from tests.conftest import make_volume, run_sparse3dunet, write_nifti
 
 SHAPE = (24, 20, 18)
@@ -40,7 +40,7 @@ def test_corrected_slices_are_added_to_the_annotation(scan, tmp_path):
     folder = tmp_path / "scan"
     assert "finished slices (axial [5, 12])" in update_annotation(image, label, folder)
     first = stored(folder)
-    assert np.array_equal(first != UNLABELED, np.isin(np.arange(18), [5, 12]) & np.ones_like(dense, bool))
+    assert np.array_equal(first != UNLABELED_VALUE, np.isin(np.arange(18), [5, 12]) & np.ones_like(dense, bool))
 
     delivered = dense.copy()
     delivered[6:10, 6:10, 8] = 0  # an error on this slice, and elsewhere one that nobody corrected
@@ -53,7 +53,7 @@ def test_corrected_slices_are_added_to_the_annotation(scan, tmp_path):
     assert "axial [8]" in reason
     second = stored(folder)
     assert np.array_equal(second[..., [5, 8, 12]], dense[..., [5, 8, 12]])
-    assert (np.delete(second, [5, 8, 12], axis=2) == UNLABELED).all(), "what was only predicted is no annotation"
+    assert (np.delete(second, [5, 8, 12], axis=2) == UNLABELED_VALUE).all(), "what was only predicted is no annotation"
 
 
 def test_an_unchanged_segmentation_adds_nothing(scan, tmp_path):
@@ -69,11 +69,11 @@ def test_an_unchanged_segmentation_adds_nothing(scan, tmp_path):
 
 def test_a_label_drawn_anew_is_read_by_its_slices(scan):
     _, _, dense = scan
-    former, label = np.full_like(dense, UNLABELED), np.zeros_like(dense)
+    former, label = np.full_like(dense, UNLABELED_VALUE), np.zeros_like(dense)
     label[..., 9] = dense[..., 9]
     found = annotation_in(label, np.eye(4), former, dense).annotation
     assert (found[..., 9] == dense[..., 9]).all()
-    assert (np.delete(found, 9, axis=2) == UNLABELED).all()
+    assert (np.delete(found, 9, axis=2) == UNLABELED_VALUE).all()
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_data_sets_of_jobs(scan, tmp_path, monkeypatch):
     assert (run, settings["minutes"], overlays) == ("training", 1, ["cpu"])
     content = json.loads((tmp_path / "model/dataset.json").read_text())
     assert content["labels"] == {"0": "background", "1": "shell", "2": "core", "3": "more"}
-    assert content["ignore_index"] == UNLABELED
+    assert content["ignore_index"] == UNLABELED_VALUE
     assert content["training"] == [{"image": str(image), "label": str(tmp_path / "scan" / ANNOTATION)}]
     with pytest.raises(DataError, match="value 2, but the app has 1 class"):
         label_jobs.train(cases, names=["shell"], **job)
@@ -182,7 +182,7 @@ def test_a_corrected_prediction_of_a_scan_without_annotation(scan, tmp_path, mon
     label = write_nifti(tmp_path / "label.nii.gz", corrected)
     label_jobs.train([[str(image), str(label), str(folder)]], **job)
     assert (stored(folder)[..., 8] == dense[..., 8]).all()
-    assert (np.delete(stored(folder), 8, axis=2) == UNLABELED).all()
+    assert (np.delete(stored(folder), 8, axis=2) == UNLABELED_VALUE).all()
 
 
 def test_installed_packages_are_not_imported_by_another_interpreter(tmp_path, monkeypatch):

@@ -9,11 +9,11 @@ import torch
 
 from sparse3dunet.data import checks, conventions, cutting
 from sparse3dunet.data.datalist import case_name, read_data_set
-from sparse3dunet.data.large import VOLUME_MEMORY, open_large, parse_bytes, set_volume_memory
+from sparse3dunet.data.large import open_large
 from sparse3dunet.data.splits import MOST_PARTS, split_cases
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import read_image
-from sparse3dunet.io.defaults import VOXEL_SIZE
+from sparse3dunet.io.defaults import VOLUME_MEMORY, VOXEL_SIZE, parse_bytes, set_defaults
 from sparse3dunet.io.formats import opened_once
 from sparse3dunet.io.monai_reader import VolumeReader
 from sparse3dunet.io.parts import split_part
@@ -266,7 +266,7 @@ def test_zero_means_unlabeled_in_all_volumes_or_none(tmp_path, monkeypatch):
 def test_what_is_large(tmp_path, monkeypatch, capsys):
     path = str(write(tmp_path / "ngff04.ome.zarr", voxels((16, 16, 16))))
     for text, expected in (("64KiB", None), ("0.0655 MB", 1), ("65535", 1), ("0", 1)):
-        set_volume_memory(text)
+        set_defaults(volume_memory=text)
         assert (open_large(path) is None) == (expected is None)
     assert capsys.readouterr().out.count("16 x 16 x 16 voxels would take about") == 1
     for text in ("", "8 bananas", "-1", "GiB"):

@@ -9,7 +9,6 @@ import pytest
 import torch
 import zarr
 
-from sparse3dunet.data.large import VOLUME_MEMORY
 from sparse3dunet.data.moments import channels_of
 from sparse3dunet.errors import DataError
 from sparse3dunet.inference import large, records
@@ -20,6 +19,7 @@ from sparse3dunet.inference.predictor import Predictor, Scratch, ZScore
 from sparse3dunet.inference.slabs import SlabInferer
 from sparse3dunet.io import chunked_results, ome_zarr, read_image
 from sparse3dunet.io.chunked_results import ChunkedResult
+from sparse3dunet.io.defaults import VOLUME_MEMORY
 from sparse3dunet.io.formats import open_image
 from sparse3dunet.networks import UNet3D
 from sparse3dunet.progress import BatchProgress

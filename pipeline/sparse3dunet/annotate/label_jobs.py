@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from sparse3dunet.annotate.submitted import ANNOTATION, UNLABELED, update_annotation
+from sparse3dunet.annotate.submitted import ANNOTATION, update_annotation
 from sparse3dunet.bundle import running
 from sparse3dunet.errors import DataError, show_readable_errors
 from sparse3dunet.inference.processes import default_device
 from sparse3dunet.io import read_image
+from sparse3dunet.io.volumes import UNLABELED_VALUE
 from sparse3dunet.io.writing import write_text
 
 
@@ -39,7 +40,7 @@ def densify(
     """
     place = Path(folder)
     dataset = _data_set([(scan, label, place)], place / "dataset.json", names)
-    if not (_annotation(place) == UNLABELED).any():
+    if not (_annotation(place) == UNLABELED_VALUE).any():
         raise DataError(f"{label}: every voxel is annotated; nothing is left to segment.")
     settings = {"dataset_dir": str(dataset), "output_dir": str(place / "densified"), "minutes": minutes}
     running.run_quietly("densify", {**settings, "format": "nii.gz", "device": device or str(default_device())})
@@ -90,7 +91,7 @@ def _data_set(cases: Sequence[tuple[str, str, Path]], file: Path, names: Sequenc
     annotated = []
     for scan, label, folder in cases:
         print(f"{Path(scan).name}: {update_annotation(scan, label, folder)}.", flush=True)
-        values = {int(v) for v in np.unique(_annotation(folder))} - {UNLABELED}
+        values = {int(v) for v in np.unique(_annotation(folder))} - {UNLABELED_VALUE}
         annotated += [(scan, folder)] if values else []
         found |= values - {0}
     if not annotated:
@@ -106,7 +107,7 @@ def _data_set(cases: Sequence[tuple[str, str, Path]], file: Path, names: Sequenc
     labels = {number: name for number, name in enumerate(names, 1) if every or number in found}
     content = {
         "labels": {"0": "background", **{str(number): name for number, name in labels.items()}},
-        "ignore_index": UNLABELED,
+        "ignore_index": UNLABELED_VALUE,
         "training": [{"image": scan, "label": str((folder / ANNOTATION).absolute())} for scan, folder in annotated],
     }
     write_text(file, json.dumps(content, indent=1) + "\n")

@@ -12,11 +12,9 @@ from sparse3dunet.data.finished import finished_part
 from sparse3dunet.data.slices import Slices, plane_names, slices_mask
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import read_image, write_map
-from sparse3dunet.io.volumes import Volume, check_same_grid, on_grid_of
+from sparse3dunet.io.volumes import UNLABELED_VALUE, Volume, check_same_grid, on_grid_of
 from sparse3dunet.models.checkpoints import file_digest
 
-UNLABELED = 255
-"""Value of unlabeled voxels in an annotation."""
 ANNOTATION, DELIVERED, SUBMITTED = "annotation.nii.gz", "delivered.nii.gz", "submitted.txt"
 """In a scan's folder: its annotation, the segmentation that the tool got last, and the label map that was read last."""
 FEWEST_CORRECTED = 4
@@ -30,7 +28,7 @@ class Submitted:
     """Annotation in a label map.
 
     Attributes:
-        annotation: (X, Y, Z) uint8: classes, and UNLABELED.
+        annotation: (X, Y, Z) uint8: classes, and UNLABELED_VALUE.
         reason: what counts as annotated, for the user.
     """
 
@@ -53,21 +51,21 @@ def annotation_in(
         former: (X, Y, Z) the former annotation; None for none: a trained model's segmentation may come first.
         delivered: (X, Y, Z) the segmentation that was delivered before.
     """
-    former = np.full(label.shape, UNLABELED, np.uint8) if former is None else former
+    former = np.full(label.shape, UNLABELED_VALUE, np.uint8) if former is None else former
     if delivered is None or not _is_corrected(label, former, delivered):
         part = finished_part(label > 0, affine)
-        return Submitted(np.where(part.annotated, label, UNLABELED).astype(np.uint8), part.reason)
+        return Submitted(np.where(part.annotated, label, UNLABELED_VALUE).astype(np.uint8), part.reason)
     changed = label != delivered
     slices = corrected_slices(changed)
-    known = changed | (former != UNLABELED)
+    known = changed | (former != UNLABELED_VALUE)
     reason = "the delivered segmentation, with nothing corrected" if not changed.any() else "corrections by voxel"
     if any(slices):
         known |= slices_mask(label.shape, slices)
         named = ", ".join(f"{plane} {found}" for plane, found in zip(plane_names(affine), slices) if found)
         reason = f"the corrected slices of the delivered segmentation count as finished ({named})"
-    if (former != UNLABELED).any():
+    if (former != UNLABELED_VALUE).any():
         reason += "; so does the former annotation"
-    return Submitted(np.where(known, label, UNLABELED).astype(np.uint8), reason)
+    return Submitted(np.where(known, label, UNLABELED_VALUE).astype(np.uint8), reason)
 
 
 def corrected_slices(changed: np.ndarray) -> Slices:
@@ -139,8 +137,9 @@ def _label_map(path: str | Path, image: Volume) -> np.ndarray:
     label = on_grid_of(read_image(path), image)
     check_same_grid(label, image)
     values = np.asarray(label.data)
-    if values.ndim != 3 or not np.isin(values, range(UNLABELED)).all():
-        raise DataError(f"{path}: expected a label map with one whole number, 0 to {UNLABELED - 1}, in each voxel.")
+    if values.ndim != 3 or not np.isin(values, range(UNLABELED_VALUE)).all():
+        largest = UNLABELED_VALUE - 1
+        raise DataError(f"{path}: expected a label map with one whole number, 0 to {largest}, in each voxel.")
     if not values.any():
         raise DataError(f"{path}: nothing is painted. Paint the structures on some slices, and submit the label again.")
     return values.astype(np.uint8)
@@ -155,5 +154,5 @@ def _stored(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
 
 def _is_corrected(label: np.ndarray, former: np.ndarray, delivered: np.ndarray) -> bool:
     """Return whether a label map has most of the delivered foreground that was not annotated before."""
-    found = (delivered > 0) & (former == UNLABELED)
+    found = (delivered > 0) & (former == UNLABELED_VALUE)
     return bool(found.any()) and float((label == delivered)[found].mean()) >= AGREEMENT

@@ -31,12 +31,10 @@ def check(
     """Check every file of a data set, and list its contents and errors. Exit status 1 on errors."""
     from sparse3dunet.data import check_report, checks
     from sparse3dunet.data.datalist import read_data_set
-    from sparse3dunet.data.large import set_volume_memory
     from sparse3dunet.io.defaults import set_defaults
 
     try:
-        set_defaults(voxel_size, axes, series=series, segments=segments)
-        set_volume_memory(volume_memory)
+        set_defaults(voxel_size, axes, series=series, segments=segments, volume_memory=volume_memory)
         data_set = read_data_set(
             data,
             label_dir=label_dir,

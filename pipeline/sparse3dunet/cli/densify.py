@@ -60,14 +60,12 @@ def densify(
     """
     from sparse3dunet import io
     from sparse3dunet.bundle import running
-    from sparse3dunet.data.large import set_volume_memory
     from sparse3dunet.densify import inputs
     from sparse3dunet.densify.large import densify_large, is_large_pair
     from sparse3dunet.io import suffixes
     from sparse3dunet.io.defaults import set_defaults
 
-    set_defaults(voxel_size, axes, series=series, segments=segments)
-    set_volume_memory(volume_memory)
+    set_defaults(voxel_size, axes, series=series, segments=segments, volume_memory=volume_memory)
     sources, settings = _without_settings(sources)
     extra = running.parse_settings([*settings, *context.args])
     ignored, slices = arguments.numbers(ignore_index, "--ignore-index"), arguments.slices(annotated_slices)

@@ -31,11 +31,9 @@ def plan(
     Any setting of bundle/configs/train.yaml can follow, such as --spacing median.
     """
     from sparse3dunet.bundle import running
-    from sparse3dunet.data.large import set_volume_memory
     from sparse3dunet.io.defaults import set_defaults
 
-    set_defaults(voxel_size, axes, series=series, segments=segments)
-    set_volume_memory(volume_memory)
+    set_defaults(voxel_size, axes, series=series, segments=segments, volume_memory=volume_memory)
     given = {
         "dataset_dir": data,
         "plan_output": None if output is None else str(output),

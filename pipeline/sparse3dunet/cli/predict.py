@@ -48,14 +48,12 @@ def predict(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only failures.")] = False,
 ) -> None:
     """Segment images with a trained model, each on its own grid. Images that are already done are skipped."""
-    from sparse3dunet.data.large import set_volume_memory
     from sparse3dunet.inference import run
     from sparse3dunet.inference.slabs import SlabInferer
     from sparse3dunet.io.defaults import set_defaults
     from sparse3dunet.models.loading import load_model
 
-    set_defaults(voxel_size, axes, series=series)
-    set_volume_memory(volume_memory)
+    set_defaults(voxel_size, axes, series=series, volume_memory=volume_memory)
     trained = load_model(model)
     inferer = SlabInferer(
         arguments.window(roi_size) or trained.patch_size,

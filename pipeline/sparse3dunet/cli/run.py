@@ -24,9 +24,7 @@ def run(
     Like python -m monai.bundle run, except that settings are checked first and must be plain values.
     """
     from sparse3dunet.bundle.running import run_bundle
-    from sparse3dunet.data.large import set_volume_memory
     from sparse3dunet.io.defaults import set_defaults
 
-    set_defaults(voxel_size, axes, series=series, segments=segments)
-    set_volume_memory(volume_memory)
+    set_defaults(voxel_size, axes, series=series, segments=segments, volume_memory=volume_memory)
     run_bundle(what, overlay or [], context.args)

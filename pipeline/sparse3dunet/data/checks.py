@@ -26,6 +26,7 @@ from sparse3dunet.data.slices import find_slices, plane_names
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.formats import count_channels, read_image, read_label
 from sparse3dunet.io.volumes import (
+    MOST_VALUES,
     NO_VOXEL_SIZE,
     Volume,
     check_channels,
@@ -39,8 +40,6 @@ from sparse3dunet.keys import ANNOTATED_CLASSES, ANNOTATED_SLICES, IMAGE, LABEL,
 SHOWN_PROBLEMS = 10
 INTENSITY_RATIO = 100
 """Ratio between the largest and the smallest case's intensities above which a warning is given."""
-MOST_VALUES = 255
-"""Maximum number of undeclared classes in label maps; more indicate a mix-up with images."""
 MEMORY_SHARE = 0.7
 """Share of the machine's memory that volumes kept in memory may take without a warning."""
 

@@ -18,11 +18,9 @@ from sparse3dunet.data.slices import ALL, Slices, crossed, nonempty_slices, runs
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.formats import read_label
 from sparse3dunet.io.itk_snap import read_label_descriptions
-from sparse3dunet.io.volumes import values_found, whole_labels
+from sparse3dunet.io.volumes import MOST_VALUES, UNLABELED_VALUE, values_found, whole_labels
 from sparse3dunet.keys import ANNOTATED_SLICES, LABEL, WEIGHT
 
-USUAL_VALUE = 255
-"""Value that means unlabeled in most programs, as negative values do; but foreground if 0 is the only other value."""
 UNLABELED_SHARE = 0.9
 """Share of the voxels above which a value is taken for unlabeled without other evidence: tissues of dense label maps
 have less."""
@@ -143,7 +141,7 @@ def complete(
 def _usual(counts: Collection[int], classes: Collection[int], unlabeled: Collection[int]) -> tuple[int, ...]:
     """Return the values known or usually taken to mean unlabeled, if enough others are left for classes."""
     certain = {v for v in counts if v not in classes and (v < 0 or v in unlabeled)}
-    custom = {v for v in counts if v == USUAL_VALUE and v not in classes}
+    custom = {v for v in counts if v == UNLABELED_VALUE and v not in classes}
     for ignored in (certain | custom, certain):
         if len(set(counts) - ignored) >= _fewest(classes):
             return tuple(sorted(ignored))
@@ -265,10 +263,10 @@ def _listed(values: Sequence[int]) -> str:
 
 def _check_number(found: Collection[float], source: str) -> None:
     """Raise DataError if there are too many values for an annotation."""
-    if len(found) > checks.MOST_VALUES:
+    if len(found) > MOST_VALUES:
         raise DataError(
             f"{source}: found {len(found)} different values, like in a scan; expected a label map of 2 to "
-            f"{checks.MOST_VALUES} whole numbers. Check for a mix-up of files."
+            f"{MOST_VALUES} whole numbers. Check for a mix-up of files."
         )
 
 
@@ -391,5 +389,5 @@ def _agreed(inferred: Sequence[_Inferred], source: str) -> tuple[Convention, str
 
 def _kind(convention: Convention) -> tuple[Any, ...]:
     """Return what must be the same in all label maps; 255 and negative values may be missing in some."""
-    special = {value for value in convention.ignore_index if 0 <= value != USUAL_VALUE}
+    special = {value for value in convention.ignore_index if 0 <= value != UNLABELED_VALUE}
     return convention.annotated_slices, special

@@ -19,7 +19,6 @@ from sparse3dunet.data.datalist import Case, DataSet, case_name
 from sparse3dunet.data.large import open_large
 from sparse3dunet.data.large_conventions import (
     CURE,
-    USUAL_VALUE,
     LargeConvention,
     UndecidedError,
     declared_convention,
@@ -29,7 +28,7 @@ from sparse3dunet.data.moments import channel_moments, channels_of
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.formats import is_chunked, opened_once
 from sparse3dunet.io.parts import Box, Part, part_path, split_part
-from sparse3dunet.io.volumes import Volume, check_same_grid, on_grid_of
+from sparse3dunet.io.volumes import UNLABELED_VALUE, Volume, check_same_grid, on_grid_of
 from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL, MOMENTS, REFERENCE, WEIGHT
 
 CELL = 128
@@ -121,7 +120,7 @@ def cut_and_infer(
 def _check_alike(data_set: DataSet, found: Sequence[tuple[str, Sequence[int]]]) -> None:
     """Raise DataError if a value that is usually a class means unlabeled in some label maps only, by file."""
     for (file, values), (other_file, others) in itertools.combinations(found, 2):
-        differing = {v for v in {*values} ^ {*others} if 0 <= v != USUAL_VALUE} - {*data_set.ignore_index}
+        differing = {v for v in {*values} ^ {*others} if 0 <= v != UNLABELED_VALUE} - {*data_set.ignore_index}
         if differing:
             if not differing & {*values}:
                 file, other_file = other_file, file

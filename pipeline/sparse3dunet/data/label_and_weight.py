@@ -13,7 +13,7 @@ from monai.utils import convert_to_dst_type, convert_to_tensor, ensure_tuple
 from sparse3dunet.data.finished import FINISHED, Finished, finished_part
 from sparse3dunet.data.slices import listed_slices, nonempty_slices, slices_mask
 from sparse3dunet.errors import DataError
-from sparse3dunet.io.volumes import ROUNDING
+from sparse3dunet.io.volumes import whole_labels
 
 
 class SparseLabel(Transform):
@@ -157,8 +157,7 @@ def _whole(values: torch.Tensor) -> torch.Tensor:
     """Return values with those that are nearly whole numbers rounded, as in ``whole_labels``."""
     if not values.is_floating_point():
         return values
-    whole = values.round()
-    return torch.where((values - whole).abs() <= ROUNDING, whole, values)
+    return torch.from_numpy(whole_labels(values.cpu().numpy())).to(values.device)
 
 
 def finished_of(

@@ -1,63 +1,33 @@
-"""Volumes larger than memory: which they are, by the size of the volume and the memory of the machine.
-
-The limit of ``--volume-memory`` is kept in an environment variable, so that every process of a run decides alike.
-"""
+"""Volumes larger than memory: which they are, by the size of the volume and the memory of the machine."""
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Sequence
 
 from sparse3dunet.data.memory import machine_memory
 from sparse3dunet.errors import DataError
+from sparse3dunet.io.defaults import default_volume_memory
 from sparse3dunet.io.formats import is_chunked, open_image, opened_once
 from sparse3dunet.io.parts import split_part
 from sparse3dunet.io.volumes import Volume
 
-VOLUME_MEMORY = "SPARSE3DUNET_VOLUME_MEMORY"
 SHARE = 0.5
 """Share of the machine's memory that one volume may take."""
 BYTES = 16
 """Bytes of memory that a voxel of one channel takes while it is read, checked and trained on."""
-UNITS = {"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12}
-UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 _TOLD: set[str] = set()
-
-
-def set_volume_memory(text: str | None) -> None:
-    """Set the memory that one volume may take, such as "8GiB", for this process and those that it starts.
-
-    Raises:
-        DataError: when it is no size.
-    """
-    if text is not None:
-        parse_bytes(text)
-        os.environ[VOLUME_MEMORY] = text
-
-
-def parse_bytes(text: str) -> int:
-    """Return a number of bytes from a text such as "8GiB", "500 MB" or "0".
-
-    Raises:
-        DataError: when it is no size.
-    """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
-    if found is None or found[2].lower() not in UNITS:
-        raise DataError(f"--volume-memory is {text!r}; expected a size such as 8GiB or 500MB, or 0.")
-    return int(float(found[1]) * UNITS[found[2].lower()])
 
 
 def volume_memory() -> int:
     """Return the bytes of memory that one volume may take; 0 without the option if the machine's are not known."""
-    text = os.environ.get(VOLUME_MEMORY)
-    return int(SHARE * machine_memory()) if text is None else parse_bytes(text)
+    given = default_volume_memory()
+    return int(SHARE * machine_memory()) if given is None else given
 
 
 def is_large(volume: Volume) -> bool:
     """Return whether an opened volume is too large to be read as a whole."""
     limit = volume_memory()
-    known = limit > 0 or VOLUME_MEMORY in os.environ
+    known = limit > 0 or default_volume_memory() is not None
     return known and needed(volume) > limit
 
 

@@ -14,12 +14,8 @@ import numpy as np
 
 from sparse3dunet.data.slices import Slices, listed_slices, plane_names
 from sparse3dunet.errors import DataError
-from sparse3dunet.io.volumes import Volume, values_found
+from sparse3dunet.io.volumes import MOST_VALUES, UNLABELED_VALUE, Volume, values_found
 
-USUAL_VALUE = 255
-"""Value that means unlabeled in most programs, as negative values do."""
-MOST_VALUES = 255
-"""Number of values of a label map above which it is taken for an image."""
 SPARSE = 0.5
 """Share of the slices along one axis up to which those with foreground count as annotated ones."""
 CURE = (
@@ -105,13 +101,13 @@ def inferred_convention(label: Volume, declared: Sequence[int], classes: Collect
     Raises:
         DataError: when it cannot be inferred.
     """
-    counts = _count(label, (*declared, USUAL_VALUE))
+    counts = _count(label, (*declared, UNLABELED_VALUE))
     values = tuple(counts.values)
     if len(values) > MOST_VALUES:
         raise DataError(f"{label.path}: found {len(values)} different values, like in a scan; expected a label map.")
     if any(value in counts.values for value in declared):
         return LargeConvention(tuple(declared))
-    usual = tuple(int(v) for v in values if v not in classes and (v < 0 or v == USUAL_VALUE))
+    usual = tuple(int(v) for v in values if v not in classes and (v < 0 or v == UNLABELED_VALUE))
     if usual and len(values) - len(usual) >= (1 if classes else 2):
         return _told(label, LargeConvention(usual), f"{_listed(usual)} means unlabeled, as usual")
     found = _by_slices(label, counts, classes)

@@ -13,7 +13,6 @@ import nibabel as nib
 import numpy as np
 
 from sparse3dunet.data import conventions
-from sparse3dunet.data.checks import MOST_VALUES
 from sparse3dunet.data.datalist import case_name
 from sparse3dunet.data.layouts import file_stem, read_json
 from sparse3dunet.densify.dicom_pair import from_dicom, print_notes
@@ -31,7 +30,7 @@ from sparse3dunet.io.suffixes import (
     is_image_file,
     same_volume,
 )
-from sparse3dunet.io.volumes import AFFINE_TOLERANCE, Volume, check_same_grid, on_grid_of, values_found
+from sparse3dunet.io.volumes import AFFINE_TOLERANCE, MOST_VALUES, Volume, check_same_grid, on_grid_of, values_found
 from sparse3dunet.io.writing import write_text
 from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL
 

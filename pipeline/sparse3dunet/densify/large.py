@@ -28,7 +28,7 @@ from sparse3dunet.inference.slabs import SlabInferer
 from sparse3dunet.io import check_output
 from sparse3dunet.io.chunked_results import check_suffix
 from sparse3dunet.io.defaults import as_key
-from sparse3dunet.io.formats import annotation_path, is_chunked, open_image
+from sparse3dunet.io.formats import annotation_path, is_chunked, opened_once
 from sparse3dunet.io.suffixes import format_suffix, is_image_file, state_of
 from sparse3dunet.io.writing import write_text
 from sparse3dunet.keys import IMAGE, LABEL
@@ -102,7 +102,7 @@ def _check_results(scan: Path, output_dir: Path, format: str | None) -> None:
     names = list(
         Output(output_dir, [], [], format_suffix(format), pictures=False).names(case, confidence=True).values()
     )
-    image = open_image(scan)
+    image = opened_once(scan)
     for name in names:
         check_suffix(name)
         check_output(name, image)

@@ -34,7 +34,7 @@ from sparse3dunet.inference.predictor import (
 )
 from sparse3dunet.inference.resizing import PLANES, SlabResizer
 from sparse3dunet.inference.windows import Windows
-from sparse3dunet.io.chunked import ChunkedArray
+from sparse3dunet.io.chunked import ChunkedArray, pieces
 from sparse3dunet.io.chunked_results import ChunkedResult, check_suffix
 from sparse3dunet.io.json_files import misfit, parse_json
 from sparse3dunet.io.ome_zarr import CHUNK
@@ -276,7 +276,7 @@ class _Large:
             return along, [slice(0, n)]
         bytes_of_row = 4 * (count + 1) * self.windows.axes[row].size * self.grid.shape[across]
         width = max(BLEND // bytes_of_row, self.windows.axes[along].size)
-        return along, _sections(n, max(width // CHUNK, 1) * CHUNK, bool(self.flips[along]))
+        return along, pieces(n, max(width // CHUNK, 1) * CHUNK, bool(self.flips[along]))
 
     def _box(self, axis: int, strip: slice, row: int) -> list[slice]:
         """Return the voxels of a strip from a row on, in RAS order."""
@@ -300,7 +300,7 @@ class _Large:
     def _predict(self, box: list[slice]) -> None:
         """Predict a box of the image, and write it section by section: as many rows as a chunk has."""
         row = self.row_axis
-        parts = _sections(self.grid.ras_shape[row], CHUNK, bool(self.flips[row]))
+        parts = pieces(self.grid.ras_shape[row], CHUNK, bool(self.flips[row]))
         left = (part for part in parts if part.stop > box[row].start)
         pending = (_Section(self, [*box[:row], part, *box[row + 1 :]]) for part in left)
         section = next(pending)
@@ -384,12 +384,6 @@ class _RowsAhead:
 
 def _contains(box: Sequence[slice], wanted: Sequence[slice]) -> bool:
     return all(b.start <= w.start and w.stop <= b.stop for b, w in zip(box, wanted))
-
-
-def _sections(n: int, length: int, flipped: bool) -> list[slice]:
-    """Return the parts of an axis that end where chunks of the stored axis, which may run the other way, end."""
-    pieces = [slice(start, min(start + length, n)) for start in range(0, n, length)]
-    return [slice(n - p.stop, n - p.start) for p in reversed(pieces)] if flipped else pieces
 
 
 def _counting(on_window: Callable[[int, int], None], before: int, total: int) -> Callable[[int, int], None]:

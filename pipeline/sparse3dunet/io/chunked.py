@@ -134,11 +134,11 @@ class ChunkedArray:
                 if longer > lengths[axis] and np.prod(lengths, dtype=float) / lengths[axis] * longer <= most:
                     lengths[axis], grown = longer, True
                     break
-        starts = [self._starts(axis, lengths[axis]) for axis in range(self.ndim)]
-        yield from itertools.product(*starts)
+        flipped = [along.flipped for along in self.axes]
+        yield from itertools.product(*map(pieces, self.shape, lengths, flipped))
 
-    def _starts(self, axis: int, length: int) -> list[slice]:
-        """Return the pieces of an axis, which end where chunks end, also if it is flipped."""
-        n = self.shape[axis]
-        pieces = [slice(start, min(start + length, n)) for start in range(0, n, length)]
-        return [slice(n - p.stop, n - p.start) for p in reversed(pieces)] if self.axes[axis].flipped else pieces
+
+def pieces(n: int, length: int, flipped: bool = False) -> list[slice]:
+    """Return the pieces of an axis of n voxels that end where chunks of the stored axis end, which may be flipped."""
+    found = [slice(start, min(start + length, n)) for start in range(0, n, length)]
+    return [slice(n - p.stop, n - p.start) for p in reversed(found)] if flipped else found

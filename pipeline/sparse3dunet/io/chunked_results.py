@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sparse3dunet.errors import DataError
-from sparse3dunet.io.chunked import ChunkedArray
+from sparse3dunet.io.chunked import ChunkedArray, pieces
 from sparse3dunet.io.hdf5 import new_dataset
 from sparse3dunet.io.microscopy import package
 from sparse3dunet.io.ome_zarr import CHUNK, SMALLEST_LEVEL, VERSIONS, describe, new_group, new_level, version_for
@@ -132,6 +132,4 @@ def check_suffix(path: str | Path) -> None:
 def _boxes(shape: Sequence[int]) -> Iterator[tuple[slice, ...]]:
     """Yield boxes of whole chunks of a stored array, one channel at a time."""
     lengths = [1] * (len(shape) - 3) + [COPIED] * 3
-    starts = [range(0, n, length) for n, length in zip(shape, lengths)]
-    for place in itertools.product(*starts):
-        yield tuple(slice(start, min(start + length, n)) for start, length, n in zip(place, lengths, shape))
+    yield from itertools.product(*map(pieces, shape, lengths))

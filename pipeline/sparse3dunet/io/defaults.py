@@ -1,4 +1,4 @@
-"""How files are read, as set by options: ``--voxel-size``, ``--axes``, and for DICOM ``--series`` and ``--segments``.
+"""How files are read, as set by options: ``--voxel-size``, ``--axes``, ``--series``, ``--volume-memory`` and others.
 
 The voxel size and axes are those of files that state neither. All are kept in environment variables, so that every
 process of a run reads files alike: workers that load data, whether forked or started anew, and the processes of
@@ -14,6 +14,9 @@ from sparse3dunet.errors import DataError
 
 VOXEL_SIZE, AXES = "SPARSE3DUNET_VOXEL_SIZE", "SPARSE3DUNET_AXES"
 SERIES, SEGMENTS = "SPARSE3DUNET_SERIES", "SPARSE3DUNET_SEGMENTS"
+VOLUME_MEMORY = "SPARSE3DUNET_VOLUME_MEMORY"
+BYTES = {"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12}
+BYTES |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 IN_MM = {
     **dict.fromkeys(("nm", "nanometer", "nanometers"), 1e-6),
     **dict.fromkeys(("um", "µm", "μm", "micron", "microns", "micrometer", "micrometers"), 1e-3),
@@ -27,7 +30,11 @@ IN_MM = {
 
 
 def set_defaults(
-    voxel_size: str | None = None, axes: str | None = None, series: str | None = None, segments: str | None = None
+    voxel_size: str | None = None,
+    axes: str | None = None,
+    series: str | None = None,
+    segments: str | None = None,
+    volume_memory: str | None = None,
 ) -> None:
     """Set how files are read, for this process and those that it starts.
 
@@ -36,6 +43,7 @@ def set_defaults(
         axes: a letter for each dimension of the stored array, slowest first, such as "zyx" or "czyx"; None likewise.
         series: UID or number of the series to read in folders of several DICOM series; None likewise.
         segments: names of the segments to use of a DICOM annotation, separated by commas; None likewise.
+        volume_memory: memory that one volume may take, such as "8GiB"; None likewise.
 
     Raises:
         DataError: when one of them is not of this form.
@@ -52,6 +60,9 @@ def set_defaults(
         if len(set(_names(segments))) < max(len(_names(segments)), 1):
             raise DataError(f"--segments is {segments!r}; expected different names, such as liver,tumor.")
         os.environ[SEGMENTS] = segments
+    if volume_memory is not None:
+        parse_bytes(volume_memory)
+        os.environ[VOLUME_MEMORY] = volume_memory
 
 
 def default_voxel_size() -> tuple[float, float, float] | None:
@@ -74,6 +85,12 @@ def default_series() -> str:
 def default_segments() -> list[str]:
     """Return the names, in lower case, of the segments to use of a DICOM annotation; empty for all."""
     return _names(os.environ.get(SEGMENTS, ""))
+
+
+def default_volume_memory() -> int | None:
+    """Return the bytes of memory that one volume may take; None if that is not set."""
+    text = os.environ.get(VOLUME_MEMORY)
+    return None if text is None else parse_bytes(text)
 
 
 def _names(text: str) -> list[str]:
@@ -104,6 +121,18 @@ def parse_voxel_size(text: str) -> tuple[float, float, float]:
         )
     x, y, z = (size * scale for size in sizes)
     return x, y, z
+
+
+def parse_bytes(text: str) -> int:
+    """Return a number of bytes from a text such as "8GiB", "500 MB" or "0".
+
+    Raises:
+        DataError: when it is no size.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
+    if found is None or found[2].lower() not in BYTES:
+        raise DataError(f"--volume-memory is {text!r}; expected a size such as 8GiB or 500MB, or 0.")
+    return int(float(found[1]) * BYTES[found[2].lower()])
 
 
 def parse_axes(text: str) -> str:

@@ -23,6 +23,10 @@ MOST_AFTER_VOXELS = 2**20
 NO_VOXEL_SIZE = "states no voxel size, so it is taken for 1 mm; pass it as --voxel-size 0.5,0.5,2um (along x, y, z)."
 ROUNDING = 1e-3
 """Maximum distance of a label's value from a whole number: what scaling or another type of number leaves behind."""
+UNLABELED_VALUE = 255
+"""Value that means unlabeled in most programs, as negative values do."""
+MOST_VALUES = 255
+"""Number of values of a label map above which it is taken for an image."""
 IN_MM = {"micron": 1e-3, "meter": 1e3}
 """NIfTI's units of length in mm; files without one of them are in mm."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from typing import Any
 
 import ignite.distributed as idist
@@ -124,7 +125,7 @@ class FormerModel:
         for file in (self.path.with_suffix(DESCRIPTION_SUFFIX), self.path):
             if file.is_file():
                 with replacing(folder / file.name) as draft:
-                    draft.write_bytes(file.read_bytes())
+                    shutil.copyfile(file, draft)
         write_text(mark, "The training that began with this model has not come to its end.\n")
         self._print(f"The present model is kept in {folder}.")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
@@ -85,15 +85,10 @@ class NormalizeImaged(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         whole = d.pop(MOMENTS, None)
+        normalize: Transform = self.normalize
+        if whole is not None and self.normalize.intensity is None:
+            means, deviations = whole
+            normalize = NormalizeIntensity(means, deviations, channel_wise=True)
         for key in self.key_iterator(d):
-            if whole is None or self.normalize.intensity is not None:
-                d[key] = self.normalize(d[key])
-            else:
-                d[key] = _z_score(d[key], *whole)
+            d[key] = normalize(d[key])  # type: ignore[operator]
         return d
-
-
-def _z_score(image: torch.Tensor, means: Sequence[float], deviations: Sequence[float]) -> torch.Tensor:
-    """Normalise a part of an image (C, X, Y, Z) by the moments of the whole; a constant channel to 0."""
-    mean, std = (torch.tensor(values, dtype=torch.float32).reshape(-1, 1, 1, 1) for values in (means, deviations))
-    return (image - mean) / torch.where(std == 0, torch.ones_like(std), std)

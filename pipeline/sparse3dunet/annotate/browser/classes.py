@@ -9,11 +9,10 @@ from typing import Any
 
 from sparse3dunet.colors import class_color
 from sparse3dunet.errors import DataError
+from sparse3dunet.io.volumes import UNLABELED_VALUE
 
 MOST_CLASSES = 254
 """Maximum number of classes: a painted voxel is class number + 1 in 8 bits."""
-UNLABELED = 255
-"""Value of unlabeled voxels on disk, unless it is a class."""
 LONGEST_NAME = 60
 BACKGROUND_COLOR = "#8c8c8c"
 
@@ -58,7 +57,7 @@ def edited(classes: Sequence[Class], entries: Any) -> list[Class]:
         raise DataError('expected a list of classes such as {"name": "liver", "color": "#e69f00"}.')
     if len(entries) < len(classes):
         raise DataError(f"found {len(entries)} classes; expected at least {len(classes)}: none is ever removed.")
-    taken = {entry.value for entry in classes} | {UNLABELED}
+    taken = {entry.value for entry in classes} | {UNLABELED_VALUE}
     free = (value for value in range(2**16) if value not in taken)
     values = [*(entry.value for entry in classes), *(next(free) for _ in entries[len(classes) :])]
     default = [BACKGROUND_COLOR, *map(class_color, range(1, len(entries)))]
@@ -94,9 +93,9 @@ def checked(classes: list[Class]) -> list[Class]:
 
 
 def unlabeled_value(classes: Sequence[Class]) -> int:
-    """Return the value that means unlabeled on disk: UNLABELED, or one past the largest class if that is a class."""
+    """Return the value that means unlabeled on disk: the usual one, or, if that is a class, one past the largest."""
     values = [entry.value for entry in classes]
-    return max(values) + 1 if UNLABELED in values else UNLABELED
+    return max(values) + 1 if UNLABELED_VALUE in values else UNLABELED_VALUE
 
 
 def as_rows(classes: Sequence[Class]) -> list[dict[str, Any]]:

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sparse3dunet.annotate.browser.scan import plane
-from sparse3dunet.data.slices import slices_mask
+from sparse3dunet.data.slices import PLANES, slices_mask
 from sparse3dunet.errors import DataError
 
 MOST_UNDO = 200
@@ -190,7 +189,7 @@ def as_slice(data: bytes, shape: Sequence[int]) -> np.ndarray:
 
 def describe(axis: int, index: int) -> str:
     """Return the name of a slice for messages."""
-    return f"{plane(axis)} {index}"
+    return f"{PLANES[axis]} {index}"
 
 
 def _packed(view: np.ndarray) -> bytes:

@@ -11,7 +11,6 @@ import numpy as np
 from nibabel.orientations import apply_orientation, ornt_transform
 
 from sparse3dunet.data.layouts import file_stem
-from sparse3dunet.data.slices import PLANES
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import natural_suffix, read_image
 from sparse3dunet.io.suffixes import image_suffix, is_image_file
@@ -110,11 +109,6 @@ def nifti(array: np.ndarray, spacing: tuple[float, ...]) -> bytes:
     image = nib.Nifti1Image(np.asfortranarray(array), np.diag([*spacing, 1.0]))
     image.header.set_xyzt_units("mm")
     return image.to_bytes()
-
-
-def plane(axis: int) -> str:
-    """Return the plane perpendicular to an axis in RAS order."""
-    return PLANES[axis]
 
 
 def _shown(data: np.ndarray) -> np.ndarray:

@@ -17,8 +17,9 @@ from sparse3dunet.annotate.browser.classes import Class
 from sparse3dunet.annotate.browser.drawing import Change, Drawing, describe
 from sparse3dunet.annotate.browser.results import Found, Results
 from sparse3dunet.annotate.browser.runs import Runs
-from sparse3dunet.annotate.browser.scan import Scan, plane
+from sparse3dunet.annotate.browser.scan import Scan
 from sparse3dunet.annotate.browser.store import Store
+from sparse3dunet.data.slices import PLANES
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import write_segmentation
 from sparse3dunet.io.itk_snap import label_descriptions
@@ -88,7 +89,7 @@ class Session:
                     "shape": scan.shape,
                     "spacing": scan.spacing,
                     "channels": scan.volume.num_channels,
-                    "planes": [plane(axis) for axis in range(3)],
+                    "planes": list(PLANES),
                     "flipped": scan.flipped,
                 },
                 "classes": class_lists.as_rows(self.classes),
