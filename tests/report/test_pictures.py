@@ -7,7 +7,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from sparse3dunet.colors import CLASS_COLORS
-from sparse3dunet.report.pictures import WRONG, mark_sides, save_picture
+from sparse3dunet.report.pictures import WRONG, draw_picture, mark_sides
 from tests.conftest import make_volume
 
 
@@ -31,7 +31,7 @@ def test_error_is_red_only_where_wrong(case, tmp_path):
     image, dense, label, weight = case
     wrong = np.where(dense == 1, 2, dense)
     for name, guess in (("right", dense), ("wrong", wrong)):
-        save_picture(tmp_path / f"{name}.png", image, guess, label, weight, dense)
+        draw_picture(image, guess, label, weight, dense).save(tmp_path / f"{name}.png")
     right_red, wrong_red = (share_of_color(tmp_path / f"{n}.png", WRONG) for n in ("right", "wrong"))
     assert wrong_red > right_red + 1000  # the legend has a little red in both
 
@@ -39,29 +39,29 @@ def test_error_is_red_only_where_wrong(case, tmp_path):
 def test_unlabeled_errors_do_not_show_without_reference(case, tmp_path):
     image, dense, label, weight = case
     spoiled = np.where(weight > 0, dense, 2)
-    save_picture(tmp_path / "a.png", image, spoiled, label, weight)
-    save_picture(tmp_path / "b.png", image, dense, label, weight)
+    draw_picture(image, spoiled, label, weight).save(tmp_path / "a.png")
+    draw_picture(image, dense, label, weight).save(tmp_path / "b.png")
     assert share_of_color(tmp_path / "a.png", WRONG) == share_of_color(tmp_path / "b.png", WRONG)
 
 
 def test_unlabeled_voxels_are_tinted(case, tmp_path):
     image, dense, label, weight = case
     for name, counted in (("sparse", weight), ("dense", np.ones_like(weight))):
-        save_picture(tmp_path / f"{name}.png", image, dense, label, counted, dense)
+        draw_picture(image, dense, label, counted, dense).save(tmp_path / f"{name}.png")
     columns = [matplotlib.image.imread(tmp_path / f"{name}.png")[:, 230:450] for name in ("sparse", "dense")]
     assert (columns[0] != columns[1]).mean() > 0.05
 
 
 def test_prediction_alone(case, tmp_path):
     image, dense, *_ = case
-    save_picture(tmp_path / "sub" / "a.png", image[None], dense[None], class_names=["background", "shell", "core"])
+    draw_picture(image[None], dense[None], class_names=["background", "shell", "core"]).save(tmp_path / "sub" / "a.png")
     for color in CLASS_COLORS[:2]:
         assert share_of_color(tmp_path / "sub" / "a.png", color) > 1000
 
 
 @pytest.mark.parametrize("shape", [(1, 9, 9), (40, 5, 7)])
 def test_constant_volumes_and_empty_predictions(shape, tmp_path):
-    save_picture(tmp_path / "a.png", np.zeros(shape), np.zeros(shape, int), np.zeros(shape, int), np.ones(shape))
+    draw_picture(np.zeros(shape), np.zeros(shape, int), np.zeros(shape, int), np.ones(shape)).save(tmp_path / "a.png")
     assert matplotlib.image.imread(tmp_path / "a.png").shape[2] in (3, 4)
 
 

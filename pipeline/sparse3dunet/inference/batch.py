@@ -32,7 +32,7 @@ from sparse3dunet.io.suffixes import MAP_SUFFIXES
 from sparse3dunet.io.volumes import NO_VOXEL_SIZE, Volume
 from sparse3dunet.io.writing import write_text
 from sparse3dunet.progress import BatchProgress
-from sparse3dunet.report.pictures import save_picture
+from sparse3dunet.report.pictures import draw_picture
 
 READ_AHEAD = IN_MEMORY // 4
 """Bytes of an image's files; while a larger one is processed, no other is read or written."""
@@ -324,8 +324,7 @@ def _draw(path: Path, name: str, image: Volume, prediction: Prediction, output: 
     for number, value in enumerate(output.class_values):
         numbers[classes == value] = number
     spacing = image.in_ras_order(image.spacing)
-    save_picture(
-        path,
+    draw_picture(
         scan,
         numbers,
         class_names=output.class_names,
@@ -333,4 +332,4 @@ def _draw(path: Path, name: str, image: Volume, prediction: Prediction, output: 
         spacing=spacing,
         step=step,
         sides=image.is_placed,
-    )
+    ).save(path)

@@ -33,41 +33,11 @@ class Picture(Figure):
 
     _repr_png_ = png
 
-
-def save_picture(
-    path: str | Path,
-    image: Any,
-    segmentation: Any,
-    label: Any = None,
-    weight: Any = None,
-    reference: Any = None,
-    class_names: Sequence[str] = (),
-    title: str = "",
-    spacing: Sequence[float] = (1.0, 1.0, 1.0),
-    step: int = 1,
-    sides: bool = True,
-) -> None:
-    """Write a PNG of a volume, see :func:`draw_picture`.
-
-    Args:
-        path: path of the PNG; its folder is created if missing.
-        image: (X, Y, Z) or (C, X, Y, Z).
-        segmentation: (X, Y, Z) or (1, X, Y, Z) classes.
-        label: see :func:`draw_picture`, as for the others.
-        weight: the same.
-        reference: the same.
-        class_names: the same.
-        title: the same.
-        spacing: the same.
-        step: the same.
-        sides: the same.
-    """
-    figure = draw_picture(
-        image, segmentation, label, weight, reference, class_names, title, spacing, step=step, sides=sides
-    )
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(figure.png())
+    def save(self, path: str | Path) -> None:
+        """Write the figure as a PNG; its folder is created if missing."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(self.png())
 
 
 def draw_picture(
@@ -133,7 +103,7 @@ def _name_plane(ax: Any, name: str) -> None:
 
 
 def mark_sides(ax: Any, axis: int) -> None:
-    """Mark the patient's sides on a slice perpendicular to an axis in RAS order, see :func:`save_picture`."""
+    """Mark the patient's sides on a slice perpendicular to an axis in RAS order, see :func:`draw_picture`."""
     across, up = (a for a in range(3) if a != axis)
     box = {"facecolor": "black", "edgecolor": "none", "pad": 1.0, "alpha": 0.6}
     look: dict[str, Any] = {"color": "white", "fontsize": 8, "bbox": box, "transform": ax.transAxes}

@@ -25,7 +25,7 @@ from sparse3dunet.keys import ANNOTATED_CLASSES, IMAGE, LABEL, PRED, REFERENCE, 
 from sparse3dunet.losses.regions import Regions
 from sparse3dunet.losses.target import pack_target
 from sparse3dunet.metrics.masked import class_scores, mean_score, overlap_counts, overlap_scores
-from sparse3dunet.report.pictures import save_picture
+from sparse3dunet.report.pictures import draw_picture
 from sparse3dunet.training.budget import Budget
 
 REGIONS = ("annotated", "unlabeled", "all")
@@ -189,7 +189,7 @@ class ScoreReport:
 
 
 class PictureWriter:
-    """Handler of an evaluator that draws a PNG per volume by :func:`~sparse3dunet.report.pictures.save_picture`.
+    """Handler of an evaluator that draws a PNG per volume by :func:`~sparse3dunet.report.pictures.draw_picture`.
 
     Needs ``pred`` argmaxed; image and prediction are turned to RAS orientation by their affines, and an image that was
     resampled is drawn on the prediction's grid.
@@ -239,8 +239,7 @@ class PictureWriter:
             if image.shape[1:] != pred.shape[1:]:
                 image = ResampleToMatch()(image, pred)
             file = self.folder / f"{name}.png"
-            save_picture(
-                file,
+            draw_picture(
                 image,
                 self._class_numbers(pred),
                 **known,
@@ -248,7 +247,7 @@ class PictureWriter:
                 title=name,
                 spacing=image.pixdim.tolist() if isinstance(image, MetaTensor) else (1, 1, 1),
                 sides=getattr(image, "meta", {}).get("is_placed", True),
-            )
+            ).save(file)
             if self.summary_writer is not None:
                 self.summary_writer.add_image(f"pictures/{name}", imread(file), engine.state.epoch, dataformats="HWC")
             self.drawn += 1
