@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from ignite.metrics import Metric
 from monai.engines import SupervisedEvaluator
 
 from sparse3dunet.data.datalist import DataSet
@@ -18,6 +17,7 @@ from sparse3dunet.models.checkpoints import BestModelSaver, existing_model, is_b
 from sparse3dunet.models.description import describe_model, description_for_bundle, read_description
 from sparse3dunet.networks import UNet3D
 from tests.conftest import ROOT, bundle_environment
+from tests.given_scores import GivenScores
 
 TRAIN_CONFIG = ROOT / "bundle/configs/train.yaml"
 DATA_SET = DataSet([], list("abcde"), [0, 7, 8, 100, -1], (9,), 1)
@@ -55,23 +55,6 @@ def test_killed_while_writing_the_file_is_whole(tmp_path):
     assert len(list(path.parent.iterdir())) <= 4  # model.pt, model.json and at most a draft of each
 
 
-class Score(Metric):
-    """The next of some numbers, whatever was predicted."""
-
-    def __init__(self, scores):
-        self.scores = iter(scores)
-        super().__init__()
-
-    def reset(self):
-        pass
-
-    def update(self, output):
-        pass
-
-    def compute(self):
-        return next(self.scores)
-
-
 @pytest.mark.parametrize(
     ("scores", "best"),
     [([0.1, 0.5, 0.3], 1), ([0.5, 0.5], 0), ([math.nan, 0.2, math.nan], 1), ([math.nan], 0), ([-0.5, -0.6], 0)],
@@ -79,7 +62,7 @@ class Score(Metric):
 def test_best_model_is_kept(tmp_path, scores, best):
     network = torch.nn.Linear(1, 1, bias=False)
     data = [{"image": torch.ones(1, 1), "label": torch.ones(1, 1)}]
-    metric = {"score": Score(scores)}
+    metric = {"score": GivenScores(scores)}
     evaluator = SupervisedEvaluator("cpu", data, network, key_val_metric=metric, metric_cmp_fn=is_better)
     BestModelSaver(network, tmp_path / "model.pt").attach(evaluator)
     for number in range(len(scores)):
@@ -93,7 +76,7 @@ def test_best_model_is_kept(tmp_path, scores, best):
 
 def test_last_model_is_kept(tmp_path):
     network = torch.nn.Linear(1, 1, bias=False)
-    metric = {"score": Score([0.1, 0.5, 0.3])}
+    metric = {"score": GivenScores([0.1, 0.5, 0.3])}
     data = [{"image": torch.ones(1, 1), "label": torch.ones(1, 1)}]
     evaluator = SupervisedEvaluator("cpu", data, network, key_val_metric=metric, metric_cmp_fn=is_better)
     BestModelSaver(network, tmp_path / "model.pt", keep="last").attach(evaluator)

@@ -3,30 +3,13 @@
 import pytest
 import torch
 from ignite.engine import Engine, Events
-from ignite.metrics import Metric
 from monai.engines import SupervisedEvaluator
 from torch import nn
 
 from sparse3dunet.models.checkpoints import BestModelSaver, is_better
 from sparse3dunet.models.description import ModelDescription
 from sparse3dunet.training.former import FormerModel
-
-
-class Scores(Metric):
-    """Metric with the given values, one a validation."""
-
-    def __init__(self, scores):
-        self.scores = iter(scores)
-        super().__init__()
-
-    def reset(self):
-        pass
-
-    def update(self, output):
-        pass
-
-    def compute(self):
-        return next(self.scores)
+from tests.given_scores import GivenScores
 
 
 class Training:
@@ -41,7 +24,7 @@ class Training:
             [0],
             self.network,
             iteration_update=lambda engine, batch: 0,
-            key_val_metric={"dice": Scores(scores)},
+            key_val_metric={"dice": GivenScores(scores)},
             metric_cmp_fn=is_better,
         )
         saver = BestModelSaver(self.network, self.path, description)

@@ -12,12 +12,12 @@ import numpy as np
 from sparse3dunet.bundle import running
 from sparse3dunet.data.label_and_weight import SparseLabel
 from sparse3dunet.densify import inputs
+from sparse3dunet.densify.results import read_prob
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import read_image, write_map
 from sparse3dunet.io.volumes import Volume, check_same_grid, on_grid_of
 from sparse3dunet.propagation import Ensemble
 from sparse3dunet.propagation.calibration import decide
-from sparse3dunet.propagation.ensemble import Propagated
 
 
 class SparseDensifier:
@@ -135,10 +135,7 @@ class SparseDensifier:
             settings = {"dataset_dir": str(dataset), "output_dir": str(folder), "minutes": self.minutes}
             settings |= {"ignore_index": ignored, "seed": self.seed, "probabilities": True}
             running.run_quietly("densify", settings)
-            with np.load(folder / "work" / "probabilities" / "0.npz") as content:
-                box = tuple(slice(int(a), int(b)) for a, b in content["box"])
-                inside = content["prob"].astype(np.float32)
-            prob = Propagated(inside, box, None, "").whole(scan.spatial_shape)  # type: ignore[arg-type]
+            prob = read_prob(folder, 0, scan.spatial_shape)
             return prob, np.asarray(read_image(folder / "scan_seg.nii.gz").data).astype(int)
 
 

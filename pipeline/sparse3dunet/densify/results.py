@@ -151,7 +151,7 @@ class Results:
     def _keep_prob(self, name: str, prob: np.ndarray, box: tuple[slice, ...]) -> None:
         """Keep the probabilities of a case, by its number, within their box; outside of it is background."""
         number = [case.name for case in self.cases].index(name)
-        with replacing(self.folder / "work" / "probabilities" / f"{number}.npz") as draft, draft.open("wb") as file:
+        with replacing(_prob_file(self.folder, number)) as draft, draft.open("wb") as file:
             np.savez(file, prob=prob.astype(np.float16), box=[[b.start, b.stop] for b in box])
 
     def write_preview(self, case: ImageCase, found: Propagated, previews: dict[str, str]) -> Path:
@@ -316,6 +316,23 @@ def _view(
     x, y, z = (bool(directions[axis] < 0) for axis in range(3))
     spacing = image.in_ras_order(image.spacing)
     return CaseView(name, scan, label, annotated, found, sure, spacing, class_names, (x, y, z), image.is_placed)
+
+
+def read_prob(folder: Path, number: int, shape: Sequence[int]) -> np.ndarray:
+    """Return the kept probabilities (K, X, Y, Z) of a run's case, float32.
+
+    Args:
+        folder: the run's folder.
+        number: number of the case.
+        shape: shape of its scan.
+    """
+    with np.load(_prob_file(folder, number)) as content:
+        x, y, z = (slice(int(start), int(stop)) for start, stop in content["box"])
+        return Propagated(content["prob"].astype(np.float32), (x, y, z), None, "").whole(shape)
+
+
+def _prob_file(folder: Path, number: int) -> Path:
+    return folder / "work" / "probabilities" / f"{number}.npz"
 
 
 def _files(case: Case) -> tuple[str, ...]:
