@@ -9,6 +9,7 @@ from monai.data import MetaTensor
 from monai.transforms import NormalizeIntensity
 
 from sparse3dunet.errors import DataError
+from sparse3dunet.keys import MOMENTS
 from sparse3dunet.models.normalization import intensity_of, normalization_names
 from sparse3dunet.transforms import NormalizeImage, NormalizeImaged
 
@@ -17,7 +18,16 @@ SCALE = {"lower": -100, "upper": 300, "mean": 80, "std": 50}
 
 def test_without_a_scale_as_monai():
     image = torch.randn(2, 5, 6, 7) * torch.tensor([3.0, 900]).view(2, 1, 1, 1) + 40
-    torch.testing.assert_close(NormalizeImage()(image), NormalizeIntensity(channel_wise=True)(image))
+    torch.testing.assert_close(NormalizeImage()(image), NormalizeIntensity(channel_wise=True)(image.clone()))
+
+
+@pytest.mark.parametrize("scale", [None, SCALE])
+@pytest.mark.parametrize("moments", [None, [[3.0], [2.0]]])
+def test_the_callers_image_stays(scale, moments):
+    image = torch.randn(1, 5, 6, 7)
+    given = {"image": image.clone()} if moments is None else {"image": image.clone(), MOMENTS: moments}
+    NormalizeImaged("image", scale)(given)
+    torch.testing.assert_close(given["image"], image, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.int16, torch.float32, torch.float64])

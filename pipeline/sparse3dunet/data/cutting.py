@@ -26,6 +26,7 @@ from sparse3dunet.data.large_conventions import (
 )
 from sparse3dunet.data.moments import channel_moments, channels_of
 from sparse3dunet.errors import DataError
+from sparse3dunet.io.chunked import pieces
 from sparse3dunet.io.formats import is_chunked, opened_once
 from sparse3dunet.io.parts import Box, Part, part_path, split_part
 from sparse3dunet.io.volumes import UNLABELED_VALUE, Volume, check_same_grid, on_grid_of
@@ -180,11 +181,9 @@ def _part(case: Case, cell: _Cell, shape: Sequence[int], convention: LargeConven
     for key in (WEIGHT, REFERENCE):
         if key in case:
             found[key] = part_path(case[key], plain)
-    if convention.slices is not None:
-        found[ANNOTATED_SLICES] = [
-            [i - along.start for i in indices if along.start <= i < along.stop]
-            for indices, along in zip(convention.slices, box)
-        ]
+    slices = convention.slices_in(box)
+    if slices is not None:
+        found[ANNOTATED_SLICES] = slices
     return found
 
 
@@ -209,7 +208,7 @@ def _cells(label: Volume, weight: Volume | None, convention: LargeConvention) ->
 
 
 def _divided(shape: Sequence[int]) -> Iterator[tuple[slice, ...]]:
-    return itertools.product(*([slice(i, min(i + CELL, n)) for i in range(0, n, CELL)] for n in shape))
+    return itertools.product(*(pieces(n, CELL) for n in shape))
 
 
 def _evenly(cells: Sequence[_Cell]) -> list[_Cell]:

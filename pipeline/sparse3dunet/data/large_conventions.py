@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from sparse3dunet.data.slices import Slices, listed_slices, plane_names
+from sparse3dunet.data.slices import Slices, listed_slices, plane_names, slices_mask
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.volumes import MOST_VALUES, UNLABELED_VALUE, Volume, values_found
 
@@ -48,13 +48,17 @@ class LargeConvention:
     def annotated(self, values: np.ndarray, box: Sequence[slice]) -> np.ndarray:
         """Return the mask of annotated voxels in a box (X, Y, Z)."""
         mask = ~np.isin(values, self.ignore_index)
+        slices = self.slices_in(box)
+        return mask if slices is None else mask & slices_mask(values.shape, slices)
+
+    def slices_in(self, box: Sequence[slice]) -> Slices | None:
+        """Return the annotated slices by their indices in a box; None for everywhere."""
         if self.slices is None:
-            return mask
-        on_slices = np.zeros(values.shape, bool)
-        for axis, (indices, along) in enumerate(zip(self.slices, box)):
-            inside = [i - along.start for i in indices if along.start <= i < along.stop]
-            on_slices[(slice(None),) * axis + (inside,)] = True
-        return mask & on_slices
+            return None
+        return [
+            [i - along.start for i in indices if along.start <= i < along.stop]
+            for indices, along in zip(self.slices, box)
+        ]
 
 
 @dataclass

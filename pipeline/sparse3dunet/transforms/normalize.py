@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from monai.config import KeysCollection
+from monai.data.meta_obj import get_track_meta
 from monai.transforms import MapTransform, NormalizeIntensity, ScaleIntensityRange, Transform
+from monai.utils import convert_to_tensor
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.keys import IMAGE, MOMENTS
@@ -59,7 +61,7 @@ class NormalizeImage(Transform):
             self.normalize = ScaleIntensityRange(lower, upper, (lower - mean) / std, (upper - mean) / std, clip=True)
 
     def __call__(self, image: Any) -> torch.Tensor:
-        return self.normalize(image)  # type: ignore[operator]
+        return _normalized(self.normalize, image)
 
 
 class NormalizeImaged(MapTransform):
@@ -85,10 +87,15 @@ class NormalizeImaged(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         whole = d.pop(MOMENTS, None)
-        normalize: Transform = self.normalize
+        normalize: Transform = self.normalize.normalize
         if whole is not None and self.normalize.intensity is None:
             means, deviations = whole
             normalize = NormalizeIntensity(means, deviations, channel_wise=True)
         for key in self.key_iterator(d):
-            d[key] = normalize(d[key])  # type: ignore[operator]
+            d[key] = _normalized(normalize, d[key])
         return d
+
+
+def _normalized(normalize: Any, image: Any) -> torch.Tensor:
+    # NormalizeIntensity writes into an image of floats that it is given; the caller's must stay as it is
+    return normalize(convert_to_tensor(image, track_meta=get_track_meta()).clone())
