@@ -28,6 +28,8 @@ def annotate(
     annotated_slices: options.AnnotatedSlices = None,
     voxel_size: options.VoxelSize = None,
     axes: options.Axes = None,
+    series: options.Series = None,
+    segments: options.Segments = None,
     device: options.Device = None,
 ) -> None:
     """Annotate a scan in the browser, with densify at hand.
@@ -35,13 +37,11 @@ def annotate(
     The page is served on this machine alone, to those who know its address. All that is drawn is kept in the folder for
     the results; the same command goes on with it. Ctrl-C ends it.
     """
-    if find_spec("sparse3dunet.annotate.browser") is None:
-        raise DataError("a packaged bundle has no page. Install all of it: pip install 'sparse3dunet[annotate]'.")
+    check_page()
     from sparse3dunet.annotate.browser import opening, serving
     from sparse3dunet.io.defaults import set_defaults
 
-    serving.check_packages()
-    set_defaults(voxel_size, axes)
+    set_defaults(voxel_size, axes, series=series, segments=segments)
     session = opening.open_session(
         scan,
         annotation,
@@ -55,6 +55,15 @@ def annotate(
     )
     serving.serve(session, port, _tell, open_page)
     print(f"Saved in {session.folder}; run the same command to go on.", flush=True)
+
+
+def check_page() -> None:
+    """Raise DataError if the page cannot be served."""
+    if find_spec("sparse3dunet.annotate.browser") is None:
+        raise DataError("a packaged bundle has no page. Install all of it: pip install 'sparse3dunet[annotate]'.")
+    from sparse3dunet.annotate.browser import serving
+
+    serving.check_packages()
 
 
 def _tell(address: str) -> None:

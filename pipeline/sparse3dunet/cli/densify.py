@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from sparse3dunet.cli import arguments, options
+from sparse3dunet.cli import annotate, arguments, options
+from sparse3dunet.errors import DataError
 
 Sources = Annotated[
     list[str], typer.Argument(help="A scan and its annotation; or a folder or JSON datalist of several.")
@@ -51,6 +52,7 @@ def densify(
     device: options.Device = None,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     restart: Annotated[bool, typer.Option("--restart", help="Start over, without the model of the last run.")] = False,
+    open_page: Annotated[bool, typer.Option("--open", help="Show the result in the browser, to correct it.")] = False,
     anew: Annotated[bool, typer.Option("--anew", hidden=True)] = False,
 ) -> None:
     """Segment a whole scan from some annotated slices; estimate the quality, and suggest what to annotate next.
@@ -62,13 +64,15 @@ def densify(
     from sparse3dunet.bundle import running
     from sparse3dunet.densify import inputs
     from sparse3dunet.densify.large import densify_large, is_large_pair
-    from sparse3dunet.io import suffixes
+    from sparse3dunet.io import folders, suffixes
     from sparse3dunet.io.defaults import set_defaults
 
     set_defaults(voxel_size, axes, series=series, segments=segments, volume_memory=volume_memory)
     sources, settings = _without_settings(sources)
     extra = running.parse_settings([*settings, *context.args])
     ignored, slices = arguments.numbers(ignore_index, "--ignore-index"), arguments.slices(annotated_slices)
+    if open_page:
+        _check_page(sources)
     output_dir = _held(output_dir)
     given = {
         "ignore_index": ignored,
@@ -99,6 +103,28 @@ def densify(
     )
     places = {"dataset_dir": str(dataset), "output_dir": str(output_dir), "minutes": minutes}
     running.run_quietly("densify", {**places, **set_values, **extra})
+    if open_page:
+        folders.release_folder(output_dir)  # for the page's own runs
+        annotate.annotate(
+            sources[0],
+            output_dir,
+            sources[1],
+            class_names,
+            minutes,
+            ignore_index=ignore_index,
+            annotated_slices=annotated_slices,
+            background=background,
+            device=device,
+        )
+
+
+def _check_page(sources: list[str]) -> None:
+    """Raise DataError if the result cannot be shown in the browser."""
+    from sparse3dunet.densify.large import is_large_pair
+
+    annotate.check_page()
+    if len(sources) != 2 or is_large_pair(sources):
+        raise DataError("--open shows one scan that fits into memory; pass a scan and its annotation, or leave it out.")
 
 
 def _held(folder: Path) -> Path:

@@ -83,6 +83,13 @@ def hold_folder(folder: str | Path) -> None:
         _HELD[path] = lock
 
 
+def release_folder(folder: str | Path) -> None:
+    """Let other processes write to a folder that this one holds (:func:`hold_folder`)."""
+    lock = _HELD.pop(Path(folder).expanduser().absolute(), None)
+    if lock is not None:
+        lock.release()
+
+
 def acquire(lock: FileLock, timeout: float = 0) -> bool:
     """Acquire a lock, and make its folder; return whether no other process holds it.
 
