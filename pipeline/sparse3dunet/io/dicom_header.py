@@ -62,9 +62,12 @@ class DicomFile:
     header: Dataset
 
     def text(self, keyword: str) -> str:
-        """Return an element as text; empty if it is missing."""
-        with disable_value_validation():
-            return str(self.header.get(keyword) or "")
+        """Return an element as text; empty if it is missing or malformed."""
+        try:
+            with disable_value_validation():
+                return str(self.header.get(keyword) or "")
+        except Exception:  # see decimals
+            return ""
 
     def numbers(self, keyword: str, count: int) -> np.ndarray:
         """Return the `count` decimal numbers of an element, in a multi-frame file those of the first frame.
@@ -169,6 +172,6 @@ def decimals(elements: Dataset, keyword: str) -> np.ndarray:
     try:
         with disable_value_validation():  # decimals may be longer than in the standard
             numbers = np.array(elements.get(keyword), float, ndmin=1)
-    except (TypeError, ValueError):
+    except Exception:  # pydicom converts elements when they are asked for, and raises a dozen kinds here
         return np.empty(0)
     return numbers if np.isfinite(numbers).all() else np.empty(0)
