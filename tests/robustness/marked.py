@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import zipfile
 from pathlib import Path
 
 import h5py
-import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 import tifffile
@@ -21,8 +22,9 @@ from tests.io.microscopy import write
 MARK = "SURNAME"
 OME_TEXTS = f"""<Experimenter ID="Experimenter:0" UserName="{MARK}" FirstName="{MARK}" Email="{MARK}@x.org"/>
 <Instrument ID="Instrument:0"><Microscope Manufacturer="{MARK}" SerialNumber="{MARK}"/></Instrument>"""
-OME_AFTER = f"""<StructuredAnnotations><XMLAnnotation ID="Annotation:0"><Description>{MARK}</Description><Value><a>{MARK}
-</a></Value></XMLAnnotation></StructuredAnnotations><ROI ID="ROI:0" Name="{MARK}"><Description>{MARK}</Description>
+OME_AFTER = f"""<StructuredAnnotations><XMLAnnotation ID="Annotation:0"><Description>{MARK}</Description>
+<Value><a>{MARK}</a></Value></XMLAnnotation></StructuredAnnotations><ROI ID="ROI:0" Name="{MARK}">
+<Description>{MARK}</Description>
 <Union><Label ID="Shape:0" X="1" Y="1" Text="{MARK}"/></Union></ROI>"""
 PERSONAL = (
     *("PatientName", "PatientID", "PatientComments", "InstitutionName", "OperatorsName", "PerformingPhysicianName"),
@@ -154,9 +156,6 @@ def _mark_zarr(path: Path) -> Path:
 
 def decompressed(path: Path) -> bytes:
     """Return all bytes of a file in which the mark could be, also those that are compressed."""
-    import gzip
-    import zipfile
-
     content = path.read_bytes()
     if path.suffix == ".gz":
         content += gzip.decompress(content)

@@ -24,11 +24,12 @@ TYPE_BYTES = {
 ENCODINGS = {"raw": "raw", "gz": "gzip", "gzip": "gzip"} | dict.fromkeys(("txt", "text", "ascii"), "text")
 
 
-FIELDS = frozenset(
-    "space spacedimension content number type blocksize encoding endian minmax min max oldmin oldmax dimension sizes "
-    "spacings thicknesses axismins axismaxs centers centerings labels units spaceunits spaceorigin spacedirections "
-    "measurementframe kinds sampleunits datafile lineskip byteskip".split()
-)
+FIELDS = {
+    *("space", "spacedimension", "content", "number", "type", "blocksize", "encoding", "endian"),
+    *("minmax", "min", "max", "oldmin", "oldmax", "dimension", "sizes", "spacings"),
+    *("thicknesses", "axismins", "axismaxs", "centers", "centerings", "labels", "units", "spaceunits"),
+    *("spaceorigin", "spacedirections", "measurementframe", "kinds", "sampleunits", "datafile", "lineskip", "byteskip"),
+}
 """Names of fields, without blanks and in lower case."""
 LONGEST_VALUE, LONGEST_WORD = 500, 100
 """Characters; Teem copies words and numbers to arrays on the stack without a check."""

@@ -171,7 +171,7 @@ def replacing(path: str | Path, suffix: str = "") -> Iterator[Path]:
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    draft = _draft(target, suffix)
+    draft = draft_path(target, suffix)
     remove(draft)  # a link there would be followed
     try:
         yield draft
@@ -235,7 +235,7 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _draft(target: Path, suffix: str) -> Path:
+def draft_path(target: Path, suffix: str) -> Path:
     """Return the path of a draft of this process alone, and clear away those of this machine's processes that ended."""
     stem = f".{target.name[: len(target.name) - len(suffix)]}"[:150]
     host = re.sub(r"\W", "", platform.node())[:40]
