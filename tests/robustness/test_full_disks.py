@@ -117,4 +117,3 @@ def test_a_full_disk_is_one_line_and_the_command_goes_on(trained, disk, tmp_path
         assert again.returncode == 0, again.stderr
         assert {name for name in names(tmp_path / "whole") if not name.startswith("work/")} <= names(out)
         assert_nothing_unfinished(out)
-
