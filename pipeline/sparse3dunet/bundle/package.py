@@ -20,7 +20,7 @@ from sparse3dunet.bundle import contents
 from sparse3dunet.datasets import mni152
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.writing import draft_path, move, remove
-from sparse3dunet.models.checkpoints import file_digest
+from sparse3dunet.models.checkpoints import file_digest, save_file
 from sparse3dunet.models.loading import Model, load_model
 
 DEFAULT_NAME = "sparse3dunet_segmentation"
@@ -193,7 +193,7 @@ def _write(model: Model, source: Path, folder: Path, version: str, licence: str)
     _put(folder / "docs/README.md", contents.page_of(model, page, folder.name))
     _put(folder / "docs/data_license.txt", licence)
     _put(folder / "models/model.json", model.description.to_json())
-    torch.save(model.network.state_dict(), folder / "models/model.pt")
+    save_file(folder / "models/model.pt", model.network.state_dict())
     _write_torchscript(model, folder)
     for file in [*contents.CODE.rglob("*.py"), *contents.CODE.rglob("*.j2"), contents.CODE / "py.typed"]:
         inside = file.relative_to(contents.CODE)

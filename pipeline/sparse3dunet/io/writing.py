@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import ctypes
 import os
 import platform
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -253,3 +254,9 @@ def write_text(path: str | Path, text: str, errors: str = "strict") -> None:
     """Write text in UTF-8 to a file that is always whole, see :func:`replacing`."""
     with replacing(path) as draft:
         draft.write_text(text, encoding="utf-8", errors=errors)
+
+
+def write_csv(path: str | Path, rows: Iterable[Iterable[object]]) -> None:
+    """Write rows of cells in UTF-8 to a file that is always whole, see :func:`replacing`."""
+    with replacing(path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
