@@ -20,6 +20,11 @@ LONGEST_END = 120
 MOST_IN_A_ROW = 4
 
 
+def times(usual: int) -> int:
+    """Return how often something is tried: fewer times for a quick look, by the variable SPARSE3DUNET_TIMES."""
+    return min(usual, int(os.environ.get("SPARSE3DUNET_TIMES", usual)))
+
+
 def start(module: str, *arguments: object) -> Running:
     return Running(module, *arguments, cwd=ROOT, environment=bundle_environment())
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from tests.conftest import ROOT, TINY, bundle_environment, write_nifti
-from tests.robustness.kills import Series, assert_nothing_unfinished, run_and_measure
+from tests.robustness.kills import Series, assert_nothing_unfinished, run_and_measure, times
 
 CONFIGS = ROOT / "bundle/configs"
-KILLS = 6
+KILLS = times(6)
 """Of each command: twice each signal."""
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from pathlib import Path
 
 import nibabel as nib
@@ -17,10 +16,10 @@ from sparse3dunet.io import read_image
 from sparse3dunet.models.loading import load_model
 from tests.conftest import ROOT, TINY, make_dataset, make_volume, write_nifti
 from tests.densify.test_run import SMALL, write_scan
-from tests.robustness.kills import Series, assert_nothing_unfinished, names, run_and_measure
+from tests.robustness.kills import Series, assert_nothing_unfinished, names, run_and_measure, times
 
-KILLS = int(os.environ.get("SPARSE3DUNET_KILLS", "34"))
-"""Of each command; fewer for a quick look."""
+KILLS = times(34)
+"""Of each command."""
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="moments are measured by /proc, as Linux has it"),
@@ -57,7 +56,7 @@ def test_predictions(trained, tmp_path):
         assert names(out) == names(whole)
         assert_nothing_unfinished(out)
         results = [name for name in names(out) if not name.startswith(("records", "summary"))]
-        assert len(results) == 8 * 3
+        assert len(results) == 8 * 3 + 1  # labels.txt
         assert not [name for name in results if (out / name).read_bytes() != (whole / name).read_bytes()]
         rows = [list(csv.DictReader((folder / "summary.csv").open())) for folder in (whole, out)]
         assert [[row["name"], row["status"]] for row in rows[0]] == [[row["name"], row["status"]] for row in rows[1]]
@@ -98,11 +97,11 @@ def test_trainings(tmp_path):
         assert_nothing_unfinished(out)
         assert [row["epoch"] for row in rows(out)] == [row["epoch"] for row in rows(whole)]
         load_model(out / "models")
-        for name in ("model.pt", "state/last.pt"):
+        for name, key in (("model.pt", None), ("state/last.pt", "network")):
             pair = [torch.load(folder / "models" / name, weights_only=True) for folder in (whole, out)]
-            weights = [found.get("network", found) if name.startswith("state") else found for found in pair]
-            weights = [one.get("parts", {}).get("network", one) for one in weights]
-            assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0] if key in weights[1]), name
+            one, other = (found if key is None else found[key] for found in pair)
+            assert one.keys() == other.keys()
+            assert all(torch.equal(one[layer], other[layer]) for layer in one), name
 
     whole = tmp_path / "whole"
     done, seconds = run_and_measure(*command(whole))

@@ -14,10 +14,10 @@ from sparse3dunet.io import read_image
 from sparse3dunet.models.loading import load_model
 from tests.conftest import ROOT, TINY, make_dataset, make_volume, write_nifti
 from tests.densify.test_run import SMALL, write_scan
-from tests.robustness.kills import assert_nothing_unfinished, start
+from tests.robustness.kills import assert_nothing_unfinished, start, times
 
 HELD = "is in use by another run (process "
-ROUNDS = 10
+ROUNDS = times(10)
 COMMANDS = ("densify", "predict", "training", "annotate", "package", "simulate")
 
 
