@@ -1,5 +1,6 @@
 """Compressed DICOM is decoded in a process of its own: what ends that process is an error of one file."""
 
+import multiprocessing
 import os
 import random
 import signal
@@ -35,6 +36,18 @@ def test_pixels_are_those_that_were_compressed(tmp_path):
     volume = read_image(folder)
     np.testing.assert_array_equal(volume.data, slices)
     assert volume.data.flags.writeable
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks")
+def test_a_fork_has_a_decoder_of_its_own(tmp_path):
+    folder, slices = compressed(tmp_path / "series")
+    read_image(folder)
+    child = multiprocessing.get_context("fork").Process(target=read_image, args=(folder,))
+    child.start()
+    np.testing.assert_array_equal(read_image(folder).data, slices)
+    child.join(60)
+    assert child.exitcode == 0
+    np.testing.assert_array_equal(read_image(folder).data, slices)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="processes are stopped by a signal")

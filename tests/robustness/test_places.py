@@ -50,8 +50,8 @@ PLACES = {
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("name", ["densify", "predict", "simulate", "package", "annotate", "label-app", "plan"])
 def test_places_that_cannot_be_written_to(trained, tmp_path, error_of, monkeypatch, name, place):
-    if name == "plan" and place == "a file":
-        pytest.skip("a plan is a file, which is replaced")
+    if name == "plan" and place in ("a file", "a loop of links"):
+        pytest.skip("a plan is a file, which replaces what is there")
     monkeypatch.chdir(ROOT)
     out = PLACES[place](tmp_path)
     message = error_of(*commands(trained, tmp_path)[name], out)

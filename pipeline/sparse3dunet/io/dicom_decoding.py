@@ -55,7 +55,6 @@ class _Decoder:
     """The process, as long as nothing goes wrong."""
 
     def __init__(self) -> None:
-        self.owner = os.getpid()
         command = [sys.executable, "-W", "ignore", "-c", _START, json.dumps(sys.path)]
         # A session of its own: Ctrl-C is for this process, whose end closes the pipe, and that ends the other
         self.process = subprocess.Popen(
@@ -66,22 +65,19 @@ class _Decoder:
             start_new_session=True,
         )
 
-    def is_usable(self) -> bool:
-        """Return whether it runs, and was not started before a fork."""
-        return self.owner == os.getpid() and self.process.poll() is None
-
     def decode(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
         clock = threading.Timer(LONGEST, self.process.kill)
         clock.start()
+        requests: Any = self.process.stdin
+        answers: Any = self.process.stdout
         try:
-            assert self.process.stdin is not None and self.process.stdout is not None  # noqa: PT018
-            self.process.stdin.write(json.dumps(os.fspath(path.absolute())).encode() + b"\n")
-            self.process.stdin.flush()
-            answer = json.loads(self.process.stdout.readline())
+            requests.write(json.dumps(os.fspath(path.absolute())).encode() + b"\n")
+            requests.flush()
+            answer = json.loads(answers.readline())
             if "error" in answer:
                 raise DataError(answer["error"].replace(str(path.absolute()), str(path)))
             voxels = np.empty(answer["shape"], answer["dtype"], order="F")
-            if self.process.stdout.readinto(memoryview(voxels.T).cast("B")) < voxels.nbytes:
+            if answers.readinto(memoryview(voxels.T).cast("B")) < voxels.nbytes:
                 raise EOFError
             return voxels, np.array(answer["affine"])
         except DataError:
@@ -99,8 +95,8 @@ class _Decoder:
             clock.cancel()
 
     def _end(self) -> str:
-        status = self.process.returncode
-        if status == -signal.SIGKILL:
+        status = self.process.returncode or 0
+        if status == -getattr(signal, "SIGKILL", 9):
             return f"they need more memory than there is, or longer than {LONGEST:.0f} seconds"
         return f"the decoder was ended by {signal.Signals(-status).name}" if status < 0 else "the decoder has ended"
 
@@ -124,10 +120,26 @@ _DECODERS: list[_Decoder] = []
 
 def _decoder() -> _Decoder:
     """Return the process, started if it is not there."""
-    if not (_DECODERS and _DECODERS[-1].is_usable()):
+    if not _DECODERS or _DECODERS[-1].process.poll() is not None:
         _DECODERS[:] = [_Decoder()]
-        atexit.register(_DECODERS[-1].end)
     return _DECODERS[-1]
+
+
+def _end() -> None:
+    for decoder in _DECODERS:
+        decoder.end()
+
+
+def _forget() -> None:
+    """Leave the process to the one that this one was forked from."""
+    global _LOCK
+    _LOCK = threading.Lock()
+    _DECODERS.clear()
+
+
+atexit.register(_end)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
 
 
 def serve() -> None:
