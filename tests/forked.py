@@ -47,21 +47,41 @@ def run_module(
         return subprocess.run(
             command, cwd=cwd, env=dict(environment), capture_output=True, encoding="utf-8", timeout=timeout
         )
-    with mock.patch.dict(os.environ, environment, clear=True):
-        forkserver.ensure_running()  # the first time alone
-    with tempfile.TemporaryDirectory() as folder:
-        files = [Path(folder) / "out", Path(folder) / "error"]
-        process = _PROCESSES.Process(target=_run, args=(module, texts, str(cwd), dict(environment), *map(str, files)))
-        process.start()
+    return Running(module, *texts, cwd=cwd, environment=environment).wait(timeout)
+
+
+class Running:
+    """``python -W ignore -m MODULE ARGUMENTS``, which has been started, forked; :meth:`wait` must be called."""
+
+    def __init__(self, module: str, *arguments: object, cwd: Path, environment: Mapping[str, str]) -> None:
+        self.arguments = [module, *map(str, arguments)]
+        with mock.patch.dict(os.environ, environment, clear=True):
+            forkserver.ensure_running()  # the first time alone
+        self._folder = tempfile.TemporaryDirectory()
+        self._files = [Path(self._folder.name) / "out", Path(self._folder.name) / "error"]
+        started = (module, self.arguments[1:], str(cwd), dict(environment), *map(str, self._files))
+        self.process = _PROCESSES.Process(target=_run, args=started)
+        self.process.start()
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def is_running(self) -> bool:
+        return self.process.exitcode is None
+
+    def wait(self, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        """Return what the process printed and its exit status; kill it, and what it has left, at the end."""
         try:
-            process.join(timeout)
+            self.process.join(timeout)
         finally:  # Ctrl-C in the tests as well
-            running = process.exitcode is None
-            _kill(process.pid, running)
-        out, error = (file.read_text(encoding="utf-8", errors="replace") if file.exists() else "" for file in files)
+            running = self.is_running()
+            _kill(self.pid, running)
+        out, error = (f.read_text(encoding="utf-8", errors="replace") if f.exists() else "" for f in self._files)
+        self._folder.cleanup()
         if running:
-            raise subprocess.TimeoutExpired([module, *texts], timeout, out, error)
-        return subprocess.CompletedProcess([module, *texts], process.exitcode, out, error)
+            raise subprocess.TimeoutExpired(self.arguments, timeout, out, error)
+        return subprocess.CompletedProcess(self.arguments, self.process.exitcode, out, error)
 
 
 def _kill(pid: int, running: bool) -> None:

@@ -25,6 +25,7 @@ from monai.transforms import Compose
 import sparse3dunet
 from sparse3dunet.bundle import package as packaging
 from sparse3dunet.bundle.contents import with_values
+from sparse3dunet.io.writing import draft_path
 from sparse3dunet.models.loading import load_model
 from sparse3dunet.networks import UNet3D
 from sparse3dunet.transforms import NormalizeImage
@@ -320,16 +321,17 @@ def test_a_killed_run_leaves_no_half_bundle(trained, tmp_path):
     """Killed without warning while it writes; the next run removes the draft."""
     command = [sys.executable, "-m", "sparse3dunet", "package", trained / "models", "-o", tmp_path]
     process = subprocess.Popen(list(map(str, command)), env=bundle_environment(), stdout=subprocess.DEVNULL)
-    draft = tmp_path / f".{NAME}.part"
     deadline = time.monotonic() + 120
-    while not (draft / NAME / "models/model.pt").exists():
+    while not list(tmp_path.glob(f".{NAME}.*.part/{NAME}/models/model.pt")):
         assert process.poll() is None, "it ended by itself"
         assert time.monotonic() < deadline
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert [path.name for path in tmp_path.iterdir()] == [draft.name]
-    with packaging._draft(draft):
+    (left,) = tmp_path.iterdir()
+    assert left.name.endswith(f"-{process.pid}.part")
+    with packaging._draft(draft_path(tmp_path / NAME, "")) as draft:
+        assert list(tmp_path.iterdir()) == [draft]
         assert list(draft.iterdir()) == []
     assert list(tmp_path.iterdir()) == []
 

@@ -151,7 +151,7 @@ def test_a_bad_case_does_not_stop_the_batch(trained, images, tmp_path):
 
 @pytest.mark.slow
 def test_killed_at_random(trained, images, predicted, tmp_path):
-    """Three kills here; benchmarks/kills.py does twenty."""
+    """Three kills here; tests/robustness/test_kills.py does more."""
     out, random = tmp_path / "out", np.random.default_rng(SEED_OF_KILLS)
     arguments = ("predict", trained / "models", images, "-o", out, "--confidence")
     command = [sys.executable, "-W", "ignore", "-m", "sparse3dunet", *map(str, arguments)]

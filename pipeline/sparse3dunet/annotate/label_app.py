@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sparse3dunet import __version__
 from sparse3dunet.errors import DataError
+from sparse3dunet.io import check_output_dir
 from sparse3dunet.io.writing import write_text
 
 TEMPLATE = Path(__file__).parent / "templates" / "main.py"
@@ -36,8 +37,7 @@ def write_app(folder: str | Path, class_names: Sequence[str], overwrite: bool = 
             'as --class-names "gray matter,white matter". They are the segments in 3D Slicer, in this order.'
         )
     target = Path(folder).expanduser().absolute()
-    if target.exists() and not target.is_dir():
-        raise DataError(f"{target} is a file; pass a folder for the app (-o).")
+    check_output_dir(target)
     if target.is_dir() and any(target.iterdir()):
         if not (target / SETTINGS).is_file():
             raise DataError(f"{target} is not empty, and no app of this command. Pass another folder (-o).")

@@ -15,6 +15,7 @@ from monai.bundle import ConfigWorkflow
 from torch.utils.tensorboard import SummaryWriter
 
 from sparse3dunet.errors import DataError
+from sparse3dunet.io.writing import write_text
 
 OF_TRACKING = {"tracking_uri", "experiment_name", "run_name", "save_execute_config", "is_not_rank0", "output_dir"}
 """Entries that ``--tracking`` adds to any config."""
@@ -34,8 +35,7 @@ def record(output_dir: str | Path, summary_writer: SummaryWriter | None = None) 
         return
     # By way of JSON, since callers from Python may have set any object.
     text = yaml.safe_dump(json.loads(json.dumps(config, default=str)), sort_keys=False, width=120)
-    Path(output_dir).mkdir(parents=True, exist_ok=True)
-    (Path(output_dir) / "config.yaml").write_text(text, encoding="utf-8")
+    write_text(Path(output_dir) / "config.yaml", text)
     if summary_writer is not None:
         summary_writer.add_text("configuration", "\n".join(f"    {line}" for line in text.splitlines()))
 

@@ -19,7 +19,8 @@ from sparse3dunet import __version__
 from sparse3dunet.bundle import contents
 from sparse3dunet.datasets import mni152
 from sparse3dunet.errors import DataError
-from sparse3dunet.models.checkpoints import file_digest
+from sparse3dunet.io.writing import draft_path, move, remove
+from sparse3dunet.models.checkpoints import file_digest, save_file
 from sparse3dunet.models.loading import Model, load_model
 
 DEFAULT_NAME = "sparse3dunet_segmentation"
@@ -80,16 +81,14 @@ def package(
     _check_free(folder, archive, overwrite)
     try:
         target.mkdir(parents=True, exist_ok=True)
-        with _draft(target / f".{name}.part") as draft:
+        with _draft(draft_path(folder, "")) as draft:
             new_folder, new_archive = draft / name, draft / archive.name
             notes = _write(trained, source, new_folder, version, licence)
             _check_neutral(new_folder, source, [Path(model), target])
             _write_sums(new_folder)
             _write_zip(new_folder, new_archive)
-            if folder.exists():
-                folder.rename(draft / "former")
-            new_folder.rename(folder)
-            new_archive.replace(archive)
+            move(new_folder, folder)
+            move(new_archive, archive)
     except OSError as error:
         raise DataError(f"{target.absolute()}: a bundle cannot be written there ({error}). Pass another -o.") from error
     return Package(folder, archive, notes)
@@ -172,9 +171,8 @@ def _check_former_archive(archive: Path) -> None:
 
 @contextmanager
 def _draft(folder: Path) -> Iterator[Path]:
-    """Make a temporary empty folder; what a killed run left there is removed first."""
-    if folder.is_dir() and not folder.is_symlink():
-        shutil.rmtree(folder)
+    """Make a temporary empty folder."""
+    remove(folder)
     folder.mkdir()
     try:
         yield folder
@@ -195,7 +193,7 @@ def _write(model: Model, source: Path, folder: Path, version: str, licence: str)
     _put(folder / "docs/README.md", contents.page_of(model, page, folder.name))
     _put(folder / "docs/data_license.txt", licence)
     _put(folder / "models/model.json", model.description.to_json())
-    torch.save(model.network.state_dict(), folder / "models/model.pt")
+    save_file(folder / "models/model.pt", model.network.state_dict())
     _write_torchscript(model, folder)
     for file in [*contents.CODE.rglob("*.py"), *contents.CODE.rglob("*.j2"), contents.CODE / "py.typed"]:
         inside = file.relative_to(contents.CODE)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from sparse3dunet.cli import arguments, options
+from sparse3dunet.errors import DataError
 
 
 def plan(
@@ -30,10 +31,16 @@ def plan(
     A training makes the same plan by itself; --plan plan.json takes one from a file, for example one that you changed.
     Any setting of bundle/configs/train.yaml can follow, such as --spacing median.
     """
+    from sparse3dunet import io
     from sparse3dunet.bundle import running
     from sparse3dunet.io.defaults import set_defaults
 
     set_defaults(voxel_size, axes, series=series, segments=segments, volume_memory=volume_memory)
+    if output is not None:
+        output = output.expanduser()
+        if output.is_dir():
+            raise DataError(f"{output} is a folder; pass a file for the plan, such as {output / 'plan.json'} (-o).")
+        io.check_output_dir(output.absolute().parent)
     given = {
         "dataset_dir": data,
         "plan_output": None if output is None else str(output),

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
 
 from sparse3dunet.errors import DataError
+from sparse3dunet.io.dicom_decoding import decode, read_pixels
 from sparse3dunet.io.dicom_folders import choose_series
 from sparse3dunet.io.dicom_header import (
     INTERCEPT,
@@ -24,7 +24,6 @@ from sparse3dunet.io.dicom_header import (
     read_header,
 )
 from sparse3dunet.io.dicom_stack import stack
-from sparse3dunet.io.itk import itk_affine, itk_array, itk_read, itk_reader
 from sparse3dunet.io.volumes import Volume, check_affine
 
 COSINE_TOLERANCE = 1e-3
@@ -92,8 +91,7 @@ def read_dicom_file(path: str | Path) -> Volume:
             "in one folder. Pass the folder that contains them all."
         )
     _check_frames_alike(file)
-    image = _read_image(file)
-    data, affine = itk_array(image), itk_affine(image)
+    data, affine = _read_pixels(file)
     positions = [position for position in file.by_frame(POSITION) if len(position) == 3]
     order = np.arange(num_frames)
     notes: tuple[str, ...] = ()
@@ -134,19 +132,19 @@ def _check_alike(files: Sequence[DicomFile]) -> None:
             )
 
 
-def _read_image(file: DicomFile) -> sitk.Image:
-    """Decode a file's pixels.
+def _read_pixels(file: DicomFile) -> tuple[np.ndarray, np.ndarray]:
+    """Decode a file's pixels; return (X, Y, Z) or (X, Y, Z, C) voxels, Z the frames, and ITK's affine.
 
     Raises:
         DataError: when they cannot be decoded, or do not match the header.
     """
-    image = itk_read(itk_reader(file.path, "GDCMImageIO"), file.path)
-    if image.GetSize() != file.shape[:3]:
+    voxels, affine = (decode if file.is_compressed else read_pixels)(file.path)
+    if voxels.shape[:3] != file.shape[:3]:
         raise DataError(
-            f"{file.path}: the pixels decode to {image.GetSize()} columns, rows and frames; expected {file.shape[:3]} "
-            "as in the header. Copy or export it again."
+            f"{file.path}: the pixels decode to {voxels.shape[:3]} columns, rows and frames; expected "
+            f"{file.shape[:3]} as in the header. Copy or export it again."
         )
-    return image
+    return voxels, affine
 
 
 def _read_slices(files: Sequence[DicomFile]) -> np.ndarray:
@@ -154,7 +152,7 @@ def _read_slices(files: Sequence[DicomFile]) -> np.ndarray:
     data: Any = None
     for i, file in enumerate(files):
         # One by one: ITK's reader of series would round all to the first one's type, which depends on its slope.
-        pixels = itk_array(_read_image(file))[:, :, 0]
+        pixels = _read_pixels(file)[0][:, :, 0]
         if data is None:
             data = np.empty((*pixels.shape[:2], len(files), *pixels.shape[2:]), pixels.dtype, order="F")
         data = data.astype(np.promote_types(data.dtype, pixels.dtype), copy=False)

@@ -44,6 +44,8 @@ KEYWORDS = (
 """Elements that are read."""
 NOT_IMAGES = ("SEG", "RTSTRUCT", "RTPLAN", "RTRECORD", "SR", "PR", "KO", "REG", "DOC", "PLAN", "FID", "SMR")
 """Modalities of objects that lie next to images."""
+MOST_UNPACKED, LARGEST_RATIO = 2**28, 1000
+"""Bytes up to which compressed pixels may unpack in any case; to how many times their bytes, otherwise."""
 _UNDEFINED = 0xFFFFFFFF  # length of compressed pixel data
 
 
@@ -55,16 +57,21 @@ class DicomFile:
         path: path of the file.
         shape: columns, rows, frames, and components of a pixel.
         header: the elements KEYWORDS, without the pixels.
+        is_compressed: whether the pixels are compressed.
     """
 
     path: Path
     shape: tuple[int, int, int, int]
     header: Dataset
+    is_compressed: bool
 
     def text(self, keyword: str) -> str:
-        """Return an element as text; empty if it is missing."""
-        with disable_value_validation():
-            return str(self.header.get(keyword) or "")
+        """Return an element as text; empty if it is missing or malformed."""
+        try:
+            with disable_value_validation():
+                return str(self.header.get(keyword) or "")
+        except Exception:  # see decimals
+            return ""
 
     def numbers(self, keyword: str, count: int) -> np.ndarray:
         """Return the `count` decimal numbers of an element, in a multi-frame file those of the first frame.
@@ -137,25 +144,31 @@ def read_header(path: Path) -> DicomFile:
             f"{path}: a DICOM file without a readable image ({fault}); it is truncated, damaged, or not an image (a "
             "report, contours). Copy or export it again, or move it elsewhere."
         )
+    is_compressed = header.get_item("PixelData", keep_deferred=True).length == _UNDEFINED
     del header.PixelData
-    return DicomFile(path, shape, header)
+    return DicomFile(path, shape, header, is_compressed)
 
 
 def _pixel_fault(path: Path, header: Dataset) -> str:
-    """Return how uncompressed pixels differ from the header; empty if they match. GDCM would invent missing ones."""
+    """Return how pixels differ from the header; empty if they match. GDCM would invent missing ones.
+
+    Of compressed ones only whether they would unpack to far more than they are.
+    """
     pixels: Any = header.get_item("PixelData", keep_deferred=True)
-    if pixels.length == _UNDEFINED:
-        return ""
     found, expected = pixels.length, get_expected_length(header)
+    size = (
+        f"{expected}: {header.Columns} columns x {header.Rows} rows x {get_nr_frames(header, warn=False)} frame(s) x "
+        f"{header.SamplesPerPixel} sample(s) of {header.BitsAllocated} bits"
+    )
+    if found == _UNDEFINED:
+        packed = path.stat().st_size
+        is_bomb = expected > max(MOST_UNPACKED, LARGEST_RATIO * packed)
+        return f"a file of {packed} bytes for compressed pixels of {size}" if is_bomb else ""
     if header.file_meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
         found = min(found, path.stat().st_size - pixels.value_tell)
     if 0 <= found - expected < expected // max(header.Rows, header.Columns, 1):  # less than a row or column too many
         return ""
-    return (
-        f"{found} bytes of pixels, expected {expected}: {header.Columns} columns x {header.Rows} rows x "
-        f"{get_nr_frames(header, warn=False)} frame(s) x {header.SamplesPerPixel} sample(s) of {header.BitsAllocated} "
-        "bits"
-    )
+    return f"{found} bytes of pixels, expected {size}"
 
 
 def name_with_tag(keyword: str) -> str:
@@ -169,6 +182,6 @@ def decimals(elements: Dataset, keyword: str) -> np.ndarray:
     try:
         with disable_value_validation():  # decimals may be longer than in the standard
             numbers = np.array(elements.get(keyword), float, ndmin=1)
-    except (TypeError, ValueError):
+    except Exception:  # pydicom converts elements when they are asked for, and raises a dozen kinds here
         return np.empty(0)
     return numbers if np.isfinite(numbers).all() else np.empty(0)

@@ -6,6 +6,7 @@ the affine is a convention, ``diag(x, -y, z)``: with it, pictures show x to the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -49,11 +50,16 @@ def readable(path: str | Path, what: str) -> Iterator[None]:
     except (DataError, MemoryError):
         raise
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = _without_texts(" ".join(f"{type(error).__name__}: {error}".split()))
         hint = "Install it, or save the file without this compression." if _is_missing_codec(reason) else (
             "It is missing, truncated, damaged or something else; copy or export it again."
         )  # fmt: skip
         raise DataError(f"{path}: cannot be read ({reason[:300]}); expected {what}. {hint}") from error
+
+
+def _without_texts(reason: str) -> str:
+    """Return a library's message without the parts of metadata that it quotes, in which there may be names."""
+    return re.sub(r"\{.*\}|\[[^\]]*['\"].*\]", "[...]", reason)
 
 
 def _is_missing_codec(reason: str) -> bool:

@@ -24,6 +24,13 @@ TYPE_BYTES = {
 ENCODINGS = {"raw": "raw", "gz": "gzip", "gzip": "gzip"} | dict.fromkeys(("txt", "text", "ascii"), "text")
 
 
+FIELDS = {
+    *("space", "spacedimension", "content", "number", "type", "blocksize", "encoding", "endian"),
+    *("minmax", "min", "max", "oldmin", "oldmax", "dimension", "sizes", "spacings"),
+    *("thicknesses", "axismins", "axismaxs", "centers", "centerings", "labels", "units", "spaceunits"),
+    *("spaceorigin", "spacedirections", "measurementframe", "kinds", "sampleunits", "datafile", "lineskip", "byteskip"),
+}
+"""Names of fields, without blanks and in lower case."""
 LONGEST_VALUE, LONGEST_WORD = 500, 100
 """Characters; Teem copies words and numbers to arrays on the stack without a check."""
 
@@ -54,6 +61,8 @@ def read_nrrd_header(path: Path) -> NrrdHeader:
         name = re.sub(r"\W", "", name).lower()
         if not colon:
             raise unreadable(path, f"line {number} of its header is not FIELD: VALUE")
+        if name not in FIELDS:
+            raise unreadable(path, f"line {number} of its header has a field that is none of NRRD's")
         if name in fields:
             raise unreadable(path, f"line {number} of its header repeats a field")
         if name not in ("content", "datafile") and (

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import ctypes
 import os
 import platform
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -171,7 +172,7 @@ def replacing(path: str | Path, suffix: str = "") -> Iterator[Path]:
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    draft = _draft(target, suffix)
+    draft = draft_path(target, suffix)
     remove(draft)  # a link there would be followed
     try:
         yield draft
@@ -235,7 +236,7 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _draft(target: Path, suffix: str) -> Path:
+def draft_path(target: Path, suffix: str) -> Path:
     """Return the path of a draft of this process alone, and clear away those of this machine's processes that ended."""
     stem = f".{target.name[: len(target.name) - len(suffix)]}"[:150]
     host = re.sub(r"\W", "", platform.node())[:40]
@@ -253,3 +254,9 @@ def write_text(path: str | Path, text: str, errors: str = "strict") -> None:
     """Write text in UTF-8 to a file that is always whole, see :func:`replacing`."""
     with replacing(path) as draft:
         draft.write_text(text, encoding="utf-8", errors=errors)
+
+
+def write_csv(path: str | Path, rows: Iterable[Iterable[object]]) -> None:
+    """Write rows of cells in UTF-8 to a file that is always whole, see :func:`replacing`."""
+    with replacing(path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)

@@ -16,6 +16,7 @@ from matplotlib.patches import Patch
 
 from sparse3dunet.colors import class_color
 from sparse3dunet.data.slices import PLANES
+from sparse3dunet.io.writing import replacing
 
 SIDES = ("LR", "PA", "IS")
 """Patient sides at the start and the end of each axis in RAS order."""
@@ -34,10 +35,9 @@ class Picture(Figure):
     _repr_png_ = png
 
     def save(self, path: str | Path) -> None:
-        """Write the figure as a PNG; its folder is created if missing."""
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(self.png())
+        """Write the figure as a PNG that is always whole; its folder is created if missing."""
+        with replacing(path, ".png") as draft:
+            draft.write_bytes(self.png())
 
 
 def draw_picture(

@@ -16,6 +16,7 @@ from sparse3dunet.console import Console, Table
 from sparse3dunet.data.datalist import Case, DataSet, without_references
 from sparse3dunet.data.slices import find_slices, runs
 from sparse3dunet.errors import DataError
+from sparse3dunet.io.writing import write_csv, write_text
 from sparse3dunet.keys import WEIGHT
 from sparse3dunet.metrics.masked import ClassScore, class_scores, mean_score
 
@@ -97,8 +98,7 @@ def write_held_out(dataset: Sequence[dict[str, Any]], output_dir: str | Path, ad
     units = runs if adjacent_together else list
     counts = [sum(len(units(indices)) for indices in slices) for slices in found]
     content = {"slices": sum(counts), "volumes": sum(1 for count in counts if count)}
-    Path(output_dir).mkdir(parents=True, exist_ok=True)
-    (Path(output_dir) / HELD_OUT_FILE).write_text(json.dumps(content) + "\n", encoding="utf-8")
+    write_text(Path(output_dir) / HELD_OUT_FILE, json.dumps(content) + "\n")
 
 
 def show_table(outputs: Sequence[Path], class_names: Sequence[str], output_dir: str | Path) -> None:
@@ -128,16 +128,14 @@ def show_table(outputs: Sequence[Path], class_names: Sequence[str], output_dir: 
     )
     Console().print(table)
     file = Path(output_dir) / "crossval.csv"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        numbered = [heading for name in class_names for heading in (name, f"{name} n")]
-        writer.writerow(["fold", "slices", *numbered, "mean"])
-        total = {"slices": sum(count["slices"] for count in counts)}
-        for name, scores, count in zip([*range(1, len(rows) + 1), "mean"], [*rows, over_folds], [*counts, total]):
-            cells = [cell for s in scores for cell in ("" if s.mean is None else f"{s.mean:.4f}", s.n)]
-            mean = mean_score(scores)
-            writer.writerow([name, count["slices"], *cells, "" if mean is None else f"{mean:.4f}"])
+    numbered = [heading for name in class_names for heading in (name, f"{name} n")]
+    written: list[list[object]] = [["fold", "slices", *numbered, "mean"]]
+    total = {"slices": sum(count["slices"] for count in counts)}
+    for name, scores, count in zip([*range(1, len(rows) + 1), "mean"], [*rows, over_folds], [*counts, total]):
+        cells = [cell for s in scores for cell in ("" if s.mean is None else f"{s.mean:.4f}", s.n)]
+        mean = mean_score(scores)
+        written.append([name, count["slices"], *cells, "" if mean is None else f"{mean:.4f}"])
+    write_csv(file, written)
     print(f"Table: {file}")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from sparse3dunet.console import Console, Table
 from sparse3dunet.data.datalist import case_name
+from sparse3dunet.io.writing import write_csv
 from sparse3dunet.keys import ANNOTATED_CLASSES, IMAGE, LABEL, PRED, REFERENCE, WEIGHT
 from sparse3dunet.losses.regions import Regions
 from sparse3dunet.losses.target import pack_target
@@ -156,17 +156,15 @@ class ScoreReport:
     def write_csv(self) -> None:
         if self.csv_file is None or idist.get_rank() > 0:
             return
-        self.csv_file.parent.mkdir(parents=True, exist_ok=True)
-        with self.csv_file.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["case", "region", "class", "voxels", "dice", "iou"])
-            for region in REGIONS:
-                for name, counts in zip(self.names[region], self.counts[region]):
-                    dice, iou = overlap_scores(counts, "dice").tolist(), overlap_scores(counts, "iou").tolist()
-                    voxels = (counts[:, 0] + counts[:, 2]).tolist()
-                    for row in zip(self.class_names, voxels, dice, iou):
-                        scores = [f"{v:.4f}" if row[1] else "" for v in row[2:]]
-                        writer.writerow([name, region, row[0], row[1], *scores])
+        rows: list[list[Any]] = [["case", "region", "class", "voxels", "dice", "iou"]]
+        for region in REGIONS:
+            for name, counts in zip(self.names[region], self.counts[region]):
+                dice, iou = overlap_scores(counts, "dice").tolist(), overlap_scores(counts, "iou").tolist()
+                voxels = (counts[:, 0] + counts[:, 2]).tolist()
+                for row in zip(self.class_names, voxels, dice, iou):
+                    scores = [f"{v:.4f}" if row[1] else "" for v in row[2:]]
+                    rows.append([name, region, row[0], row[1], *scores])
+        write_csv(self.csv_file, rows)
 
     def show(self) -> None:
         if idist.get_rank() > 0:

@@ -15,6 +15,7 @@ from ignite.handlers import Timer
 from sparse3dunet.console import TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from sparse3dunet.errors import DataError
 from sparse3dunet.inference.inferers import WITHOUT_BFLOAT16, trains_in_bfloat16_on_a_cpu
+from sparse3dunet.io.writing import write_csv
 from sparse3dunet.progress import StepProgress
 from sparse3dunet.training import speed
 from sparse3dunet.training.budget import Budget
@@ -174,9 +175,7 @@ class TrainingLog:
         if epochs and self.csv_file.is_file():
             with self.csv_file.open(newline="", encoding="utf-8") as file:
                 rows = [row for row in csv.reader(file) if row[:1] and row[0].isdecimal() and int(row[0]) <= epochs]
-        self.csv_file.parent.mkdir(parents=True, exist_ok=True)
-        with self.csv_file.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([COLUMNS, *rows])
+        write_csv(self.csv_file, [COLUMNS, *rows])
 
     def _times(self) -> tuple[float, float]:
         return self.waiting.value(), self.training.value()
