@@ -11,8 +11,8 @@ from sparse3dunet.errors import DataError
 
 AUTO = "auto"
 VOXELS = 2
-"""The tolerance without a setting, in edges of the voxels where they are finest: about what published tolerances are
-(3 mm on voxels of 1.5 mm, Wasserthal et al. 2023; 2 mm on CT of 0.7 to 1 mm, Ma et al. 2022)."""
+"""The tolerance without a setting, in edges of the voxels where they are finest: as 3 mm on voxels of 1.5 mm
+(Wasserthal et al. 2023). A value in mm would be meaningless in microscopy."""
 
 
 def surface_tolerances(setting: Any, class_names: Sequence[str], spacings: Sequence[Sequence[float]]) -> list[float]:

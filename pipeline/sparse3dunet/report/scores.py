@@ -92,22 +92,22 @@ def mean_over(summaries: Sequence[Summary]) -> float | None:
 def scores_table(title: str, scores: Scores, class_names: Sequence[str]) -> Table:
     """Return a table of the means over volumes, with the distances of surfaces if any were measured."""
     measured = any(one.surfaces for cases in scores.values() for of_case in cases.values() for one in of_case)
-    printed = ["dice", "iou", *(PRINTED if measured else [])]
+    chosen = ["dice", "iou", *(PRINTED if measured else [])]
     table = Table(title=title)
     for heading in ("voxels", "class"):
         table.add_column(heading, overflow="fold")
     for heading in ("n", "Dice", "IoU", *(PRINTED.values() if measured else [])):
         table.add_column(heading, justify="right")
     for region, cases in scores.items():
-        columns = [[summarize(of_class, score) for of_class in by_class(cases)] for score in printed]
+        columns = [[summarize(of_class, score) for of_class in by_class(cases)] for score in chosen]
         for number, name in enumerate(class_names if cases else []):
-            cells = [_printed(score, column[number].mean) for score, column in zip(printed, columns)]
+            cells = [printed(score, column[number].mean) for score, column in zip(chosen, columns)]
             n = columns[0][number].n
             cells = cells if n else ["not evaluable", *["-"] * (len(cells) - 1)]
             table.add_row("" if number else region, escape(name), str(n), *cells)
         if cases:
-            over = {score: column[score != "iou" :] for score, column in zip(printed, columns)}
-            means = [_printed(score, mean_over(column)) for score, column in over.items()]
+            over = {score: column[score != "iou" :] for score, column in zip(chosen, columns)}
+            means = [printed(score, mean_over(column)) for score, column in over.items()]
             table.add_row("", "mean", "", *means, end_section=True)
     table.caption = "n: volumes that show the class. Means without background; that of IoU: all classes."
     table.caption += f"\n{UNITS} {_doubts(scores, class_names)}".rstrip() if measured else ""
@@ -147,7 +147,8 @@ def _cell(value: object) -> object:
     return f"{value:.6g}" if isinstance(value, float) else value
 
 
-def _printed(score: str, value: float | None) -> str:
+def printed(score: str, value: float | None) -> str:
+    """Return a score as text: three digits, a dash if it is not defined."""
     if value is None:
         return "-"
     if score.endswith("_percent"):
