@@ -127,9 +127,9 @@ def test_scores_by_the_dense_label(done):
     with (done / "out/summary.csv").open(newline="", encoding="utf-8") as file:
         (row,) = csv.DictReader(file)
     assert float(row["class 2 ASSD mm (unlabeled)"]) == pytest.approx(true.average, rel=1e-4)
-    assert (done / "out/reference/scores.csv").is_file()
     printed = (done / "printed.txt").read_text()
-    assert re.search(r"Scores by the dense labels of 1 volume\(s\); NSD\s+within\s+3\s+mm", printed)
+    assert "Scores by the dense labels of 1 volume(s)" in printed
+    assert "NSD: within 3 mm" in " ".join(printed.split())
 
 
 def test_suggested_slices_and_their_template(done):

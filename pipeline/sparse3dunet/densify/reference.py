@@ -110,7 +110,7 @@ class ReferenceScores:
     @property
     def tolerance_text(self) -> str:
         """The tolerances in words."""
-        return describe(self.tolerances, self.class_names)
+        return describe(self.tolerances[1:], self.class_names[1:])
 
     def write(self, output_dir: Path) -> None:
         """Write ``reference/scores.csv`` and ``reference/scores_summary.csv``; remove those of a former run."""
@@ -124,7 +124,7 @@ class ReferenceScores:
     def show(self) -> None:
         """Print a table of the means, if there are any."""
         if self:
-            title = f"Scores by the dense labels of {len(self.scores[ALL])} volume(s); NSD within {self.tolerance_text}"
+            title = f"Scores by the dense labels of {len(self.scores[ALL])} volume(s)"
             Console().print(scores_table(title, self.scores, self.class_names))
 
 

@@ -17,6 +17,7 @@ from sparse3dunet.metrics.surfaces import SurfaceDistances, complete_slices, sli
 ABSENT, MISSED, NOT_LOOKED_FOR = "not in the reference", "not predicted", "was not looked for"
 SPURIOUS = f"{ABSENT}, but predicted"
 NO_SLICES = "no whole annotated slice shows it"
+UNMATCHED = "more than 5 % of its surface has no counterpart"
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,8 @@ def _comparison(
     for array in labels:
         if array.size and not 0 <= array.min() <= array.max() < num_classes:
             raise ValueError(f"a class is outside of 0 ... {num_classes - 1}.")
-    labels[0] = np.where(known, np.arange(num_classes), 0).astype(np.int16)[labels[0]]
+    if not known.all():
+        labels[0] = np.where(known, np.arange(num_classes), 0).astype(np.int16)[labels[0]]
     slices = [] if is_whole or reference is not None else complete_slices(counted)
     boxes = [find_objects(array, num_classes - 1) for array in labels]
 
@@ -193,6 +195,7 @@ def _measures(
         scores |= {"nsd_tolerance_mm": tolerance, "unmatched_percent": 100 * distances.unmatched}
         found = (distances.surface_dice(tolerance), distances.hd95, distances.average)
         scores |= {name: value for name, value in zip(("nsd", "hd95_mm", "assd_mm"), found) if value is not None}
+        notes += [UNMATCHED] if predicted and distances.hd95 is None else []
     elif tolerance is not None:
         kind, notes = "", [*notes, NO_SLICES]
     else:

@@ -39,8 +39,8 @@ def surface_tolerances(setting: Any, class_names: Sequence[str], spacings: Seque
 
 
 def describe(tolerances: Sequence[float], class_names: Sequence[str]) -> str:
-    """Return tolerances in words, as in "2 mm" or "liver 3 mm, tumor 1 mm"; the background's is not used."""
-    by_name = dict(zip(class_names[1:], tolerances[1:]))
+    """Return tolerances in words, as in "2 mm" or "liver 3 mm, tumor 1 mm"."""
+    by_name = dict(zip(class_names, tolerances))
     if len(set(by_name.values())) == 1:
         return f"{next(iter(by_name.values())):.4g} mm"
     return ", ".join(f"{name} {value:.4g} mm" for name, value in by_name.items())

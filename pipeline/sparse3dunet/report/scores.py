@@ -11,6 +11,7 @@ from typing import Any
 from sparse3dunet.console import Table, escape
 from sparse3dunet.io.writing import replacing
 from sparse3dunet.metrics.measures import COLUMNS, SCORES, Measures, Summary, summarize
+from sparse3dunet.metrics.tolerance import describe
 
 UNITS = "ASSD, HD95 in mm; volume: mean difference in %."
 """Units in tables, whose headings have no room for them."""
@@ -110,24 +111,35 @@ def scores_table(title: str, scores: Scores, class_names: Sequence[str]) -> Tabl
             means = [printed(score, mean_over(column)) for score, column in over.items()]
             table.add_row("", "mean", "", *means, end_section=True)
     table.caption = "n: volumes that show the class. Means without background; that of IoU: all classes."
-    table.caption += f"\n{UNITS} {_doubts(scores, class_names)}".rstrip() if measured else ""
+    if measured:
+        table.caption += f"\nNSD: within {_tolerance(scores, class_names)}. {UNITS} {_doubts(scores)}".rstrip()
     return table
 
 
-def _doubts(scores: Scores, class_names: Sequence[str]) -> str:
+def _tolerance(scores: Scores, class_names: Sequence[str]) -> str:
+    """Return the tolerance of the surface Dice in words."""
+    found: dict[str, float] = {}
+    for cases in scores.values():
+        for name, of_class in zip(class_names, by_class(cases)):
+            used = [one.nsd_tolerance_mm for one in of_class if one.nsd_tolerance_mm is not None]
+            found |= {name: used[0]} if used else {}
+    return describe(list(found.values()), list(found))
+
+
+def _doubts(scores: Scores) -> str:
     """Return in words in how many volumes a class is not predicted, or has no distances."""
     missed = spurious = without = flat = 0
     for cases in scores.values():
         for measures in cases.values():
-            for _, one in list(zip(class_names, measures))[1:]:
+            for one in measures[1:]:
                 missed += one.voxels > 0 and one.predicted_ml == 0
                 spurious += one.voxels == 0 and bool(one.predicted_ml)
-                without += one.voxels > 0 and not one.surfaces
+                without += one.voxels > 0 and one.hd95_mm is None
                 flat += one.surfaces == "2D"
     told = {
         "shown, but not predicted": missed,
         "predicted, but not shown": spurious,
-        "without distances": without,
+        "without HD95": without,
         "with distances within slices": flat,
     }
     words = ", ".join(f"{count} {text}" for text, count in told.items() if count)

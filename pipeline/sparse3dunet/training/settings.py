@@ -61,7 +61,7 @@ def target_spacing(
 def surface_tolerances(
     setting: Any, class_names: Sequence[str], report: DataReport, spacing: Sequence[float] | None
 ) -> list[float]:
-    """Return the tolerance of the surface Dice in mm by class, and print it.
+    """Return the tolerance of the surface Dice in mm by class.
 
     Args:
         setting: see :func:`~sparse3dunet.metrics.tolerance.surface_tolerances`.
@@ -70,10 +70,7 @@ def surface_tolerances(
         spacing: voxel size in mm that volumes are resampled to; None: they are not.
     """
     spacings = [case.spacing for case in report.cases] if spacing is None else [spacing]
-    found = tolerance.surface_tolerances(setting, class_names, spacings)
-    reason = "twice the finest edge of a voxel" if setting == tolerance.AUTO else "as set"
-    print(f"tolerance of the surface Dice (NSD): {tolerance.describe(found, class_names)} ({reason})", flush=True)
-    return found
+    return tolerance.surface_tolerances(setting, class_names, spacings)
 
 
 def cache_rate(report: DataReport) -> float:
