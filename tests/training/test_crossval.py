@@ -29,10 +29,8 @@ def fold_scores(seed, index, has_core=True):
 @pytest.fixture
 def folds(tmp_path):
     """Output folders of two folds; in the second, the held-out slice of one case does not show the core."""
-    scores = [
-        {"a": fold_scores(0, 9), "b, c": fold_scores(1, 8)},
-        {"a": fold_scores(0, 7), "b, c": fold_scores(1, 9, False)},
-    ]
+    first = {"a": fold_scores(0, 9), "b, c": fold_scores(1, 8)}
+    scores = [first, {"a": fold_scores(0, 7), "b, c": fold_scores(1, 9, has_core=False)}]
     outputs = []
     for number, cases in enumerate(scores):
         outputs.append(tmp_path / f"fold_{number}")
