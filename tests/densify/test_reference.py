@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from sparse3dunet.densify import large
 from sparse3dunet.densify.inputs import prepare_pair
 from sparse3dunet.densify.reference import ReferenceScores
 from sparse3dunet.errors import DataError
+from sparse3dunet.inference.inputs import ImageCase
+from sparse3dunet.inference.records import CaseRecord, write_summary
 from sparse3dunet.io import read_label, write_segmentation
 from sparse3dunet.io.volumes import Volume
 from tests.conftest import make_volume, write_nifti
@@ -117,9 +120,19 @@ def test_scores_are_plain_values(scores):
     assert scores.columns()["core HD95 mm (unlabeled)"]["a"] == content["cases"]["unlabeled"]["a"]["core"]["hd95_mm"]
 
 
-def test_report_has_the_scores_beside_the_estimate(report, scores, tmp_path):  # noqa: F811
-    from dataclasses import replace
+def test_summary_has_numbers_that_may_be_negative(scores, files, tmp_path):
+    record = CaseRecord(tmp_path, ImageCase("a", (str(files[0]["scan"]),)), {})
+    record.start([])
+    record.finish([])
+    write_summary(tmp_path, NAMES, scores.columns())
+    with (tmp_path / "summary.csv").open(newline="", encoding="utf-8") as file:
+        (row,) = csv.DictReader(file)
+    found = scores.scores["unlabeled"]["a"][2].volume_difference_percent
+    assert float(row["core volume difference % (unlabeled)"]) == pytest.approx(found, rel=1e-5)
+    assert found < 0
 
+
+def test_report_has_the_scores_beside_the_estimate(report, scores, tmp_path):  # noqa: F811
     assert "Scores by dense labels" not in written(report, tmp_path).text
     text = " ".join(written(replace(report, scores=scores), tmp_path).text.split())
     assert "Scores by dense labels" in text

@@ -232,10 +232,7 @@ def write_summary(
             *(record.get("case"), record["status"], "" if seconds is None else f"{seconds:.2f}", *volumes),
             "" if confidence is None else f"{confidence:.4f}",
             *(record.get("segmentation", ""), record.get("error", "")),
-            *(
-                "" if (value := column.get(record.get("case", ""))) is None else f"{value:.6g}"
-                for column in more.values()
-            ),
+            *(_rounded(column.get(record.get("case", ""))) for column in more.values()),
         ]
         writer.writerow([_harmless(cell) for cell in cells])
     path = folder / "summary.csv"
@@ -293,6 +290,11 @@ def _stat(path: Path) -> list[int]:
     """Return size in bytes and time of the last change, both kept by moving; of all files in a folder."""
     states = [file.stat() for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path.stat()]
     return [sum(state.st_size for state in states), max((state.st_mtime_ns for state in states), default=0)]
+
+
+def _rounded(value: float | None) -> float | str:
+    """Return a number to six digits: no text, which with a minus would be taken for a formula."""
+    return "" if value is None else float(f"{value:.6g}")
 
 
 def _ml_text(ml: float) -> str:

@@ -160,12 +160,14 @@ def _cell(value: object) -> object:
 
 
 def printed(score: str, value: float | None) -> str:
-    """Return a score as text: three digits, a dash if it is not defined."""
+    """Return a score as text, to at most three digits; a dash if it is not defined."""
     if value is None:
         return "-"
     if score.endswith("_percent"):
         return f"{value:+.1f}"
-    return f"{value:.3f}" if score in ("dice", "iou", "nsd") else f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+    if score in ("dice", "iou", "nsd"):
+        return f"{value:.3f}"
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}" if value >= 0.1 else f"{value:.2g}"
 
 
 def _write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
