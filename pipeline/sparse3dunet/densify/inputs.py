@@ -214,11 +214,11 @@ def _reference(path: Path, scan: Path, image: Volume, labels: Mapping[int, str],
             f"{path}: the value {others[0]} is {segments[others[0]]}, but {labels[others[0]]} in the annotation; "
             "expected the same values. Export both in the same order of segments."
         )
-    label = on_grid_of(own, image)
-    if sorted(label.data.shape) != sorted(image.spatial_shape) and not segments:
+    label, shape = on_grid_of(own, image), own.data.shape
+    if len(shape) != 3 or (sorted(shape) != sorted(image.spatial_shape) and not segments):
         raise DataError(
-            f"{path}: shape {label.data.shape} differs from the scan's, {image.spatial_shape}; expected a dense label "
-            "of the whole scan (--reference)."
+            f"{path}: shape {shape} differs from the scan's, {image.spatial_shape}; expected a dense label of the "
+            "whole scan (--reference), in one layer."
         )
     placed = _on_grid_of(image, label, 0)
     is_moved = own.has_orientation and label is not own
