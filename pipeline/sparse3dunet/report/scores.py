@@ -103,14 +103,14 @@ def scores_table(title: str, scores: Scores, class_names: Sequence[str]) -> Tabl
         columns = [[summarize(of_class, score) for of_class in by_class(cases)] for score in chosen]
         for number, name in enumerate(class_names if cases else []):
             cells = [printed(score, column[number].mean) for score, column in zip(chosen, columns)]
-            n = columns[0][number].n
-            cells = cells if n else ["not evaluable", *["-"] * (len(cells) - 1)]
-            table.add_row("" if number else region, escape(name), str(n), *cells)
+            table.add_row("" if number else region, escape(name), str(columns[0][number].n), *cells)
         if cases:
             over = {score: column[score != "iou" :] for score, column in zip(chosen, columns)}
             means = [printed(score, mean_over(column)) for score, column in over.items()]
             table.add_row("", "mean", "", *means, end_section=True)
-    table.caption = "n: volumes that show the class. Means without background; that of IoU: all classes."
+    table.caption = (
+        "n: volumes that show the class; a dash: not evaluable. Means without background; of IoU: all classes."
+    )
     if measured:
         table.caption += f"\nNSD: within {_tolerance(scores, class_names)}. {UNITS} {_doubts(scores)}".rstrip()
     return table
