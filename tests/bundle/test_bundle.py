@@ -19,6 +19,7 @@ from monai.bundle import create_workflow
 from sparse3dunet.data.datalist import read_data_set
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import check_output_dir
+from sparse3dunet.metrics import surface_distances
 from sparse3dunet.models.checkpoints import existing_model
 from sparse3dunet.models.description import read_description
 from sparse3dunet.networks import UNet3D
@@ -113,6 +114,18 @@ def test_evaluating(trained):
                 2 * (guess & truth).sum() / (guess.sum() + truth.sum()), abs=1e-4
             )
             assert float(row["iou"]) == pytest.approx((guess & truth).sum() / (guess | truth).sum(), abs=1e-4)
+            if number and region == "all":
+                distances = surface_distances(guess, truth, (2.0, 2.0, 2.0))
+                assert float(row["assd_mm"]) == pytest.approx(distances.average, rel=1e-3)
+                assert (float(row["nsd"]), row["surfaces"]) == (
+                    pytest.approx(distances.surface_dice(4.0), abs=1e-4),
+                    "3D",
+                )
+            elif number:
+                assert row["surfaces"] == {"annotated": "2D", "unlabeled": "3D"}[region]
+    with (out / "scores_summary.csv").open() as file:
+        summary = {(row["region"], row["class"], row["score"]): row for row in csv.DictReader(file)}
+    assert summary["all", "core", "nsd"]["mean"] == rows[case, "all", "core"]["nsd"], "of one volume"
 
 
 def test_run_without_an_id_is_the_same(trained, tmp_path):
@@ -157,7 +170,9 @@ def test_a_class_that_nobody_annotated(tmp_path):
     assert result.returncode == 0, result.stderr
     scores = result.stdout[result.stdout.index("Scores of") :]
     core = [line for line in scores.splitlines() if " core " in line]
-    assert ["not evaluable" in line for line in core] == [True, False, False], "but by the dense label"
+    unknown = [bool(re.search(r"core[\s│]+0[\s│]+-", line)) for line in core]
+    assert unknown == [True, False, False], "but by the dense label"
+    assert "a dash: not evaluable" in " ".join(scores.split())
     assert "nan" not in result.stdout.lower()
 
 

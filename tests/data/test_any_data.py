@@ -153,6 +153,9 @@ def test_cross_validation_over_slices(dataset, tmp_path):
         assert float(row["shell"]) == pytest.approx(np.mean(values), abs=1e-4)
         assert (tmp_path / f"models/fold_{fold}/model.pt").is_file()
     assert float(rows[2]["core"]) == pytest.approx(np.mean([float(row["core"]) for row in rows[:2]]), abs=1e-3)
+    with (tmp_path / "eval/crossval_scores.csv").open() as file:
+        assert {row["fold"] for row in csv.DictReader(file)} == {"1", "2", "all"}
+    assert "NSD: within 2 mm" in " ".join(result.stdout.split()), "twice the voxels that the network sees"
     other = ("--max_epochs", 1, "--folds", 3, "--spacing", "[1,1,1]", "--resume")
     result = run_bundle("run", "cross_validating", *config, *places, *TINY, *other)
     assert result.returncode == 1

@@ -1,5 +1,6 @@
 """The command that densifies: what it writes, going on, being killed, and what it refuses."""
 
+import csv
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from sparse3dunet.data.slices import slices_mask
 from sparse3dunet.densify.state import Learned, StateFile
 from sparse3dunet.io import read_image, write_map, write_segmentation
 from sparse3dunet.io.volumes import Volume
+from sparse3dunet.metrics import surface_distances
 from sparse3dunet.models.description import read_description
 from tests.conftest import (
     ROOT,
@@ -57,8 +59,9 @@ def array(path):
 def done(tmp_path_factory):
     """A folder with a scan, its annotation, and what the command made of them in "out"."""
     root = tmp_path_factory.mktemp("densify")
-    write_scan(root)
-    result = densify(root / "scan.nii.gz", root / "annotation.nii.gz", "-o", root / "out", "--minutes", 0.2, *SMALL)
+    dense = write_nifti(root / "dense.nii.gz", write_scan(root)[2], AFFINE)
+    files = (root / "scan.nii.gz", root / "annotation.nii.gz", "--reference", dense)
+    result = densify(*files, "-o", root / "out", "--minutes", 0.2, *SMALL)
     assert result.returncode == 0, result.stderr
     (root / "printed.txt").write_text(result.stdout)
     return root
@@ -108,6 +111,25 @@ def test_quality_is_of_annotation_that_was_held_out(done):
     printed = (done / "printed.txt").read_text()
     assert "90 % interval" in printed
     assert re.search(r"Preview after \d+ s: .*scan_preview.nii.gz", printed)
+
+
+def test_scores_by_the_dense_label(done):
+    """Beside the estimate, in all files, the same as of the files that were written."""
+    found, unknown = array(done / "out/scan_seg.nii.gz"), array(done / "annotation.nii.gz") == 255
+    dense, spacing = make_volume(0)[1], (2.0, 1.5, 2.5)
+    true = surface_distances(found == 2, dense == 2, spacing, unknown)
+    reference = json.loads((done / "out/quality.json").read_text())["reference"]
+    case = reference["cases"]["unlabeled"]["scan"]["class 2"]
+    assert case["hd95_mm"] == pytest.approx(true.hd95)
+    assert case["nsd"] == pytest.approx(true.surface_dice(3.0)), "twice the finest edge"
+    a, b = (found == 2) & unknown, (dense == 2) & unknown
+    assert case["dice"] == pytest.approx(2 * (a & b).sum() / (a.sum() + b.sum()))
+    with (done / "out/summary.csv").open(newline="", encoding="utf-8") as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["class 2 ASSD mm (unlabeled)"]) == pytest.approx(true.average, rel=1e-4)
+    printed = (done / "printed.txt").read_text()
+    assert "Scores by the dense labels of 1 volume(s)" in printed
+    assert "NSD: within 3 mm" in " ".join(printed.split())
 
 
 def test_suggested_slices_and_their_template(done):

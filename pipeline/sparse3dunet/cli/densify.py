@@ -23,6 +23,12 @@ Folds = Annotated[
 ClassNames = Annotated[
     str | None, typer.Option(help="background,liver,tumor, or ITK-SNAP's labels.txt; default: as declared.")
 ]
+Reference = Annotated[
+    str | None,
+    typer.Option(
+        help="Dense label of the scan, or folder of those of several, to score the result; nothing is learned from it."
+    ),
+]
 KeepAnnotation = Annotated[
     bool, typer.Option("--keep-annotation/--as-predicted", help="Keep the label of annotated voxels.")
 ]
@@ -39,6 +45,7 @@ def densify(
     class_names: ClassNames = None,
     label_dir: Annotated[str | None, typer.Option(help="Folder with the labels of several volumes.")] = None,
     weight_dir: Annotated[str | None, typer.Option(help="Folder with the weight images of several volumes.")] = None,
+    reference: Reference = None,
     spacing: Spacing = "auto",
     folds: Folds = "auto",
     suggestions: Annotated[int, typer.Option(help="Slices per plane to suggest for annotation.", min=0)] = 3,
@@ -81,6 +88,7 @@ def densify(
         "given_names": arguments.class_names(class_names),
         "label_dir": label_dir,
         "weight_dir": weight_dir,
+        "reference_dir": reference if len(sources) == 1 else None,
         "spacing": arguments.spacing(spacing),
         "folds": arguments.folds(folds),
         "suggestions": suggestions,
@@ -92,6 +100,8 @@ def densify(
     }
     set_values = {name: value for name, value in given.items() if value is not None or name == "spacing"}
     if is_large_pair(sources):
+        if reference is not None:
+            raise DataError("--reference: a scan larger than memory cannot be scored. Leave it out.")
         densify_large(sources, output_dir, minutes, set_values, extra)
         return
     dataset = inputs.prepare(
@@ -99,6 +109,7 @@ def densify(
         output_dir / "work" / "inputs",
         ignore_index=ignored,
         annotated_slices=slices,
+        reference=reference if len(sources) == 2 else None,
         keep_dicom=suffixes.format_suffix(format) in suffixes.DICOM_SUFFIXES,
     )
     places = {"dataset_dir": str(dataset), "output_dir": str(output_dir), "minutes": minutes}

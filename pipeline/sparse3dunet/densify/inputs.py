@@ -32,7 +32,7 @@ from sparse3dunet.io.suffixes import (
 )
 from sparse3dunet.io.volumes import AFFINE_TOLERANCE, MOST_VALUES, Volume, check_same_grid, on_grid_of, values_found
 from sparse3dunet.io.writing import write_text
-from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL
+from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL, REFERENCE
 
 MANY_VALUES = 30
 """Number of values in an annotation above which it may be the scan."""
@@ -51,6 +51,7 @@ def prepare(
     *,
     ignore_index: int | Sequence[int] | None = None,
     annotated_slices: Any = None,
+    reference: str | Path | None = None,
     keep_dicom: bool = False,
 ) -> str:
     """Return the data set to train on: the given one, or the datalist made from a scan and its annotation.
@@ -60,6 +61,7 @@ def prepare(
         folder: folder for the datalist and the files that it lists.
         ignore_index: see :func:`prepare_pair`.
         annotated_slices: see :func:`prepare_pair`.
+        reference: see :func:`prepare_pair`.
         keep_dicom: see :func:`prepare_pair`.
 
     Returns:
@@ -71,7 +73,7 @@ def prepare(
     paths = [_absolute(source) for source in sources]
     if len(paths) == 2:
         scan, annotation = paths
-        declared = {"ignore_index": ignore_index, "annotated_slices": annotated_slices}
+        declared = {"ignore_index": ignore_index, "annotated_slices": annotated_slices, "reference": reference}
         return str(prepare_pair(scan, annotation, folder, **declared, keep_dicom=keep_dicom))
     if len(paths) != 1:
         shown = ", ".join(map(str, sources)) or "nothing"
@@ -97,6 +99,7 @@ def prepare_pair(
     *,
     ignore_index: int | Sequence[int] | None = None,
     annotated_slices: Any = None,
+    reference: str | Path | None = None,
     keep_dicom: bool = False,
 ) -> Path:
     """Write a datalist of one case, named after the scan.
@@ -114,6 +117,7 @@ def prepare_pair(
         folder: folder for the datalist and the converted files; files in it may be replaced.
         ignore_index: values of unlabeled voxels, if set by an option.
         annotated_slices: annotated slices, if set by an option; with either, nothing is inferred from segments.
+        reference: a dense label of the whole scan to score results by, with the annotation's values or names.
         keep_dicom: whether to list a DICOM scan as it is.
 
     Returns:
@@ -129,7 +133,8 @@ def prepare_pair(
     given = [ignore_index] if isinstance(ignore_index, int) else list(ignore_index or [])
     read = from_dicom if annotation_file(annotation) else _from_label_map
     image, made_of, declared, labels = read(scan, annotation, given, annotated_slices)
-    made = Made(folder, (scan, annotation))
+    dense = None if reference is None else _absolute(reference)
+    made = Made(folder, (scan, annotation, *([] if dense is None else [dense])))
     made.check_scan(scan)
     name = _name(scan)
     entry = {IMAGE: str(scan), LABEL: str(annotation)}
@@ -139,6 +144,8 @@ def prepare_pair(
         more = [made_of.outside, *settings()]
         sources = [scan, annotation_file(annotation) or annotation]
         entry[LABEL] = made.write(f"{name}_annotation.nii.gz", made_of.voxels, image, sources, *more)
+    if dense is not None:
+        entry[REFERENCE] = _reference(dense, scan, image, labels, made, f"{name}_reference.nii.gz")
     content: dict[str, Any] = {"training": [entry], **declared, "made_from": made.states}
     content |= {"scan": str(scan), "annotation": str(annotation)}
     if labels:
@@ -179,6 +186,45 @@ def _read(scan: Path, annotation: Path) -> tuple[Volume, Volume, bool]:
             f"({scan}), and the format does not tell which part it is; expected the same. Export all of it."
         )
     return image, label, own.has_orientation and label is not own
+
+
+def _reference(path: Path, scan: Path, image: Volume, labels: Mapping[int, str], made: Made, name: str) -> str:
+    """Return the file of a dense label, converted if need be.
+
+    Raises:
+        DataError: when it is missing, damaged, no label map of the whole scan, or has other names for its values.
+    """
+    if not (os.path.exists(path) or is_image_file(path)):
+        raise DataError(f"{path} does not exist; expected a dense label of the scan (--reference).")
+    if same_volume(scan, path):
+        raise DataError(f"{path} is the scan; expected a dense label of it (--reference).")
+    if annotation_file(path):
+        if not labels:
+            raise DataError(
+                f"{path}: DICOM segments are matched to classes by name, and the annotation states no names; expected "
+                "a label map as dense label (--reference), or an annotation with named segments."
+            )
+        return str(path)
+    if not is_image_file(path):
+        raise DataError(f"{path}: expected a label map as dense label (--reference), such as .nii.gz or .nrrd.")
+    own, segments = read_label(path), read_segments(path)
+    others = [v for v, text in segments.items() if labels.get(v, text).lower() != text.lower()]
+    if others:
+        raise DataError(
+            f"{path}: the value {others[0]} is {segments[others[0]]}, but {labels[others[0]]} in the annotation; "
+            "expected the same values. Export both in the same order of segments."
+        )
+    label, shape = on_grid_of(own, image), own.data.shape
+    if len(shape) != 3 or (sorted(shape) != sorted(image.spatial_shape) and not segments):
+        raise DataError(
+            f"{path}: shape {shape} differs from the scan's, {image.spatial_shape}; expected a dense label of the "
+            "whole scan (--reference), in one layer."
+        )
+    placed = _on_grid_of(image, label, 0)
+    is_moved = own.has_orientation and label is not own
+    if placed is label.data and not is_moved and image_suffix(path) in AS_THEY_ARE:
+        return str(path)
+    return made.write(name, placed, image, [scan, path], *settings())
 
 
 def annotation_of(datalist: str | Path) -> str | None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sparse3dunet.data.reports import DataReport
 from sparse3dunet.densify.schedule import AUTO, check_minutes, number_of_folds
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.suffixes import format_suffix
+from sparse3dunet.metrics.tolerance import surface_tolerances
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,8 @@ class Options:
         suggestions: number of slices of each plane to suggest for annotation.
         format: format of the results, one of OUTPUT_SUFFIXES; None: that of each image.
         probabilities: whether to keep the probabilities of all classes in ``work/probabilities``.
+        surface_tolerance: tolerance of the surface Dice, see
+            :func:`~sparse3dunet.metrics.tolerance.surface_tolerances`; only for cases with a dense label.
         own_spacing: whether the voxel size was not set by the user, so that a former model's is used.
     """
 
@@ -38,6 +43,7 @@ class Options:
     keep_annotation: bool = True
     suggestions: int = 3
     format: str | None = None
+    surface_tolerance: Any = AUTO
     own_spacing: bool = True
     probabilities: bool = False
 
@@ -47,3 +53,7 @@ class Options:
         if not isinstance(self.suggestions, int) or self.suggestions < 0:
             raise DataError(f"suggestions must be a number of slices, 0 or more; got {self.suggestions!r}.")
         format_suffix(self.format)
+
+    def tolerances(self, class_names: Sequence[str], report: DataReport) -> list[float]:
+        """Return the tolerance of the surface Dice in mm of each class."""
+        return surface_tolerances(self.surface_tolerance, class_names, [case.spacing for case in report.cases])

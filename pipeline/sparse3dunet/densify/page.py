@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 
 from sparse3dunet.densify.estimate import EXPLANATION, Estimate, interval_text
+from sparse3dunet.densify.reference import ReferenceScores
 from sparse3dunet.densify.suggest import Suggestion
 from sparse3dunet.io.writing import write_text
 from sparse3dunet.report.figures import CaseView, confidence_bar, course, doubt_panels, surface
 from sparse3dunet.report.jinja import render
 from sparse3dunet.report.pictures import UNLABELED
+from sparse3dunet.report.scores import printed
 from sparse3dunet.training.engines import score_text
 
 SURFACES = 12
@@ -57,6 +59,7 @@ class Report:
         settings: config as YAML.
         versions: versions by name of package.
         notes: other facts that a reader must know, for example that the run was stopped early.
+        scores: scores by dense labels; None, or empty, if there are no such labels.
     """
 
     title: str
@@ -69,6 +72,7 @@ class Report:
     settings: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    scores: ReferenceScores | None = None
 
 
 def write_report(path: str | Path, report: Report) -> None:
@@ -89,6 +93,7 @@ def page(report: Report) -> str:
         unlabeled_color=UNLABELED,
         explanation=EXPLANATION,
         score=score_text,
+        printed=printed,
         interval=interval_text,
         ml=_ml_text,
     )

@@ -23,6 +23,7 @@ from sparse3dunet.densify.densifier import Annotation, Densifier, decided
 from sparse3dunet.densify.estimate import Estimate, Expected
 from sparse3dunet.densify.page import CaseSection, Report, write_report
 from sparse3dunet.densify.propagated import Outlook
+from sparse3dunet.densify.reference import ReferenceScores, numbered
 from sparse3dunet.densify.schedule import FINAL
 from sparse3dunet.densify.state import State
 from sparse3dunet.densify.suggest import Suggestion, suggest_slices, template, write_json
@@ -30,21 +31,30 @@ from sparse3dunet.densify.suggest import show as show_suggestions
 from sparse3dunet.errors import DataError
 from sparse3dunet.inference.batch import Output, predict_batch
 from sparse3dunet.inference.inputs import ImageCase
-from sparse3dunet.inference.records import CaseRecord
+from sparse3dunet.inference.records import CaseRecord, write_summary
 from sparse3dunet.inference.slabs import SlabInferer
 from sparse3dunet.io import OUTPUT_SUFFIXES, check_output, read_image, read_label, write_segmentation
 from sparse3dunet.io.formats import read_segmentation
 from sparse3dunet.io.suffixes import MAP_SUFFIXES, format_suffix, natural_suffix, split, suffix_among
 from sparse3dunet.io.volumes import Volume
 from sparse3dunet.io.writing import replacing, write_text
-from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL, WEIGHT
+from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL, REFERENCE, WEIGHT
 from sparse3dunet.models.checkpoints import file_digest
 from sparse3dunet.models.loading import Model
 from sparse3dunet.propagation.ensemble import Propagated
 from sparse3dunet.report.figures import CaseView
 from sparse3dunet.training.log import read_log
 
-OWN_FILES = ("config.yaml", "report.html", "quality.json", "suggestions.json", "summary.csv", "model", "records")
+OWN_FILES = (
+    "config.yaml",
+    "report.html",
+    "quality.json",
+    "suggestions.json",
+    "summary.csv",
+    "model",
+    "records",
+    "reference",
+)
 """Files in an output folder, besides the results of each case."""
 PICTURED = 10
 """Maximum number of cases with pictures in the report."""
@@ -77,6 +87,11 @@ class Results:
         split = SparseLabel(data_set.class_values, data_set.ignore_index)
         numbers, weights = split(as_tensor(label), weight, case.get(ANNOTATED_SLICES))
         return Annotation(label.data, np.asarray(numbers[0]), np.asarray(weights[0]) > 0)
+
+    def reference(self, case: ImageCase) -> np.ndarray | None:
+        """Read the class numbers (X, Y, Z) of a case's dense label; None if it has none."""
+        entry = self.by_path[case.files[0]]
+        return numbered(read_label(entry[REFERENCE]).data, self.data_set.class_values) if REFERENCE in entry else None
 
     def check(self, before: State | None) -> None:
         """Check that all results can be written, before anything is trained.
@@ -222,6 +237,7 @@ def write_results(
     results: Results,
     quality: Estimate,
     *,
+    tolerances: Sequence[float],
     suggestions: int,
     plan: Sequence[tuple[str, str, str]],
     notes: Sequence[str],
@@ -230,11 +246,12 @@ def write_results(
     templates: dict[str, str],
     keep: Callable[[], None],
 ) -> None:
-    """Write ``quality.json``, ``suggestions.json``, the templates and ``report.html`` of predicted cases.
+    """Write ``quality.json``, ``suggestions.json``, templates, ``report.html``, and scores by dense labels, if any.
 
     Args:
         results: the results of the cases.
         quality: quality estimate.
+        tolerances: tolerance of the surface Dice in mm by class number.
         suggestions: number of slices of each plane to suggest for annotation.
         plan: (name, value, reason) of each setting that was determined from the data.
         notes: other facts that a reader must know.
@@ -243,14 +260,19 @@ def write_results(
         templates: see :meth:`Results.write_template`.
         keep: called when `templates` has changed.
     """
-    _write_json(results.folder / "quality.json", quality.as_json())
+    scores = ReferenceScores(results.data_set.class_names, tolerances)
     sections: list[CaseSection] = []
     by_case: dict[str, Sequence[Suggestion]] = {}
     for case in results.cases:
-        section = _section(results, case, suggestions, templates, pictures=len(sections) < PICTURED)
+        section = _section(results, case, suggestions, templates, scores, pictures=len(sections) < PICTURED)
         keep()
         sections.append(section)
         by_case[case.name] = section.suggestions
+    found = {"reference": scores.as_json()} if scores else {}
+    _write_json(results.folder / "quality.json", {**quality.as_json(), **found})
+    scores.write(results.folder)
+    write_summary(results.folder, results.data_set.class_names, scores.columns())
+    scores.show()
     write_json(results.folder / "suggestions.json", by_case)
     show_suggestions(by_case)
     config = results.folder / "config.yaml"
@@ -260,6 +282,7 @@ def write_results(
         class_names=results.data_set.class_names,
         cases=sections,
         quality=quality,
+        scores=scores,
         curves={titles[part]: read_log(folder / "training.csv") for part, folder in work.items()},
         plan=plan,
         command=command,
@@ -277,14 +300,23 @@ def versions() -> dict[str, str]:
     return {"sparse3dunet": __version__, "Python": platform.python_version(), **packages, "machine": machine}
 
 
-def _section(results: Results, case: ImageCase, count: int, templates: dict[str, str], pictures: bool) -> CaseSection:
+def _section(
+    results: Results,
+    case: ImageCase,
+    count: int,
+    templates: dict[str, str],
+    scores: ReferenceScores,
+    pictures: bool,
+) -> CaseSection:
+    """Return the section of the report on a case; write its template, and add its scores, if it has a dense label."""
     files, image = results.files(case), read_image(case.files[0])
     annotation = results.annotation(case.files[0])
     found = read_segmentation(files["segmentation"], image, results.output.labels)
     confidence = np.asarray(read_image(files["confidence"]).data)
-    numbers = np.zeros(found.shape, np.int16)
-    for number, value in enumerate(results.data_set.class_values):
-        numbers[found == value] = number
+    numbers = numbered(found, results.data_set.class_values)
+    reference = results.reference(case)
+    if reference is not None:
+        scores.add(case.name, numbers, annotation.annotated, reference, image.spacing)
     suggested: list[Suggestion] = suggest_slices(confidence, numbers, annotation.annotated, image.affine, count)
     if suggested:
         files["template"] = results.write_template(case, annotation, found, suggested, templates)

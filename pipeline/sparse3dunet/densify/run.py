@@ -99,13 +99,10 @@ class _Run:
         self.total = 0.0  # seconds of this process, up to `started`
         self.results = Results(self.output_dir, self.data_set, options.format, options.keep_annotation)
         count, seconds = len(data_set.class_names), 60 * options.minutes
+        self.tolerances = options.tolerances(data_set.class_names, report)
+        folder = self.output_dir / "work" / "propagation"
         self.propagation = Propagation(
-            self.output_dir / "work" / "propagation",
-            self.results.annotation,
-            count,
-            seconds,
-            len(data_set.cases),
-            options.seed,
+            folder, self.results.annotation, count, seconds, len(data_set.cases), options.seed
         )
 
     def run(self) -> None:
@@ -137,6 +134,7 @@ class _Run:
         write_results(
             self.results,
             quality,
+            tolerances=self.tolerances,
             suggestions=self.options.suggestions,
             plan=[*plan, methods],
             notes=[*self.notes, *previews, *(["The run was stopped early, by Ctrl-C."] if state.stopped_early else [])],

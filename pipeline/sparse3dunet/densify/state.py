@@ -39,6 +39,8 @@ NOT_OF_THE_RUN = (
     "resume",
     "suggestions",
     "format",
+    "reference_dir",
+    "surface_tolerance",
 )
 """Settings that may change when a run goes on."""
 

@@ -201,18 +201,26 @@ def results_in(output_dir: str | Path) -> set[str]:
     return {os.path.join(folder, name) for record in records for name in record.get("results", {})}
 
 
-def write_summary(output_dir: str | Path, class_names: Sequence[str]) -> Path:
+def write_summary(
+    output_dir: str | Path, class_names: Sequence[str], more: Mapping[str, Mapping[str, float | None]] | None = None
+) -> Path:
     """Write ``summary.csv`` with a row for each case that is recorded in the folder, sorted by name.
 
     Columns: case, status (done or failed), seconds, the volume in ml of each foreground class, the mean confidence over
     the foreground, the segmentation's file, the error. Text that a spreadsheet would take for a formula begins with '.
+
+    Args:
+        output_dir: the folder.
+        class_names: names by class number, background first.
+        more: numbers by case for further columns, by heading.
     """
+    more = more or {}
     folder = Path(output_dir)
     records = [_read(path) for path in sorted((folder / RECORDS).rglob("*.json"))]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     volumes = [f"{name} ml" for name in class_names[1:]]
-    headings = ["case", "status", "seconds", *volumes, "mean confidence", "segmentation", "error"]
+    headings = ["case", "status", "seconds", *volumes, "mean confidence", "segmentation", "error", *more]
     writer.writerow([_harmless(heading) for heading in headings])
     for record in records:
         if record.get("status") not in (DONE, FAILED):
@@ -224,6 +232,7 @@ def write_summary(output_dir: str | Path, class_names: Sequence[str]) -> Path:
             *(record.get("case"), record["status"], "" if seconds is None else f"{seconds:.2f}", *volumes),
             "" if confidence is None else f"{confidence:.4f}",
             *(record.get("segmentation", ""), record.get("error", "")),
+            *(_rounded(column.get(record.get("case", ""))) for column in more.values()),
         ]
         writer.writerow([_harmless(cell) for cell in cells])
     path = folder / "summary.csv"
@@ -281,6 +290,11 @@ def _stat(path: Path) -> list[int]:
     """Return size in bytes and time of the last change, both kept by moving; of all files in a folder."""
     states = [file.stat() for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path.stat()]
     return [sum(state.st_size for state in states), max((state.st_mtime_ns for state in states), default=0)]
+
+
+def _rounded(value: float | None) -> float | str:
+    """Return a number to six digits: no text, which with a minus would be taken for a formula."""
+    return "" if value is None else float(f"{value:.6g}")
 
 
 def _ml_text(ml: float) -> str:

@@ -258,5 +258,6 @@ def write_text(path: str | Path, text: str, errors: str = "strict") -> None:
 
 def write_csv(path: str | Path, rows: Iterable[Iterable[object]]) -> None:
     """Write rows of cells in UTF-8 to a file that is always whole, see :func:`replacing`."""
-    with replacing(path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
+    # Names of files may be no UTF-8
+    with replacing(path) as draft, draft.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         csv.writer(file).writerows(rows)

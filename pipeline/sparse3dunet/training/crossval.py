@@ -19,6 +19,7 @@ from sparse3dunet.errors import DataError
 from sparse3dunet.io.writing import write_csv, write_text
 from sparse3dunet.keys import WEIGHT
 from sparse3dunet.metrics.masked import ClassScore, class_scores, mean_score
+from sparse3dunet.report.scores import read_scores, scores_table, write_summary
 
 FOLD_RUN = "one_fold"
 """Id in crossval.yaml that trains and scores one fold."""
@@ -104,7 +105,8 @@ def write_held_out(dataset: Sequence[dict[str, Any]], output_dir: str | Path, ad
 def show_table(outputs: Sequence[Path], class_names: Sequence[str], output_dir: str | Path) -> None:
     """Print a table of the IoU of each fold and class with the means, as in Çiçek et al. 2016, and write it as CSV.
 
-    The IoU of a class in a fold is the mean over the volumes whose held-out slices contain it.
+    The IoU of a class in a fold is the mean over the volumes whose held-out slices contain it. A second table has the
+    other scores, by class, over the volumes of all folds.
 
     Args:
         outputs: the folds' output folders.
@@ -137,6 +139,18 @@ def show_table(outputs: Sequence[Path], class_names: Sequence[str], output_dir: 
         written.append([name, count["slices"], *cells, "" if mean is None else f"{mean:.4f}"])
     write_csv(file, written)
     print(f"Table: {file}")
+    _show_others(outputs, class_names, output_dir)
+
+
+def _show_others(outputs: Sequence[Path], class_names: Sequence[str], output_dir: str | Path) -> None:
+    """Print a table of all scores, and write their means and medians by fold as ``crossval_scores.csv``."""
+    by_fold = {str(fold): read_scores(output).get("annotated", {}) for fold, output in enumerate(outputs, 1)}
+    joined = {f"{fold}/{case}": measures for fold, cases in by_fold.items() for case, measures in cases.items()}
+    title = "Scores on held-out slices, mean over volumes and folds"
+    Console().print(scores_table(title, {"held out": joined}, class_names))
+    file = Path(output_dir) / "crossval_scores.csv"
+    write_summary(file, {**by_fold, "all": joined}, class_names, "fold")
+    print(f"Means and medians: {file}")
 
 
 def _fold_scores(output: Path, class_names: Sequence[str]) -> list[ClassScore]:

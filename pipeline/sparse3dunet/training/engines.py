@@ -18,14 +18,14 @@ from monai.transforms import Orientation, ResampleToMatch
 from monai.utils import convert_to_tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from sparse3dunet.console import Console, Table
+from sparse3dunet.console import Console
 from sparse3dunet.data.datalist import case_name
-from sparse3dunet.io.writing import write_csv
 from sparse3dunet.keys import ANNOTATED_CLASSES, IMAGE, LABEL, PRED, REFERENCE, WEIGHT
 from sparse3dunet.losses.regions import Regions
 from sparse3dunet.losses.target import pack_target
-from sparse3dunet.metrics.masked import class_scores, mean_score, overlap_counts, overlap_scores
+from sparse3dunet.metrics.measures import Measures, measure, summarize
 from sparse3dunet.report.pictures import draw_picture
+from sparse3dunet.report.scores import by_class, mean_over, scores_table, write_scores
 from sparse3dunet.training.budget import Budget
 
 REGIONS = ("annotated", "unlabeled", "all")
@@ -74,7 +74,7 @@ class NamedHandler:
 
 
 class ScoreReport:
-    """Handler of an evaluator that computes Dice and IoU by class on annotated voxels and, given dense labels, others.
+    """Handler of an evaluator that scores volumes by class on annotated voxels and, given dense labels, on others.
 
     Puts into ``engine.state.metrics``, if they can be evaluated: ``dice_annotated`` and ``iou_annotated`` (on annotated
     voxels), ``dice_unlabeled`` and ``iou_unlabeled`` (on unlabeled ones, by the dense label), ``dice_all`` and
@@ -87,9 +87,12 @@ class ScoreReport:
     Args:
         class_names: names by class number; with regions of the background and of each of these
             (:func:`~sparse3dunet.data.regions.scored_names`).
-        output_dir: folder for ``scores.csv``, with a row for each volume, region and class; None for no file.
+        output_dir: folder for ``scores.csv``, with a row for each volume, region and class, and ``scores_summary.csv``;
+            None for no files.
         print_table: whether to print a table at the end.
         regions: class numbers by the name of the region, to score these instead of the classes.
+        tolerances: tolerance of the surface Dice in mm by class number, to measure distances of surfaces, too, see
+            :func:`~sparse3dunet.metrics.measures.measure`; None: overlap and volume alone, which are fast.
     """
 
     def __init__(
@@ -98,13 +101,14 @@ class ScoreReport:
         output_dir: str | Path | None = None,
         print_table: bool = False,
         regions: Regions | None = None,
+        tolerances: Sequence[float] | None = None,
     ) -> None:
         self.class_names = list(class_names)
-        self.csv_file = None if output_dir is None else Path(output_dir) / "scores.csv"
+        self.output_dir = output_dir
         self.print_table = print_table
         self.regions = regions
-        self.names: dict[str, list[str]] = {}
-        self.counts: dict[str, list[torch.Tensor]] = {}
+        self.tolerances = tolerances
+        self.scores: dict[str, dict[str, list[Measures]]] = {}
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_STARTED, self.reset)
@@ -115,75 +119,47 @@ class ScoreReport:
             engine.add_event_handler(Events.COMPLETED, self.show)
 
     def reset(self) -> None:
-        self.names = {region: [] for region in REGIONS}
-        self.counts = {region: [] for region in REGIONS}
+        self.scores = {region: {} for region in REGIONS}
 
     def update(self, engine: Engine) -> None:
         for item, output in _decollated(engine):
             for region, target in _targets(item).items():
-                pred = output[PRED].to(target.device)
-                self.names[region].append(_name_of(item))
-                counts = overlap_counts(pred[None], target, len(self.class_names), self.regions)
-                self.counts[region].append(counts[0])
+                self.scores[region][_name_of(item)] = measure(
+                    output[PRED].to(target.device),
+                    target,
+                    len(self.class_names),
+                    _spacing_of(item[IMAGE]),
+                    tolerances=self.tolerances,
+                    reference=None if region == "annotated" else item[REFERENCE],
+                    regions=self.regions,
+                )
 
     def compute(self, engine: Engine) -> None:
         if idist.get_world_size() > 1:
             self._gather()
         for region in REGIONS:
             for kind in ("dice", "iou"):
-                mean = mean_score(self.scores(region, kind)[1 if kind == "dice" else 0 :])
+                summaries = [summarize(of_class, kind) for of_class in by_class(self.scores[region])]
+                mean = mean_over(summaries[1 if kind == "dice" else 0 :])
                 if mean is not None:
                     engine.state.metrics[f"{kind}_{region}"] = mean
 
     def _gather(self) -> None:
         """Gather the volumes of all processes, by name."""
         parts: list[Any] = [None] * idist.get_world_size()
-        counts = {region: [count.cpu() for count in self.counts[region]] for region in REGIONS}
-        dist.all_gather_object(parts, (self.names, counts))
+        dist.all_gather_object(parts, self.scores)
         for region in REGIONS:
-            by_name: dict[str, torch.Tensor] = {}
-            for names, counts in parts:
-                by_name |= dict(zip(names[region], counts[region]))
-            self.names[region] = sorted(by_name)
-            self.counts[region] = [by_name[name] for name in self.names[region]]
-
-    def scores(self, region: str, kind: str) -> list:
-        """Return each class's :class:`~sparse3dunet.metrics.masked.ClassScore`; an empty list without such voxels."""
-        if not self.counts[region]:
-            return []
-        return class_scores(overlap_scores(torch.stack(self.counts[region]), kind))
+            joined = {name: measures for part in parts for name, measures in part[region].items()}
+            self.scores[region] = dict(sorted(joined.items()))
 
     def write_csv(self) -> None:
-        if self.csv_file is None or idist.get_rank() > 0:
-            return
-        rows: list[list[Any]] = [["case", "region", "class", "voxels", "dice", "iou"]]
-        for region in REGIONS:
-            for name, counts in zip(self.names[region], self.counts[region]):
-                dice, iou = overlap_scores(counts, "dice").tolist(), overlap_scores(counts, "iou").tolist()
-                voxels = (counts[:, 0] + counts[:, 2]).tolist()
-                for row in zip(self.class_names, voxels, dice, iou):
-                    scores = [f"{v:.4f}" if row[1] else "" for v in row[2:]]
-                    rows.append([name, region, row[0], row[1], *scores])
-        write_csv(self.csv_file, rows)
+        if self.output_dir is not None and idist.get_rank() == 0:
+            write_scores(self.output_dir, self.scores, self.class_names)
 
     def show(self) -> None:
-        if idist.get_rank() > 0:
-            return
-        table = Table(title=f"Scores of {len(self.names['annotated'])} volume(s)")
-        for heading in ("voxels", "class"):
-            table.add_column(heading)
-        for heading in ("n", "Dice", "IoU"):
-            table.add_column(heading, justify="right")
-        for region in REGIONS:
-            dice, iou = self.scores(region, "dice"), self.scores(region, "iou")
-            for number, (name, d, i) in enumerate(zip(self.class_names, dice, iou)):
-                table.add_row("" if number else region, name, str(d.n), score_text(d.mean), score_text(i.mean))
-            if dice:
-                table.add_row(
-                    "", "mean", "", score_text(mean_score(dice[1:])), score_text(mean_score(iou)), end_section=True
-                )
-        table.caption = "n: volumes that show the class. Mean Dice: without background; mean IoU: all classes."
-        Console().print(table)
+        if idist.get_rank() == 0:
+            title = f"Scores of {len(self.scores['annotated'])} volume(s)"
+            Console().print(scores_table(title, self.scores, self.class_names))
 
 
 class PictureWriter:
@@ -243,7 +219,7 @@ class PictureWriter:
                 **known,
                 class_names=self.class_names,
                 title=name,
-                spacing=image.pixdim.tolist() if isinstance(image, MetaTensor) else (1, 1, 1),
+                spacing=_spacing_of(image),
                 sides=getattr(image, "meta", {}).get("is_placed", True),
             ).save(file)
             if self.summary_writer is not None:
@@ -272,7 +248,7 @@ def _decollated(engine: Engine) -> Iterator[tuple[dict[str, Any], dict[str, Any]
 
 
 def _targets(item: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Return by region the target to score a volume against; a dense label shows all classes."""
+    """Return by region the target (C, X, Y, Z) to score a volume against; a dense label shows all classes."""
     label, weight = item[LABEL][None], item[WEIGHT][None]
     mask = item.get(ANNOTATED_CLASSES)
     targets = {"annotated": pack_target(label, weight, None if mask is None else mask[None])}
@@ -280,7 +256,11 @@ def _targets(item: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         reference = item[REFERENCE][None]
         targets["unlabeled"] = pack_target(reference, weight == 0)
         targets["all"] = pack_target(reference, torch.ones_like(weight))
-    return targets
+    return {region: target[0] for region, target in targets.items()}
+
+
+def _spacing_of(image: torch.Tensor) -> list[float]:
+    return image.pixdim.tolist() if isinstance(image, MetaTensor) else [1.0, 1.0, 1.0]
 
 
 def _as_ras(volume: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,7 @@ from sparse3dunet.data.slices import ALL
 from sparse3dunet.errors import DataError
 from sparse3dunet.keys import IMAGE
 from sparse3dunet.losses.regions import Regions
+from sparse3dunet.metrics import tolerance
 from sparse3dunet.networks import UNet3D
 from sparse3dunet.planning.plan import planned_spacing
 from sparse3dunet.planning.sampling import draw_shares
@@ -55,6 +56,21 @@ def target_spacing(
     if len(sizes) != 3 or not all(isinstance(s, (int, float)) and 0 < s < np.inf for s in sizes):
         raise DataError(f'spacing must be three sizes in mm (--spacing "[1,1,1]"), median or auto; found {spacing!r}.')
     return [float(s) for s in sizes]
+
+
+def surface_tolerances(
+    setting: Any, class_names: Sequence[str], report: DataReport, spacing: Sequence[float] | None
+) -> list[float]:
+    """Return the tolerance of the surface Dice in mm by class.
+
+    Args:
+        setting: see :func:`~sparse3dunet.metrics.tolerance.surface_tolerances`.
+        class_names: names of the classes, or of the regions, background first.
+        report: report on the data set.
+        spacing: voxel size in mm that volumes are resampled to; None: they are not.
+    """
+    spacings = [case.spacing for case in report.cases] if spacing is None else [spacing]
+    return tolerance.surface_tolerances(setting, class_names, spacings)
 
 
 def cache_rate(report: DataReport) -> float:

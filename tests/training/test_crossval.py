@@ -1,0 +1,69 @@
+"""The tables of a cross-validation, from what its folds wrote."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from sparse3dunet.losses.target import pack_target
+from sparse3dunet.metrics import measure
+from sparse3dunet.report.scores import read_scores, write_scores
+from sparse3dunet.training.crossval import HELD_OUT_FILE, show_table
+from tests.conftest import make_volume
+
+NAMES = ("background", "shell", "core")
+
+
+def fold_scores(seed, index, has_core=True):
+    """Scores of a prediction on one held-out axial slice."""
+    dense = torch.from_numpy(make_volume(seed)[1].astype(np.int64))[None]
+    pred = torch.roll(dense, 1, 1)
+    label = dense if has_core else torch.where(dense == 2, 1, dense)
+    weight = torch.zeros(dense.shape)
+    weight[..., index] = 1
+    return measure(pred, pack_target(label[None], weight[None])[0], 3, (2.0, 1.5, 2.5), tolerances=[1.5] * 3)
+
+
+@pytest.fixture
+def folds(tmp_path):
+    """Output folders of two folds; in the second, the held-out slice of one case does not show the core."""
+    first = {"a": fold_scores(0, 9), "b, c": fold_scores(1, 8)}
+    scores = [first, {"a": fold_scores(0, 7), "b, c": fold_scores(1, 9, has_core=False)}]
+    outputs = []
+    for number, cases in enumerate(scores):
+        outputs.append(tmp_path / f"fold_{number}")
+        write_scores(outputs[-1], {"annotated": cases, "unlabeled": {}, "all": {}}, NAMES)
+        (outputs[-1] / HELD_OUT_FILE).write_text(json.dumps({"slices": 2, "volumes": 2}))
+    return outputs, scores
+
+
+def test_scores_are_read_as_they_were_written(folds):
+    outputs, scores = folds
+    for output, cases in zip(outputs, scores):
+        found = read_scores(output)["annotated"]
+        assert list(found) == list(cases)
+        for case, measures in cases.items():
+            for one, other in zip(found[case], measures):
+                assert (one.voxels, one.surfaces, one.note) == (other.voxels, other.surfaces, other.note)
+                assert (one.hd95_mm is None) == (other.hd95_mm is None)
+                assert one.dice is None or one.dice == pytest.approx(other.dice, rel=1e-5)
+
+
+def test_all_scores_by_fold_and_over_folds(folds, tmp_path, capsys):
+    outputs, scores = folds
+    show_table(outputs, NAMES, tmp_path)
+    with (tmp_path / "crossval_scores.csv").open(newline="", encoding="utf-8") as file:
+        rows = {(row["fold"], row["class"], row["score"]): row for row in csv.DictReader(file)}
+    values = [measures[2].assd_mm for cases in scores for measures in cases.values() if measures[2].voxels]
+    assert len(values) == 3
+    row = rows["all", "core", "assd_mm"]
+    assert (row["cases"], row["spurious"], row["n"]) == ("3", "1", "3")
+    assert float(row["mean"]) == pytest.approx(np.mean(values), rel=1e-4)
+    assert float(row["median"]) == pytest.approx(np.median(values), rel=1e-4)
+    assert float(rows["2", "core", "dice"]["mean"]) == pytest.approx(scores[1]["a"][2].dice, rel=1e-4)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "IoU on held-out slices" in printed
+    assert "1 predicted, but not shown" in printed
+    assert "7 with distances within slices" in printed
