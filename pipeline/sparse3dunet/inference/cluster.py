@@ -99,7 +99,7 @@ def _connected(address: str) -> Iterator[Any]:
             f"--dask {address}: no Dask scheduler answers there ({reason}). Start one (dask scheduler), and pass "
             "HOST:PORT as it prints it."
         ) from error
-    with client:
+    with client, client.as_current():
         yield client
 
 
