@@ -25,6 +25,7 @@ Mirror = Annotated[
 Dask = Annotated[
     str | None, typer.Option(help="HOST:PORT of a Dask scheduler, whose workers predict; they need the same folders.")
 ]
+Part = Annotated[str | None, typer.Option(help="3/16: only the third of 16 parts, as in a job of an array.")]
 RoiSize = Annotated[str | None, typer.Option(help="Window size in voxels: 96 or 96,96,64; default: training's.")]
 
 
@@ -49,6 +50,7 @@ def predict(
     pictures: Annotated[bool, typer.Option("--pictures/--no-pictures", help="Draw each image.")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that were changed.")] = False,
     dask: Dask = None,
+    part: Part = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only failures.")] = False,
 ) -> None:
     """Segment images with a trained model, each on its own grid. Images that are already done are skipped."""
@@ -80,5 +82,6 @@ def predict(
         overwrite=overwrite,
         quiet=quiet,
         dask=dask,
+        part=arguments.part(part),
     )
     run.report(outcome, output_dir)

@@ -10,7 +10,7 @@ import torch
 
 from sparse3dunet.datasets.mni152 import ensure_defaults
 from sparse3dunet.errors import DataError
-from sparse3dunet.inference.batch import Outcome, Output, predict_batch
+from sparse3dunet.inference.batch import Outcome, Output, largest_first, predict_batch
 from sparse3dunet.inference.inputs import find_images
 from sparse3dunet.inference.processes import rank_and_count
 from sparse3dunet.inference.records import results_in
@@ -39,6 +39,7 @@ def predict(
     overwrite: bool = False,
     quiet: bool = False,
     dask: str | None = None,
+    part: tuple[int, int] | None = None,
 ) -> Outcome:
     """Segment images, each on its own grid, into `output_dir`.
 
@@ -64,6 +65,7 @@ def predict(
         quiet: whether to show only failures.
         dask: address of a Dask scheduler, "host:port", whose workers predict; they see the same folders. None for this
             process, or those of torchrun.
+        part: (i, n) to segment the i-th of n parts of the images alone, i from 1, as jobs of an array do; None for all.
 
     Raises:
         DataError: when prediction cannot start: no image, no class of that name, no place for results. Images that fail
@@ -75,6 +77,8 @@ def predict(
         check_output_dir(output_dir, source)
     _check_normalization(model, normalize)
     cases = find_images(sources, model.in_channels, results_in(output_dir))
+    if part is not None:
+        cases = largest_first(cases)[part[0] - 1 :: part[1]]
     settings = Settings(inferer, device, normalize, confidence, probabilities, largest, min_ml)
     inferer.windows((1, 1, 1), model.network)  # checks that the network accepts such windows
     output = Output(output_dir, model.class_names, model.class_values, format, pictures, overwrite)
