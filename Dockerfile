@@ -26,7 +26,7 @@ COPY --from=wheel /wheels /wheels
 RUN pip install --no-cache-dir --constraint /tmp/requirements.txt \
   "$(echo /wheels/*.whl)[annotate,dask,dicom,microscopy,tracking]"
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
-USER user
+USER 1000
 
 FROM base AS cpu
 ARG TORCH_INDEX=""
@@ -36,4 +36,4 @@ RUN pip install --no-cache-dir --constraint /tmp/requirements.txt ${TORCH_INDEX:
 COPY --from=wheel /wheels /wheels
 RUN pip install --no-cache-dir --constraint /tmp/requirements.txt \
   "$(echo /wheels/*.whl)[annotate,dask,dicom,microscopy,tracking]"
-USER user
+USER 1000

@@ -9,20 +9,20 @@ if (($# < 3)); then
   exit 2
 fi
 root=$(cd "$(dirname "$0")/../.." && pwd)
-wheel=$(realpath "$1") folder=$2
+wheel=$(realpath "$1") folder=$(realpath -m "$2")
 shift 2
 mkdir -p "$folder"
 read -r -a tests <<<"${TESTS:-tests/losses tests/transforms}"
 
 try() { # PYTHON MONAI ENVIRONMENT
   set -e
+  unset PYTHONPATH  # else pip sees the sources as installed
   [[ -x $3/bin/python ]] || "$1" -m venv "$3"
   local pip=("$3/bin/python" -m pip install --quiet --disable-pip-version-check)
   "${pip[@]}" "${TORCH:-torch}" "monai==$2"
   "${pip[@]}" "$wheel" "monai==$2" pytest
   "$3/bin/python" -m pip check
   cd "$3"
-  unset PYTHONPATH
   export PYTHONWARNINGS=ignore OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
   bin/sparse3dunet --version
   bin/python "$root/tests/tools/tiny_scan.py" data
@@ -40,7 +40,8 @@ for pair in "$@"; do
   python=${pair%%=*} monai=${pair#*=}
   name=$(basename "$(dirname "$(dirname "$(command -v "$python")")")")-$(basename "$python")-monai$monai
   environment=$folder/$name
-  if (try "$python" "$monai" "$environment") >"$folder/$name.log" 2>&1; then
+  (try "$python" "$monai" "$environment") >"$folder/$name.log" 2>&1 # not in `if`, where `set -e` does nothing
+  if (($? == 0)); then
     echo "$name: passed ($(tail -n 1 "$folder/$name.log"))"
   else
     echo "$name: failed, see $folder/$name.log"
