@@ -16,6 +16,9 @@ from tests.conftest import ROOT, bundle_environment, make_volume, run_sparse3dun
 
 distributed = pytest.importorskip("distributed", reason="needs the extra dask")
 
+PATIENCE = 1000
+"""Seconds; workers take long to start on a busy machine."""
+
 
 def files_of(folder):
     """Every file's bytes, but those of records and summaries, which tell seconds."""
@@ -63,7 +66,7 @@ def cluster_of(workers=2, processes=False, **settings):
             threads_per_worker=1,
             processes=processes,
             protocol="tcp://",
-            dashboard_address=None,
+            dashboard_address=":0",
             memory_limit=0,
             silence_logs=50,
         ) as cluster,
@@ -178,11 +181,15 @@ def processes_of(cluster):
     return [worker.process.process.pid for worker in cluster.workers.values()]
 
 
+@contextlib.contextmanager
 def start(*arguments):
     command = [sys.executable, "-W", "ignore", "-m", "sparse3dunet", "predict", *map(str, arguments)]
-    return subprocess.Popen(
-        command, env=bundle_environment(), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=bundle_environment(), cwd=ROOT, **pipes) as run:
+        try:
+            yield run
+        finally:
+            run.kill()
 
 
 @pytest.mark.slow
@@ -191,13 +198,14 @@ def test_a_killed_worker_costs_nothing(trained, images, plain, tmp_path):
     out = tmp_path / "out"
     with cluster_of(processes=True) as cluster:
         pids = processes_of(cluster)
-        run = start(trained / "models", images, "-o", out, "--confidence", "--dask", cluster.scheduler_address)
-        deadline = time.monotonic() + 120
-        while not list(out.glob("*_seg.nii.gz")) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert len(list(out.glob("*_seg.nii.gz"))) < 6, "too fast to be killed on the way"
-        os.kill(pids[0], signal.SIGKILL)
-        stdout, stderr = run.communicate(timeout=200)
+        arguments = (trained / "models", images, "-o", out, "--confidence", "--dask", cluster.scheduler_address)
+        with start(*arguments) as run:
+            deadline = time.monotonic() + PATIENCE
+            while not list(out.glob("*_seg.nii.gz")) and run.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert 0 < len(list(out.glob("*_seg.nii.gz"))) < 6, "killed on the way"
+            os.kill(pids[0], signal.SIGKILL)
+            _, stderr = run.communicate(timeout=PATIENCE)
         assert pids[0] not in processes_of(cluster)
     assert run.returncode == 1, stderr
     assert "1 of 7 volume(s) failed" in stderr, "that with NaN"
@@ -223,8 +231,9 @@ def test_a_case_that_kills_its_workers_fails_alone(trained, images, plain, tmp_p
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(tmp_path), str(ROOT / "pipeline"), before]))
     try:
         with cluster_of(processes=True, **{"distributed.scheduler.allowed-failures": 1}) as cluster:
-            run = start(trained / "models", batch, "-o", out, "--confidence", "--dask", cluster.scheduler_address)
-            stdout, stderr = run.communicate(timeout=250)
+            arguments = (trained / "models", batch, "-o", out, "--confidence", "--dask", cluster.scheduler_address)
+            with start(*arguments) as run:
+                stdout, stderr = run.communicate(timeout=PATIENCE)
     finally:
         os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
     assert run.returncode == 1
