@@ -1,14 +1,14 @@
 # make demo: segment the built-in scan from a few slices, beside other methods. make test: the tests; make acceptance:
-# also those that are slow.
+# also those that are slow. make package: source distribution and wheel in dist.
 # Each makes its own virtual environment in .venv first; PYTHON chooses the interpreter (3.10 or newer).
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO := data/demo
 
-.PHONY: demo test acceptance lint clean
+.PHONY: demo test acceptance lint package clean
 
-$(VENV)/installed: requirements.txt setup.cfg pyproject.toml
+$(VENV)/installed: requirements.txt setup.cfg setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "sparse3dunet needs Python 3.10 or newer, this is %s; choose another: make PYTHON=python3.12 ..." % sys.version.split()[0])'
 	@echo "Setting up $(VENV), once; the downloads take a few minutes"
 	$(PYTHON) -m venv $(VENV)
@@ -35,6 +35,12 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	PYTHONPATH=pipeline $(BIN)/lint-imports --no-cache
+
+# With PROJECT_URL, the address of the repository, the README's links and pictures work where the package is published
+package: $(VENV)/installed
+	rm -rf dist
+	PROJECT_URL=$(PROJECT_URL) $(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache bundle/models bundle/eval data/mni152 data/demo

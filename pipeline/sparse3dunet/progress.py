@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from sparse3dunet.console import (
     BarColumn,
@@ -24,6 +24,22 @@ from sparse3dunet.console import (
 
 _DRAWN_EVERY = 0.2  # seconds
 _TOLD_EVERY = 60.0  # seconds, between lines on the windows of a case in a log
+
+
+class CaseProgress(Protocol):
+    """What is told of the cases of a batch, see :class:`BatchProgress`."""
+
+    def start(self, name: str) -> None: ...
+
+    def line(self, text: str) -> None: ...
+
+    def skip(self) -> None: ...
+
+    def done(self, record: Mapping[str, Any]) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def failed(self, name: str, error: str) -> None: ...
 
 
 class BatchProgress:

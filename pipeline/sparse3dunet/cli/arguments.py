@@ -62,6 +62,16 @@ def window(text: str | None) -> list[int] | None:
     return sizes
 
 
+def part(text: str | None) -> tuple[int, int] | None:
+    """Return the number of a part, from 1, and that of all, from "3/16"; None for all of it."""
+    if text is None:
+        return None
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise DataError(f"--part is {text!r}; expected a number of all, from 1, such as 3/16.")
+    return int(number), int(count)
+
+
 def axes(text: str | None) -> list[int]:
     """Return axes in RAS order from "lr,ap" or "all"."""
     if text == "all":

@@ -22,6 +22,10 @@ MinMl = Annotated[
 Mirror = Annotated[
     str | None, typer.Option(help="Average over reflections: lr, ap, si (axes; lr,ap for several) or all.")
 ]
+Dask = Annotated[
+    str | None, typer.Option(help="HOST:PORT of a Dask scheduler, whose workers predict; they need the same folders.")
+]
+Part = Annotated[str | None, typer.Option(help="3/16: only the third of 16 parts, as in a job of an array.")]
 RoiSize = Annotated[str | None, typer.Option(help="Window size in voxels: 96 or 96,96,64; default: training's.")]
 
 
@@ -45,6 +49,8 @@ def predict(
     device: options.Device = None,
     pictures: Annotated[bool, typer.Option("--pictures/--no-pictures", help="Draw each image.")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that were changed.")] = False,
+    dask: Dask = None,
+    part: Part = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only failures.")] = False,
 ) -> None:
     """Segment images with a trained model, each on its own grid. Images that are already done are skipped."""
@@ -66,7 +72,7 @@ def predict(
         images,
         output_dir,
         inferer,
-        device=arguments.device(device),
+        device=device if dask else arguments.device(device),  # the workers' may not exist here
         format=format,
         confidence=confidence,
         probabilities=probabilities,
@@ -75,5 +81,7 @@ def predict(
         min_ml=arguments.volumes(min_ml),
         overwrite=overwrite,
         quiet=quiet,
+        dask=dask,
+        part=arguments.part(part),
     )
     run.report(outcome, output_dir)

@@ -31,7 +31,7 @@ from sparse3dunet.io.itk_snap import label_descriptions, may_be_replaced
 from sparse3dunet.io.suffixes import MAP_SUFFIXES
 from sparse3dunet.io.volumes import NO_VOXEL_SIZE, Volume
 from sparse3dunet.io.writing import write_text
-from sparse3dunet.progress import BatchProgress
+from sparse3dunet.progress import BatchProgress, CaseProgress
 from sparse3dunet.report.pictures import draw_picture
 
 READ_AHEAD = IN_MEMORY // 4
@@ -90,6 +90,16 @@ class Outcome:
     skipped: int = 0
     failed: list[str] = field(default_factory=list)
 
+    @classmethod
+    def of_all(cls, outcomes: Sequence[Outcome]) -> Outcome:
+        """Return the sum of several outcomes; failures are sorted."""
+        failed = sorted(text for outcome in outcomes for text in outcome.failed)
+        return cls(sum(o.done for o in outcomes), sum(o.skipped for o in outcomes), failed)
+
+    def stopped_text(self) -> str:
+        """Return what is printed when a batch is stopped."""
+        return f"Stopped after {self.done} volume(s); run the same command to continue."
+
 
 def predict_batch(
     cases: Sequence[ImageCase], predictor: Predictor, output: Output, key: Mapping[str, Any], quiet: bool = False
@@ -110,30 +120,41 @@ def predict_batch(
         The outcome of all cases, in each process.
     """
     processes = Processes()
-    mine = processes.share(processes.agree(sorted(cases, key=lambda case: (-case.size, case.name))))
-    key = {**key, "format": output.format, "pictures": output.pictures, **as_key()}
+    mine = processes.share(processes.agree(largest_first(cases)))
     outcome = Outcome()
     with BatchProgress(len(mine), quiet or not processes.is_first) as progress:
         predictor.inferer.on_window = progress.windows
         try:
-            _Batch(predictor, output, key, progress, outcome).run(mine)
+            Batch(predictor, output, record_key(key, output), progress, outcome).run(mine)
         except KeyboardInterrupt:
-            _summarise(output)
-            print(f"Stopped after {outcome.done} volume(s); run the same command to continue.", flush=True)
+            summarise(output)
+            print(outcome.stopped_text(), flush=True)
             raise
-    outcomes = processes.gather(outcome)
-    total = Outcome(
-        sum(o.done for o in outcomes), sum(o.skipped for o in outcomes), sorted(f for o in outcomes for f in o.failed)
-    )
+    total = Outcome.of_all(processes.gather(outcome))
     if processes.is_first:
         remove_empty_drafts(output.folder)
-        _summarise(output)
+        summarise(output)
     processes.gather(None)  # else a process that ends with an error would stop the first one too early
     processes.close()
     return total
 
 
-def _summarise(output: Output) -> None:
+def largest_first(cases: Sequence[ImageCase]) -> list[ImageCase]:
+    """Return the images in the order in which they are predicted."""
+    return sorted(cases, key=lambda case: (-case.size, case.name))
+
+
+def record_key(key: Mapping[str, Any], output: Output) -> dict[str, Any]:
+    """Return all that results depend on besides the image, for their records: also their format, how files are read."""
+    return {**key, "format": output.format, "pictures": output.pictures, **as_key()}
+
+
+def summarise(output: Output) -> None:
+    """Write ``summary.csv`` and ``labels.txt``.
+
+    Raises:
+        DataError: when they cannot be written.
+    """
     try:
         write_summary(output.folder, output.class_names)
         labels = output.folder / "labels.txt"
@@ -157,21 +178,33 @@ class _Job:
         return volumes
 
 
-class _Batch:
-    """Loop over the cases: while one is predicted, the next one is read and the previous one written."""
+class Batch:
+    """Loop over the cases: while one is predicted, the next one is read and the previous one written.
+
+    Args:
+        predictor: predictor of a single image.
+        output: place and format of the results.
+        key: see :func:`record_key`.
+        progress: what shows the progress.
+        outcome: what happened to the cases, which is added to.
+        wait: whether to wait in the end for cases that other processes are working on; if not, they are in `held`.
+    """
 
     def __init__(
         self,
         predictor: Predictor,
         output: Output,
         key: Mapping[str, Any],
-        progress: BatchProgress,
+        progress: CaseProgress,
         outcome: Outcome,
+        wait: bool = True,
     ) -> None:
         self.predictor, self.output, self.key = predictor, output, key
-        self.progress, self.outcome = progress, outcome
+        self.progress, self.outcome, self.wait = progress, outcome, wait
+        self.held: list[ImageCase] = []
 
     def run(self, cases: Sequence[ImageCase]) -> None:
+        """Predict cases; those that fail are reported, and the others continue."""
         with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
             writing: Future | None = None
             for job, reading in self._reading(self._jobs(cases), reader):
@@ -187,12 +220,11 @@ class _Batch:
 
     def _jobs(self, cases: Sequence[ImageCase]) -> Iterator[_Job]:
         """Yield the cases that are not done yet; last those that other processes are working on, if they failed."""
-        held_by_others: list[ImageCase] = []
-        for wait, group in ((False, cases), (True, held_by_others)):
+        for wait, group in ((False, cases), (True, self.held if self.wait else ())):
             for case in group:
                 job, free = self._job(case, wait)
                 if not free:
-                    held_by_others.append(case)
+                    self.held.append(case)
                 elif job is not None:
                     yield job
 

@@ -10,16 +10,16 @@ import torch
 
 from sparse3dunet.datasets.mni152 import ensure_defaults
 from sparse3dunet.errors import DataError
-from sparse3dunet.inference.batch import Outcome, Output, predict_batch
+from sparse3dunet.inference.batch import Outcome, Output, largest_first, predict_batch
 from sparse3dunet.inference.inputs import find_images
-from sparse3dunet.inference.predictor import Predictor
-from sparse3dunet.inference.processes import default_device, rank_and_count
+from sparse3dunet.inference.processes import rank_and_count
 from sparse3dunet.inference.records import results_in
+from sparse3dunet.inference.settings import Settings
 from sparse3dunet.inference.slabs import SlabInferer
 from sparse3dunet.io import check_output_dir
 from sparse3dunet.io.suffixes import format_suffix
 from sparse3dunet.models.loading import Model, load_model
-from sparse3dunet.models.normalization import intensity_of, normalization_names, normalizer
+from sparse3dunet.models.normalization import intensity_of, normalization_names
 
 
 def predict(
@@ -38,6 +38,8 @@ def predict(
     min_ml: float | Mapping[str, float] = 0.0,
     overwrite: bool = False,
     quiet: bool = False,
+    dask: str | None = None,
+    part: tuple[int, int] | None = None,
 ) -> Outcome:
     """Segment images, each on its own grid, into `output_dir`.
 
@@ -61,6 +63,9 @@ def predict(
         min_ml: volume in ml, for all classes or by name, below which a connected component becomes background.
         overwrite: whether to replace files that were not written by this function, or changed since.
         quiet: whether to show only failures.
+        dask: address of a Dask scheduler, "host:port", whose workers predict; they see the same folders. None for this
+            process, or those of torchrun.
+        part: (i, n) to segment the i-th of n parts of the images alone, i from 1, as jobs of an array do; None for all.
 
     Raises:
         DataError: when prediction cannot start: no image, no class of that name, no place for results. Images that fail
@@ -72,53 +77,17 @@ def predict(
         check_output_dir(output_dir, source)
     _check_normalization(model, normalize)
     cases = find_images(sources, model.in_channels, results_in(output_dir))
-    predictor = _predictor(model, inferer, device, normalize, confidence, probabilities, largest, min_ml)
+    if part is not None:
+        cases = largest_first(cases)[part[0] - 1 :: part[1]]
+    settings = Settings(inferer, device, normalize, confidence, probabilities, largest, min_ml)
     inferer.windows((1, 1, 1), model.network)  # checks that the network accepts such windows
     output = Output(output_dir, model.class_names, model.class_values, format, pictures, overwrite)
-    key = _key(model, predictor, normalization_names(normalize))
-    return predict_batch(cases, predictor, output, key, quiet)
+    if dask is not None:
+        from sparse3dunet.inference.cluster import predict_on_cluster
 
-
-def _predictor(
-    model: Model,
-    inferer: SlabInferer,
-    device: torch.device | str | None,
-    normalize: Sequence[Any] | None,
-    confidence: bool,
-    probabilities: bool,
-    largest: bool | Sequence[str | int],
-    min_ml: float | Mapping[str, float],
-) -> Predictor:
-    """Return the predictor that the arguments of :func:`predict` describe."""
-    device = torch.device(device or default_device())
-    return Predictor(
-        model.network.to(device),
-        inferer,
-        model.class_values,
-        model.in_channels,
-        model.spacing,
-        device,
-        normalizer(normalize),
-        confidence,
-        probabilities,
-        _class_numbers(largest, model.class_names),
-        _minimum_sizes(min_ml, model.class_names),
-        model.description.intensity,
-        model.description.regions,
-    )
-
-
-def _key(model: Model, predictor: Predictor, normalization: list[str]) -> dict[str, Any]:
-    """Return what results depend on besides the image; cases done with the same key are skipped."""
-    inferer = predictor.inferer
-    return {
-        "model": model.digest,
-        **{name: getattr(inferer, name) for name in ("roi_size", "overlap", "border", "mirror_axes")},
-        "bfloat16": inferer.uses_bfloat16(predictor.device),
-        "normalize": normalization,
-        "largest": predictor.largest,
-        "min_ml": predictor.min_ml,
-    }
+        return predict_on_cluster(dask, cases, model, settings, output, quiet)
+    predictor = settings.predictor(model)
+    return predict_batch(cases, predictor, output, settings.key(model, predictor), quiet)
 
 
 def predict_and_report(
@@ -180,32 +149,3 @@ def _check_normalization(model: Model, normalize: Sequence[Any] | None) -> None:
 
 def _listed(names: Sequence[str]) -> str:
     return " and ".join(names) or "to mean 0 and standard deviation 1"
-
-
-def _class_numbers(named: bool | Sequence[str | int], class_names: Sequence[str]) -> list[int]:
-    """Return the numbers of foreground classes that are given by name or number."""
-    if named is True:
-        return list(range(1, len(class_names)))
-    return sorted({_class_number(name, class_names) for name in named or ()})
-
-
-def _minimum_sizes(min_ml: float | Mapping[str, float], class_names: Sequence[str]) -> dict[int, float]:
-    if not isinstance(min_ml, Mapping):
-        min_ml = dict.fromkeys(class_names[1:], min_ml)
-    sizes = {_class_number(name, class_names): ml for name, ml in min_ml.items()}
-    for number, ml in sizes.items():
-        if isinstance(ml, bool) or not isinstance(ml, (int, float)) or not 0 <= ml < float("inf"):
-            raise DataError(f"min_ml of {class_names[number]} is {ml!r}; expected a volume in ml, 0 or more.")
-    return {number: float(ml) for number, ml in sorted(sizes.items()) if ml > 0}
-
-
-def _class_number(name: str | int, class_names: Sequence[str]) -> int:
-    number = class_names.index(str(name)) if str(name) in class_names else -1
-    if number < 0 and str(name).isdecimal():
-        number = int(name)
-    if not 0 < number < len(class_names):
-        raise DataError(
-            f"{name!r} is not a foreground class; the model has {', '.join(class_names[1:])} "
-            f"(or their numbers, 1 to {len(class_names) - 1})."
-        )
-    return number
