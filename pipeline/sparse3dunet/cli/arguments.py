@@ -7,6 +7,9 @@ from typing import Any
 
 from sparse3dunet.errors import DataError
 
+LARGEST_WINDOW = 65536
+"""Voxels along an axis, more than any volume that fits in memory has."""
+
 
 def spacing(text: str) -> Any:
     """Return a spacing as in the config: a word, None, or three sizes."""
@@ -57,8 +60,11 @@ def window(text: str | None) -> list[int] | None:
     if sizes is None:
         return None
     sizes = sizes * 3 if len(sizes) == 1 else sizes
-    if len(sizes) != 3 or min(sizes) < 1:
-        raise DataError(f"--roi-size is {text!r}; expected one or three numbers of voxels such as 96 or 96,96,64.")
+    if len(sizes) != 3 or min(sizes) < 1 or max(sizes) > LARGEST_WINDOW:
+        raise DataError(
+            f"--roi-size is {text!r}; expected one or three numbers of voxels such as 96 or 96,96,64, each up to "
+            f"{LARGEST_WINDOW}."
+        )
     return sizes
 
 

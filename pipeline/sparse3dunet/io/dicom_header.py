@@ -144,9 +144,9 @@ def read_header(path: Path) -> DicomFile:
             f"{path}: a DICOM file without a readable image ({fault}); it is truncated, damaged, or not an image (a "
             "report, contours). Copy or export it again, or move it elsewhere."
         )
-    is_compressed = header.get_item("PixelData", keep_deferred=True).length == _UNDEFINED
+    pixels: Any = header.get_item("PixelData", keep_deferred=True)
     del header.PixelData
-    return DicomFile(path, shape, header, is_compressed)
+    return DicomFile(path, shape, header, pixels.length == _UNDEFINED)
 
 
 def _pixel_fault(path: Path, header: Dataset) -> str:
