@@ -107,9 +107,7 @@ def scores_table(title: str, scores: Scores, class_names: Sequence[str]) -> Tabl
             over = {score: column[score != "iou" :] for score, column in zip(chosen, columns)}
             means = [printed(score, mean_over(column)) for score, column in over.items()]
             table.add_row("", "mean", "", *means, end_section=True)
-    table.caption = (
-        "n: volumes that show the class; a dash: not evaluable. Means without background; of IoU: all classes."
-    )
+    table.caption = "n: volumes that show the class; a dash: not evaluable. Means: no background; of IoU: all classes."
     if measured:
         table.caption += f"\nNSD: within {_tolerance(scores, class_names)}. {UNITS} {_doubts(scores)}".rstrip()
     return table
