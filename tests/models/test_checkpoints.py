@@ -1,6 +1,7 @@
 """Model files: whole at any moment, the best one kept, and enough beside them to rebuild the network."""
 
 import math
+import pickle
 import subprocess
 import sys
 import time
@@ -136,6 +137,31 @@ def test_faults_are_named(tmp_path):
     (tmp_path / "model.json").write_text(describe_model(torch.nn.Linear(1, 1), DATA_SET, (8, 8, 8)).to_json())
     with pytest.raises(DataError, match="is not a UNet3D, according"):
         description_for_bundle(tmp_path / "model.pt", TRAIN_CONFIG)
+
+
+class Harmful:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_checking_a_model_file_runs_nothing_of_it(tmp_path):
+    path, harm = tmp_path / "model.pt", tmp_path / "harm"
+    for content in ({"weight": Harmful(harm)}, Harmful(harm)):
+        torch.save(content, path)
+        with pytest.raises(DataError, match="not a model file"):
+            existing_model(path)
+        path.write_bytes(pickle.dumps(content))
+        with pytest.raises(DataError, match="not a model file"):
+            existing_model(path)
+    assert not harm.exists()
+    pickle.loads(path.read_bytes()).close()
+    assert harm.exists(), "it would have"
 
 
 def test_a_draft_that_cannot_be_written_is_no_rubbish(tmp_path):
