@@ -73,7 +73,9 @@ def test_an_item_depends_on_its_pair_alone():
     assert not any(torch.equal(one, other) for one, other in itertools.combinations(first, 2))
     for disturb in (lambda: set_rnd(dataset, 3), lambda: np.random.seed(3), lambda: torch.manual_seed(3)):
         disturb()
-        assert all(torch.equal(dataset[pair]["image"], x) for pair, x in zip(((0, 7), (1, 7), (0, 8)), first))
+        assert all(
+            torch.equal(dataset[pair]["image"], x) for pair, x in zip(((0, 7), (1, 7), (0, 8)), first, strict=True)
+        )
     assert torch.equal(dataset[0, 8]["image"], first[2])
     dataset[0, 2**32 - 1]
 

@@ -172,7 +172,8 @@ def test_again_with_more_slices(done, tmp_path):
     assert "Training the former run's model in" in result.stdout
     state = StateFile(out).read()
     assert state.goes_on
-    for held, former in zip(state.held_out[0]["scan"], before.held_out[0]["scan"]):
+    assert any(before.held_out[0]["scan"])
+    for held, former in zip(state.held_out[0]["scan"], before.held_out[0]["scan"], strict=True):
         assert set(former) <= set(held)
         assert all(
             {i - 1, i, i + 1} & set(former) for i in held

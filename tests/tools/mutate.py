@@ -23,7 +23,6 @@ import signal
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -69,11 +68,10 @@ CAUGHT, SURVIVED, TOO_LONG = "caught", "survived", "took too long"
 
 
 class Fault(NamedTuple):
-    """A mutation of a module, and what is known of the module's tests."""
+    """A mutation of a module."""
 
     module: str
     mutation: Mutation
-    trace: Trace
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -86,28 +84,22 @@ class Fault(NamedTuple):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the mutations; return 1 if the score is too low."""
+    """Run the mutations; return 1 if the score is too low, or tests fail without any."""
     options = _options(arguments)
-    equivalent = yaml.safe_load(EQUIVALENT.read_text(encoding="utf-8"))
-    excluded = {(entry["module"], entry["scope"], entry["before"], entry["after"]) for entry in equivalent}
     modules = [name for name in CORE if not options.module or name in options.module]
     import_libraries()
     began = time.monotonic()
     forks = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(options.jobs, forks, initializer=_use_copy) as pool:
-        traces = dict(zip(modules, pool.map(_trace, modules), strict=True))
-        faults = [
-            Fault(name, mutation, traces[name])
-            for name in modules
-            for mutation in _drawn(name, options.count, options.seed)
-        ]
-        faults = [fault for fault in faults if fault.key not in excluded]
-        outcomes = []
-        for fault, outcome in zip(faults, pool.map(_outcome, faults), strict=True):
-            outcomes.append(outcome)
-            if outcome != CAUGHT:
-                print(f"{outcome}: {fault}", flush=True)
-    return _summary(faults, outcomes, time.monotonic() - began, options.least)
+        faults = [_drawn(name, options.count, options.seed) for name in modules]
+        outcomes = dict(zip(modules, pool.map(_outcomes, modules, faults), strict=True))
+    for module, found in outcomes.items():
+        print(f"{module:40} {sum(o != SURVIVED for o in found):4} of {len(found)}")
+    everything = [outcome for found in outcomes.values() for outcome in found]
+    noticed = sum(outcome != SURVIVED for outcome in everything)
+    score = noticed / len(everything) if everything else 0.0
+    print(f"{noticed} of {len(everything)} faults noticed, {score:.1%}, in {time.monotonic() - began:.0f} s")
+    return int(score < options.least or not all(outcomes.values()))
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -122,12 +114,15 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _drawn(module: str, count: int, seed: int) -> list[Mutation]:
-    """Return random mutations of a module, from top to bottom."""
+def _drawn(module: str, count: int, seed: int) -> list[Fault]:
+    """Return random faults of a module, from top to bottom, without those that nobody can notice."""
+    equivalent = yaml.safe_load(EQUIVALENT.read_text(encoding="utf-8"))
+    excluded = {(entry["module"], entry["scope"], entry["before"], entry["after"]) for entry in equivalent}
     everything = mutations((ROOT / PACKAGE / module).read_text(encoding="utf-8"))
     order = list(range(len(everything)))
     random.Random(f"{seed} {module}").shuffle(order)  # so that a larger number adds to a smaller one
-    return [everything[index] for index in sorted(order[:count])]
+    drawn = [Fault(module, everything[index]) for index in sorted(order[:count])]
+    return [fault for fault in drawn if fault.key not in excluded]
 
 
 def import_libraries() -> None:
@@ -162,30 +157,31 @@ def _use_copy() -> None:
             del sys.modules[name]
 
 
-def _trace(module: str) -> Trace:
-    """Run a module's tests without a fault.
-
-    Raises:
-        RuntimeError: when they fail.
-    """
+def _outcomes(module: str, faults: Sequence[Fault]) -> list[str]:
+    """Return whether a module's tests notice its faults, and print those that they don't; empty if they fail anyway."""
     file = Path("trace.pickle")
-    trace = Trace(str((PACKAGE / module).resolve()), file)
-    status, output = _run_tests(module, 900, trace)
+    status, output = _run_tests(module, 900, Trace(str((PACKAGE / module).resolve()), file))
     if status != 0:
-        raise RuntimeError(f"The tests of {module} fail without any fault:\n{output}")
-    return pickle.loads(file.read_bytes())
+        print(f"The tests of {module} fail without any fault:\n{output}", flush=True)
+        return []
+    trace = pickle.loads(file.read_bytes())
+    outcomes = []
+    for fault in faults:
+        outcomes.append(_outcome(fault, trace))
+        if outcomes[-1] != CAUGHT:
+            print(f"{outcomes[-1]}: {fault}", flush=True)
+    return outcomes
 
 
-def _outcome(fault: Fault) -> str:
+def _outcome(fault: Fault, trace: Trace) -> str:
     """Return whether a module's tests notice a fault."""
     file = PACKAGE / fault.module
-    source = (ROOT / file).read_text(encoding="utf-8")
+    source = file.read_text(encoding="utf-8")
     cached = Path(importlib.util.cache_from_source(str(file)))
     file.write_text(mutated(source, fault.mutation), encoding="utf-8")
     cached.unlink(missing_ok=True)  # it would be taken for current if size and second are the same
     try:
-        limit = 30 + 4 * fault.trace.total
-        status, _ = _run_tests(fault.module, limit, Order(fault.trace, fault.mutation.line))
+        status, _ = _run_tests(fault.module, 60 + 4 * trace.total, Order(trace, fault.mutation.line))
     finally:
         file.write_text(source, encoding="utf-8")
         cached.unlink(missing_ok=True)
@@ -227,18 +223,6 @@ def _be_pytest(module: str, log: Path, plugin: object) -> None:
         sys.stdout.flush()
     finally:
         os._exit(int(status))
-
-
-def _summary(faults: Sequence[Fault], outcomes: Sequence[str], seconds: float, least: float) -> int:
-    """Print a line per module and the score."""
-    totals = Counter(fault.module for fault in faults)
-    survived = Counter(fault.module for fault, outcome in zip(faults, outcomes) if outcome == SURVIVED)
-    for module, total in totals.items():
-        print(f"{module:40} {total - survived[module]:4} of {total}")
-    count = len(faults) - survived.total()
-    score = count / len(faults) if faults else 0.0
-    print(f"{count} of {len(faults)} faults noticed, {score:.1%}, in {seconds:.0f} s")
-    return int(score < least)
 
 
 if __name__ == "__main__":
