@@ -166,3 +166,12 @@ def test_programming_errors():
         SeededDataset([1, 2])
     with pytest.raises(ValueError, match="use a SeededSampler"):
         next(iter(DataLoader(make_dataset(), shuffle=True)))
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_size": 3}])
+def test_an_epoch_goes_on_after_whole_batches(options):
+    """By default a batch is one patch; the next epoch is whole again."""
+    sampler = SeededSampler([1.0, 2.0, 1.0], 12, seed=5, **options)
+    whole = [list(sampler), list(sampler)]
+    sampler.set_epoch(0, first_batch=2)
+    assert [list(sampler), list(sampler)] == [whole[0][2 * options.get("batch_size", 1) :], whole[1]]

@@ -84,6 +84,11 @@ def test_intervals_grow_with_what_is_missing_and_with_broken_promises():
     good, bad = [0.99, 0.8, 0.8], [0.99, 0.5, 0.5]
     assert width(bad) > width(good)
     assert width(good, [0.9, 0.5, 0.5], good) > width(good, good, good)
+    # Differences in both directions cancel in the mean, whose interval they leave as it is, but not by class.
+    cancelling = ([0.99, 0.9, 0.7], [0.99, 0.8, 0.8])
+    assert width(good, *cancelling) == pytest.approx(width(good, good, good))
+    both = [estimated(expected(good, *given)).classes[1] for given in (cancelling, (good, good))]
+    assert both[0].high - both[0].low > both[1].high - both[1].low + 0.01
     single = estimated(expected(good)).classes[1]
     assert single.high - single.low > width(good)
 
@@ -126,6 +131,7 @@ def test_json_makes_the_estimate_again(capsys):
 
 def test_warnings():
     assert estimated(expected([0.99, 0.6, 0.6])).warnings == []
+    assert estimated(expected([0.99, 0.5, 0.5])).warnings == []  # the least that is not
     (low,) = estimated(expected([0.99, 0.4, 0.4])).warnings
     assert "0.40" in low
     (lost,) = estimated(expected([0.99, 0.8, 0.6], counts=np.array([990, 10, 0]))).warnings

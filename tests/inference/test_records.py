@@ -146,6 +146,18 @@ def test_what_a_user_changed_is_not_removed(tmp_path, case):
     assert not (out / "b.txt").exists()
 
 
+def test_folders_for_drafts_go_unless_there_is_a_draft(tmp_path, case):
+    """A run that was killed leaves folders in folders; and drafts, which the next one may need."""
+    out = tmp_path / "out"
+    drafts = CaseRecord(out, case, {}).start(NAMES)
+    (drafts / NAMES[0]).write_bytes(b"half")
+    remove_empty_drafts(out)
+    assert (drafts / NAMES[0]).read_bytes() == b"half"
+    (drafts / NAMES[0]).unlink()
+    remove_empty_drafts(out)
+    assert [path.name for path in out.iterdir()] == ["records"]
+
+
 def test_names_that_lead_elsewhere(tmp_path, case):
     for name in ("..", "../a", "a/../../b", "/a"):
         with pytest.raises(DataError, match="leads out of the output folder"):

@@ -39,7 +39,7 @@ PACKAGE = Path("pipeline/sparse3dunet")
 EQUIVALENT = Path(__file__).with_name("equivalent_mutations.yaml")
 COPIED = ("pipeline", "bundle", "tests", "examples", "docs", "benchmarks", "setup.cfg", "pyproject.toml", "README.md")
 CORE = {
-    "data/conventions.py": "data/test_inferred_conventions.py data/test_bad_lists.py",
+    "data/conventions.py": "data/test_inferred_conventions.py data/test_inferred_data_sets.py",
     "data/sampling.py": "data/test_sampling.py planning/test_sampling.py",
     "data/slices.py": "data/test_slices.py data/test_inferred_conventions.py transforms/test_holdout.py",
     "densify/estimate.py": "densify/test_estimate.py",
