@@ -1,12 +1,14 @@
 """What a volume's grid must be, and what can be written on it."""
 
+from dataclasses import replace
+
 import nibabel as nib
 import numpy as np
 import pytest
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import read_image, write_map, write_segmentation
-from sparse3dunet.io.volumes import Volume, check_affine, check_same_grid
+from sparse3dunet.io.volumes import Volume, check_affine, check_same_grid, on_grid_of
 from sparse3dunet.io.writing import replacing
 
 SHAPE = (7, 6, 5)
@@ -57,6 +59,23 @@ def test_the_same_grid_up_to_a_tenth_of_a_voxel(axis, change):
                 check_same_grid(other, IMAGE)
     with pytest.raises(DataError, match=r"shape \(7, 6, 4\) differs from the image's, \(7, 6, 5\)"):
         check_same_grid(Volume("b.nii.gz", np.zeros((7, 6, 4)), IMAGE.affine), IMAGE)
+
+
+def test_a_label_map_without_a_place_of_its_own_lies_on_its_image():
+    """If voxels belong together by their indices: of one shape, and of one voxel size if both state it."""
+    sized = Volume("b.tif", np.zeros(SHAPE), np.diag([0.5, 1, 2, 1]), has_orientation=False)
+    assert np.array_equal(on_grid_of(sized, IMAGE).affine, IMAGE.affine)
+    moved = replace(IMAGE, affine=IMAGE.affine + np.eye(4, k=3))
+    assert np.array_equal(on_grid_of(sized, moved).affine, moved.affine)
+    other = replace(sized, affine=np.diag([0.5, 1, 3, 1]))
+    for given, image in (
+        (replace(sized, data=np.zeros((7, 6, 4))), moved),  # another shape
+        (other, moved),  # another voxel size
+        (replace(sized, has_orientation=True), moved),  # both have a place
+    ):
+        assert on_grid_of(given, image) is given
+    unsized = replace(other, has_voxel_size=False)
+    assert np.array_equal(on_grid_of(unsized, moved).affine, moved.affine)
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mha", ".seg.nrrd"])
