@@ -1,12 +1,13 @@
 # make demo: segment the built-in scan from a few slices, beside other methods. make test: the tests; make acceptance:
-# also those that are slow. make package: source distribution and wheel in dist.
+# also those that are slow. make mutate: puts small faults into the core modules and prints those that no test notices.
+# make package: source distribution and wheel in dist.
 # Each makes its own virtual environment in .venv first; PYTHON chooses the interpreter (3.10 or newer).
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO := data/demo
 
-.PHONY: demo test acceptance lint package clean
+.PHONY: demo test acceptance mutate lint package clean
 
 $(VENV)/installed: requirements.txt setup.cfg setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "sparse3dunet needs Python 3.10 or newer, this is %s; choose another: make PYTHON=python3.12 ..." % sys.version.split()[0])'
@@ -29,6 +30,9 @@ test: $(VENV)/installed
 
 acceptance: test
 	$(BIN)/python -m pytest -m slow tests
+
+mutate: $(VENV)/installed
+	PYTHONPATH=pipeline OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.tools.mutate
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from multiprocessing import forkserver
 from pathlib import Path
 from unittest import mock
@@ -47,41 +47,68 @@ def run_module(
         return subprocess.run(
             command, cwd=cwd, env=dict(environment), capture_output=True, encoding="utf-8", timeout=timeout
         )
-    return Running(module, *texts, cwd=cwd, environment=environment).wait(timeout)
+    return Forked(module, texts, cwd, environment).finish(timeout)
 
 
-class Running:
-    """``python -W ignore -m MODULE ARGUMENTS``, which has been started, forked; :meth:`wait` must be called."""
+def start_module(
+    module: str, *arguments: object, cwd: Path, environment: Mapping[str, str]
+) -> Forked | subprocess.Popen[str]:
+    """Start ``python -W ignore -m MODULE ARGUMENTS``, for a test that sends it a signal while it runs."""
+    texts = list(map(str, arguments))
+    if _CAN_FORK:
+        return Forked(module, texts, cwd, environment)
+    command = [sys.executable, "-W", "ignore", "-m", module, *texts]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8"}
+    return subprocess.Popen(command, cwd=cwd, env=dict(environment), **pipes)  # type: ignore[call-overload]
 
-    def __init__(self, module: str, *arguments: object, cwd: Path, environment: Mapping[str, str]) -> None:
-        self.arguments = [module, *map(str, arguments)]
+
+class Forked:
+    """A command that runs; with the methods of ``subprocess.Popen`` that tests need. Its output is there at its end."""
+
+    def __init__(self, module: str, texts: Sequence[str], cwd: Path, environment: Mapping[str, str]) -> None:
+        self.command = [module, *texts]
         with mock.patch.dict(os.environ, environment, clear=True):
             forkserver.ensure_running()  # the first time alone
-        self._folder = tempfile.TemporaryDirectory()
-        self._files = [Path(self._folder.name) / "out", Path(self._folder.name) / "error"]
-        started = (module, self.arguments[1:], str(cwd), dict(environment), *map(str, self._files))
-        self.process = _PROCESSES.Process(target=_run, args=started)
+        self.folder = tempfile.TemporaryDirectory()
+        self.files = [Path(self.folder.name) / name for name in ("out", "error")]
+        given = (module, list(texts), str(cwd), dict(environment), *map(str, self.files))
+        self.process = _PROCESSES.Process(target=_run, args=given)
         self.process.start()
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.exitcode
 
     @property
     def pid(self) -> int:
         return self.process.pid
 
-    def is_running(self) -> bool:
-        return self.process.exitcode is None
+    def poll(self) -> int | None:
+        return self.process.exitcode
 
-    def wait(self, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-        """Return what the process printed and its exit status; kill it, and what it has left, at the end."""
+    def send_signal(self, number: int) -> None:
+        os.kill(self.process.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def finish(self, timeout: float) -> subprocess.CompletedProcess[str]:
+        """Return what it printed and its exit status, as :func:`subprocess.run`."""
+        out, error = self.communicate(timeout)
+        return subprocess.CompletedProcess(self.command, self.returncode, out, error)
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """Wait for its end, or end it when the time is over; return what it printed, on both streams."""
         try:
             self.process.join(timeout)
         finally:  # Ctrl-C in the tests as well
-            running = self.is_running()
-            _kill(self.pid, running)
-        out, error = (f.read_text(encoding="utf-8", errors="replace") if f.exists() else "" for f in self._files)
-        self._folder.cleanup()
+            running = self.returncode is None
+            _kill(self.process.pid, running)
+        out, error = (f.read_text(encoding="utf-8", errors="replace") if f.exists() else "" for f in self.files)
+        self.folder.cleanup()
         if running:
-            raise subprocess.TimeoutExpired(self.arguments, timeout, out, error)
-        return subprocess.CompletedProcess(self.arguments, self.process.exitcode, out, error)
+            raise subprocess.TimeoutExpired(self.command, timeout or 0, out, error)
+        return out, error
 
 
 def _kill(pid: int, running: bool) -> None:

@@ -53,6 +53,9 @@ def test_training_leaves_what_it_says(trained):
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert all(0 <= float(row[key]) <= 1 for row in rows for key in ("dice_annotated", "iou_unlabeled", "dice_all"))
+    best = float(re.search(r"Best val_mean_dice: ([\d.]+) \(epoch (\d)\)", text)[1])
+    scores = [float(row["dice_annotated"]) for row in rows]
+    assert best == pytest.approx(max(scores), abs=6e-4), "the metric that selects the model is the one that is reported"
     assert all(np.isfinite(float(row["loss"])) for row in rows)
     assert all(0 < float(row["data_wait"]) < 1 for row in rows)
     assert list((trained / "eval/tensorboard").glob("events*"))

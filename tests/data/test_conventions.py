@@ -73,7 +73,7 @@ def read(source: Path, **options):
 
 
 def assert_same(first, second):
-    for one, other in zip(first, second):
+    for one, other in zip(first, second, strict=True):
         assert one.dtype == other.dtype
         assert torch.equal(one.as_tensor(), other.as_tensor())
         assert torch.equal(one.affine, other.affine)

@@ -284,6 +284,7 @@ def test_checking(tmp_path):
     assert result.returncode == 0, result.stderr
     cases = json.loads(result.stdout[result.stdout.index("{") :])["cases"]
     assert sum(case["annotated"] for case in cases) == (scribbles() != UNLABELED).sum()
+    assert len(cases) > 1
     assert all(case["name"].startswith("image_ngff04_part_") for case in cases)
 
 
@@ -296,6 +297,7 @@ def test_training_and_prediction(tmp_path):
     assert result.returncode == 0, result.stderr
     assert "read in parts around its annotation: " in result.stdout
     names = json.loads((tmp_path / "models/model.json").read_text())["training"]
+    assert names
     assert all(name.startswith("image_ngff04_part_") for name in names)
     image, out = tmp_path / "image_ngff04.ome.zarr", tmp_path / "out"
     result = run_sparse3dunet("predict", tmp_path / "models", image, "-o", out, *limit)
@@ -308,7 +310,7 @@ def test_volumes_stay_open_until_they_change(tmp_path, monkeypatch):
     paths = [write(tmp_path / f"{i}_ngff04.ome.zarr", voxels((4, 4, 4)), spacing=None) for i in range(12)]
     paths.append(write(tmp_path / "12_ilastik.h5", voxels((4, 4, 4)), spacing=None))
     opened = [opened_once(path) for path in paths]
-    assert all(one is other for one, other in zip(opened, map(opened_once, paths)))
+    assert all(one is other for one, other in zip(opened, map(opened_once, paths), strict=True))
     monkeypatch.setenv(VOXEL_SIZE, "2,2,3mm")
     assert opened_once(paths[0]).spacing == (2, 2, 3)
     assert opened_once(paths[-1]).spacing == (2, 2, 3)

@@ -38,8 +38,9 @@ def read(data_set):
 
 
 def assert_same(first, second):
+    assert first.cases
     for one, other in zip(read(first), read(second), strict=True):
-        assert all((a == b).all() for a, b in zip(one, other))
+        assert all((a == b).all() for a, b in zip(one, other, strict=True))
 
 
 CASES = {

@@ -27,6 +27,17 @@ def test_noise_of_rounding_is_no_other_class(tmp_path, noise):
     np.testing.assert_array_equal(read_image(path).data, noisy)  # an image is as it is
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int16, torch.int64, torch.float16, torch.float64])
+def test_weight_images_of_any_type(dtype):
+    """Whole numbers are weights as they are, whatever type they are stored in."""
+    values = torch.from_numpy(make_volume(0)[1])[None].to(torch.int64)
+    given = values if dtype != torch.bool else values > 0
+    label, weight = SparseLabel(3)(values, given.to(dtype))
+    assert (label.dtype, weight.dtype) == (torch.int16, torch.float32)
+    assert torch.equal(weight, given.to(torch.float32))
+    assert torch.equal(label, values.to(torch.int16))  # the background is 0 anyway
+
+
 def test_noisy_labels_are_checked_and_simulated(tmp_path):
     folder = make_dataset(tmp_path / "data")
     for file in (folder / "labelsTr").iterdir():

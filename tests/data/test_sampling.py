@@ -73,7 +73,9 @@ def test_an_item_depends_on_its_pair_alone():
     assert not any(torch.equal(one, other) for one, other in itertools.combinations(first, 2))
     for disturb in (lambda: set_rnd(dataset, 3), lambda: np.random.seed(3), lambda: torch.manual_seed(3)):
         disturb()
-        assert all(torch.equal(dataset[pair]["image"], x) for pair, x in zip(((0, 7), (1, 7), (0, 8)), first))
+        assert all(
+            torch.equal(dataset[pair]["image"], x) for pair, x in zip(((0, 7), (1, 7), (0, 8)), first, strict=True)
+        )
     assert torch.equal(dataset[0, 8]["image"], first[2])
     dataset[0, 2**32 - 1]
 
@@ -164,3 +166,12 @@ def test_programming_errors():
         SeededDataset([1, 2])
     with pytest.raises(ValueError, match="use a SeededSampler"):
         next(iter(DataLoader(make_dataset(), shuffle=True)))
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_size": 3}])
+def test_an_epoch_goes_on_after_whole_batches(options):
+    """By default a batch is one patch; the next epoch is whole again."""
+    sampler = SeededSampler([1.0, 2.0, 1.0], 12, seed=5, **options)
+    whole = [list(sampler), list(sampler)]
+    sampler.set_epoch(0, first_batch=2)
+    assert [list(sampler), list(sampler)] == [whole[0][2 * options.get("batch_size", 1) :], whole[1]]

@@ -1,7 +1,6 @@
 """The built-in data set is what it says."""
 
 import json
-import subprocess
 import sys
 
 import nibabel as nib
@@ -13,16 +12,17 @@ from sparse3dunet.data.datalist import read_data_set
 from sparse3dunet.data.slices import PLANES
 from sparse3dunet.datasets import mni152
 from sparse3dunet.errors import DataError
-from tests.conftest import bundle_environment
+from tests.conftest import ROOT, bundle_environment
+from tests.forked import run_module
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "deep" / "mni152"
-    command = [sys.executable, "-m", "sparse3dunet.datasets.mni152", str(folder)]
-    result = subprocess.run(command, env=bundle_environment(), capture_output=True, encoding="utf-8")
+    module = "sparse3dunet.datasets.mni152"
+    result = run_module(module, folder, cwd=ROOT, environment=bundle_environment())
     assert result.returncode == 0, result.stderr
-    again = subprocess.run(command, env=bundle_environment(), capture_output=True, encoding="utf-8")
+    again = run_module(module, folder, cwd=ROOT, environment=bundle_environment())
     assert again.returncode == 1
     assert "already exists" in again.stderr
     assert "Traceback" not in again.stderr

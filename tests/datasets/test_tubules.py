@@ -75,7 +75,7 @@ def test_lumen_is_inside_the_wall(seed):
 
 def test_repeatable_by_seed():
     first, again, other = (tubules.make_tubules(SMALL, seed) for seed in (1, 1, 2))
-    for a, b, c in zip(first, again, other):
+    for a, b, c in zip(first, again, other, strict=True):
         assert np.array_equal(a, b)
         assert not np.array_equal(a, c)
 
@@ -100,7 +100,7 @@ def test_annotation_is_of_the_dense_label(prepared):
     cases = read_data_set(prepared).cases
     kept = json.loads((prepared / "dataset.json").read_text())["kept_slices"]
     images = []
-    for case, (name, slices) in zip(cases, kept.items()):
+    for case, (name, slices) in zip(cases, kept.items(), strict=True):
         image, sparse, dense = (np.asarray(nib.load(case[key]).dataobj) for key in ("image", "label", "reference"))
         assert str(case["image"]).endswith(name)
         annotated = sparse != tubules.UNLABELED

@@ -1,6 +1,7 @@
 """How good a result is likely to be, by what was held out."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -16,9 +17,9 @@ def expected(dice, held_out=None, promised=None, counts=COUNTS):
     return Expected(*(np.array(v, float) for v in (dice, held_out, held_out if promised is None else promised)), counts)
 
 
-def estimated(*found, slices=(5, 5, 3)):
+def estimated(*found, slices=(5, 5, 3), total=5):
     counts = np.sum([e.counts for e in found], axis=0)
-    return estimate({f"case_{i}": e for i, e in enumerate(found)}, counts, slices, 5, 3, NAMES)
+    return estimate({f"case_{i}": e for i, e in enumerate(found)}, counts, slices, total, 3, NAMES)
 
 
 def assert_sound(found):
@@ -83,6 +84,11 @@ def test_intervals_grow_with_what_is_missing_and_with_broken_promises():
     good, bad = [0.99, 0.8, 0.8], [0.99, 0.5, 0.5]
     assert width(bad) > width(good)
     assert width(good, [0.9, 0.5, 0.5], good) > width(good, good, good)
+    # Differences in both directions cancel in the mean, whose interval they leave as it is, but not by class.
+    cancelling = ([0.99, 0.9, 0.7], [0.99, 0.8, 0.8])
+    assert width(good, *cancelling) == pytest.approx(width(good, good, good))
+    both = [estimated(expected(good, *given)).classes[1] for given in (cancelling, (good, good))]
+    assert both[0].high - both[0].low > both[1].high - both[1].low + 0.01
     single = estimated(expected(good)).classes[1]
     assert single.high - single.low > width(good)
 
@@ -125,6 +131,7 @@ def test_json_makes_the_estimate_again(capsys):
 
 def test_warnings():
     assert estimated(expected([0.99, 0.6, 0.6])).warnings == []
+    assert estimated(expected([0.99, 0.5, 0.5])).warnings == []  # the least that is not
     (low,) = estimated(expected([0.99, 0.4, 0.4])).warnings
     assert "0.40" in low
     (lost,) = estimated(expected([0.99, 0.8, 0.6], counts=np.array([990, 10, 0]))).warnings
@@ -133,6 +140,44 @@ def test_warnings():
     nowhere = expected([0.99, 0.8, 0.6], counts=np.array([990, 10, 0]))
     assert estimated(nowhere, slices=(5, 5, 0)).warnings == []  # not annotated either
     assert estimated(nowhere, expected([0.99, 0.8, 0.6])).warnings == []  # found in another volume
+
+
+def test_of_classes_that_are_found_nowhere_the_annotated_one_is_told():
+    """In slices or scribbles; the other one is annotated nowhere, and is rightly found nowhere."""
+    found = expected([0.99, 0.8, np.nan], [0.99, 0.8, np.nan], counts=np.array([1000, 0, 0]))
+    for given in ({"slices": (5, 5, 0)}, {"slices": (0, 0, 0), "total": 0}):
+        (lost,) = estimated(found, **given).warnings
+        assert "found nowhere else: shell." in lost
+    assert estimated(expected([0.99, 0.8, 0.7]), slices=(0, 0, 0), total=0).warnings == []
+
+
+def rows_of(text):
+    """The cells of each row of a table, by the first."""
+    rows = [re.split(r"\s{2,}", line.strip()) for line in text.splitlines()]
+    return {row[0]: row[1:] for row in rows if len(row) > 1}
+
+
+def test_the_table_has_a_row_for_each_class_and_the_mean(capsys, monkeypatch):
+    """Each number in its own column; "not evaluable" where there is none; without slices, no number of them."""
+    monkeypatch.setenv("COLUMNS", "140")
+    given = [expected([0.99, 0.8, np.nan], [0.97, 0.7, np.nan], [0.97, 0.7, np.nan]), expected([0.97, 0.6, np.nan])]
+    for slices, total in (((5, 4, 0), 5), ((0, 0, 0), 0)):
+        found = estimated(*given, slices=slices, total=total)
+        show(found)
+        told = capsys.readouterr().out
+        rows = rows_of(told)
+        assert rows["class"] == ["n", "Dice", "90 % interval", "IoU", "held-out Dice"]
+        assert ("5 annotated slice(s)" in told) == bool(total)
+        for number, (name, dice, held_out) in enumerate((("background", 0.98, 0.97), ("shell", 0.7, 0.65))):
+            entry = found.classes[number]
+            counts = [str(slices[number])] if total else []
+            scores = [f"{entry.iou:.3f}", f"{held_out:.3f}"]
+            assert rows[name] == [*counts, f"{dice:.3f}", interval_text(entry.low, entry.high), *scores]
+        assert rows["core"] == [*(["0"] if total else []), *["not evaluable"] * 3]
+        assert rows["mean"] == [
+            *("0.700", interval_text(found.low, found.high), f"{found.mean_iou:.3f}"),
+            f"{found.mean_held_out_dice:.3f}",
+        ]
 
 
 def test_what_people_read(capsys):

@@ -6,8 +6,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import nibabel as nib
@@ -29,14 +27,15 @@ from tests.conftest import (
     run_sparse3dunet,
     write_nifti,
 )
+from tests.forked import start_module
 
 SMALL = ("--network_def#channels", "[4,8,8]", "--largest_patch_size", "[16,16,16]", "--epoch_length", "10")
 AFFINE = np.array([[-2.0, 0, 0, 30], [0, 1.5, 0, -20], [0, 0, 2.5, 5], [0, 0, 0, 1]])
 INDICES = ([5, 14], [6, 12], [5, 11])
 
 
-def command(*arguments):
-    return [sys.executable, "-W", "ignore", "-m", "sparse3dunet", "densify", *map(str, arguments)]
+def start(*arguments):
+    return start_module("sparse3dunet", "densify", *arguments, cwd=ROOT, environment=bundle_environment())
 
 
 def densify(*arguments, cwd=ROOT):
@@ -194,7 +193,8 @@ def test_again_with_more_slices(done, tmp_path):
     assert "Training the former run's model in" in result.stdout
     state = StateFile(out).read()
     assert state.goes_on
-    for held, former in zip(state.held_out[0]["scan"], before.held_out[0]["scan"]):
+    assert any(before.held_out[0]["scan"])
+    for held, former in zip(state.held_out[0]["scan"], before.held_out[0]["scan"], strict=True):
         assert set(former) <= set(held)
         assert all(
             {i - 1, i, i + 1} & set(former) for i in held
@@ -277,9 +277,7 @@ def wait_for(path, process, seconds=120):
 def test_a_killed_run_goes_on(tmp_path):
     scan, annotation, _ = write_scan(tmp_path)
     arguments = (scan, annotation, "-o", tmp_path / "out", "--minutes", 0.2, *SMALL, "--epoch_length", 3)
-    process = subprocess.Popen(
-        command(*arguments), env=bundle_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = start(*arguments)
     wait_for(tmp_path / "out/work/final/last.pt", process)
     process.kill()
     process.communicate()
@@ -300,9 +298,7 @@ def test_a_killed_run_goes_on(tmp_path):
 def test_ctrl_c_ends_the_training_with_what_was_learned(tmp_path):
     scan, annotation, _ = write_scan(tmp_path)
     arguments = (scan, annotation, "-o", tmp_path / "out", "--minutes", 10, "--folds", 1, *SMALL, "--epoch_length", 3)
-    process = subprocess.Popen(
-        command(*arguments), env=bundle_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = start(*arguments)
     wait_for(tmp_path / "out/work/fold_0/last.pt", process)
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=120)

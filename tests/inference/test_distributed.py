@@ -72,7 +72,7 @@ def test_loss_and_gradient_are_those_of_the_whole_batch(tmp_path):
         found = torch.load(tmp_path / f"found{rank}", weights_only=True)
         assert set(found) == {*expected, "plain"}
         for name in expected:
-            for a, b in zip(found[name], expected[name]):
+            for a, b in zip(found[name], expected[name], strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
     mean = [torch.load(tmp_path / f"found{rank}", weights_only=True)["plain"] for rank in (0, 1)]
     assert not torch.allclose((mean[0] + mean[1]) / 2, expected["ce, few"][0], rtol=1e-2), (
@@ -155,7 +155,7 @@ def test_two_processes_train_as_one(tmp_path, count):
     assert text.count("epoch 3/3") == 1, "one process prints"
     rows = [list(csv.DictReader((out / "eval/training.csv").open())) for out in (one, two)]
     assert len(rows[0]) == len(rows[1]) == 3
-    for a, b in zip(*rows):
+    for a, b in zip(*rows, strict=True):
         assert float(a["loss"]) == pytest.approx(float(b["loss"]), abs=1e-3)
         assert float(a["dice_all"]) == pytest.approx(float(b["dice_all"]), abs=0.02)
     if count == 3:

@@ -66,7 +66,7 @@ def predicted(trained, tmp_path_factory):
     canonical = nib.as_closest_canonical(nib.Nifti1Image(image, permuted()))
     nib.save(canonical, root / "images" / "canonical.nii.gz")
     places = ("--dataset_dir", root / "images", "--output_dir", root / "out")
-    result = run_bundle(*INFERENCE, *places, "--model_file", trained / "models/model.pt", real=True)
+    result = run_bundle(*INFERENCE, *places, "--model_file", trained / "models/model.pt")
     assert result.returncode == 0, result.stderr
     assert f"Segmented 4 volume(s): {root / 'out'}" in result.stdout
     return root

@@ -128,6 +128,36 @@ def test_results_that_are_wanted_now(tmp_path, case):
     do(out, case, "three")
 
 
+def test_what_a_user_changed_is_not_removed(tmp_path, case):
+    """Of the results left over of other settings, those as they were written go; a changed one is the user's."""
+    out = tmp_path / "out"
+    names = [*NAMES, "b.txt"]
+    record = CaseRecord(out, case, {"model": "one"})
+    drafts = record.start(names)
+    for name in names:
+        (drafts / name).write_bytes(b"result")
+    record.finish(names)
+    (out / NAMES[1]).write_bytes(b"drawn by hand")
+    record = CaseRecord(out, case, {"model": "two"})
+    (record.start(NAMES[:1]) / NAMES[0]).write_bytes(b"newer")
+    record.finish(NAMES[:1])
+    assert (out / NAMES[0]).read_bytes() == b"newer"
+    assert (out / NAMES[1]).read_bytes() == b"drawn by hand"
+    assert not (out / "b.txt").exists()
+
+
+def test_folders_for_drafts_go_unless_there_is_a_draft(tmp_path, case):
+    """A run that was killed leaves folders in folders; and drafts, which the next one may need."""
+    out = tmp_path / "out"
+    drafts = CaseRecord(out, case, {}).start(NAMES)
+    (drafts / NAMES[0]).write_bytes(b"half")
+    remove_empty_drafts(out)
+    assert (drafts / NAMES[0]).read_bytes() == b"half"
+    (drafts / NAMES[0]).unlink()
+    remove_empty_drafts(out)
+    assert [path.name for path in out.iterdir()] == ["records"]
+
+
 def test_names_that_lead_elsewhere(tmp_path, case):
     for name in ("..", "../a", "a/../../b", "/a"):
         with pytest.raises(DataError, match="leads out of the output folder"):

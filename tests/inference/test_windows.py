@@ -169,7 +169,7 @@ def test_cut_of_channels(bounds):
     channels = [volume[..., 0].astype(np.uint8), np.asfortranarray(volume[..., 1]), volume[..., 2].astype(np.float64)]
     box = cut(channels, bounds)
     assert box.shape == (3, *(stop - start for start, stop in bounds))
-    for found, channel in zip(box, channels):
+    for found, channel in zip(box, channels, strict=True):
         assert np.array_equal(found, padded(channel, bounds, "edge"))
 
 

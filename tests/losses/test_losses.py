@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from monai.bundle import ConfigParser
 from monai.losses import DiceCELoss
 
 from sparse3dunet.losses import MaskedCrossEntropyLoss, MaskedDiceCELoss
 from sparse3dunet.losses.target import pack_target, unpack_target
+from tests.conftest import ROOT
 
 LOSSES = [
     MaskedCrossEntropyLoss(),
@@ -99,6 +101,23 @@ def test_dense_equals_monai(include_background, batch, class_weight, packed):
     )
 
 
+@pytest.mark.parametrize("bundle", [True, False])
+def test_defaults_are_monais(bundle):
+    """Both terms count once. The bundle's loss says itself that Dice is over the whole batch."""
+    logits, label, _ = example()
+    label[0, :, :3] = 0  # else the batch's Dice would be nearly the mean of the volumes'
+    ours = MaskedDiceCELoss()
+    if bundle:
+        parser = ConfigParser()
+        parser.read_config(ROOT / "bundle/configs/train.yaml")
+        parser["loss"] = {**parser["loss"], "regions": None}
+        ours = parser.get_parsed_content("loss")
+    found = ours(logits, label)
+    for batch in (True, False):
+        monai = DiceCELoss(to_onehot_y=True, softmax=True, batch=batch)(logits, label)
+        assert (abs(float(found - monai)) < 1e-5) == (batch == bundle)
+
+
 @pytest.mark.parametrize("class_weight", [None, [0.2, 1.0, 3.0]])
 def test_dense_equals_torch_cross_entropy(class_weight):
     logits, label, _ = example()
@@ -133,6 +152,13 @@ def test_readable_errors():
     logits, label, weight = example()
     with pytest.raises(ValueError, match=r"label 7.*3 classes"):
         MaskedDiceCELoss()(logits, torch.full_like(label, 7))
+    for loss in LOSSES:
+        negative = label.clone()
+        negative[0, 0, 1, 2, 3] = -1
+        with pytest.raises(ValueError, match=r"annotated voxel has label -1, .*3 classes \(0 \.\.\. 2\)"):
+            loss(logits, pack_target(negative, torch.ones_like(weight)))
+        weight[0, 0, 1, 2, 3] = 0
+        assert torch.isfinite(loss(logits, pack_target(negative, weight)))
     with pytest.raises(ValueError, match="do not fit"):
         MaskedDiceCELoss()(logits, label[..., :3])
     with pytest.raises(ValueError, match="2 entries for 3 classes"):

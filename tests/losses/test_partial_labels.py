@@ -157,7 +157,7 @@ def test_a_batch_becomes_a_target_and_cases_again():
     _, label, weight = example()
     batch = {IMAGE: weight, LABEL: label, WEIGHT: weight, ANNOTATED_CLASSES: LOOKED_FOR}
     _, target = PrepareSparseBatch()(batch)
-    for part, mask in zip(decollate_batch(target), LOOKED_FOR):
+    for part, mask in zip(decollate_batch(target), LOOKED_FOR, strict=True):
         assert torch.equal(annotated_classes(part[None], CLASSES)[0], mask)
 
 

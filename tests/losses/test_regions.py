@@ -85,7 +85,7 @@ def test_the_segmentation_is_that_of_writing_region_over_region(regions):
         later = {c for others in list(regions.values())[number + 1 :] for c in others}
         (written,) = set(classes) - later
         expected[:, 0][logits[:, number].sigmoid() > 0.5] = written
-    for item, truth in zip(logits, expected):
+    for item, truth in zip(logits, expected, strict=True):
         found = class_logits(item, regions)
         assert torch.equal(found.argmax(0).float(), truth[0])
         image = MetaTensor(item, affine=torch.diag(torch.tensor([2.0, 3, 4, 1])))

@@ -38,7 +38,7 @@ def test_equals_monai(seed, include_background, kind, monai_metric):
         theirs(one_hot(pred[part], CLASSES) * counted, one_hot(label[part], CLASSES) * counted)
     expected = theirs.aggregate()
     means = [s.mean for s in ours.by_class()[0 if include_background else 1 :]]
-    for value, other in zip(means, expected.tolist()):
+    for value, other in zip(means, expected.tolist(), strict=True):
         # MONAI reports 0 for a class without any value
         assert value == pytest.approx(other, abs=1e-5) if value is not None else other == 0
     valid = [m for m in means if m is not None]

@@ -1,6 +1,7 @@
 """Model files: whole at any moment, the best one kept, and enough beside them to rebuild the network."""
 
 import math
+import pickle
 import subprocess
 import sys
 import time
@@ -45,9 +46,10 @@ def test_killed_while_writing_the_file_is_whole(tmp_path):
     for round_ in range(3):
         process = subprocess.Popen(command, env=bundle_environment(), stdout=subprocess.PIPE)
         assert process.stdout.readline() == b"1\n"
-        time.sleep(0.05 + 0.0373 * round_)
+        began = time.monotonic()
+        assert process.stdout.readline() == b"2\n"
+        time.sleep((time.monotonic() - began) * (round_ + 1) / 4)  # so far into the next replacement
         process.kill()
-        assert process.stdout.read().count(b"\n") > 0, "it went on writing until it was killed"
         process.wait()
         number = torch.load(path, weights_only=True)["number"]
         assert (number == number[0, 0, 0]).all()
@@ -136,6 +138,31 @@ def test_faults_are_named(tmp_path):
     (tmp_path / "model.json").write_text(describe_model(torch.nn.Linear(1, 1), DATA_SET, (8, 8, 8)).to_json())
     with pytest.raises(DataError, match="is not a UNet3D, according"):
         description_for_bundle(tmp_path / "model.pt", TRAIN_CONFIG)
+
+
+class Harmful:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_checking_a_model_file_runs_nothing_of_it(tmp_path):
+    path, harm = tmp_path / "model.pt", tmp_path / "harm"
+    for content in ({"weight": Harmful(harm)}, Harmful(harm)):
+        torch.save(content, path)
+        with pytest.raises(DataError, match="not a model file"):
+            existing_model(path)
+        path.write_bytes(pickle.dumps(content))
+        with pytest.raises(DataError, match="not a model file"):
+            existing_model(path)
+    assert not harm.exists()
+    pickle.loads(path.read_bytes()).close()
+    assert harm.exists(), "it would have"
 
 
 def test_a_draft_that_cannot_be_written_is_no_rubbish(tmp_path):

@@ -117,3 +117,40 @@ def test_predictions_with_a_model_of_0_10_0_count_as_made_with_it(tmp_path):
     weights = hashlib.sha256((tmp_path / "model.pt").read_bytes()).digest()
     expected = hashlib.sha256(weights + json.dumps(OLD, sort_keys=True).encode()).hexdigest()
     assert load_model(tmp_path).digest == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("class_names", [["a"], [], ["a", "a", "b"], ["a", 1, "b"], "abc", None, {"a": 1}]),
+        ("class_values", [[0, 1, 1], [0, 1, 2.5], [0, 1, "2"], [0, 1, True], [0, 1, 1e300], None]),
+        ("patch_size", [[16, 16], [16, 16, 0], [16, 16, 16, 16], [16, 16, 8.5], 16]),
+        ("network", [[], "UNet3D", 3]),
+        ("in_channels", [0, -1, 1.5, "1", True, None]),
+        ("spacing", [[1, 1], [1, 1, 0], [1, 1, -1], [1, 1, "1"], 1]),
+        ("unlabeled", [255, ["255"], [0.5], None]),
+        ("ignore_index", ["255", [0.5], 0.5, True]),
+        ("annotated_slices", ["some", {"axial": ["x"]}, 3]),
+        ("normalize", ["z-score", [1], None]),
+        ("intensity", [3, {"lower": 1}, {"lower": 1, "upper": 1, "mean": 0, "std": 1}]),
+        ("regions", [[1], "x", {"all": [1, "x"]}, {"all": 1}, {"all": []}, {"all": [1.5]}, {"all": [-1]}]),
+        ("training", ["x", [1], None]),
+        ("sparse3dunet_version", [1, ["1.0"]]),
+        ("schema_version", [0, -1, 1.5, "1", None]),
+    ],
+)
+def test_a_field_of_another_kind_is_named(name, values):
+    """With its value, and what was expected; the same field as it is written is accepted."""
+    content = json.loads(described().to_json())
+    for value in values:
+        with pytest.raises(DataError) as error:
+            ModelDescription.from_json(json.dumps({**content, name: value}), "here")
+        assert str(error.value).startswith(f"here: has no valid {name}: {value!r}; expected "), error.value
+    with pytest.raises(DataError, match=r"no valid training: 'x{100}.*\.\.\.; expected"):
+        ModelDescription.from_json(json.dumps({**content, "training": "x" * 5000}), "here")
+
+
+def test_notes_that_later_became_fields_are_ignored():
+    """A file without a schema version has no regions, whatever somebody wrote there."""
+    found = ModelDescription.from_json(json.dumps({**OLD, "regions": "a note of the ward"}), "here")
+    assert found == described()

@@ -31,7 +31,7 @@ def test_instance_norm_is_pytorchs(batch, affine, layout):
         (result * factor).sum().backward()
         found.append([result, inputs.grad, *[p.grad for p in layer.parameters()]])
     assert found[0][0].is_contiguous(memory_format=layout)
-    for a, b in zip(*found):
+    for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 

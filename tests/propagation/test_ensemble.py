@@ -243,7 +243,7 @@ def test_slices_to_hold_out_may_be_given():
     for work in (1e6, 2e4):
         held = Ensemble(slices=given, work=work).fit(image, label, weight).refine().held
         assert len(held.slices) == 2
-        for number, (_, _, indices) in zip(held.slices, given):
+        for number, (_, _, indices) in zip(held.slices, given, strict=True):
             assert np.abs(held.place[held.part == number][:, 2] - indices[0]).max() <= (0 if work == 1e6 else 2)
 
 

@@ -32,7 +32,7 @@ def assert_sound(scan, parts):
         assert set(scan.label[part.left].numpy()) == classes
     blocks = [part for part in parts if part.kind == "blocks"]
     assert len(blocks) % 2 == 0
-    for black, white in zip(blocks[::2], blocks[1::2]):
+    for black, white in zip(blocks[::2], blocks[1::2], strict=True):
         assert torch.equal(black.held | white.held, scan.known)
         assert not (black.held & white.held).any()
 

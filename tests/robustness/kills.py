@@ -12,7 +12,7 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 from tests.conftest import ROOT, bundle_environment
-from tests.forked import Running
+from tests.forked import Forked
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 LONGEST_END = 120
@@ -25,8 +25,8 @@ def times(usual: int) -> int:
     return min(usual, int(os.environ.get("SPARSE3DUNET_TIMES", usual)))
 
 
-def start(module: str, *arguments: object) -> Running:
-    return Running(module, *arguments, cwd=ROOT, environment=bundle_environment())
+def start(module: str, *arguments: object) -> Forked:
+    return Forked(module, list(map(str, arguments)), ROOT, bundle_environment())
 
 
 def cpu_seconds(pid: int) -> float:
@@ -41,22 +41,22 @@ def cpu_seconds(pid: int) -> float:
 def run_and_measure(module: str, *arguments: object) -> tuple[CompletedProcess[str], float]:
     """Run a command undisturbed; return its outcome and the seconds that it computed."""
     running, seconds = start(module, *arguments), 0.0
-    while running.is_running():
+    while running.poll() is None:
         now = cpu_seconds(running.pid)
         seconds = now if now < float("inf") else seconds
         time.sleep(0.01)
-    return running.wait(), seconds
+    return running.finish(LONGEST_END), seconds
 
 
 def run_and_kill(number: int, after: float, module: str, *arguments: object) -> CompletedProcess[str] | None:
     """Send a signal to a command once it has computed `after` seconds; return its outcome, None if it ended before."""
     running = start(module, *arguments)
-    while running.is_running() and cpu_seconds(running.pid) < after:
+    while running.poll() is None and cpu_seconds(running.pid) < after:
         time.sleep(0.002)
-    is_killed = running.is_running()
+    is_killed = running.poll() is None
     if is_killed:
         os.kill(running.pid, number)
-    done = running.wait(LONGEST_END)
+    done = running.finish(LONGEST_END)
     return done if is_killed else None
 
 
@@ -95,7 +95,7 @@ class Series:
                 self.statuses.append((number.name, done.returncode))
                 assert number == signal.SIGKILL or "Traceback" not in done.stdout + done.stderr, (number, done.stderr)
                 seen = self.look(out, seen)
-            done = start(*self.command(out)).wait(LONGEST_END)
+            done = start(*self.command(out)).finish(LONGEST_END)
             assert done.returncode == 0, done.stdout + done.stderr
             self.check(out)
 

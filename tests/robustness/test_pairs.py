@@ -69,7 +69,7 @@ def run_pair(folder: Folder, first: str, second: str, out: Path) -> list[str]:
     for name, process in zip((first, second), running):
         if name == "annotate":
             _end(process)
-        done = process.wait(200)
+        done = process.finish(200)
         said = done.stdout + done.stderr
         assert "Traceback" not in said, (first, second, said)
         if done.returncode and name != "annotate":
@@ -92,9 +92,9 @@ def _end(process) -> None:
     import signal
 
     deadline = time.monotonic() + 20
-    while process.is_running() and time.monotonic() < deadline:
+    while process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
-    if process.is_running():
+    if process.poll() is None:
         os.kill(process.pid, signal.SIGINT)
 
 

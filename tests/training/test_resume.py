@@ -2,7 +2,6 @@
 
 import csv
 import math
-import os
 import random
 import shutil
 import signal
@@ -30,6 +29,7 @@ from sparse3dunet.training.budget import Budget, Validation, warmup_cosine
 from sparse3dunet.training.log import TrainingLog
 from sparse3dunet.training.resume import ResumableTraining, _changes, leave_signals_to_trainer, saved_iteration
 from tests.conftest import ROOT, TINY, bundle_command, bundle_environment, run_training
+from tests.forked import start_module
 
 EPOCHS, LENGTH, BATCH = 3, 4, 2
 
@@ -207,11 +207,10 @@ def test_the_state_of_an_earlier_version_is_refused_and_left(tmp_path):
 
 @pytest.mark.parametrize("when", ["iteration", pytest.param("validation", marks=pytest.mark.slow)])
 def test_a_signal_to_one_of_two_processes_ends_both(tmp_path, when):
-    command = [sys.executable, "-W", "ignore", str(Path(__file__).resolve()), str(tmp_path), when]
-    environment = bundle_environment()
-    environment["PYTHONPATH"] = f"{ROOT}{os.pathsep}{environment['PYTHONPATH']}"
-    ranks = [subprocess.Popen([*command, str(rank)], env=environment) for rank in (0, 1)]
-    assert [rank.wait(120) for rank in ranks] == [128 + signal.SIGTERM] * 2
+    given = (tmp_path, when)
+    ranks = [start_module(__name__, *given, rank, cwd=ROOT, environment=bundle_environment()) for rank in (0, 1)]
+    printed = [rank.communicate(120) for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [128 + signal.SIGTERM] * 2, printed
     assert saved_iteration(tmp_path / "last.pt", True) == (2 if when == "iteration" else LENGTH)
 
 
@@ -286,7 +285,8 @@ def test_workers_are_ended_by_their_trainer_alone(start):
     next(batches)
     (worker,) = batches._workers
     subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
-    time.sleep(0.5)
+    for _ in range(50):  # many more than are prepared in advance: the worker goes on
+        next(batches)
     assert worker.is_alive()
     worker.terminate()
     worker.join(30)

@@ -88,7 +88,7 @@ def test_intensities_equal_map_coordinates(mode, order, padding_mode, numpy_mode
         for transform, deformation in drawings(shape, size, mode=mode, padding_mode=padding_mode):
             patch = transform(volume, deformation=deformation)
             points = slow_points(deformation) + width
-            for channel, result in zip(volume, patch):
+            for channel, result in zip(volume, patch, strict=True):
                 padded = np.pad(channel.numpy(), width, mode=numpy_mode)
                 expected = map_coordinates(padded, points, order=order, mode="nearest")
                 assert np.abs(result.numpy() - expected).max() < 1e-5

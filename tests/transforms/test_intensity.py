@@ -147,7 +147,7 @@ def test_reproducible_and_never_twice_the_same():
     first, second = (ChannelWised(transform=Compose(chain())).set_random_state(8) for _ in range(2))
     drawn = [first({"image": image(2)})["image"] for _ in range(8)]
     again = [second({"image": image(2)})["image"] for _ in range(8)]
-    assert all(torch.equal(a, b) for a, b in zip(drawn, again))
+    assert all(torch.equal(a, b) for a, b in zip(drawn, again, strict=True))
     assert all(not torch.equal(a, b) for n, a in enumerate(drawn) for b in drawn[:n])
     first.set_random_state(state=np.random.RandomState(8))
     assert torch.equal(first({"image": image(2)})["image"], drawn[0])

@@ -81,7 +81,7 @@ def test_the_patch_shows_the_voxel_that_it_was_drawn_for(size, shape):
     center = RandPatchCenter(size).set_random_state(0)
     for voxel in np.ndindex(*shape):
         index = np.ravel_multi_index(voxel, shape)
-        for c, v, n, m in zip(center([np.array([index])], shape), voxel, shape, size):
+        for c, v, n, m in zip(center([np.array([index])], shape), voxel, shape, size, strict=True):
             start = c - m // 2
             assert start <= v < start + m
             if m <= n:

@@ -325,7 +325,9 @@ def test_dictionary_twin():
     twin = AnnotationToMatchd("y", "w", "scan", allow_missing_keys=True)
     out = twin({**annotation, "scan": image})
     for found, expected in zip(
-        (out["y"], out["w"]), ResampleAnnotation()(*annotation.values(), image.affine, image.shape[1:])
+        (out["y"], out["w"]),
+        ResampleAnnotation()(*annotation.values(), image.affine, image.shape[1:]),
+        strict=True,
     ):
         assert torch.equal(found, expected)
     assert out["y"].meta["filename_or_obj"] == "case_7.nii.gz"

@@ -1,0 +1,73 @@
+"""DICOM series as old or careless programs write them: no preamble, padding, unknown encodings, slices at one place."""
+
+import numpy as np
+import pytest
+from pydicom import Dataset, dcmread
+
+from sparse3dunet.errors import DataError
+from sparse3dunet.io import is_dicom_folder, read_image
+from tests.io.dicom_files import GAP, series_affine, write_series
+
+VOXELS = np.random.default_rng(0).integers(-1000, 1000, (7, 6, 5)).astype(np.int16)
+
+
+def assert_read(folder):
+    volume = read_image(folder)
+    np.testing.assert_array_equal(volume.data, VOXELS)
+    np.testing.assert_allclose(volume.affine, series_affine(), atol=1e-4)
+
+
+@pytest.mark.parametrize("has_meta", [True, False])
+def test_series_without_a_preamble(tmp_path, has_meta):
+    """As before the standard of 1995 files had none; the first group may be that of the file, or of the image."""
+    folder = write_series(tmp_path / "ct", VOXELS)
+    for path in folder.iterdir():
+        if has_meta:
+            path.write_bytes(path.read_bytes()[132:])
+        else:
+            Dataset(dcmread(path)).save_as(path, implicit_vr=True, little_endian=True, enforce_file_format=False)
+        assert path.read_bytes()[128:132] != b"DICM"
+    assert is_dicom_folder(folder)
+    assert_read(folder)
+
+
+def patched(folder, *pairs):
+    """Replace bytes in every file; each must be there, and keep its length."""
+    for path in folder.iterdir():
+        content = path.read_bytes()
+        for before, after in pairs:
+            assert before in content
+            assert len(before) == len(after)
+            content = content.replace(before, after)
+        path.write_bytes(content)
+
+
+def test_texts_that_are_padded_or_in_no_known_encoding(tmp_path):
+    """Spaces and null bytes around what is read, and bytes that are no UTF-8 in other elements, are accepted."""
+    texts = {"PatientName": "Test^Mueller", "SeriesDescription": "thorax, axial ", "SpecificCharacterSet": "ISO_IR 192"}
+    folder = write_series(tmp_path / "ct", VOXELS, Modality="CT    ", SeriesInstanceUID="1.2.3.4", **texts)
+    patched(
+        folder,
+        (b"Test^Mueller", b"Test^M\xfcller\xff"),
+        (b"thorax, axial ", b"thorax\xe4\xff axi\x00 "),
+        (b"CT    ", b" CT \x00 "),
+    )
+    assert is_dicom_folder(folder)
+    assert_read(folder)
+
+
+def test_numbers_that_are_padded(tmp_path):
+    """Decimals are texts of a fixed length in many programs' files."""
+    folder = write_series(tmp_path / "ct", VOXELS, PixelSpacing=["1.3     ", " 0.7    "], RescaleSlope=" 1.0 ")
+    assert_read(folder)
+
+
+@pytest.mark.parametrize(("distance", "same"), [(0.0, True), (0.001, True), (0.02, True), (0.05, False)])
+def test_two_slices_nearly_at_one_position(tmp_path, distance, same):
+    """Within a hundredth of the largest distance they are duplicates, and told as such; else a slice is off."""
+    heights = GAP * np.array([0, 1, 2, 2 + distance / GAP, 3])
+    with pytest.raises(DataError) as error:
+        read_image(write_series(tmp_path / "ct", VOXELS, heights=heights))
+    assert ("are at the same position" in str(error.value)) == same
+    assert ("are 0.050 mm apart, other slices" in str(error.value)) != same
+    assert "IM" in str(error.value)

@@ -1,0 +1,109 @@
+"""What a volume's grid must be, and what can be written on it."""
+
+from dataclasses import replace
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from sparse3dunet.errors import DataError
+from sparse3dunet.io import read_image, write_map, write_segmentation
+from sparse3dunet.io.volumes import Volume, check_affine, check_same_grid, on_grid_of
+from sparse3dunet.io.writing import replacing
+
+SHAPE = (7, 6, 5)
+IMAGE = Volume("image.nii.gz", np.zeros(SHAPE), np.diag([0.5, 1, 2, 1]))
+
+
+@pytest.mark.parametrize(("unit", "mm"), [("unknown", 1), ("mm", 1), ("micron", 1e-3), ("meter", 1e3)])
+def test_units_of_length(tmp_path, unit, mm):
+    image = nib.Nifti1Image(np.zeros(SHAPE, np.float32), np.diag([0.5, 1, 2, 1]))
+    image.header.set_xyzt_units(unit)
+    nib.save(image, tmp_path / "a.nii.gz")
+    assert read_image(tmp_path / "a.nii.gz").spacing == pytest.approx((0.5 * mm, mm, 2 * mm))
+
+
+@pytest.mark.parametrize(
+    "axes",
+    [
+        np.diag([1.0, 0, 2]),
+        np.diag([1.0, np.nan, 2]),
+        np.diag([1.0, np.inf, 2]),
+        [[1, 2, 0], [2, 4, 0], [0, 0, 1]],
+        [[1, 0, 1], [0, 1, 1], [0, 0, 0]],
+    ],
+)
+def test_axes_that_span_no_volume(axes):
+    affine = np.eye(4)
+    affine[:3, :3] = axes
+    with pytest.raises(DataError, match=r"a\.nii: the affine is degenerate"):
+        check_affine("a.nii", affine)
+    check_affine("a.nii", np.diag([1e-6, 1, 1e6, 1]))
+    check_affine("a.nii", np.array([[1, 0.5, 0, 3], [0, 1, 0.5, 3], [0, 0, 1, 3], [0, 0, 0, 1.0]]))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("change", ["position", "spacing"])
+def test_the_same_grid_up_to_a_tenth_of_a_voxel(axis, change):
+    for share, fits in ((0.09, True), (-0.09, True), (0.11, False), (-0.11, False)):
+        affine = IMAGE.affine.copy()
+        if change == "position":
+            affine[axis, 3] += share * IMAGE.affine[axis, axis]
+        else:  # as much at the last voxel
+            affine[axis, axis] *= 1 + share / (SHAPE[axis] - 1)
+        other = Volume("b.nii.gz", np.zeros(SHAPE), affine)
+        if fits:
+            check_same_grid(other, IMAGE)
+        else:
+            with pytest.raises(DataError, match=r"b\.nii\.gz: its position in space differs .* by up to 0\.1 voxels"):
+                check_same_grid(other, IMAGE)
+    with pytest.raises(DataError, match=r"shape \(7, 6, 4\) differs from the image's, \(7, 6, 5\)"):
+        check_same_grid(Volume("b.nii.gz", np.zeros((7, 6, 4)), IMAGE.affine), IMAGE)
+
+
+def test_a_label_map_without_a_place_of_its_own_lies_on_its_image():
+    """If voxels belong together by their indices: of one shape, and of one voxel size if both state it."""
+    sized = Volume("b.tif", np.zeros(SHAPE), np.diag([0.5, 1, 2, 1]), has_orientation=False)
+    assert np.array_equal(on_grid_of(sized, IMAGE).affine, IMAGE.affine)
+    moved = replace(IMAGE, affine=IMAGE.affine + np.eye(4, k=3))
+    assert np.array_equal(on_grid_of(sized, moved).affine, moved.affine)
+    other = replace(sized, affine=np.diag([0.5, 1, 3, 1]))
+    for given, image in (
+        (replace(sized, data=np.zeros((7, 6, 4))), moved),  # another shape
+        (other, moved),  # another voxel size
+        (replace(sized, has_orientation=True), moved),  # both have a place
+    ):
+        assert on_grid_of(given, image) is given
+    unsized = replace(other, has_voxel_size=False)
+    assert np.array_equal(on_grid_of(unsized, moved).affine, moved.affine)
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mha", ".seg.nrrd"])
+def test_arrays_that_are_no_result_of_the_image(tmp_path, suffix):
+    """Nothing is written of them."""
+    names = {0: "background", 1: "liver"}
+    for wrong in (np.zeros((7, 6, 4), np.uint8), np.zeros((7, 6), np.uint8), np.zeros((*SHAPE, 2), np.uint8)):
+        with pytest.raises(ValueError, match=r"expected an array of the image's shape \(7, 6, 5\), got"):
+            write_segmentation(tmp_path / f"a{suffix}", wrong, IMAGE, names)
+    with pytest.raises(ValueError, match="expected integers, got float32"):
+        write_segmentation(tmp_path / f"a{suffix}", np.zeros(SHAPE, np.float32), IMAGE, names)
+    with pytest.raises(ValueError, match="expected real numbers, got complex64"):
+        write_map(tmp_path / f"a{suffix}", np.zeros(SHAPE, np.complex64), IMAGE)
+    assert not list(tmp_path.iterdir())
+    for right in (np.zeros(SHAPE, bool), np.zeros(SHAPE, np.int8), np.zeros(SHAPE, np.uint16)):
+        write_segmentation(tmp_path / f"a{suffix}", right, IMAGE, names)
+
+
+def test_a_link_in_a_drafts_place_is_not_followed(tmp_path):
+    """Another could have put it there: what it leads to stays as it is."""
+    precious = tmp_path / "precious"
+    precious.write_text("x")
+    with replacing(tmp_path / "a.txt", ".txt") as draft:
+        draft.write_text("first")
+    draft.symlink_to(precious)
+    with replacing(tmp_path / "a.txt", ".txt") as again:
+        assert again == draft, "else this tests nothing"
+        again.write_text("second")
+    assert precious.read_text() == "x"
+    assert (tmp_path / "a.txt").read_text() == "second"
+    assert not (tmp_path / "a.txt").is_symlink()
