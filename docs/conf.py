@@ -10,6 +10,7 @@ import re
 import sys
 from pathlib import Path
 
+from docutils import nodes
 from sphinx.application import Sphinx
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,8 +29,6 @@ exclude_patterns = [".*", "benchmarks", "build", "bundle", "data/*/**", "dist", 
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
-    "sphinx.ext.autosummary",
-    "sphinx.ext.doctest",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
 ]
@@ -39,7 +38,6 @@ myst_heading_anchors = 4
 myst_enable_extensions = ["dollarmath"]
 
 default_role = "literal"
-autosummary_generate = False
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_typehints_format = "short"
@@ -48,8 +46,6 @@ autodoc_default_options = {"members": True, "show-inheritance": True}
 napoleon_numpy_docstring = False
 napoleon_custom_sections = [("Shapes", "params_style")]
 python_use_unqualified_type_names = True
-doctest_test_doctest_blocks = ""
-"""Examples of docstrings are run by tests/test_docs.py, faster than here."""
 
 html_theme = "furo"
 html_title = f"sparse3dunet {__version__}"
@@ -79,10 +75,18 @@ def leave_out_missing(app: Sphinx, page: str, source: list[str]) -> None:
             source[0] = source[0].replace(f"\n{name}\n", "\n")
 
 
+def external_links(app: Sphinx) -> list[str]:
+    """Return the links of all pages that leave the site; they are listed, not followed."""
+    trees = (app.env.get_doctree(page) for page in app.env.found_docs)
+    links = (node.get("refuri", "") for tree in trees for node in tree.findall(nodes.reference))
+    return sorted({link for link in links if "://" in link})
+
+
 def write_entry(app: Sphinx, error: Exception | None) -> None:
-    """Write the page that leads from the folder of the site to its first page."""
+    """Write the page that leads from the folder of the site to its first page, and the links that leave the site."""
     if error is None and app.builder.format == "html":
         Path(app.outdir, "index.html").write_text(REDIRECT.format(project, "docs/index.html"), encoding="utf-8")
+        Path(app.outdir, "external_links.txt").write_text("\n".join(external_links(app)) + "\n", encoding="utf-8")
 
 
 def setup(app: Sphinx) -> None:

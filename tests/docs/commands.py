@@ -26,7 +26,9 @@ from pathlib import Path
 from tests.docs.placeholders import make_files
 
 ROOT = Path(__file__).resolve().parents[2]
-FENCE = re.compile(r"(?:^<!-- (?P<mark>not run|until): (?P<text>.+?) -->\n+)?^```(?P<kind>.*)\n(?P<code>(?:.*\n)*?)^```$", re.M)
+FENCE = re.compile(
+    r"(?:^<!-- (?P<mark>not run|until): (?P<text>.+?) -->\n+)?^```(?P<kind>.*)\n(?P<code>(?:.*\n)*?)^```$", re.M
+)
 EXTRAS = "annotate,demo,dicom,microscopy,tracking"
 SHORTER = (
     (re.compile(r"--minutes \d+"), "--minutes 0.5"),
@@ -168,7 +170,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the pages given on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pages", type=Path, nargs="*", help="Markdown files; default: all")
-    parser.add_argument("--fresh", action="store_true", help="in a new environment, into which the package is installed")
+    parser.add_argument(
+        "--fresh", action="store_true", help="in a new environment, into which the package is installed"
+    )
     given = parser.parse_args(arguments)
     failed = []
     with tempfile.TemporaryDirectory() as temporary:
