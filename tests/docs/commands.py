@@ -3,7 +3,7 @@
     python -m tests.docs.commands                          # every page
     python -m tests.docs.commands docs/densify.md --fresh  # in a new environment, with `pip install .[...]`
 
-The files that the commands name (`scan.nii.gz`, `MY_DATA`, ...) are made of the built-in scan at 4 mm. Commands take
+The files that the commands name (`scan.nii.gz`, `MY_DATA`, ...) are made of the built-in scan at 6 mm. Commands take
 less time than on the page: fewer minutes, iterations and processes, which is printed. A block is not run if
 `<!-- not run: REASON -->` stands before it, and the commands of one before which `<!-- until: TEXT -->` stands are
 ended once they have printed the text. `pip install` is run with --fresh alone.

@@ -15,7 +15,7 @@ from sparse3dunet.datasets.mni152 import load_template
 from sparse3dunet.transforms.simulate import choose_slices
 from tests.io.dicom_files import LPS, series_affine, write_rtstruct, write_seg, write_series
 
-SPACING = 4
+SPACING = 6
 UNLABELED = 255
 NAMES = ("background", "liver", "tumor")
 TINY = "--network_def#channels [4,8,8] --largest_patch_size [16,16,16] --max_epochs 1 --epoch_length 2 --num_workers 0"
