@@ -36,7 +36,7 @@ SHORTER = (
     (re.compile(r"--nproc_per_node 4"), "--nproc_per_node 2"),
 )
 ITERATIONS = "--max_epochs 1 --epoch_length 2 --val_interval 1 --num_workers 0"
-MOST = 560
+MOST = 1500
 """Seconds that a block may take."""
 
 
