@@ -9,9 +9,11 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from docutils import nodes
 from sphinx.application import Sphinx
+from sphinx.util import inspect
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "pipeline"))
@@ -76,6 +78,14 @@ def leave_out_missing(app: Sphinx, page: str, source: list[str]) -> None:
             source[0] = source[0].replace(f"\n{name}\n", "\n")
 
 
+def own_signature(app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str, returned: str) -> Any:
+    """Show the arguments of `__init__` where a base class, as MONAI's MapTransform, has a `__new__` that hides them."""
+    if what == "class" and signature == "(*args, **kwargs)":
+        found = inspect.signature(obj.__init__, bound_method=True)
+        return inspect.stringify_signature(found, unqualified_typehints=True, show_return_annotation=False), returned
+    return None
+
+
 def external_links(app: Sphinx) -> list[str]:
     """Return the links of all pages that leave the site; they are listed, not followed."""
     trees = (app.env.get_doctree(page) for page in app.env.found_docs)
@@ -94,4 +104,5 @@ def setup(app: Sphinx) -> None:
     """Connect the functions above with the build."""
     app.connect("source-read", link_rooms)
     app.connect("source-read", leave_out_missing)
+    app.connect("autodoc-process-signature", own_signature)
     app.connect("build-finished", write_entry)
