@@ -1,7 +1,7 @@
 """Run the commands of a page of the documentation, from top to bottom, in a copy of the checkout.
 
     python -m tests.docs.commands                          # every page
-    python -m tests.docs.commands docs/densify.md --fresh  # in a new environment, with `pip install .[...]`
+    python -m tests.docs.commands docs/densify.md --fresh  # in a new environment
 
 The files that the commands name (`scan.nii.gz`, `MY_DATA`, ...) are made of the built-in scan at 6 mm. Commands take
 less time than on the page: fewer minutes, iterations and processes, which is printed. A block is not run if
@@ -101,9 +101,11 @@ def shortened(code: str, fresh: bool) -> str:
 
 
 def new_environment(folder: Path) -> Path:
-    """Install the package into a new environment, and return the folder of its programs."""
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    """Install the package into a new environment, unless it is there, and return the folder of its programs."""
     programs = folder / ("Scripts" if os.name == "nt" else "bin")
+    if (programs / "sparse3dunet").exists():
+        return programs
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     install = [programs / "python", "-m", "pip", "install", "--quiet", f"{ROOT}[{EXTRAS}]"]
     subprocess.run(list(map(str, install)), check=True)
     return programs
@@ -176,7 +178,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     failed = []
     with tempfile.TemporaryDirectory() as temporary:
-        programs = new_environment(Path(temporary, "environment")) if given.fresh else None
+        folder = Path(temporary, "environment") if given.fresh == Path() else given.fresh
+        programs = new_environment(folder.resolve()) if folder else None
         for page in [path.resolve() for path in given.pages] or pages():
             with tempfile.TemporaryDirectory() as folder:
                 try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -126,11 +127,10 @@ def _microscopy(folder: Path, gray: np.ndarray, dense: np.ndarray, sparse: np.nd
 
 def _model(folder: Path, environment: dict[str, str]) -> None:
     """A model, trained for seconds, as bundle/models and MODEL."""
-    _data_set_of = folder / "training_data"
     image, dense = load_template(SPACING)
     mask = slices_mask(dense.shape, choose_slices(dense > 0, 3, "equidistant"))
-    _data_set(_data_set_of, (1000 * image.get_fdata()).astype(np.int16), dense, mask, image.affine)
-    for name in ("bundle/models", "MODEL"):
-        places = f"--dataset_dir {_data_set_of} --ckpt_dir {name} --output_dir eval"
-        command = ["sparse3dunet", "run", "training", *places.split(), *TINY.split()]
-        subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
+    _data_set(folder / "training_data", (1000 * image.get_fdata()).astype(np.int16), dense, mask, image.affine)
+    places = "--dataset_dir training_data --ckpt_dir bundle/models --output_dir eval"
+    command = ["sparse3dunet", "run", "training", *places.split(), *TINY.split()]
+    subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
+    shutil.copytree(folder / "bundle/models", folder / "MODEL")
