@@ -1,12 +1,12 @@
 """Run the commands of a page of the documentation, from top to bottom, in a copy of the checkout.
 
-    python -m tests.docs.commands                          # every page
-    python -m tests.docs.commands docs/densify.md --fresh  # in a new environment
+    python -m tests.docs.commands                                  # every page
+    python -m tests.docs.commands docs/densify.md --environment E  # in a new environment, made in the folder E
 
 The files that the commands name (`scan.nii.gz`, `MY_DATA`, ...) are made of the built-in scan at 6 mm. Commands take
 less time than on the page: fewer minutes, iterations and processes, which is printed. A block is not run if
 `<!-- not run: REASON -->` stands before it, and the commands of one before which `<!-- until: TEXT -->` stands are
-ended once they have printed the text. `pip install` is run with --fresh alone.
+ended once they have printed the text. `pip install` is run with --environment alone.
 """
 
 from __future__ import annotations
@@ -172,21 +172,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the pages given on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pages", type=Path, nargs="*", help="Markdown files; default: all")
-    parser.add_argument(
-        "--fresh", action="store_true", help="in a new environment, into which the package is installed"
-    )
+    told = "run in a new environment in this folder, with the package installed; it stays. Default: the present one"
+    parser.add_argument("--environment", type=Path, metavar="FOLDER", help=told)
     given = parser.parse_args(arguments)
     failed = []
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary, "environment") if given.fresh == Path() else given.fresh
-        programs = new_environment(folder.resolve()) if folder else None
-        for page in [path.resolve() for path in given.pages] or pages():
-            with tempfile.TemporaryDirectory() as folder:
-                try:
-                    run_page(page, Path(folder), programs)
-                except AssertionError as error:
-                    print(f"FAILED {error}", flush=True)
-                    failed.append(page.name)
+    programs = new_environment(given.environment.resolve()) if given.environment else None
+    for page in [path.resolve() for path in given.pages] or pages():
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                run_page(page, Path(folder), programs)
+            except AssertionError as error:
+                print(f"FAILED {error}", flush=True)
+                failed.append(page.name)
     sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
 
 
