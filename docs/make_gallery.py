@@ -100,9 +100,8 @@ def draw_round(kind: str, first: Scan, seed: int) -> None:
     axes = figure.subplots(2, 4)
     for row, (scan, segmentation) in enumerate(zip((first, second), found)):
         when = ("before", "after the suggestions")[row]
-        near = min(scan.slices[axis], key=lambda k: abs(k - index))
         annotation = np.where(scan.annotated, scan.dense, -1)
-        draw_layer(axes[row, 0], scan, annotation, axis, near if row else first.slices[axis][0], 0.6)
+        draw_layer(axes[row, 0], scan, annotation, axis, index, 0.6)
         draw_layer(axes[row, 1], scan, segmentation, axis, index, 0.6)
         draw_errors(axes[row, 2], scan, segmentation, axis, index)
         axes[row, 0].set_title(f"annotated: {scan.annotated.mean():.1%}", fontsize=9)
@@ -120,7 +119,10 @@ def draw_curves(results: dict[str, Any]) -> None:
     """Dice against slices per axis, a panel for each kind of scan."""
     by_kind = means(results)
     figure = Figure(figsize=(8.4, 6.4), dpi=100, facecolor="white", layout="constrained")
-    for ax, (kind, rows) in zip(figure.subplots(2, 2).ravel(), by_kind.items()):
+    axes = figure.subplots(2, 2).ravel()
+    for ax in axes[len(by_kind) :]:
+        ax.remove()
+    for ax, (kind, rows) in zip(axes, by_kind.items()):
         for name, (color, style, width) in STYLES.items():
             points = [(count, row[name]) for count, row in rows.items() if name in row]
             if points:
