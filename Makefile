@@ -1,13 +1,13 @@
 # make demo: segment the built-in scan from a few slices, beside other methods. make test: the tests; make acceptance:
 # also those that are slow. make mutate: puts small faults into the core modules and prints those that no test notices.
-# make package: source distribution and wheel in dist.
+# make package: source distribution and wheel in dist. make docs: the documentation, in build/docs/index.html.
 # Each makes its own virtual environment in .venv first; PYTHON chooses the interpreter (3.10 or newer).
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO := data/demo
 
-.PHONY: demo test acceptance mutate lint package clean
+.PHONY: demo test acceptance mutate docs lint package clean
 
 $(VENV)/installed: requirements.txt setup.cfg setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "sparse3dunet needs Python 3.10 or newer, this is %s; choose another: make PYTHON=python3.12 ..." % sys.version.split()[0])'
@@ -33,6 +33,15 @@ acceptance: test
 
 mutate: $(VENV)/installed
 	PYTHONPATH=pipeline OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.tools.mutate
+
+$(VENV)/docs: docs/requirements.txt $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt
+	@touch $@
+
+docs: $(VENV)/docs
+	$(BIN)/python docs/tables.py --check
+	PYTHONPATH=pipeline $(BIN)/python -W ignore -m sphinx --fail-on-warning --keep-going --quiet -c docs . build/docs
+	@echo "build/docs/index.html"
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -174,6 +174,39 @@ def dice_row(group: Sequence[Entry], peers: Sequence[str], minutes: Sequence[str
     ]
 
 
+TITLES = {
+    "mni152": "MNI152",
+    "ct3mm": "abdominal CT",
+    "tube": "oblique tube",
+    "axial10": "every tenth axial",
+    "axial12": "every twelfth axial",
+    "axial5": "every fifth axial",
+    "coronal5": "every fifth coronal",
+    "3ax1": "one per axis",
+    "3ax2": "two per axis",
+}
+"""Names of scans and annotations as the documentation writes them."""
+
+
+def dice_in_markdown(entries: Sequence[Entry]) -> str:
+    """Return the documentation's table: a row for each kind of scan and annotation, without intervals."""
+    minutes = all_minutes(entries)
+    peers = list(dict.fromkeys(name for entry in entries for name in entry["peers"]))
+    headings = ["data, slices", "annotated", *peers, "preview", *(f"{number} min" for number in minutes)]
+    rows = []
+    for name, group in by_kind(entries).items():
+        title = ", ".join(TITLES.get(part, part) for part in name.split(", "))
+        title += f" ({len(group)})" if len(group) > 1 else ""
+        annotated = f"{np.mean([entry['annotated'] for entry in group]):.1%}"
+        rows.append([title, annotated, *dice_row(group, peers, minutes)[:-1]])
+    return rows_in_markdown([*headings, "estimate off by"], rows)
+
+
+def summary_in_markdown(entries: Sequence[Entry]) -> str:
+    """Return the summary of all entries as a list."""
+    return "\n".join(f"- {line}" for line in summary(entries, all_minutes(entries)).splitlines())
+
+
 def cost_row(group: Sequence[Entry], peers: Sequence[str], minutes: Sequence[str]) -> list[str]:
     """Mean seconds of each peer, the preview and the runs, and the most memory of any run."""
     peaks = [run["bytes"] for entry in group for run in entry["ours"].values()]

@@ -114,7 +114,7 @@ def test_every_dependency_is_pinned():
     wanted = setup["options"]["install_requires"] + "".join(setup["options.extras_require"].values())
     names = {re.split(r"[<>=]", line)[0].lower() for line in wanted.split() if line}
     names -= PEERS
-    pinned = {
-        line.split("==")[0].lower() for line in (ROOT / "requirements.txt").read_text().splitlines() if "==" in line
-    }
+    files = (ROOT / "requirements.txt", ROOT / "docs/requirements.txt")
+    lines = [line for file in files for line in file.read_text().splitlines() if "==" in line]
+    pinned = {line.split("==")[0].lower() for line in lines}
     assert names <= pinned, names - pinned

@@ -124,9 +124,9 @@ class SlabInferer(Inferer):
 
         Args:
             channels: one (X, Y, Z) array for each channel, in memory or on disk.
-            network: network that takes (B, C, *roi_size).
+            network: network that takes windows, (B, C, `roi_size`).
             device: device of the network.
-            prepare: normalisation of each window, (C, *roi_size) float32.
+            prepare: normalisation of each window, (C, `roi_size`) float32.
             box: voxels of the volume whose logits are yielded, which are the same as without it; None for all.
 
         Yields:

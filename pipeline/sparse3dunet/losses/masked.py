@@ -152,6 +152,15 @@ class MaskedCrossEntropyLoss(_MaskedLoss):
 
     Raises:
         ValueError: when the shapes do not fit, or an annotated voxel's label is not a class.
+
+    Example:
+        Two voxels, of which the second is unlabeled; its label and its logits do not matter.
+
+        >>> from sparse3dunet.losses.target import pack_target
+        >>> logits = torch.tensor([0.0, 9.0, 1.0, -9.0]).view(1, 2, 1, 1, 2)
+        >>> label, weight = torch.tensor([1, 255]).view(1, 1, 1, 1, 2), torch.tensor([1, 0]).view(1, 1, 1, 1, 2)
+        >>> round(MaskedCrossEntropyLoss()(logits, pack_target(label, weight)).item(), 4)
+        0.3133
     """
 
     def forward(self, pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -178,6 +187,14 @@ class MaskedDiceCELoss(_MaskedLoss):
         lambda_ce: factor of the cross-entropy term.
         distributed: whether all sums are over all processes, see :class:`MaskedCrossEntropyLoss`.
         regions: see :class:`MaskedCrossEntropyLoss`.
+
+    Example:
+        >>> from sparse3dunet.losses.target import pack_target
+        >>> label = torch.tensor([0, 1, 1, 255]).view(1, 1, 1, 2, 2)
+        >>> target = pack_target(label, label < 255)
+        >>> right = 20.0 * torch.stack([label == 0, label == 1], 1)[:, :, 0]  # sure, and right where annotated
+        >>> round(MaskedDiceCELoss()(right, target).item(), 4)
+        0.0
     """
 
     def __init__(

@@ -28,6 +28,10 @@ def pack_target(
     Raises:
         ValueError: when label and weight differ in shape or have more than one channel, or `annotated_classes` has
             another shape or leaves out the background.
+
+    Example:
+        >>> pack_target(torch.zeros(2, 1, 8, 8, 8), torch.ones(2, 1, 8, 8, 8)).shape
+        torch.Size([2, 2, 8, 8, 8])
     """
     if label.shape != weight.shape or label.shape[1] != 1:
         raise ValueError(

@@ -42,6 +42,14 @@ class HoldOutSlices(Transform):
 
     Raises:
         DataError: when the annotation does not consist of slices, or of one slice only.
+
+    Example:
+        >>> weight = torch.zeros(1, 4, 4, 9)
+        >>> weight[..., [1, 4, 7]] = 1  # three annotated axial slices
+        >>> training = HoldOutSlices(fold=0, folds=3, part="training")(weight)
+        >>> validation = HoldOutSlices(fold=0, folds=3, part="validation")(weight)
+        >>> [int(part[0, 0, 0].sum()) for part in (training, validation)]
+        [2, 1]
     """
 
     def __init__(

@@ -123,6 +123,11 @@ class KeepSlices(_Keep):
 
     Raises:
         DataError: as :func:`choose_slices`; for the settings on construction, for the label when called.
+
+    Example:
+        >>> weight = KeepSlices(slices=[0, 0, 2])(torch.ones(1, 4, 4, 9))  # two axial slices
+        >>> weight[0, 0, 0].tolist()
+        [0.0, 0.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0]
     """
 
     def __init__(self, slices: int | Sequence[int] = 3, placement: str = "equidistant") -> None:

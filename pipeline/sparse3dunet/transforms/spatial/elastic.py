@@ -219,8 +219,8 @@ class RandBSplineElasticd(MapTransform, Randomizable):
 
     Args:
         keys: keys of the volumes, which share one grid; the spacing is that of the first.
-        spatial_size, prob, control_spacing, displacement, rotate_range, scale_range, shear_range, translate_range,
-            flip_prob, units, slice_axis: see :class:`RandBSplineElastic`.
+        spatial_size: see :class:`RandBSplineElastic`, as are `prob`, `control_spacing`, `displacement`,
+            `rotate_range`, `scale_range`, `shear_range`, `translate_range`, `flip_prob`, `units` and `slice_axis`.
         mode: mode for the images, by default "bilinear"; the keys ``label`` and ``weight`` have "nearest". Or a list
             with the mode of each key.
         padding_mode: mode for images and label, by default "border", so that no intensity or class is made up; the key
