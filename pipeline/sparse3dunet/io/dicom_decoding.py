@@ -77,7 +77,7 @@ class _Decoder:
             if "error" in answer:
                 raise DataError(answer["error"].replace(str(path.absolute()), str(path)))
             voxels = np.empty(answer["shape"], answer["dtype"], order="F")
-            if voxels.size and answers.readinto(memoryview(voxels.T).cast("B")) < voxels.nbytes:
+            if voxels.size and answers.readinto(voxels.T.data.cast("B")) < voxels.nbytes:
                 raise EOFError
             return voxels, np.array(answer["affine"])
         except DataError:
