@@ -124,6 +124,7 @@ def _kill(pid: int, running: bool) -> None:
 def _run(module: str, arguments: list[str], cwd: str, environment: Mapping[str, str], out: str, error: str) -> None:
     """What the interpreter does from its start on."""
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell runs the tests in the background
     multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)  # the default
     for stream, file, errors in ((sys.stdout, out, "strict"), (sys.stderr, error, "backslashreplace")):
         with open(file, "wb") as target:
