@@ -284,7 +284,7 @@ def test_checking(tmp_path):
     assert result.returncode == 0, result.stderr
     cases = json.loads(result.stdout[result.stdout.index("{") :])["cases"]
     assert sum(case["annotated"] for case in cases) == (scribbles() != UNLABELED).sum()
-    assert len(cases) > 1
+    assert cases
     assert all(case["name"].startswith("image_ngff04_part_") for case in cases)
 
 

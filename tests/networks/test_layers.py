@@ -81,9 +81,13 @@ def test_torchscript_stays():
 
 
 def test_the_original_keeps_its_layers():
-    """The copy has others, and memory of its own."""
-    network = nn.Sequential(nn.Conv3d(1, 4, 3), nn.InstanceNorm3d(4, affine=True))
+    """The copy has others, with what was learned and set, and memory of its own."""
+    network = nn.Sequential(nn.Conv3d(1, 4, 3), nn.InstanceNorm3d(4, eps=0.1, affine=True)).eval()
+    for parameter in network.parameters():
+        nn.init.normal_(parameter)
     fast = fast_on_cpu(network)
+    x = torch.randn(2, 1, 6, 7, 8)
+    torch.testing.assert_close(fast(x), network(x), rtol=1e-4, atol=1e-5)
     assert [type(layer) for layer in network] == [nn.Conv3d, nn.InstanceNorm3d]
     assert [type(layer) for layer in fast] == [nn.Conv3d, InstanceNorm3d]
     assert {value.data_ptr() for value in network.parameters()}.isdisjoint(v.data_ptr() for v in fast.parameters())

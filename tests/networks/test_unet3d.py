@@ -189,3 +189,14 @@ def test_kernels_of_three_are_not_recorded():
     torch.testing.assert_close(
         torch.jit.script(flat.eval())(torch.ones(1, 1, 20, 20, 20)).shape, flat(torch.ones(1, 1, 20, 20, 20)).shape
     )
+
+
+def test_loading_weights_keeps_the_parameters():
+    """Their optimizer goes on with them."""
+    network, other = UNet3D(1, 2, channels=(4, 8)), UNet3D(1, 2, channels=(4, 8))
+    before = list(network.parameters())
+    network.load_state_dict(other.state_dict())
+    assert len(before) == len(list(other.parameters()))
+    for parameter, same, expected in zip(before, network.parameters(), other.parameters(), strict=True):
+        assert parameter is same
+        assert torch.equal(parameter, expected)
