@@ -100,7 +100,7 @@ def draw_round(kind: str, first: Scan, seed: int) -> None:
     axes = figure.subplots(2, 4)
     for row, (scan, segmentation) in enumerate(zip((first, second), found)):
         when = ("before", "after the suggestions")[row]
-        annotation = np.where(scan.annotated, scan.dense, -1)
+        annotation = np.where(scan.annotated, scan.dense.astype(int), -1)
         draw_layer(axes[row, 0], scan, annotation, axis, index, 0.6)
         draw_layer(axes[row, 1], scan, segmentation, axis, index, 0.6)
         draw_errors(axes[row, 2], scan, segmentation, axis, index)
