@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from sparse3dunet.data.checks import check_data, complete
 from sparse3dunet.data.datalist import read_data_set
 from sparse3dunet.planning import fingerprint, make_plan
+from sparse3dunet.planning.fingerprint import lateral_classes
 
 UNLABELED = 255
 
@@ -58,6 +60,17 @@ def test_classes_left_and_right_of_each_other(tmp_path, flip):
 def test_classes_that_are_no_mirror_images(tmp_path, first, second):
     report = write(tmp_path, [an_image()], [two_blobs(first=first, second=second)])
     assert fingerprint(report).lateral == ()
+
+
+def test_the_background_is_on_no_side():
+    """Though its annotation may be: only classes of the foreground are pairs."""
+    spreads = np.full((3, 3), 2.0)
+    for centers, expected in (
+        ([[-20, 0, 0], [20, 0, 0], [20, 30, 0]], ()),
+        ([[20, 0, 0], [-20, 30, 0], [20, 30, 0]], ("a", "b")),
+    ):
+        measured = [SimpleNamespace(centers=np.array(centers, float), spreads=spreads)] * 2
+        assert lateral_classes(["background", "a", "b"], measured) == expected
 
 
 def test_classes_that_change_sides(tmp_path):

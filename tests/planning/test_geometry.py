@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sparse3dunet.networks import UNet3D
-from sparse3dunet.planning.geometry import patch_lengths, steps, whole_lengths
+from sparse3dunet.planning.geometry import coarsened, patch_lengths, steps, whole_lengths
 
 VOXELS = 64**3
 SHAPES = [
@@ -66,6 +66,8 @@ def test_networks_mix_only_what_lies_together(shape, spacing, levels):
     lengths = patch_lengths(shape, spacing, 16**3)
     strides, kernels = steps(lengths, spacing)
     voxel, size = np.array(spacing, float), np.array(lengths)
+    assert len(strides) >= levels - 1
+    assert {k for kernel in kernels for k in kernel} <= {1, 3}
     for kernel, stride in zip(kernels[:levels], strides[: levels - 1]):
         finest = voxel[size >= 2].min() if (size >= 2).any() else voxel.min()
         assert all(k == 3 for k, v in zip(kernel, voxel) if v < 2 * finest)
@@ -98,3 +100,22 @@ def test_thick_slices_stay_apart_at_first():
     strides, kernels = steps((158, 158, 11), (0.5, 0.5, 7.5))
     assert strides[:4] == [(2, 2, 1), (2, 2, 1), (2, 2, 1), (2, 2, 2)]
     assert kernels[:5] == [(3, 3, 1)] * 3 + [(3, 3, 3)] * 2
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("share", [0.9, 0.5, 0.1, 0.01])
+def test_coarser_voxels_are_as_fine_as_allowed(spacing, share):
+    """The finest axes become coarser, up to one length; coarser ones stay; the number of voxels is nearly reached."""
+    extents = [[100, 120, 90], [200.0, 180, 150]]
+
+    def voxels(size):
+        return np.prod(np.array(extents) / size, axis=1).sum()
+
+    most = share * voxels(spacing)
+    found = np.array(coarsened(extents, spacing, most))
+    assert 0.99 * most < voxels(found) < 1.001 * most
+    changed = found > np.array(spacing) * 1.001
+    assert changed.any()
+    assert np.ptp(found[changed]) == 0
+    assert (np.array(spacing)[~changed] >= found[changed].max() * 0.999).all()
+    assert coarsened(extents, spacing, voxels(spacing) + 1) == list(spacing)

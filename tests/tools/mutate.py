@@ -68,19 +68,20 @@ CAUGHT, SURVIVED, TOO_LONG = "caught", "survived", "took too long"
 
 
 class Fault(NamedTuple):
-    """A mutation of a module."""
+    """A mutation of a module, and the line of code that it changes."""
 
     module: str
     mutation: Mutation
+    code: str
 
     @property
     def key(self) -> tuple[str, ...]:
         """What identifies it in the list of equivalent ones: no line number, which other changes would alter."""
-        return self.module, self.mutation.scope, self.mutation.before, self.mutation.after
+        return self.module, self.mutation.scope, self.code, self.mutation.before, self.mutation.after
 
     def __str__(self) -> str:
         m = self.mutation
-        return f"{PACKAGE / self.module}:{m.line} {m.scope}\n    - {m.before}\n    + {m.after}"
+        return f"{PACKAGE / self.module}:{m.line} {m.scope}\n      {self.code}\n    - {m.before}\n    + {m.after}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -117,12 +118,14 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _drawn(module: str, count: int, seed: int) -> list[Fault]:
     """Return random faults of a module, from top to bottom, without those that nobody can notice."""
     equivalent = yaml.safe_load(EQUIVALENT.read_text(encoding="utf-8"))
-    excluded = {(entry["module"], entry["scope"], entry["before"], entry["after"]) for entry in equivalent}
-    everything = mutations((ROOT / PACKAGE / module).read_text(encoding="utf-8"))
+    excluded = {tuple(entry[name] for name in ("module", "scope", "code", "before", "after")) for entry in equivalent}
+    source = (ROOT / PACKAGE / module).read_text(encoding="utf-8")
+    everything, lines = mutations(source), source.splitlines()
     order = list(range(len(everything)))
     random.Random(f"{seed} {module}").shuffle(order)  # so that a larger number adds to a smaller one
-    drawn = [Fault(module, everything[index]) for index in sorted(order[:count])]
-    return [fault for fault in drawn if fault.key not in excluded]
+    drawn = [everything[index] for index in sorted(order[:count])]
+    faults = [Fault(module, mutation, lines[mutation.line - 1].strip()) for mutation in drawn]
+    return [fault for fault in faults if fault.key not in excluded]
 
 
 def import_libraries() -> None:
