@@ -132,29 +132,37 @@ def measure(given: argparse.Namespace, results: Results) -> None:
 
 
 def means(results: Results) -> dict[str, dict[int, dict[str, float]]]:
-    """Return the mean Dice by kind, number of slices per axis, and method; also the annotated share of the voxels."""
+    """Return the mean Dice by kind, number of slices per axis, and method; also the annotated share and the scans."""
     found: dict[str, dict[int, dict[str, float]]] = {}
     for kind in dict.fromkeys(entry["kind"] for entry in results["curves"].values()):
         for count in sorted({e["slices"] for e in results["curves"].values() if e["kind"] == kind}):
             group = [e for e in results["curves"].values() if (e["kind"], e["slices"]) == (kind, count)]
             names = dict.fromkeys(name for entry in group for name in entry["scores"])
             row = {name: float(np.mean([e["scores"][name]["dice"] for e in group])) for name in names}
-            found.setdefault(kind, {})[count] = {"annotated": float(np.mean([e["annotated"] for e in group])), **row}
+            found.setdefault(kind, {})[count] = {
+                "annotated": float(np.mean([e["annotated"] for e in group])),
+                "scans": len(group),
+                **row,
+            }
     return found
 
 
 def curves_table(results: Results) -> str:
     """Return the curves as a table in Markdown."""
     by_kind = means(results)
-    names = list(
-        dict.fromkeys(n for rows in by_kind.values() for row in rows.values() for n in row if n != "annotated")
-    )
+    names = [OURS, *(name for name in PEERS if any(name in row for rows in by_kind.values() for row in rows.values()))]
     rows = [
-        [kind, str(count), f"{row['annotated']:.1%}", *(f"{row[n]:.3f}" if n in row else "" for n in names)]
+        [
+            kind,
+            str(row["scans"]),
+            str(count),
+            f"{row['annotated']:.1%}",
+            *(f"{row[n]:.3f}" if n in row else "" for n in names),
+        ]
         for kind, counts in by_kind.items()
         for count, row in counts.items()
     ]
-    return rows_in_markdown(["data", "slices per axis", "annotated", *names], rows)
+    return rows_in_markdown(["data", "scans", "slices per axis", "annotated", *names], rows)
 
 
 def rounds_table(results: Results) -> str:
