@@ -20,7 +20,7 @@ try() { # PYTHON MONAI ENVIRONMENT
   [[ -x $3/bin/python ]] || "$1" -m venv "$3"
   local pip=("$3/bin/python" -m pip install --quiet --disable-pip-version-check)
   "${pip[@]}" "${TORCH:-torch}" "monai==$2"
-  "${pip[@]}" "$wheel" "monai==$2" pytest
+  "${pip[@]}" "$wheel[demo]" "monai==$2" pytest  # demo: some tests use the built-in data
   "$3/bin/python" -m pip check
   cd "$3"
   export PYTHONWARNINGS=ignore OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
