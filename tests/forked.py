@@ -114,8 +114,8 @@ def _run(module: str, arguments: list[str], cwd: str, environment: Mapping[str, 
     sys.path.insert(0, cwd)
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
-    except Exception as problem:
+    except (Exception, KeyboardInterrupt) as problem:
         sys.excepthook(type(problem), problem, problem.__traceback__)
-        sys.exit(1)
+        sys.exit(1 if isinstance(problem, Exception) else 128 + signal.SIGINT)
     finally:
         atexit._run_exitfuncs()

@@ -59,7 +59,7 @@ def test_predictions(trained, tmp_path):
         assert len(results) == 8 * 3 + 1  # labels.txt
         assert not [name for name in results if (out / name).read_bytes() != (whole / name).read_bytes()]
         rows = [list(csv.DictReader((folder / "summary.csv").open())) for folder in (whole, out)]
-        assert [[row["name"], row["status"]] for row in rows[0]] == [[row["name"], row["status"]] for row in rows[1]]
+        assert [[row["case"], row["status"]] for row in rows[0]] == [[row["case"], row["status"]] for row in rows[1]]
 
     whole = tmp_path / "whole"
     done, seconds = run_and_measure(*command(whole))
