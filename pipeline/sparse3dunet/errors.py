@@ -105,17 +105,18 @@ def show_readable_errors() -> None:
     For a DataError, its own message is shown; also for a lack of room or memory; for an error in a bundle's config,
     one that names the setting. The full traceback is shown if the environment variable SPARSE3DUNET_TRACEBACK is set,
     and for any other error. MONAI's warnings about a DICOM decoder for GPUs are hidden: it is not installed, and
-    nothing here needs it. SIGTERM then ends the process as Ctrl-C does, with one word, see :func:`end_in_order`.
+    nothing here needs it. SIGTERM then ends the process as Ctrl-C does, see :func:`end_in_order`; both in one line.
     """
     end_in_order()
     logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", "NvImgCodecPydicomReader")
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        message = readable(error) or config_error(error)
-        if kind is KeyboardInterrupt:
+        if isinstance(error, KeyboardInterrupt) and not os.environ.get(TRACEBACK_VARIABLE):
             print("Stopped.", file=sys.stderr)
-        elif message is None or os.environ.get(TRACEBACK_VARIABLE):
+            return
+        message = readable(error) or config_error(error)
+        if message is None or os.environ.get(TRACEBACK_VARIABLE):
             sys.__excepthook__(kind, error, trace)
         else:
             print(f"error: {message}", file=sys.stderr)

@@ -122,6 +122,17 @@ def test_terminated_as_by_ctrl_c(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_of_the_bundle_is_ended_in_one_line(number):
+    """As before a training begins, and in other runs that do not go on from a state."""
+    code = "import signal, sys\nfrom sparse3dunet.errors import show_readable_errors\nshow_readable_errors()\n"
+    code += "signal.signal(signal.SIGINT, signal.default_int_handler)\nsignal.raise_signal(int(sys.argv[1]))"
+    process = python(code, int(number))
+    _, error = process.communicate(timeout=60)
+    assert error == b"Stopped.\n"
+    assert process.returncode != 0
+
+
 def test_without_a_reader_the_work_goes_on(tmp_path):
     code = "import sys\nfrom sparse3dunet.errors import end_in_order\nend_in_order()\n"
     code += "for i in range(100000): print('line', i)\nopen(sys.argv[1], 'w').write('done')"
