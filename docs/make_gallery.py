@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -118,8 +119,9 @@ def draw_round(kind: str, first: Scan, seed: int) -> None:
 def draw_curves(results: dict[str, Any]) -> None:
     """Dice against slices per axis, a panel for each kind of scan."""
     by_kind = means(results)
-    figure = Figure(figsize=(8.4, 6.4), dpi=100, facecolor="white", layout="constrained")
-    axes = figure.subplots(2, 2).ravel()
+    num_rows = math.ceil(len(by_kind) / 2)
+    figure = Figure(figsize=(8.4, 3.2 * num_rows), dpi=100, facecolor="white", layout="constrained")
+    axes = figure.subplots(num_rows, 2).ravel()
     for ax in axes[len(by_kind) :]:
         ax.remove()
     for ax, (kind, rows) in zip(axes, by_kind.items()):
