@@ -129,7 +129,7 @@ def test_monai_label_infers(bundle, trained, predicted, tmp_path):
     assert dice(segmentation(out), predicted) >= 0.98  # the bundle's inferer is bfloat16 where that is fast
 
 
-@pytest.mark.parametrize("count", [3, 1])
+@pytest.mark.parametrize("count", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_monai_label_trains(bundle, trained, tmp_path, count):
     """From {image, label} alone, once, for its own number of epochs, going on from the model that the bundle brought.
 

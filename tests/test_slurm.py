@@ -41,6 +41,7 @@ def test_scripts_are_bash(path):
     assert subprocess.run(["bash", "-n", str(path)], capture_output=True, text=True).stderr == ""
 
 
+@pytest.mark.slow
 def test_jobs_of_an_array_share_the_images(trained, commands, tmp_path):
     for number in range(3):
         write_nifti(tmp_path / f"images/case_{number}.nii.gz", make_volume(number)[0])

@@ -196,7 +196,10 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("fault", OTHERS)
+SLOW = ("image cut short", "label with another value")
+
+
+@pytest.mark.parametrize("fault", [pytest.param(f, marks=pytest.mark.slow) if f in SLOW else f for f in OTHERS])
 def test_exit_status(data, fault):
     """In a process of its own: status 1, one error, no traceback and nothing else on standard error."""
     OTHERS[fault](data)

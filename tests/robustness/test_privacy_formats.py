@@ -53,7 +53,7 @@ def attack(folder: Path, count: int) -> None:
     assert not [text for text in refused if MARK in text]
 
 
-@pytest.mark.parametrize("count", [6, pytest.param(150, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [2, pytest.param(150, marks=pytest.mark.slow)])
 def test_no_message_about_a_damaged_file_quotes_its_texts(tmp_path, count):
     code = "import pathlib, sys; from tests.robustness.test_privacy_formats import attack; "
     code += "attack(pathlib.Path(sys.argv[1]), int(sys.argv[2]))"
@@ -95,6 +95,7 @@ def densified(folder: Path, kind: str, *options: object) -> None:
     assert_unmarked(out, result.stdout, result.stderr)
 
 
+@pytest.mark.slow
 def test_a_densified_stack_of_microscopy_names_nobody(tmp_path):
     densified(tmp_path, "ome.ome.tif")
 
