@@ -1,4 +1,4 @@
-"""Seconds from Densify to the first preview in the page of `annotate`, on the built-in scan with three slices per axis."""
+"""Seconds from Densify to the first preview in the page of `annotate`, on the built-in scan, three slices per axis."""
 
 from __future__ import annotations
 
