@@ -60,7 +60,7 @@ def test_an_array_densifies_a_line_each(commands, tmp_path):
     arguments = ("list", "out", "--minutes", "3")
     result = run("densify_array.sh", *arguments, path=commands, SLURM_ARRAY_TASK_ID="1")
     assert result.stdout.splitlines() == [
-        *("densify", "a 1.nii.gz", "a label.nii.gz", "-o", "out/a 1", "--minutes", "3")
+        *("densify", "a 1.nii.gz", "a label.nii.gz", "-o", "out/1-a 1", "--minutes", "3")
     ]
     beyond = run("densify_array.sh", *arguments, path=commands, SLURM_ARRAY_TASK_ID="3")
     assert beyond.returncode == 1

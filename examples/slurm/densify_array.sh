@@ -1,7 +1,7 @@
 #!/bin/bash
 # Densifies many scans by an array of jobs, each scan by itself: job i takes line i of a list, which begins with line 1.
 #   sbatch --array 1-40 examples/slurm/densify_array.sh LIST OUT [options of sparse3dunet densify]
-# A line of LIST has the scan and its annotation, separated by a tab. Results of a scan are in OUT/NAME. Submit it again to
+# A line of LIST has the scan and its annotation, separated by a tab. Results of line 7 are in OUT/7-NAME. Submit it again to
 # go on after a time limit or a failure.
 #SBATCH --job-name densify
 #SBATCH --ntasks 1 --cpus-per-task 8 --mem 32G --time 2:00:00
@@ -18,6 +18,7 @@ list=$1 out=$2
 shift 2
 number=${SLURM_ARRAY_TASK_ID:?pass --array, as in: sbatch --array 1-40 $0 LIST OUT}
 export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # srun does not take it over from sbatch
 
 IFS=$'\t' read -r scan annotation < <(sed -n "${number}p" "$list") || true
 if [[ -z ${scan:-} || -z ${annotation:-} ]]; then
@@ -29,4 +30,4 @@ srun=()
 if command -v srun >/dev/null && [[ -n ${SLURM_JOB_ID:-} ]]; then
   srun=(srun)
 fi
-exec "${srun[@]}" sparse3dunet densify "$scan" "$annotation" -o "$out/${name%%.*}" "$@"
+exec "${srun[@]}" sparse3dunet densify "$scan" "$annotation" -o "$out/$number-${name%%.*}" "$@"

@@ -19,6 +19,7 @@ parts=$1 model=$2 images=$3 out=$4
 shift 4
 number=${SLURM_ARRAY_TASK_ID:?pass --array, as in: sbatch --array 1-16 $0 16 MODEL IMAGES OUT}
 export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # srun does not take it over from sbatch
 srun=()
 if command -v srun >/dev/null && [[ -n ${SLURM_JOB_ID:-} ]]; then
   srun=(srun)

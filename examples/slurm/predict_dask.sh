@@ -13,12 +13,13 @@ if (($# < 3)); then
 fi
 model=$1 images=$2 out=$3
 shift 3
-port=${PORT:-8786}
+port=${PORT:-$((20000 + ${SLURM_JOB_ID:-0} % 20000))} # of its own: another job's scheduler is not for this one
 address=$(hostname):$port
 # Dask gives a worker one thread for its arithmetic, unless it is told otherwise
 export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # srun does not take it over from sbatch
 export DASK_DISTRIBUTED__NANNY__PRE_SPAWN_ENVIRON__OMP_NUM_THREADS=$OMP_NUM_THREADS
-workers=(dask worker "$address" --nworkers 1 --nthreads 1 --no-dashboard)
+workers=(dask worker "$address" --nworkers 1 --nthreads 1 --memory-limit 0 --no-dashboard) # Slurm limits the memory
 dask scheduler --port "$port" --no-dashboard &
 scheduler=$!
 if [[ -n ${SLURM_JOB_ID:-} ]]; then

@@ -6,6 +6,7 @@
 #SBATCH --output train-%j.log --open-mode append
 #SBATCH --requeue --signal TERM@120
 set -euo pipefail
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # srun does not take it over from sbatch
 if (($# < 2)); then
   echo "usage: sbatch $0 DATA OUT [settings]" >&2
   exit 2

@@ -260,6 +260,7 @@ def write_results(
         templates: see :meth:`Results.write_template`.
         keep: called when `templates` has changed.
     """
+    _write_json(results.folder / "quality.json", quality.as_json())  # again with scores; these may take a while
     scores = ReferenceScores(results.data_set.class_names, tolerances)
     sections: list[CaseSection] = []
     by_case: dict[str, Sequence[Suggestion]] = {}

@@ -73,14 +73,13 @@ def predict_on_cluster(
             work = replace(work, key=_prepare(client, work, address))
             _ClusterBatch(client, address, work, progress, outcome).run(largest_first(cases))
         except KeyboardInterrupt:
-            summarise(output)
             print(outcome.stopped_text(), flush=True)
             raise
         finally:
+            summarise(output)
             if client.status == "running":
                 client.run(forget, work.number, on_error="ignore")
     remove_empty_drafts(output.folder)
-    summarise(output)
     return Outcome.of_all([outcome])
 
 
@@ -219,8 +218,11 @@ class _ClusterBatch:
             if set(self.client.nthreads()) - avoided:
                 self.progress.line(f"{task.case.name}: worker {worker}: {reason} Given to another one.")
                 self.waiting.append(replace(task, avoided=avoided))
-            else:
-                self._failed(task.case, f"worker {worker}: {reason}")
+            else:  # the other cases would fail as well, and it is no fault of theirs
+                raise DataError(
+                    f"--dask {self.address}: after {self.outcome.done} volume(s), no worker is left that can go on: worker "
+                    f"{worker}: {reason} Mend that, and run the same command to continue."
+                )
         else:
             self._failed(task.case, _line(error))
 

@@ -78,6 +78,9 @@ class Scratch:
             return np.zeros(shape, dtype, order="F")
         self.count += 1
         path = Path(self.folder.name) / f"{self.count}.raw"
+        path.parent.mkdir(
+            parents=True, exist_ok=True
+        )  # another run into the same place may have removed it while empty
         with path.open("wb") as file:
             if hasattr(os, "posix_fallocate"):  # else writing to a full disk would kill the process
                 os.posix_fallocate(file.fileno(), 0, math.prod(shape) * np.dtype(dtype).itemsize)

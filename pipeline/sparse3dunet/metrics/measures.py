@@ -193,7 +193,10 @@ def _measures(
     notes = [] if predicted else [MISSED]
     if tolerance is not None and distances is not None and distances.unmatched is not None:
         scores |= {"nsd_tolerance_mm": tolerance, "unmatched_percent": 100 * distances.unmatched}
-        found = (distances.surface_dice(tolerance), distances.hd95, distances.average)
+        # Surfaces are those of the whole segmentation, which may show the class beyond the scored voxels
+        found = (
+            (distances.surface_dice(tolerance), distances.hd95, distances.average) if predicted else (0.0, None, None)
+        )
         scores |= {name: value for name, value in zip(("nsd", "hd95_mm", "assd_mm"), found) if value is not None}
         notes += [UNMATCHED] if predicted and distances.hd95 is None else []
     elif tolerance is not None:
