@@ -220,7 +220,7 @@ class _ClusterBatch:
                 self.waiting.append(replace(task, avoided=avoided))
             else:  # the other cases would fail as well, and it is no fault of theirs
                 raise DataError(
-                    f"--dask {self.address}: after {self.outcome.done} volume(s), no worker can go on: worker {worker}: "
+                    f"--dask {self.address}: after {self.outcome.done} volume(s), no worker can go on: {worker}: "
                     f"{reason} Mend that, and run the same command to continue."
                 )
         else:
