@@ -78,8 +78,11 @@ class Series:
     ended_before: int = 0
     statuses: list[tuple[str, int]] = field(default_factory=list)
 
-    def run(self, folder: Path, seconds: float, kills: int, seed: int) -> None:
-        """Kill the command so often; `seconds` are those that it computes undisturbed."""
+    def run(self, folder: Path, kills: int, seed: int) -> None:
+        """Run the command undisturbed, in ``whole`` within the folder, then kill it so often in other ones."""
+        done, seconds = run_and_measure(*self.command(folder / "whole"))
+        assert done.returncode == 0, done.stderr
+        self.check(folder / "whole")
         rng = random.Random(seed)
         while self.kills < kills:
             out = folder / f"killed_{self.rows}"

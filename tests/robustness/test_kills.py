@@ -16,7 +16,7 @@ from sparse3dunet.io import read_image
 from sparse3dunet.models.loading import load_model
 from tests.conftest import ROOT, TINY, make_dataset, make_volume, write_nifti
 from tests.densify.test_run import SMALL, write_scan
-from tests.robustness.kills import Series, assert_nothing_unfinished, names, run_and_measure, times
+from tests.robustness.kills import Series, assert_nothing_unfinished, names, times
 
 KILLS = times(34)
 """Of each command."""
@@ -62,10 +62,8 @@ def test_predictions(trained, tmp_path):
         assert [[row["case"], row["status"]] for row in rows[0]] == [[row["case"], row["status"]] for row in rows[1]]
 
     whole = tmp_path / "whole"
-    done, seconds = run_and_measure(*command(whole))
-    assert done.returncode == 0, done.stderr
     series = Series(command, check, look)
-    series.run(tmp_path, seconds, KILLS, seed=0)
+    series.run(tmp_path, KILLS, seed=0)
     print(series)
 
 
@@ -104,10 +102,8 @@ def test_trainings(tmp_path):
             assert all(torch.equal(one[layer], other[layer]) for layer in one), name
 
     whole = tmp_path / "whole"
-    done, seconds = run_and_measure(*command(whole))
-    assert done.returncode == 0, done.stderr
     series = Series(command, check, look)
-    series.run(tmp_path, seconds, KILLS, seed=1)
+    series.run(tmp_path, KILLS, seed=1)
     print(series)
 
 
@@ -134,9 +130,6 @@ def test_densified_volumes(tmp_path):
         load_model(out / "model")
 
     whole = tmp_path / "whole"
-    done, seconds = run_and_measure(*command(whole))
-    assert done.returncode == 0, done.stderr
-    check(whole)
     series = Series(command, check)
-    series.run(tmp_path, seconds, KILLS, seed=2)
+    series.run(tmp_path, KILLS, seed=2)
     print(series)

@@ -78,8 +78,9 @@ def densify(
     sources, settings = _without_settings(sources)
     extra = running.parse_settings([*settings, *context.args])
     ignored, slices = arguments.numbers(ignore_index, "--ignore-index"), arguments.slices(annotated_slices)
+    is_large = is_large_pair(sources)
     if open_page:
-        _check_page(sources)
+        _check_page(len(sources) == 2 and not is_large)
     output_dir = _held(output_dir)
     given = {
         "ignore_index": ignored,
@@ -99,7 +100,7 @@ def densify(
         "restart": restart or _is_renamed(anew),
     }
     set_values = {name: value for name, value in given.items() if value is not None or name == "spacing"}
-    if is_large_pair(sources):
+    if is_large:
         if reference is not None:
             raise DataError("--reference: a scan larger than memory cannot be scored. Leave it out.")
         densify_large(sources, output_dir, minutes, set_values, extra)
@@ -129,12 +130,10 @@ def densify(
         )
 
 
-def _check_page(sources: list[str]) -> None:
+def _check_page(is_one_scan: bool) -> None:
     """Raise DataError if the result cannot be shown in the browser."""
-    from sparse3dunet.densify.large import is_large_pair
-
     annotate.check_page()
-    if len(sources) != 2 or is_large_pair(sources):
+    if not is_one_scan:
         raise DataError("--open shows one scan that fits into memory; pass a scan and its annotation, or leave it out.")
 
 

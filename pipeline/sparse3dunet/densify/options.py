@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparse3dunet.data.reports import DataReport
 from sparse3dunet.densify.schedule import AUTO, check_minutes, number_of_folds
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.suffixes import format_suffix
-from sparse3dunet.metrics.tolerance import surface_tolerances
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,3 @@ class Options:
         if not isinstance(self.suggestions, int) or self.suggestions < 0:
             raise DataError(f"suggestions must be a number of slices, 0 or more; got {self.suggestions!r}.")
         format_suffix(self.format)
-
-    def tolerances(self, class_names: Sequence[str], report: DataReport) -> list[float]:
-        """Return the tolerance of the surface Dice in mm of each class."""
-        return surface_tolerances(self.surface_tolerance, class_names, [case.spacing for case in report.cases])

@@ -12,9 +12,10 @@ import torch
 
 from sparse3dunet.console import Console
 from sparse3dunet.losses.target import pack_target
+from sparse3dunet.metrics.masked import mean_score
 from sparse3dunet.metrics.measures import SCORES, Measures, measure, summarize
 from sparse3dunet.metrics.tolerance import describe
-from sparse3dunet.report.scores import FILE, SUMMARY_FILE, by_class, mean_over, scores_table, write_scores
+from sparse3dunet.report.scores import FILE, SUMMARY_FILE, by_class, scores_table, write_scores
 
 FOLDER = "reference"
 """Folder of the tables in an output folder."""
@@ -69,7 +70,7 @@ class ReferenceScores:
     def means(self, region: str) -> dict[str, float | None]:
         """Return the mean of each score over the classes without background, in the case of IoU over all classes."""
         columns = {score: [summarize(one, score) for one in by_class(self.scores[region])] for score in SCORES}
-        return {score: mean_over(column[score != "iou" :]) for score, column in columns.items()}
+        return {score: mean_score(column[score != "iou" :]) for score, column in columns.items()}
 
     def classes(self, region: str) -> list[dict[str, Any]]:
         """Return for each class its name, the number n of cases that show it, and the mean of each score over these."""
@@ -88,15 +89,12 @@ class ReferenceScores:
             region: {case: dict(zip(self.class_names, map(asdict, found))) for case, found in cases.items()}
             for region, cases in self.scores.items()
         }
-        means = {
-            region: {
-                "mean_dice": self.means(region)["dice"],
-                "means": self.means(region),
-                "classes": self.classes(region),
-            }
-            for region in self.scores
+        means = {region: self.means(region) for region in self.scores}
+        found = {
+            region: {"mean_dice": of_region["dice"], "means": of_region, "classes": self.classes(region)}
+            for region, of_region in means.items()
         }
-        return {**means, "cases": named}
+        return {**found, "cases": named}
 
     def columns(self) -> dict[str, dict[str, float | None]]:
         """Return by heading and case what ``summary.csv`` shows of the scores on unlabeled voxels."""
@@ -126,11 +124,3 @@ class ReferenceScores:
         if self:
             title = f"Scores by the dense labels of {len(self.scores[ALL])} volume(s)"
             Console().print(scores_table(title, self.scores, self.class_names))
-
-
-def numbered(values: np.ndarray, class_values: Sequence[int]) -> np.ndarray:
-    """Return class numbers (X, Y, Z) int16 by the values of a label map, which are all in `class_values`."""
-    numbers = np.zeros(values.shape, np.int16)
-    for number, value in enumerate(class_values):
-        numbers[values == value] = number
-    return numbers

@@ -23,7 +23,7 @@ from sparse3dunet.densify.densifier import Annotation, Densifier, decided
 from sparse3dunet.densify.estimate import Estimate, Expected
 from sparse3dunet.densify.page import CaseSection, Report, write_report
 from sparse3dunet.densify.propagated import Outlook
-from sparse3dunet.densify.reference import ReferenceScores, numbered
+from sparse3dunet.densify.reference import ReferenceScores
 from sparse3dunet.densify.schedule import FINAL
 from sparse3dunet.densify.state import State
 from sparse3dunet.densify.suggest import Suggestion, suggest_slices, template, write_json
@@ -36,7 +36,7 @@ from sparse3dunet.inference.slabs import SlabInferer
 from sparse3dunet.io import OUTPUT_SUFFIXES, check_output, read_image, read_label, write_segmentation
 from sparse3dunet.io.formats import read_segmentation
 from sparse3dunet.io.suffixes import MAP_SUFFIXES, format_suffix, natural_suffix, split, suffix_among
-from sparse3dunet.io.volumes import Volume
+from sparse3dunet.io.volumes import Volume, class_numbers
 from sparse3dunet.io.writing import replacing, write_text
 from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL, REFERENCE, WEIGHT
 from sparse3dunet.models.checkpoints import file_digest
@@ -91,7 +91,9 @@ class Results:
     def reference(self, case: ImageCase) -> np.ndarray | None:
         """Read the class numbers (X, Y, Z) of a case's dense label; None if it has none."""
         entry = self.by_path[case.files[0]]
-        return numbered(read_label(entry[REFERENCE]).data, self.data_set.class_values) if REFERENCE in entry else None
+        if REFERENCE not in entry:
+            return None
+        return class_numbers(read_label(entry[REFERENCE]).data, self.data_set.class_values)
 
     def check(self, before: State | None) -> None:
         """Check that all results can be written, before anything is trained.
@@ -269,11 +271,11 @@ def write_results(
         keep()
         sections.append(section)
         by_case[case.name] = section.suggestions
-    found = {"reference": scores.as_json()} if scores else {}
-    _write_json(results.folder / "quality.json", {**quality.as_json(), **found})
     scores.write(results.folder)
-    write_summary(results.folder, results.data_set.class_names, scores.columns())
-    scores.show()
+    if scores:
+        _write_json(results.folder / "quality.json", {**quality.as_json(), "reference": scores.as_json()})
+        write_summary(results.folder, results.data_set.class_names, scores.columns())
+        scores.show()
     write_json(results.folder / "suggestions.json", by_case)
     show_suggestions(by_case)
     config = results.folder / "config.yaml"
@@ -314,7 +316,7 @@ def _section(
     annotation = results.annotation(case.files[0])
     found = read_segmentation(files["segmentation"], image, results.output.labels)
     confidence = np.asarray(read_image(files["confidence"]).data)
-    numbers = numbered(found, results.data_set.class_values)
+    numbers = class_numbers(found, results.data_set.class_values)
     reference = results.reference(case)
     if reference is not None:
         scores.add(case.name, numbers, annotation.annotated, reference, image.spacing)

@@ -46,6 +46,7 @@ from sparse3dunet.models.normalization import normalizer
 from sparse3dunet.progress import run_progress
 from sparse3dunet.propagation.calibration import Calibration
 from sparse3dunet.propagation.ensemble import Held
+from sparse3dunet.training.settings import surface_tolerances
 
 STOPPED = 128 + signal.SIGINT
 MODEL = "model/model.pt"
@@ -99,7 +100,7 @@ class _Run:
         self.total = 0.0  # seconds of this process, up to `started`
         self.results = Results(self.output_dir, self.data_set, options.format, options.keep_annotation)
         count, seconds = len(data_set.class_names), 60 * options.minutes
-        self.tolerances = options.tolerances(data_set.class_names, report)
+        self.tolerances = surface_tolerances(options.surface_tolerance, data_set.class_names, report, None)
         folder = self.output_dir / "work" / "propagation"
         self.propagation = Propagation(
             folder, self.results.annotation, count, seconds, len(data_set.cases), options.seed

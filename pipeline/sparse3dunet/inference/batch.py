@@ -29,7 +29,7 @@ from sparse3dunet.io.chunked import ChunkedArray
 from sparse3dunet.io.defaults import as_key
 from sparse3dunet.io.itk_snap import label_descriptions, may_be_replaced
 from sparse3dunet.io.suffixes import MAP_SUFFIXES
-from sparse3dunet.io.volumes import NO_VOXEL_SIZE, Volume
+from sparse3dunet.io.volumes import NO_VOXEL_SIZE, Volume, class_numbers
 from sparse3dunet.io.writing import write_text
 from sparse3dunet.progress import BatchProgress, CaseProgress
 from sparse3dunet.report.pictures import draw_picture
@@ -352,13 +352,10 @@ def _draw(path: Path, name: str, image: Volume, prediction: Prediction, output: 
     data = channels_of(image.data)[0]
     orientation = nib.io_orientation(image.affine)
     scan, classes = (nib.apply_orientation(array[thin], orientation) for array in (data, prediction.segmentation))
-    numbers = np.zeros(classes.shape, np.int16)
-    for number, value in enumerate(output.class_values):
-        numbers[classes == value] = number
     spacing = image.in_ras_order(image.spacing)
     draw_picture(
         scan,
-        numbers,
+        class_numbers(classes, output.class_values),
         class_names=output.class_names,
         title=name,
         spacing=spacing,

@@ -20,6 +20,7 @@ from sparse3dunet.inference.cluster_worker import (
     Work,
     differences,
     forget,
+    line_of,
     predict_case,
     prepare,
 )
@@ -261,5 +262,4 @@ def _line(error: BaseException) -> str:
             f"the workers that had it died, {deaths} of them, {worker} last: too little memory? Their logs may tell. "
             "Use workers with more memory, or pass a smaller --roi-size."
         )
-    text = " ".join(str(error).split())
-    return text if isinstance(error, DataError) else f"{type(error).__name__}: {text}"
+    return line_of(error)

@@ -130,7 +130,7 @@ def predict_case(work: Work, case: ImageCase, wait: bool) -> CaseResult:
     except Exception as error:
         from distributed import get_worker
 
-        raise NotReady(get_worker().address, _line(error)) from error
+        raise NotReady(get_worker().address, line_of(error)) from error
     progress, outcome = _Recorded(), Outcome()
     with _turn, _environment(work.environment):
         batch = Batch(predictor, work.output, record_key(key, work.output), progress, outcome, wait)
@@ -159,14 +159,15 @@ def _load(work: Work) -> tuple[Predictor, dict[str, Any]]:
             try:
                 predictor = work.settings.predictor(model)
             except (RuntimeError, AssertionError) as error:
-                raise DataError(f"--device {work.settings.device} cannot be used ({_line(error)}).") from error
+                raise DataError(f"--device {work.settings.device} cannot be used ({line_of(error)}).") from error
             while len(_loaded) >= MOST_MODELS:
                 _loaded.pop(next(iter(_loaded)), None)
             _loaded[work.number] = predictor, work.settings.key(model, predictor)
         return _loaded[work.number]
 
 
-def _line(error: Exception) -> str:
+def line_of(error: BaseException) -> str:
+    """Return an error in one line, with its type unless it is a message of ours."""
     text = " ".join(str(error).split())
     return text if isinstance(error, DataError) else f"{type(error).__name__}: {text}"
 

@@ -272,3 +272,11 @@ def values_found(data: np.ndarray) -> dict[float, int]:
         data = data.astype(np.float32)
     values, counts = np.unique(data[np.isfinite(data)], return_counts=True)
     return {float(v): int(n) for v, n in zip(values, counts)}
+
+
+def class_numbers(values: np.ndarray, class_values: Sequence[int]) -> np.ndarray:
+    """Return class numbers, int16, by the values of a label map; 0 for values that no class has."""
+    numbers = np.zeros(values.shape, np.int16)
+    for number, value in enumerate(class_values):
+        numbers[values == value] = number
+    return numbers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from monai.metrics import CumulativeIterationMetric
@@ -133,7 +134,14 @@ def class_scores(per_volume: torch.Tensor) -> list[ClassScore]:
     return scores
 
 
-def mean_score(scores: Sequence[ClassScore]) -> float | None:
+class HasMean(Protocol):
+    """Score of a class, such as ClassScore or :class:`~sparse3dunet.metrics.measures.Summary`."""
+
+    @property
+    def mean(self) -> float | None: ...
+
+
+def mean_score(scores: Sequence[HasMean]) -> float | None:
     """Return the mean over the evaluable classes, None if there is none."""
     means = [s.mean for s in scores if s.mean is not None]
     return sum(means) / len(means) if means else None

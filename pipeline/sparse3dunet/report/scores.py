@@ -9,7 +9,8 @@ from typing import Any
 
 from sparse3dunet.console import Table, escape
 from sparse3dunet.io.writing import write_csv
-from sparse3dunet.metrics.measures import COLUMNS, SCORES, Measures, Summary, summarize
+from sparse3dunet.metrics.masked import mean_score
+from sparse3dunet.metrics.measures import COLUMNS, SCORES, Measures, summarize
 from sparse3dunet.metrics.tolerance import describe
 
 UNITS = "ASSD, HD95 in mm; volume: mean difference in %."
@@ -83,12 +84,6 @@ def by_class(cases: Mapping[str, Sequence[Measures]]) -> list[list[Measures]]:
     return [list(of_class) for of_class in zip(*cases.values())]
 
 
-def mean_over(summaries: Sequence[Summary]) -> float | None:
-    """Return the mean of the classes' means; None if there is none."""
-    means = [summary.mean for summary in summaries if summary.mean is not None]
-    return sum(means) / len(means) if means else None
-
-
 def scores_table(title: str, scores: Scores, class_names: Sequence[str]) -> Table:
     """Return a table of the means over volumes, with the distances of surfaces if any were measured."""
     measured = any(one.surfaces for cases in scores.values() for of_case in cases.values() for one in of_case)
@@ -105,7 +100,7 @@ def scores_table(title: str, scores: Scores, class_names: Sequence[str]) -> Tabl
             table.add_row("" if number else region, escape(name), str(columns[0][number].n), *cells)
         if cases:
             over = {score: column[score != "iou" :] for score, column in zip(chosen, columns)}
-            means = [printed(score, mean_over(column)) for score, column in over.items()]
+            means = [printed(score, mean_score(column)) for score, column in over.items()]
             table.add_row("", "mean", "", *means, end_section=True)
     table.caption = "n: volumes that show the class; a dash: not evaluable. Means: no background; of IoU: all classes."
     if measured:
@@ -125,14 +120,11 @@ def _tolerance(scores: Scores, class_names: Sequence[str]) -> str:
 
 def _doubts(scores: Scores) -> str:
     """Return in words in how many volumes a class is not predicted, or has no distances."""
-    missed = spurious = without = flat = 0
-    for cases in scores.values():
-        for measures in cases.values():
-            for one in measures[1:]:
-                missed += one.voxels > 0 and one.predicted_ml == 0
-                spurious += one.voxels == 0 and bool(one.predicted_ml)
-                without += one.voxels > 0 and one.hd95_mm is None
-                flat += one.surfaces == "2D"
+    classes = [of_class for cases in scores.values() for of_class in by_class(cases)[1:]]
+    _, missed, spurious = (sum(counts) for counts in zip((0, 0, 0), *map(_detections, classes)))
+    all_scores = [one for of_class in classes for one in of_class]
+    without = sum(one.voxels > 0 and one.hd95_mm is None for one in all_scores)
+    flat = sum(one.surfaces == "2D" for one in all_scores)
     told = {
         "shown, but not predicted": missed,
         "predicted, but not shown": spurious,

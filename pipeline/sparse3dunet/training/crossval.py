@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from sparse3dunet.console import Console, Table
 from sparse3dunet.data.datalist import Case, DataSet, without_references
@@ -18,9 +15,11 @@ from sparse3dunet.data.slices import find_slices, runs
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.writing import write_csv, write_text
 from sparse3dunet.keys import WEIGHT
-from sparse3dunet.metrics.masked import ClassScore, class_scores, mean_score
+from sparse3dunet.metrics.masked import ClassScore, mean_score
+from sparse3dunet.metrics.measures import Measures, summarize
 from sparse3dunet.report.scores import read_scores, scores_table, write_summary
 
+_Cases = Mapping[str, Sequence[Measures]]
 FOLD_RUN = "one_fold"
 """Id in crossval.yaml that trains and scores one fold."""
 HELD_OUT_FILE = "held_out.json"
@@ -113,7 +112,8 @@ def show_table(outputs: Sequence[Path], class_names: Sequence[str], output_dir: 
         class_names: by class number.
         output_dir: where ``crossval.csv`` is written.
     """
-    rows = [_fold_scores(output, class_names) for output in outputs]
+    by_fold = [read_scores(output).get("annotated", {}) for output in outputs]
+    rows = [_fold_scores(cases, len(class_names)) for cases in by_fold]
     counts = [json.loads((output / HELD_OUT_FILE).read_text(encoding="utf-8")) for output in outputs]
     table = Table(title="IoU on held-out slices")
     for heading in ("fold", "slices", "volumes", *class_names, "mean"):
@@ -139,12 +139,12 @@ def show_table(outputs: Sequence[Path], class_names: Sequence[str], output_dir: 
         written.append([name, count["slices"], *cells, "" if mean is None else f"{mean:.4f}"])
     write_csv(file, written)
     print(f"Table: {file}")
-    _show_others(outputs, class_names, output_dir)
+    _show_others(by_fold, class_names, output_dir)
 
 
-def _show_others(outputs: Sequence[Path], class_names: Sequence[str], output_dir: str | Path) -> None:
+def _show_others(folds: Sequence[_Cases], class_names: Sequence[str], output_dir: str | Path) -> None:
     """Print a table of all scores, and write their means and medians by fold as ``crossval_scores.csv``."""
-    by_fold = {str(fold): read_scores(output).get("annotated", {}) for fold, output in enumerate(outputs, 1)}
+    by_fold = {str(fold): cases for fold, cases in enumerate(folds, 1)}
     joined = {f"{fold}/{case}": measures for fold, cases in by_fold.items() for case, measures in cases.items()}
     title = "Scores on held-out slices, mean over volumes and folds"
     Console().print(scores_table(title, {"held out": joined}, class_names))
@@ -153,11 +153,10 @@ def _show_others(outputs: Sequence[Path], class_names: Sequence[str], output_dir
     print(f"Means and medians: {file}")
 
 
-def _fold_scores(output: Path, class_names: Sequence[str]) -> list[ClassScore]:
-    with (output / "scores.csv").open(encoding="utf-8") as stream:
-        rows = [row for row in csv.DictReader(stream) if row["region"] == "annotated"]
-    by_class = [[float(row["iou"] or "nan") for row in rows if row["class"] == name] for name in class_names]
-    return class_scores(torch.tensor(by_class, dtype=torch.float64).T)
+def _fold_scores(cases: _Cases, num_classes: int) -> list[ClassScore]:
+    """Return the mean IoU of each class over the volumes that show it."""
+    found = [summarize([measures[number] for measures in cases.values()], "iou") for number in range(num_classes)]
+    return [ClassScore(score.mean, score.n) for score in found]
 
 
 def _over_folds(scores: Sequence[ClassScore]) -> ClassScore:

@@ -23,9 +23,10 @@ from sparse3dunet.data.datalist import case_name
 from sparse3dunet.keys import ANNOTATED_CLASSES, IMAGE, LABEL, PRED, REFERENCE, WEIGHT
 from sparse3dunet.losses.regions import Regions
 from sparse3dunet.losses.target import pack_target
+from sparse3dunet.metrics.masked import mean_score
 from sparse3dunet.metrics.measures import Measures, measure, summarize
 from sparse3dunet.report.pictures import draw_picture
-from sparse3dunet.report.scores import by_class, mean_over, scores_table, write_scores
+from sparse3dunet.report.scores import by_class, scores_table, write_scores
 from sparse3dunet.training.budget import Budget
 
 REGIONS = ("annotated", "unlabeled", "all")
@@ -140,7 +141,7 @@ class ScoreReport:
         for region in REGIONS:
             for kind in ("dice", "iou"):
                 summaries = [summarize(of_class, kind) for of_class in by_class(self.scores[region])]
-                mean = mean_over(summaries[1 if kind == "dice" else 0 :])
+                mean = mean_score(summaries[1 if kind == "dice" else 0 :])
                 if mean is not None:
                     engine.state.metrics[f"{kind}_{region}"] = mean
 

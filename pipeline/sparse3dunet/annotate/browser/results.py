@@ -15,6 +15,7 @@ import numpy as np
 from sparse3dunet.annotate.browser.scan import Scan
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import read_image
+from sparse3dunet.io.volumes import class_numbers
 
 PREVIEW, REFINED, RESULT = "preview", "refined", "result"
 SUGGESTIONS = 3
@@ -116,9 +117,7 @@ class Results:
         confidence = read_image(seg.with_name(f"{self.scan.name}_confidence{self.scan.suffix}"))
         if image.data.shape != self.scan.volume.spatial_shape or confidence.data.shape != image.data.shape:
             raise DataError(f"{seg}: found shape {image.data.shape}; expected that of {self.scan.path}.")
-        numbers = np.zeros(image.data.shape, np.uint8)
-        for number, value in enumerate(self._values):
-            numbers[image.data == value] = number
+        numbers = class_numbers(image.data, self._values).astype(np.uint8)
         suggestions = [
             {**row, **dict(zip(("axis", "index"), self.scan.slice_in_ras(row["axis"], row["index"])))}
             for row in _read_json(self.folder / "suggestions.json").get(self.scan.name, [])
