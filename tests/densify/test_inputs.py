@@ -46,22 +46,38 @@ def crop(path, to, start, size):
     return to
 
 
-def write_layers(path, shape=DENSE.shape, layers=2):
-    """A segmentation of overlapping segments: one axis more, of no direction in space."""
+def write_layers(path, layers, names, values=(), affine=OBLIQUE):
+    """A segmentation of overlapping segments: one axis more, of no direction in space; one segment in each layer.
+
+    Args:
+        path: file to write.
+        layers: (L, X, Y, Z) masks.
+        names: of the segments.
+        values: of the segments; all 1 if empty.
+        affine: RAS.
+    """
+    values = values or (1,) * len(layers)
+    lps = np.diag([-1, -1, 1, 1]) @ affine
+    vector = lambda column: f"({','.join(f'{number:.17g}' for number in column)})"  # noqa: E731
     lines = [
         "NRRD0004",
         "type: unsigned char",
         "dimension: 4",
         "space: left-posterior-superior",
-        f"sizes: {layers} {' '.join(map(str, shape))}",
-        "space directions: none (1,0,0) (0,1,0) (0,0,1)",
+        f"sizes: {len(layers)} {' '.join(map(str, layers[0].shape))}",
+        f"space directions: none {' '.join(vector(lps[:3, axis]) for axis in range(3))}",
         "kinds: list domain domain domain",
         "encoding: raw",
-        "space origin: (0,0,0)",
+        f"space origin: {vector(lps[:3, 3])}",
     ]
-    for number in range(layers):
-        lines += [f"Segment{number}_Name:=s{number}", f"Segment{number}_LabelValue:=1", f"Segment{number}_Layer:=0"]
-    path.write_bytes("\n".join([*lines, "", ""]).encode() + bytes(layers * int(np.prod(shape))))
+    for number, (name, value) in enumerate(zip(names, values, strict=True)):
+        lines += [
+            f"Segment{number}_Name:={name}",
+            f"Segment{number}_LabelValue:={value}",
+            f"Segment{number}_Layer:={number}",
+        ]
+    stored = np.stack([mask.astype(np.uint8) * value for mask, value in zip(layers, values)])
+    path.write_bytes("\n".join([*lines, "", ""]).encode() + stored.tobytes(order="F"))
     return path
 
 

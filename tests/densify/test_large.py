@@ -39,7 +39,7 @@ def pair(tmp_path):
 
 @pytest.mark.slow
 def test_train_on_parts_and_predict_in_parts(tmp_path):
-    scan, annotation, _ = pair(tmp_path)
+    scan, annotation, dense = pair(tmp_path)
     command = ("densify", scan, annotation, "-o", tmp_path / "out", *TINY, "--volume-memory", "0")
     result = run_sparse3dunet(*command)
     assert result.returncode == 0, result.stderr
@@ -51,10 +51,16 @@ def test_train_on_parts_and_predict_in_parts(tmp_path):
     found = read_image(tmp_path / "out/ngff04_seg.ome.zarr")
     assert found.spatial_shape == (40, 36, 30)
     assert set(np.unique(found.data)) <= {1, 2, 3}
+    np.testing.assert_array_equal(found.data[:, :, [8, 15, 22]], dense[:, :, [8, 15, 22]] + 1)
     assert (tmp_path / "out/ngff04_confidence.ome.zarr").is_dir()
     again = run_sparse3dunet(*command)
     assert again.returncode == 0, again.stderr
     assert "already done" in again.stdout
+    predicted = run_sparse3dunet(*command, "--as-predicted")
+    assert predicted.returncode == 0, predicted.stderr
+    other = read_image(tmp_path / "out/ngff04_seg.ome.zarr").data
+    assert (other[:, :, [8, 15, 22]] != dense[:, :, [8, 15, 22]] + 1).any()
+    np.testing.assert_array_equal(other[:, :, :8], found.data[:, :, :8])
 
 
 @pytest.fixture

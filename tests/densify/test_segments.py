@@ -1,6 +1,7 @@
 """Annotation as segments with names, and files that densify cannot use."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -92,9 +93,6 @@ def test_options_say_what_is_unlabeled(tmp_path):
 
 def test_segmentations_that_cannot_be_used(tmp_path):
     scan = write_input(tmp_path / "scan.nii.gz", IMAGE_DATA, OBLIQUE)
-    layers = write_layers(tmp_path / "layers.seg.nrrd")
-    with pytest.raises(DataError, match=r"layers.seg.nrrd: .* has 2 layers.*Export visible segments.*overlap"):
-        prepare_pair(scan, layers, tmp_path / "out")
     alone = write_segments(tmp_path / "alone.seg.nrrd", (ON_SLICES > 0).astype(np.uint8), {0: "x", 1: "background"})
     with pytest.raises(DataError, match=r"the segments are background, which gives .*; expected at least two"):
         prepare_pair(scan, alone, tmp_path / "out")
@@ -105,6 +103,64 @@ def test_segmentations_that_cannot_be_used(tmp_path):
         prepare_pair(scan, alone, tmp_path / "out")
 
 
+def layered(tmp_path, masks, names=("shell", "core"), values=()):
+    scan = write_input(tmp_path / "scan.nii.gz", IMAGE_DATA, OBLIQUE)
+    return scan, write_layers(tmp_path / "layers.seg.nrrd", masks, names, values)
+
+
+@pytest.mark.parametrize("values", [(), (2, 5)])
+def test_segments_in_layers(tmp_path, values):
+    """As 3D Slicer saves segments that may overlap: equal values in several layers become different ones."""
+    scan, layers = layered(tmp_path, [ON_SLICES == 1, ON_SLICES == 2], values=values)
+    datalist = prepare_pair(scan, layers, tmp_path / "out")
+    found = values or (1, 2)
+    labels = json.loads(datalist.read_text(encoding="utf-8"))["labels"]
+    assert labels == {"0": "background", str(found[0]): "shell", str(found[1]): "core"}
+    data_set = assert_as_annotated(datalist)
+    assert data_set.class_values == [0, *found]
+
+
+def test_segments_that_overlap(tmp_path, monkeypatch, capsys):
+    """Refused, unless their order is given: then later ones count."""
+    scan, layers = layered(tmp_path, [ON_SLICES > 0, ON_SLICES == 2])
+    count = int((ON_SLICES == 2).sum())
+    with pytest.raises(DataError, match=rf"overlap: shell and core in {count} voxels.*--segments 'shell,core'"):
+        prepare_pair(scan, layers, tmp_path / "out")
+    monkeypatch.setenv("SPARSE3DUNET_SEGMENTS", "Shell,core")
+    assert_as_annotated(prepare_pair(scan, layers, tmp_path / "out"))
+    assert f"{count} voxels are in shell and in core, and count as core (--segments)" in capsys.readouterr().out
+    monkeypatch.setenv("SPARSE3DUNET_SEGMENTS", "core,shell")
+    _, _, numbers, _ = read(prepare_pair(scan, layers, tmp_path / "out"))
+    np.testing.assert_array_equal(numbers > 0, ON_SLICES > 0)
+    assert len(np.unique(numbers)) == 2
+    monkeypatch.setenv("SPARSE3DUNET_SEGMENTS", "core,liver")
+    with pytest.raises(DataError, match=r"no segment is named liver \(--segments\); found shell, core"):
+        prepare_pair(scan, layers, tmp_path / "out")
+
+
+def test_chosen_segments_of_one_layer(tmp_path, monkeypatch):
+    """The others are left out: background on annotated slices."""
+    monkeypatch.setenv("SPARSE3DUNET_SEGMENTS", "core")
+    data_set, _, numbers, _ = read(prepared(tmp_path, ON_SLICES, NAMES))
+    assert data_set.class_names == ["background", "core"]
+    np.testing.assert_array_equal(numbers > 0, ON_SLICES == 2)
+
+
+def test_layers_that_do_not_tell(tmp_path):
+    scan, layers = layered(tmp_path, [ON_SLICES == 1, ON_SLICES == 2])
+    whole = layers.read_bytes()
+    for old, new, message in (
+        (b"Segment1_Layer:=1", b"Segment1_Layer:=0", "two segments have the same value in the same layer"),
+        (b"Segment1_Layer:=1", b"Segment1_Layer:=2", "'core' has the layer '2'; expected a whole number from 0 to 1"),
+    ):
+        assert old in whole
+        layers.write_bytes(whole.replace(old, new))
+        with pytest.raises(DataError, match=message):
+            prepare_pair(scan, layers, tmp_path / "out")
+    layers.write_bytes(re.sub(rb"Segment\d_(Layer|LabelValue):=\d\n", b"", whole))  # as older versions did
+    assert_as_annotated(prepare_pair(scan, layers, tmp_path / "out"))
+
+
 def test_values_of_no_segment_are_told(tmp_path):
     """They would be taken for nothing, or for another class."""
     stray = ON_SLICES.copy()
@@ -112,7 +168,7 @@ def test_values_of_no_segment_are_told(tmp_path):
     with pytest.raises(DataError, match=r"label\.seg\.nrrd: 4 voxels have a value that no segment has \(7\)"):
         prepared(tmp_path, stray, NAMES)
     prepared(tmp_path, stray, NAMES, ignore_index=7)
-    with pytest.raises(DataError, match=r"label\.seg\.nrrd: the segment 'a' has the value 40000"):
+    with pytest.raises(DataError, match=r"label\.seg\.nrrd: the segment 'a' has the value '40000'; expected"):
         prepared(tmp_path, ON_SLICES, {**NAMES, 40000: "a"})
 
 

@@ -238,7 +238,7 @@ def test_a_case_that_kills_its_workers_fails_alone(trained, images, plain, tmp_p
         os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
     assert run.returncode == 1
     assert "2 of 8 volume(s) failed" in stderr, stdout + stderr
-    assert "killer: the workers that had it died, 2 of them" in stdout
+    assert "killer: failed: the workers that had it died, 2 of them" in stdout
     rows = rows_of(out)
     killer = rows.pop("killer")
     assert (killer["status"], killer["error"].split(",")[0]) == ("failed", "the workers that had it died")

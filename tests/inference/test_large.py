@@ -9,6 +9,8 @@ import pytest
 import torch
 import zarr
 
+from sparse3dunet.data.large_annotation import LargeAnnotation
+from sparse3dunet.data.large_conventions import LargeConvention
 from sparse3dunet.data.moments import channels_of
 from sparse3dunet.errors import DataError
 from sparse3dunet.inference import large, records
@@ -30,6 +32,10 @@ WINDOW = (16, 12, 12)
 VALUES, NAMES = [0, 5, 300], {0: "background", 5: "a", 300: "b"}
 SHAPE = (34, 20, 18)
 KIND_NAMES = {"segmentation": "a_seg.ome.zarr", "confidence": "a_confidence.ome.zarr"}
+
+
+class Stop(Exception):
+    pass
 
 
 @pytest.fixture(autouse=True)
@@ -123,6 +129,61 @@ def test_valid_convolutions(tmp_path):
     check(found, expected, tmp_path / "drafts")
 
 
+def annotation_of(path, ignored=(255,), slices=None, weight=None):
+    return LargeAnnotation(open_image(path), weight, LargeConvention(ignored, slices), "digest")
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_annotated_voxels_keep_their_class(network, image, tmp_path, stops):
+    """As in the file's order; with a confidence of 1, and counted as what they are, also if a run is continued."""
+    label = np.where(voxels(SHAPE, high=3, seed=1) > 0, 255, np.array(VALUES)[voxels(SHAPE, high=3, seed=2)])
+    file = write(tmp_path / "label_ngff04.ome.zarr", label.astype(np.int16))
+    drafts, plain = tmp_path / "drafts", in_memory(network, image)
+    drafts.mkdir()
+
+    def stop(done, total):
+        if done == total // 2:
+            raise Stop
+
+    def run(**options):
+        volumes = [open_image(image)]
+        return predict_large(predictor(network, **options), volumes, drafts, KIND_NAMES, NAMES, "", annotation_of(file))
+
+    if stops:
+        with pytest.raises(Stop):
+            run(on_window=stop)
+        assert Progress.read(drafts, "").row > 0
+    found = run()
+    found.finish()
+    segmentation, confidence = (read_image(drafts / name).data for name in KIND_NAMES.values())
+    annotated = label != 255
+    assert 0.2 < annotated.mean() < 0.5
+    np.testing.assert_array_equal(segmentation, np.where(annotated, label, plain.segmentation))
+    np.testing.assert_array_equal(confidence, np.where(annotated, 255, plain.confidence))
+    assert found.voxels == [int((segmentation == value).sum()) for value in VALUES]
+    assert found.mean_confidence == pytest.approx(confidence[segmentation > 0].mean() / 255, abs=2e-3)
+
+
+def test_only_what_is_annotated_is_kept(network, image, tmp_path):
+    """Slices and a weight say so, beside values."""
+    file = write(tmp_path / "label_ngff04.ome.zarr", np.full(SHAPE, 5, np.int16))
+    weight = open_image(write(tmp_path / "weight_ngff04.ome.zarr", (voxels(SHAPE) > 1).astype(np.uint8)))
+    kept = annotation_of(file, (), [[], [3, 17], []], weight)
+    (tmp_path / "drafts").mkdir()
+    found = predict_large(
+        predictor(network), [open_image(image)], tmp_path / "drafts", KIND_NAMES, NAMES, "", annotation=kept
+    )
+    annotated = np.zeros(SHAPE, bool)
+    annotated[:, [3, 17]] = weight.data[:, :, :][:, [3, 17]] > 0
+    expected = np.where(annotated, 5, in_memory(network, image).segmentation)
+    np.testing.assert_array_equal(found.segmentation[:, :, :], expected)
+    unknown = annotation_of(write(tmp_path / "odd_ngff04.ome.zarr", np.full(SHAPE, 7, np.int16)))
+    with pytest.raises(DataError, match=r"odd_ngff04.*value\(s\) 7 are none of the model's classes: 0, 5, 300"):
+        predict_large(
+            predictor(network), [open_image(image)], tmp_path / "drafts", KIND_NAMES, NAMES, "other", annotation=unknown
+        )
+
+
 def test_hdf5(network, tmp_path):
     image = write(tmp_path / "ilastik.h5", voxels(SHAPE, high=200))
     names = {"segmentation": "a_seg.h5", "confidence": "a_confidence.h5"}
@@ -146,10 +207,6 @@ def test_the_pyramid_and_its_metadata_are_those_of_the_whole(network, image, tmp
     assert sorted(one.array_keys()) == sorted(other.array_keys()) == ["0", "1", "2"]
     for name in "012":
         np.testing.assert_array_equal(one[name][:], other[name][:])
-
-
-class Stop(Exception):
-    pass
 
 
 @pytest.mark.parametrize("spacing", [None, (0.0006, 0.0004, 0.0017)])

@@ -36,7 +36,7 @@ VolumeMemory = Annotated[
 Series = Annotated[str | None, typer.Option(help="UID or number of the DICOM series to read in a folder of several.")]
 Segments = Annotated[
     str | None,
-    typer.Option(help="Segments of a DICOM annotation to use, later over earlier ones: liver,tumor; default: all."),
+    typer.Option(help="Segments of a DICOM or Slicer annotation to use, later over earlier ones: liver,tumor."),
 ]
 Overlay = Annotated[
     list[str] | None,

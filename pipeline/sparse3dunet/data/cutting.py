@@ -17,6 +17,7 @@ import numpy as np
 
 from sparse3dunet.data.datalist import Case, DataSet, case_name
 from sparse3dunet.data.large import open_large
+from sparse3dunet.data.large_annotation import LargeAnnotation
 from sparse3dunet.data.large_conventions import (
     CURE,
     LargeConvention,
@@ -143,19 +144,36 @@ def _label(case: Case, image: Volume, key: str = LABEL) -> Volume:
     return label
 
 
+def annotation_of_large(data_set: DataSet, digest: str) -> LargeAnnotation:
+    """Return the annotation of the one case of a data set, a volume larger than memory; inferred if not declared.
+
+    Args:
+        data_set: as read.
+        digest: text that changes with the annotation.
+
+    Raises:
+        DataError: as :func:`cut_large`.
+    """
+    (case,) = data_set.cases
+    image = opened_once(case[IMAGE])
+    convention = _convention(case, image, data_set.ignore_index, tuple(data_set.class_values), infer=True, tell=False)
+    weight = _label(case, image, WEIGHT) if WEIGHT in case else None
+    return LargeAnnotation(_label(case, image), weight, convention, digest)
+
+
 def _convention(
-    case: Case, image: Volume, ignored: tuple[int, ...], classes: tuple[int, ...], infer: bool
+    case: Case, image: Volume, ignored: tuple[int, ...], classes: tuple[int, ...], infer: bool, tell: bool = True
 ) -> LargeConvention:
     label, slices = _label(case, image), case.get(ANNOTATED_SLICES)
     if infer and slices is None and WEIGHT not in case:
-        return inferred_convention(label, ignored, classes)
+        return inferred_convention(label, ignored, classes, tell)
     return declared_convention(label, ignored, slices)
 
 
 def _parts(case: Case, volumes: Sequence[Volume], convention: LargeConvention) -> list[Case]:
     image, label = volumes[0], _label(case, volumes[0])
     weight = _label(case, image, WEIGHT) if WEIGHT in case else None
-    cells = list(_cells(label, weight, convention))
+    cells = list(_cells(LargeAnnotation(label, weight, convention)))
     if not cells:
         raise DataError(
             f"{label.path}: no voxel is annotated; all are unlabeled (ignore_index: "
@@ -187,16 +205,14 @@ def _part(case: Case, cell: _Cell, shape: Sequence[int], convention: LargeConven
     return found
 
 
-def _cells(label: Volume, weight: Volume | None, convention: LargeConvention) -> Iterator[_Cell]:
+def _cells(annotation: LargeAnnotation) -> Iterator[_Cell]:
     """Yield the cells with annotated voxels, in a fixed order."""
-    data: Any = label.data
+    data: Any = annotation.label.data
     for box in data.boxes():
-        values = data[box]
-        if convention.is_unlabeled(values):
+        found = annotation.read(box)
+        if found is None:
             continue
-        annotated = convention.annotated(values, box)
-        if weight is not None:
-            annotated &= weight.data[box] > 0
+        values, annotated = found
         for cell in _divided(values.shape):
             inside = annotated[cell]
             if not inside.any():

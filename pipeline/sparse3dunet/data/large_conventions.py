@@ -94,26 +94,37 @@ def declared_convention(label: Volume, ignored: Sequence[int], specification: An
     return LargeConvention(tuple(ignored), slices)
 
 
-def inferred_convention(label: Volume, declared: Sequence[int], classes: Collection[int]) -> LargeConvention:
-    """Infer what is unlabeled, and print it.
+def inferred_convention(
+    label: Volume, declared: Sequence[int], classes: Collection[int], tell: bool = True
+) -> LargeConvention:
+    """Infer what is unlabeled.
 
     Args:
         label: the opened label map.
         declared: values that are declared as unlabeled; if a voxel has one of them, nothing is inferred.
         classes: values that are known to be classes.
+        tell: whether to print what was inferred.
 
     Raises:
         DataError: when it cannot be inferred.
     """
+    convention, reason = _inferred(label, declared, classes)
+    if reason and tell:
+        print(f"{label.path}: {reason}. This was inferred; if it is wrong, pass --ignore-index or --annotated-slices.")
+    return convention
+
+
+def _inferred(label: Volume, declared: Sequence[int], classes: Collection[int]) -> tuple[LargeConvention, str]:
+    """Return the convention and what it says; no text if it is the declared one."""
     counts = _count(label, (*declared, UNLABELED_VALUE))
     values = tuple(counts.values)
     if len(values) > MOST_VALUES:
         raise DataError(f"{label.path}: found {len(values)} different values, like in a scan; expected a label map.")
     if any(value in counts.values for value in declared):
-        return LargeConvention(tuple(declared))
+        return LargeConvention(tuple(declared)), ""
     usual = tuple(int(v) for v in values if v not in classes and (v < 0 or v == UNLABELED_VALUE))
     if usual and len(values) - len(usual) >= (1 if classes else 2):
-        return _told(label, LargeConvention(usual), f"{_listed(usual)} means unlabeled, as usual")
+        return LargeConvention(usual), f"{_listed(usual)} means unlabeled, as usual"
     found = _by_slices(label, counts, classes)
     if found is None:
         shown = ", ".join(f"{value:g}" for value in sorted(values)[:10])
@@ -121,7 +132,7 @@ def inferred_convention(label: Volume, declared: Sequence[int], classes: Collect
     return found
 
 
-def _by_slices(label: Volume, counts: _Counts, classes: Collection[int]) -> LargeConvention | None:
+def _by_slices(label: Volume, counts: _Counts, classes: Collection[int]) -> tuple[LargeConvention, str] | None:
     """Return the convention if the voxels that are not 0 are on slices along one axis."""
     total, values = int(counts.foreground[0].sum()), tuple(counts.values)
     names, size = plane_names(label.affine), int(np.prod(label.spatial_shape))
@@ -130,17 +141,12 @@ def _by_slices(label: Volume, counts: _Counts, classes: Collection[int]) -> Larg
         whole = len(counts.kept(axis)) * (size // label.spatial_shape[axis])
         if total == whole and 0 not in classes and len(values) > 2:
             text = f"0 means unlabeled: all other voxels form {len(counts.kept(axis))} whole slice(s)"
-            return _told(label, LargeConvention((0,)), text)
+            return LargeConvention((0,)), text
     if len(sparse) != 1:
         return None
     slices: Slices = [counts.kept(axis) if axis == sparse[0] else [] for axis in range(3)]
     text = f"0 means background on {len(slices[sparse[0]])} {names[sparse[0]]} slice(s), and unlabeled elsewhere"
-    return _told(label, LargeConvention((), slices), text)
-
-
-def _told(label: Volume, convention: LargeConvention, text: str) -> LargeConvention:
-    print(f"{label.path}: {text}. This was inferred; if it is wrong, pass --ignore-index or --annotated-slices.")
-    return convention
+    return LargeConvention((), slices), text
 
 
 def _count(label: Volume, ignored: Collection[int]) -> _Counts:

@@ -179,6 +179,7 @@ def _read(scan: Path, annotation: Path) -> tuple[Volume, Volume, bool]:
     """
     image, own = read_image(scan), read_label(annotation)
     print_notes(image)
+    print_notes(own)
     label = on_grid_of(own, image)
     if not (image.has_orientation and own.has_orientation) and own.spatial_shape != image.spatial_shape:
         raise DataError(
@@ -218,7 +219,7 @@ def _reference(path: Path, scan: Path, image: Volume, labels: Mapping[int, str],
     if len(shape) != 3 or (sorted(shape) != sorted(image.spatial_shape) and not segments):
         raise DataError(
             f"{path}: shape {shape} differs from the scan's, {image.spatial_shape}; expected a dense label of the "
-            "whole scan (--reference), in one layer."
+            "whole scan (--reference)."
         )
     placed = _on_grid_of(image, label, 0)
     is_moved = own.has_orientation and label is not own
@@ -268,14 +269,7 @@ def _check_files(scan: Path, annotation: Path) -> None:
 
 
 def _check_label(label: Volume, image: Volume, segments: Mapping[int, str], given: Sequence[int]) -> None:
-    """Raise DataError unless an annotation is a label map, in one layer, of the segments' and the given values."""
-    if label.data.ndim == 4 and segments:
-        raise DataError(
-            f"{label.path}: the segmentation has {label.num_channels} layers, because segments overlap or were once "
-            "allowed to; expected one layer. In 3D Slicer, export it as a label map (Data module, right click: Export "
-            "visible segments to binary labelmap) and save that as .nii.gz; or set Allow overlap in the Segment "
-            "Editor's masking to no, edit it, and save it again."
-        )
+    """Raise DataError unless an annotation is a label map of the segments' and the given values."""
     if label.data.ndim == 4:
         raise DataError(
             f"{label.path}: found {label.num_channels} channels, shape {label.data.shape}; expected a label map with "

@@ -15,7 +15,10 @@ import torch
 
 from sparse3dunet import __version__
 from sparse3dunet.bundle import running
+from sparse3dunet.data.cutting import annotation_of_large
+from sparse3dunet.data.datalist import read_data_set
 from sparse3dunet.data.large import open_large
+from sparse3dunet.data.large_annotation import LargeAnnotation
 from sparse3dunet.densify.schedule import check_minutes
 from sparse3dunet.densify.state import NOT_OF_THE_RUN
 from sparse3dunet.errors import DataError
@@ -35,8 +38,11 @@ from sparse3dunet.keys import IMAGE, LABEL
 from sparse3dunet.models.loading import load_model
 from sparse3dunet.training.resume import STATE
 
-WITHOUT = ("folds", "suggestions", "keep_annotation")
+WITHOUT = ("folds", "suggestions")
 """Options of densify that need the whole volume, and are left out."""
+NOT_OF_THE_TRAINING = (*WITHOUT, "keep_annotation", "restart", "format", "spacing")
+OF_THE_ANNOTATION = ("ignore_index", "annotated_slices", "weight_dir", "label_dir")
+"""Settings that say which voxels are annotated."""
 DIGEST = "large.txt"
 """File in ``work`` with the digest of what the training started from."""
 
@@ -77,7 +83,7 @@ def densify_large(
     )
     device = torch.device(settings.get("device") or default_device())
     model = output_dir / "model"
-    given = {name: value for name, value in settings.items() if name not in (*WITHOUT, "restart", "format", "spacing")}
+    given = {name: value for name, value in settings.items() if name not in NOT_OF_THE_TRAINING}
     names = given.pop("given_names", None)
     given |= {
         "dataset_dir": str(_datalist(scan, annotation, output_dir)),
@@ -90,10 +96,14 @@ def densify_large(
     }
     if settings.get("spacing") != "auto":
         given["spacing"] = settings.get("spacing")
-    goes_on = _goes_on(output_dir, _digest(scan, annotation, {**given, **extra})) and not settings.get("restart", False)
-    given["resume"] = goes_on
+    digest = _digest(scan, annotation, {**given, **extra})
+    given["resume"] = _goes_on(output_dir, digest) and not settings.get("restart", False)
     running.run_quietly("training", {**given, **extra}, ["cpu" if device.type == "cpu" else "gpu"])
-    _predict(model, scan, output_dir, device, settings.get("format"))
+    kept = None
+    if settings.get("keep_annotation", True):
+        chosen = {name: value for name, value in {**given, **extra}.items() if name in OF_THE_ANNOTATION}
+        kept = annotation_of_large(read_data_set(given["dataset_dir"], **chosen), digest)
+    _predict(model, scan, output_dir, device, settings.get("format"), kept)
 
 
 def _check_results(scan: Path, output_dir: Path, format: str | None) -> None:
@@ -142,8 +152,17 @@ def _datalist(scan: Path, annotation: Path, output_dir: Path) -> Path:
     return path
 
 
-def _predict(model: Path, scan: Path, output_dir: Path, device: torch.device, format: str | None) -> None:
+def _predict(
+    model: Path,
+    scan: Path,
+    output_dir: Path,
+    device: torch.device,
+    format: str | None,
+    annotation: LargeAnnotation | None,
+) -> None:
     trained = load_model(model)
     inferer = SlabInferer(trained.patch_size)
-    outcome = run.predict(trained, [scan], output_dir, inferer, device=device, format=format, confidence=True)
+    outcome = run.predict(
+        trained, [scan], output_dir, inferer, device=device, format=format, confidence=True, annotation=annotation
+    )
     run.report(outcome, output_dir)

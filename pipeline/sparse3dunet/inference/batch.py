@@ -17,6 +17,7 @@ import nibabel as nib
 import numpy as np
 
 from sparse3dunet.data.large import open_large
+from sparse3dunet.data.large_annotation import LargeAnnotation
 from sparse3dunet.data.moments import channels_of
 from sparse3dunet.errors import TRACEBACK_VARIABLE, DataError
 from sparse3dunet.inference.inputs import ImageCase
@@ -52,6 +53,7 @@ class Output:
         pictures: whether to draw each case.
         overwrite: whether to replace files that this command did not write, or that were changed since.
         is_semi_automatic: whether the images themselves were annotated in part.
+        annotation: annotation of the one image, larger than memory, whose voxels keep their class; None for none.
     """
 
     folder: Path
@@ -61,6 +63,7 @@ class Output:
     pictures: bool = True
     overwrite: bool = False
     is_semi_automatic: bool = False
+    annotation: LargeAnnotation | None = None
 
     @property
     def labels(self) -> dict[int, str]:
@@ -146,7 +149,8 @@ def largest_first(cases: Sequence[ImageCase]) -> list[ImageCase]:
 
 def record_key(key: Mapping[str, Any], output: Output) -> dict[str, Any]:
     """Return all that results depend on besides the image, for their records: also their format, how files are read."""
-    return {**key, "format": output.format, "pictures": output.pictures, **as_key()}
+    kept = {} if output.annotation is None else {"annotation": output.annotation.digest}
+    return {**key, "format": output.format, "pictures": output.pictures, **as_key(), **kept}
 
 
 def summarise(output: Output) -> None:
@@ -275,8 +279,8 @@ class Batch:
                 scratch = Scratch(drafts)
                 if goes_on:
                     self.progress.line(f"{job.case.name}: continued where it was stopped")
-                labels, key = self.output.labels, job.record.key
-                prediction: Prediction = predict_large(self.predictor, volumes, drafts, job.names, labels, key)
+                labels, key, kept = self.output.labels, job.record.key, self.output.annotation
+                prediction: Prediction = predict_large(self.predictor, volumes, drafts, job.names, labels, key, kept)
             else:
                 scratch = Scratch(job.record.start(names, self.output.overwrite))
                 prediction = self.predictor(volumes, scratch)

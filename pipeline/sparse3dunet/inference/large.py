@@ -18,10 +18,12 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from sparse3dunet.data.large_annotation import LargeAnnotation
 from sparse3dunet.data.memory import machine_memory
 from sparse3dunet.data.moments import channel_moments, channels_of
 from sparse3dunet.errors import DataError
 from sparse3dunet.inference.predictor import (
+    CONFIDENCE,
     SEGMENTATION,
     AbsoluteScale,
     Grid,
@@ -30,10 +32,11 @@ from sparse3dunet.inference.predictor import (
     Scratch,
     Tally,
     ZScore,
+    count_classes,
     decide,
 )
 from sparse3dunet.inference.resizing import PLANES, SlabResizer
-from sparse3dunet.inference.windows import Windows
+from sparse3dunet.inference.rows_ahead import RowsAhead
 from sparse3dunet.io.chunked import ChunkedArray, pieces
 from sparse3dunet.io.chunked_results import ChunkedResult, check_suffix
 from sparse3dunet.io.json_files import misfit, parse_json
@@ -106,6 +109,7 @@ def predict_large(
     names: Mapping[str, str],
     class_names: Mapping[int, str],
     key: str,
+    annotation: LargeAnnotation | None = None,
 ) -> LargePrediction:
     """Segment an image chunk by chunk, or continue that.
 
@@ -116,6 +120,7 @@ def predict_large(
         names: file in this folder by kind of result.
         class_names: names of the classes by value.
         key: what the results depend on.
+        annotation: annotated voxels that keep their class, with a confidence of 1; None for none.
 
     Raises:
         DataError: when the image does not fit the model, a result's format is not written in chunks, or a setting needs
@@ -143,7 +148,7 @@ def predict_large(
         progress = Progress(key)
         progress.write(drafts)
     with Scratch(drafts) as scratch:
-        tally = _Large(predictor, volumes, files, progress, drafts, scratch).run()
+        tally = _Large(predictor, volumes, files, progress, drafts, scratch, annotation).run()
     arrays: list[Any] = [file.voxels for file in files.values()]
     found = dict(zip(files, arrays))
     mean = tally.mean_confidence
@@ -183,8 +188,9 @@ class _Large:
         progress: Progress,
         drafts: Path,
         scratch: Scratch,
+        annotation: LargeAnnotation | None,
     ) -> None:
-        self.predictor, self.image, self.files = predictor, volumes[0], files
+        self.predictor, self.image, self.files, self.annotation = predictor, volumes[0], files, annotation
         self.progress, self.drafts = progress, drafts
         self.grid = Grid.of(self.image, predictor.spacing)
         self.windows = predictor.inferer.windows(self.grid.shape, predictor.network)
@@ -312,9 +318,27 @@ class _Large:
                 section.add(slice(start, stop), decide(self.predictor, part, self.tally, self.image.path))
                 start = stop
                 if stop == section.rows.stop:
+                    self._keep_annotation(section)
                     section.write()
                     self._keep(stop)
                     section = next(pending, section)
+
+    def _keep_annotation(self, section: _Section) -> None:
+        """Give annotated voxels their class, and count them as such."""
+        if self.annotation is None:
+            return
+        segmentation, confidence = section.values[SEGMENTATION], section.values.get(CONFIDENCE)
+        predicted, values = segmentation.copy(), self.predictor.class_values
+        kept = self.annotation.keep(section.box, segmentation, values)
+        if not kept.any():
+            return
+        for sign, found in ((-1, predicted[kept]), (1, segmentation[kept])):
+            self.tally.voxels += sign * count_classes(found, values)
+            self.tally.foreground += sign * int((found != values[0]).sum())
+        if confidence is not None:
+            self.tally.sum_of_confidence -= float(confidence[kept & (predicted != values[0])].sum(dtype=float)) / 255
+            self.tally.sum_of_confidence += float((segmentation[kept] != values[0]).sum())
+            confidence[kept] = 255
 
     def _logits(self, box: Sequence[slice]) -> Iterator[tuple[slice, Any]]:
         """Yield rows of the image and their logits, from the first row of the box on."""
@@ -322,7 +346,7 @@ class _Large:
         first = seen[self.row_axis].start
         ahead: Any = self.channels
         if not self.grid.resampled:  # else they are in a file that the system caches
-            ahead = [_RowsAhead(channel, self.windows.within(seen)) for channel in self.channels]
+            ahead = [RowsAhead(channel, self.windows.within(seen)) for channel in self.channels]
         predictor, resizer = self.predictor, self._resizer() if self.grid.resampled else None
         if resizer is not None:
             resizer.begin_at(box[self.row_axis].start)
@@ -361,29 +385,6 @@ class _Section:
     def write(self) -> None:
         for kind, file in self.files.items():
             file.write(self.box, self.values[kind])
-
-
-class _RowsAhead:
-    """Array of which the rows of the current windows are in memory, so that no chunk is decoded for each window."""
-
-    def __init__(self, array: ChunkedArray, windows: Windows) -> None:
-        self.array, self.shape, self.row_axis = array, array.shape, windows.row_axis
-        first, last = (windows.inputs([axis.starts[end] for axis in windows.axes]) for end in (0, -1))
-        self.reach = [slice(max(f[0], 0), min(e[1], n)) for f, e, n in zip(first, last, self.shape)]
-        self.box: list[slice] = []
-        self.values = np.empty(0)
-
-    def __getitem__(self, wanted: tuple[slice, ...]) -> np.ndarray:
-        if not _contains(self.reach, wanted):  # beyond, by reflection at the border
-            return self.array[wanted]
-        if not (self.box and _contains(self.box, wanted)):
-            self.box = [w if axis == self.row_axis else r for axis, (w, r) in enumerate(zip(wanted, self.reach))]
-            self.values = self.array[tuple(self.box)]
-        return self.values[tuple(slice(w.start - b.start, w.stop - b.start) for w, b in zip(wanted, self.box))]
-
-
-def _contains(box: Sequence[slice], wanted: Sequence[slice]) -> bool:
-    return all(b.start <= w.start and w.stop <= b.stop for b, w in zip(box, wanted))
 
 
 def _counting(on_window: Callable[[int, int], None], before: int, total: int) -> Callable[[int, int], None]:

@@ -291,7 +291,7 @@ class _Result:
                 min_ml={int(values[number]): ml for number, ml in self.predictor.min_ml.items()},
                 background=int(values[0]),
             )
-            voxels = _count(segmentation, values)
+            voxels = count_classes(segmentation, values)
         mean = self.tally.mean_confidence if voxels[1:].any() else None
         confidence, probabilities = self.arrays.get(CONFIDENCE), self.arrays.get(PROBABILITIES)
         return Prediction(segmentation, confidence, probabilities, voxels.tolist(), mean)
@@ -344,7 +344,7 @@ def decide(predictor: Predictor, logits: torch.Tensor, tally: Tally, path: str) 
     tally.foreground += int(foreground.sum())
     tally.sum_of_confidence += float(confidence[foreground].sum(dtype=torch.float64))
     found = {SEGMENTATION: predictor.class_values[classes.cpu().numpy()]}
-    tally.voxels += _count(found[SEGMENTATION], predictor.class_values)
+    tally.voxels += count_classes(found[SEGMENTATION], predictor.class_values)
     if predictor.confidence:
         found[CONFIDENCE] = (confidence * 255).round().to(torch.uint8).cpu().numpy()
     if predictor.probabilities:
@@ -370,7 +370,7 @@ def most_probable(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return classes, total.reciprocal_()
 
 
-def _count(segmentation: np.ndarray, values: np.ndarray) -> np.ndarray:
+def count_classes(segmentation: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Count the voxels of each class."""
     return np.array([np.count_nonzero(segmentation == value) for value in values])
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from sparse3dunet.data.large_annotation import LargeAnnotation
 from sparse3dunet.datasets.mni152 import ensure_defaults
 from sparse3dunet.errors import DataError
 from sparse3dunet.inference.batch import Outcome, Output, largest_first, predict_batch
@@ -40,6 +41,7 @@ def predict(
     quiet: bool = False,
     dask: str | None = None,
     part: tuple[int, int] | None = None,
+    annotation: LargeAnnotation | None = None,
 ) -> Outcome:
     """Segment images, each on its own grid, into `output_dir`.
 
@@ -66,6 +68,7 @@ def predict(
         dask: address of a Dask scheduler, "host:port", whose workers predict; they see the same folders. None for this
             process, or those of torchrun.
         part: (i, n) to segment the i-th of n parts of the images alone, i from 1, as jobs of an array do; None for all.
+        annotation: of the one image, which is larger than memory, whose annotated voxels keep their class.
 
     Raises:
         DataError: when prediction cannot start: no image, no class of that name, no place for results. Images that fail
@@ -81,7 +84,9 @@ def predict(
         cases = largest_first(cases)[part[0] - 1 :: part[1]]
     settings = Settings(inferer, device, normalize, confidence, probabilities, largest, min_ml)
     inferer.windows((1, 1, 1), model.network)  # checks that the network accepts such windows
-    output = Output(output_dir, model.class_names, model.class_values, format, pictures, overwrite)
+    output = Output(
+        output_dir, model.class_names, model.class_values, format, pictures, overwrite, annotation=annotation
+    )
     if dask is not None:
         from sparse3dunet.inference.cluster import predict_on_cluster
 

@@ -83,7 +83,7 @@ def default_series() -> str:
 
 
 def default_segments() -> list[str]:
-    """Return the names, in lower case, of the segments to use of a DICOM annotation; empty for all."""
+    """Return the names, in lower case, of the segments to use of a DICOM or 3D Slicer annotation; empty for all."""
     return _names(os.environ.get(SEGMENTS, ""))
 
 

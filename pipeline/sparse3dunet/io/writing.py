@@ -23,8 +23,9 @@ from sparse3dunet.io.hdf5 import write_hdf5
 from sparse3dunet.io.meta_image import write_meta_image
 from sparse3dunet.io.microscopy import check_grid, package
 from sparse3dunet.io.nifti import write_nifti_labels, write_nifti_map
-from sparse3dunet.io.nrrd import check_segment_values, slicer_segments, write_nrrd
+from sparse3dunet.io.nrrd import write_nrrd
 from sparse3dunet.io.ome_zarr import write_ome_zarr
+from sparse3dunet.io.slicer import check_segment_values, slicer_segments
 from sparse3dunet.io.suffixes import DICOM_SUFFIXES, NIFTI_SUFFIXES, output_suffix
 from sparse3dunet.io.tiff import check_imagej, write_tiff
 from sparse3dunet.io.volumes import Volume

@@ -1,0 +1,63 @@
+"""Annotation of a volume larger than memory, read box by box."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sparse3dunet.data.large_conventions import LargeConvention
+from sparse3dunet.errors import DataError
+from sparse3dunet.io.volumes import Volume
+
+
+@dataclass(frozen=True)
+class LargeAnnotation:
+    """Label map, weight and convention, on the grid of the annotated volume.
+
+    Attributes:
+        label: the opened label map.
+        weight: the opened weight, unlabeled where it is 0; None for none.
+        convention: which voxels are unlabeled.
+        digest: text that changes with the annotation, for records of results that depend on it.
+    """
+
+    label: Volume
+    weight: Volume | None
+    convention: LargeConvention
+    digest: str = ""
+
+    def read(self, box: Sequence[slice]) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return the values in a box and the mask of those annotated, (X, Y, Z) each; None if none is."""
+        values = self.label.data[tuple(box)]
+        if self.convention.is_unlabeled(values):
+            return None
+        annotated = self.convention.annotated(values, box)
+        if self.weight is not None:
+            annotated &= self.weight.data[tuple(box)] > 0
+        return (values, annotated) if annotated.any() else None
+
+    def keep(self, box: Sequence[slice], segmentation: np.ndarray, class_values: np.ndarray) -> np.ndarray:
+        """Give the annotated voxels of a box their annotated class in a segmentation (X, Y, Z); return their mask.
+
+        Args:
+            box: the voxels of the volume.
+            segmentation: classes by their values on disk, changed in place.
+            class_values: the values of all classes.
+
+        Raises:
+            DataError: when a voxel is annotated as none of these.
+        """
+        found = self.read(box)
+        if found is None:
+            return np.zeros(segmentation.shape, bool)
+        values, annotated = found
+        classes = np.rint(values[annotated])
+        unknown = np.setdiff1d(classes, class_values)
+        if len(unknown):
+            listed = ", ".join(f"{value:g}" for value in unknown[:10])
+            known = ", ".join(map(str, class_values))
+            raise DataError(f"{self.label.path}: value(s) {listed} are none of the model's classes: {known}.")
+        segmentation[annotated] = classes.astype(segmentation.dtype)
+        return annotated
