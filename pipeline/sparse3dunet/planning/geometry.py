@@ -21,6 +21,8 @@ ROUNDING = 1e-6
 """Tolerance in voxels: the third root of 16 x 16 x 16 is a little less than 16."""
 STEPS = 6
 """Maximum number of downsamplings."""
+COVERED = 0.75
+"""Least share of a volume's length that a patch which may be as long covers."""
 Triple = tuple[int, int, int]
 
 
@@ -106,7 +108,9 @@ def whole_lengths(
     multiple_of: Sequence[int] | int,
     largest: Sequence[float] | None = None,
 ) -> list[int]:
-    """Return the patch size: lengths that end at the volume are rounded up to a multiple, all others down.
+    """Return the patch size: lengths rounded down to a multiple, or up if too little of the volume were left.
+
+    Beyond the volume, patches are padding: on a CPU, time that smaller patches use for more iterations.
 
     Args:
         lengths: from :func:`patch_lengths`.
@@ -117,6 +121,8 @@ def whole_lengths(
     factors = [multiple_of] * 3 if isinstance(multiple_of, int) else multiple_of
     whole = []
     for n, limit, factor, bound in zip(lengths, shape, factors, largest or [math.inf] * 3):
-        count = math.ceil(n / factor - ROUNDING) if n >= limit else math.floor(n / factor + ROUNDING)
+        count = math.floor(n / factor + ROUNDING)
+        if n >= limit and factor * count < COVERED * n:
+            count = math.ceil(n / factor - ROUNDING)
         whole.append(int(factor * max(min(count, bound // factor), 1)))
     return whole

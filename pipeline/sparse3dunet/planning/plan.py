@@ -88,7 +88,9 @@ class Plan:
 
     def patch_size_for(self, network: nn.Module) -> list[int]:
         """Return the patch size, rounded up to what a network can process (multiples of 8 if it does not say so)."""
-        return whole_lengths(self.patch_size, self.patch_size, getattr(network, "size_multiple", 8))
+        multiples = getattr(network, "size_multiple", 8)
+        factors = [multiples] * 3 if isinstance(multiples, int) else multiples
+        return [factor * -(-n // factor) for n, factor in zip(self.patch_size, factors)]
 
     def to_json(self) -> str:
         """Return the text of a plan's file."""
