@@ -19,13 +19,17 @@ def pair(tmp_path):
     sparse = np.full_like(label, 255)
     for index in (4, 9, 14):
         sparse[:, :, index] = label[:, :, index]
+    write_nifti(tmp_path / "dense.nii.gz", label)
     return write_nifti(tmp_path / "scan.nii.gz", image), write_nifti(tmp_path / "slices.nii.gz", sparse), sparse
 
 
 @pytest.mark.slow
 def test_the_result_is_shown_with_its_annotation(pair, tmp_path):
+    """With its scores by a dense label, which the page's own runs have, too."""
     scan, slices, sparse = pair
-    command = ("densify", scan, slices, "-o", tmp_path / "out", "--minutes", "0.1", "--open", "--device", "cpu")
+    scores = tmp_path / "out/reference/scores.csv"
+    more = ("--reference", tmp_path / "dense.nii.gz", "--open", "--device", "cpu")
+    command = ("densify", scan, slices, "-o", tmp_path / "out", "--minutes", "0.1", *more)
     process = subprocess.Popen(
         [sys.executable, "-u", "-W", "ignore", "-m", "sparse3dunet", *map(str, command)],
         stdout=subprocess.PIPE,
@@ -41,14 +45,17 @@ def test_the_result_is_shown_with_its_annotation(pair, tmp_path):
         assert state["found"]["kind"] == "result"
         assert state["finished"] == [[], [], [4, 9, 14]]
         np.testing.assert_array_equal(drawn.reshape(sparse.shape, order="F"), np.where(sparse % 255, sparse + 1, 0))
+        scores.unlink()
         urllib.request.urlopen(
             urllib.request.Request(address + "api/densify?minutes=0.1", method="POST")
         )  # out is free for it
         run = state["run"]
-        while run["preview_after"] is None and run["state"] in ("idle", "running"):
+        while run["state"] != "done":
             time.sleep(0.2)
             run = json.load(urllib.request.urlopen(address + "api/state"))["run"]
+            assert run["state"] in ("idle", "running", "done"), run
         assert run["preview_after"] is not None, run
+        assert scores.is_file()
     finally:
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)

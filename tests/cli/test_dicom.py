@@ -18,7 +18,7 @@ from sparse3dunet.io.formats import read_segmentation
 from sparse3dunet.models.loading import load_model
 from tests.conftest import make_volume, run_sparse3dunet, run_training
 from tests.densify.test_run import SMALL
-from tests.io.dicom_files import file_with, sources, write_rtstruct, write_seg, write_series
+from tests.io.dicom_files import LPS, file_with, series_affine, sources, write_rtstruct, write_seg, write_series
 
 MARK = "SURNAME"
 TEXTS = (
@@ -209,3 +209,29 @@ def test_simulate_takes_segmentations(tmp_path):
     whole = [k for k in range(18) if (kept[:, :, k] != 3).all()]
     assert len(whole) == 3
     np.testing.assert_array_equal(kept[:, :, whole], np.array([0, 2, 1])[dense[:, :, whole]])
+
+
+def test_sparse_copies_of_structures(tmp_path, error_of):
+    """A structure set has no grid of its own: it is read on its image's."""
+    write_series(tmp_path / "ct", np.zeros((12, 10, 6), np.int16))
+    square = np.array([[2.5, 1.5], [8.5, 1.5], [8.5, 6.5], [2.5, 6.5]])
+    to_world = LPS @ series_affine()
+    contours = [(np.column_stack([square, np.full(4, z), np.ones(4)]) @ to_world.T)[:, :3] for z in range(6)]
+    file = write_rtstruct(tmp_path / "rt.dcm", {"liver": contours})
+    command = ("simulate", file, "-o", tmp_path / "out", "--slices", "0,0,2")
+    message = error_of(*command)
+    assert "rt.dcm: contours (RTSTRUCT) have no grid of their own" in message
+    assert "simulate --image" in message
+    result = run_sparse3dunet(*command, "--image", tmp_path / "ct")
+    assert result.returncode == 0, result.stderr
+    dense = np.zeros((12, 10, 6), np.uint8)
+    dense[3:9, 2:7] = 1
+    (path,) = (tmp_path / "out").iterdir()
+    found = read_image(path)
+    np.testing.assert_allclose(found.affine, series_affine(), atol=1e-4)
+    kept = np.flatnonzero((found.data != 2).any((0, 1)))
+    assert len(kept) == 2
+    np.testing.assert_array_equal(found.data[:, :, kept], dense[:, :, kept])
+    assert "no DICOM annotation, and has a grid of its own" in error_of(
+        "simulate", path, "-o", tmp_path / "other", "--slices", "1", "--image", tmp_path / "ct"
+    )

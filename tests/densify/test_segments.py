@@ -10,6 +10,7 @@ import SimpleITK as sitk
 
 from sparse3dunet.densify.inputs import prepare, prepare_pair
 from sparse3dunet.errors import DataError
+from sparse3dunet.io import read_image
 from sparse3dunet.io.volumes import read_volume
 from sparse3dunet.keys import ANNOTATED_SLICES
 from tests.conftest import write_nifti
@@ -139,11 +140,47 @@ def test_segments_that_overlap(tmp_path, monkeypatch, capsys):
 
 
 def test_chosen_segments_of_one_layer(tmp_path, monkeypatch):
-    """The others are left out: background on annotated slices."""
+    """The others are left out: background on annotated slices. Nothing else becomes background."""
     monkeypatch.setenv("SPARSE3DUNET_SEGMENTS", "core")
     data_set, _, numbers, _ = read(prepared(tmp_path, ON_SLICES, NAMES))
     assert data_set.class_names == ["background", "core"]
     np.testing.assert_array_equal(numbers > 0, ON_SLICES == 2)
+    unknown = np.where(ANNOTATED, ON_SLICES, 7).astype(np.uint8)
+    _, _, numbers, annotated = read(prepared(tmp_path, unknown, NAMES, ignore_index=7), ignore_index=7)
+    np.testing.assert_array_equal(annotated, ANNOTATED)
+    np.testing.assert_array_equal(numbers > 0, ON_SLICES == 2)
+    unknown[0, 0, 0] = 9
+    with pytest.raises(DataError, match=r"have a value that no segment has \(9\)"):
+        prepared(tmp_path, unknown, NAMES, ignore_index=7)
+    with pytest.raises(DataError, match=r"no segment is named core \(--segments\); found shell, other"):
+        prepared(tmp_path, ON_SLICES, {**NAMES, 2: "other"})
+
+
+def test_a_background_segment_is_never_left_out(tmp_path, monkeypatch):
+    """Else what is in no segment would be background."""
+    monkeypatch.setenv("SPARSE3DUNET_SEGMENTS", "core")
+    labels = (np.choose(DENSE, [3, 1, 2]) * ANNOTATED).astype(np.uint8)
+    data_set, _, numbers, annotated = read(prepared(tmp_path, labels, {0: "x", 1: "shell", 2: "core", 3: "Background"}))
+    assert (data_set.class_names, data_set.class_values) == (["background", "core"], [3, 2])
+    np.testing.assert_array_equal(annotated, ANNOTATED & (DENSE != 1))
+    np.testing.assert_array_equal(numbers > 0, ANNOTATED & (DENSE == 2))
+
+
+def test_own_results_have_all_of_their_segments(tmp_path, monkeypatch):
+    """They are no annotation, whose segments the option is for."""
+    monkeypatch.setenv("SPARSE3DUNET_SEGMENTS", "background,core")
+    path = write_segments(tmp_path / "result.seg.nrrd", DENSE, NAMES)
+    np.testing.assert_array_equal(read_image(path).data, DENSE)
+
+
+def test_values_of_layers_mean_nothing_in_a_data_set(tmp_path):
+    """There, classes are told by value: the same in each case."""
+    masks = [ON_SLICES == 1, ON_SLICES == 2]
+    _, layers = layered(tmp_path, masks)
+    with pytest.raises(DataError, match=r"layers.seg.nrrd: segments in different layers have the same value.*densify"):
+        read_image(layers)
+    _, layers = layered(tmp_path, masks, values=(1, 2))
+    np.testing.assert_array_equal(read_image(layers).data, ON_SLICES)
 
 
 def test_layers_that_do_not_tell(tmp_path):
@@ -157,6 +194,9 @@ def test_layers_that_do_not_tell(tmp_path):
         layers.write_bytes(whole.replace(old, new))
         with pytest.raises(DataError, match=message):
             prepare_pair(scan, layers, tmp_path / "out")
+    layers.write_bytes(whole[:-1] + b"\x07")
+    with pytest.raises(DataError, match="1 voxels have a value that no segment of their layer has"):
+        prepare_pair(scan, layers, tmp_path / "out")
     layers.write_bytes(re.sub(rb"Segment\d_(Layer|LabelValue):=\d\n", b"", whole))  # as older versions did
     assert_as_annotated(prepare_pair(scan, layers, tmp_path / "out"))
 

@@ -16,6 +16,7 @@ from sparse3dunet.io import read_image
 from sparse3dunet.models.loading import load_model
 from tests.conftest import ROOT, TINY, make_dataset, make_volume, write_nifti
 from tests.densify.test_run import SMALL, write_scan
+from tests.io.microscopy import voxels, write
 from tests.robustness.kills import Series, assert_nothing_unfinished, names, times
 
 KILLS = times(34)
@@ -64,6 +65,27 @@ def test_predictions(trained, tmp_path):
     whole = tmp_path / "whole"
     series = Series(command, check, look)
     series.run(tmp_path, KILLS, seed=0)
+    print(series)
+
+
+def test_a_prediction_larger_than_memory(trained, tmp_path):
+    """It goes on where it was killed, and all chunks are those of an undisturbed run; no scratch is left."""
+    image = write(tmp_path / "ngff04.ome.zarr", voxels((200, 40, 36), high=200))
+
+    def command(out):
+        return ("sparse3dunet", "predict", trained / "models", image, "-o", out, "--confidence", "--volume-memory", 0)
+
+    def check(out):
+        assert_nothing_unfinished(out)
+        assert names(out) == names(whole)
+        results = [name for name in names(out) if ".ome.zarr/" in name]
+        assert len(results) > 10
+        assert not [name for name in results if (out / name).read_bytes() != (whole / name).read_bytes()]
+        assert not list(out.rglob("scratch-*"))
+
+    whole = tmp_path / "whole"
+    series = Series(command, check)
+    series.run(tmp_path, times(16), seed=3)
     print(series)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -31,6 +32,7 @@ def annotate(
     series: options.Series = None,
     segments: options.Segments = None,
     device: options.Device = None,
+    reference: options.Reference = None,
 ) -> None:
     """Annotate a scan in the browser, with densify at hand.
 
@@ -42,6 +44,10 @@ def annotate(
     from sparse3dunet.io.defaults import set_defaults
 
     set_defaults(voxel_size, axes, series=series, segments=segments)
+    given = {
+        "device": None if device is None else str(arguments.device(device)),
+        "reference": None if reference is None else _reference(reference),
+    }
     session = opening.open_session(
         scan,
         annotation,
@@ -51,10 +57,27 @@ def annotate(
         ignore_index=arguments.numbers(ignore_index, "--ignore-index"),
         annotated_slices=arguments.slices(annotated_slices),
         background=background,
-        settings={} if device is None else {"device": str(arguments.device(device))},
+        settings={name: text for name, text in given.items() if text is not None},
     )
     serving.serve(session, port, _tell, open_page)
     print(f"Saved in {session.folder}; run the same command to go on.", flush=True)
+
+
+def _reference(path: str) -> str:
+    """Return the absolute path of a dense label for the page's runs, whose annotation has values but no names.
+
+    Raises:
+        DataError: when it is missing, or tells classes by name.
+    """
+    from sparse3dunet.io.dicom_annotation import annotation_file
+    from sparse3dunet.io.suffixes import is_image_file
+
+    file = Path(path).expanduser().absolute()
+    if annotation_file(file) or file.name.endswith(".seg.nrrd"):
+        raise DataError(f"{file}: expected a label map with the classes' values as --reference, not named segments.")
+    if not is_image_file(file) or not file.exists():
+        raise DataError(f"{file} does not exist, or is no label map; expected a dense label of the scan (--reference).")
+    return str(file)
 
 
 def check_page() -> None:

@@ -23,12 +23,6 @@ Folds = Annotated[
 ClassNames = Annotated[
     str | None, typer.Option(help="background,liver,tumor, or ITK-SNAP's labels.txt; default: as declared.")
 ]
-Reference = Annotated[
-    str | None,
-    typer.Option(
-        help="Dense label of the scan, or folder of those of several, to score the result; nothing is learned from it."
-    ),
-]
 KeepAnnotation = Annotated[
     bool, typer.Option("--keep-annotation/--as-predicted", help="Keep the label of annotated voxels.")
 ]
@@ -45,7 +39,7 @@ def densify(
     class_names: ClassNames = None,
     label_dir: Annotated[str | None, typer.Option(help="Folder with the labels of several volumes.")] = None,
     weight_dir: Annotated[str | None, typer.Option(help="Folder with the weight images of several volumes.")] = None,
-    reference: Reference = None,
+    reference: options.Reference = None,
     spacing: Spacing = "auto",
     folds: Folds = "auto",
     suggestions: Annotated[int, typer.Option(help="Slices per plane to suggest for annotation.", min=0)] = 3,
@@ -127,7 +121,18 @@ def densify(
             annotated_slices=annotated_slices,
             background=background,
             device=device,
+            reference=_without_names(reference),
         )
+
+
+def _without_names(reference: str | None) -> str | None:
+    """Return a dense label for the page's own runs; None, which is told, if it tells classes by name."""
+    from sparse3dunet.io.suffixes import image_suffix
+
+    if reference is None or (image_suffix(reference) and not reference.endswith(".seg.nrrd")):
+        return reference
+    print(f"note: runs of the page are not scored by {reference}, which tells classes by name.")
+    return None
 
 
 def _check_page(is_one_scan: bool) -> None:

@@ -34,6 +34,12 @@ VolumeMemory = Annotated[
     ),
 ]
 Series = Annotated[str | None, typer.Option(help="UID or number of the DICOM series to read in a folder of several.")]
+Reference = Annotated[
+    str | None,
+    typer.Option(
+        help="Dense label of the scan, or folder of those of several, to score the result; nothing is learned from it."
+    ),
+]
 Segments = Annotated[
     str | None,
     typer.Option(help="Segments of a DICOM or Slicer annotation to use, later over earlier ones: liver,tumor."),

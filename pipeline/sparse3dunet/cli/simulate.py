@@ -25,15 +25,17 @@ def simulate(
     seed: Annotated[int, typer.Option(help="Random seed; a file's draw depends on it and the file's name only.")] = 0,
     voxel_size: options.VoxelSize = None,
     axes: options.Axes = None,
+    series: options.Series = None,
     segments: options.Segments = None,
     ignore_index: Annotated[int | None, typer.Option(help="Value of unlabeled voxels; default: largest + 1.")] = None,
+    image: Annotated[Path | None, typer.Option(help="Image that a DICOM structure set was drawn on.")] = None,
 ) -> None:
     """Make sparse label maps from dense ones, for experiments: how much annotation is needed?"""
     from sparse3dunet import transforms
     from sparse3dunet.data import simulation
     from sparse3dunet.io.defaults import set_defaults
 
-    set_defaults(voxel_size, axes, segments=segments)
+    set_defaults(voxel_size, axes, series=series, segments=segments)
     kinds = {"--slices": slices, "--fraction": fraction, "--scribbles": scribbles}
     if sum(option is not None for option in kinds.values()) != 1:
         given = [name for name, option in kinds.items() if option is not None]
@@ -50,7 +52,7 @@ def simulate(
     else:
         keep = transforms.KeepScribbles(scribbles or 0, length, width)
     output_dir = output_dir.expanduser()
-    done = simulation.simulate(labels, output_dir, keep, seed, ignore_index)
+    done = simulation.simulate(labels, output_dir, keep, seed, ignore_index, image)
     print(
         f"Wrote {len(done.files)} label map(s) to {output_dir}: {sum(done.shares) / len(done.shares):.2%} of the "
         f"voxels kept; the others are {done.ignore_index} (unlabeled)."

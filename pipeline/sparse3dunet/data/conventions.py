@@ -117,7 +117,7 @@ def complete(
     Raises:
         DataError: when the convention cannot be inferred, or the label maps differ in it, or the classes are wrong.
     """
-    classes = (known or {}).get("class_values") or ([] if background is None else [background])
+    classes = known_values(known, background)
     data_set = checks.complete(cut_and_infer(data_set, classes, _with_convention), known, background)
     if class_names is None:
         return data_set
@@ -133,6 +133,11 @@ def complete(
             "name for each, in this order. Correct --class-names, or pass values that are no classes as --ignore-index."
         )
     return replace(data_set, class_names=names)
+
+
+def known_values(known: Mapping[str, Any] | None, background: int | None) -> list[int]:
+    """Return the values that are known to be classes, by the arguments of :func:`complete`."""
+    return (known or {}).get("class_values") or ([] if background is None else [background])
 
 
 # One label map

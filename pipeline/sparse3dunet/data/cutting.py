@@ -7,7 +7,9 @@ belongs to one of them: in the others it reads as unlabeled.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -30,6 +32,7 @@ from sparse3dunet.errors import DataError
 from sparse3dunet.io.chunked import pieces
 from sparse3dunet.io.formats import is_chunked, opened_once
 from sparse3dunet.io.parts import Box, Part, part_path, split_part
+from sparse3dunet.io.suffixes import split, state_of
 from sparse3dunet.io.volumes import UNLABELED_VALUE, Volume, check_same_grid, on_grid_of
 from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL, MOMENTS, REFERENCE, WEIGHT
 
@@ -144,20 +147,24 @@ def _label(case: Case, image: Volume, key: str = LABEL) -> Volume:
     return label
 
 
-def annotation_of_large(data_set: DataSet, digest: str) -> LargeAnnotation:
+def annotation_of_large(data_set: DataSet, classes: Sequence[int], key: Any) -> LargeAnnotation:
     """Return the annotation of the one case of a data set, a volume larger than memory; inferred if not declared.
 
     Args:
         data_set: as read.
-        digest: text that changes with the annotation.
+        classes: values that are known to be classes, as for :func:`cut_large`.
+        key: plain values that the annotation depends on besides its files.
 
     Raises:
         DataError: as :func:`cut_large`.
     """
     (case,) = data_set.cases
     image = opened_once(case[IMAGE])
-    convention = _convention(case, image, data_set.ignore_index, tuple(data_set.class_values), infer=True, tell=False)
+    known = tuple(data_set.class_values) or tuple(classes)
+    convention = _convention(case, image, data_set.ignore_index, known, infer=True, tell=False)
+    states = [(state_of(split(case[name])[0]) or [])[1:] for name in (LABEL, WEIGHT) if name in case]
     weight = _label(case, image, WEIGHT) if WEIGHT in case else None
+    digest = hashlib.sha256(json.dumps([states, key], sort_keys=True, default=str).encode()).hexdigest()
     return LargeAnnotation(_label(case, image), weight, convention, digest)
 
 

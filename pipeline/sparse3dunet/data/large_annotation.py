@@ -9,7 +9,7 @@ import numpy as np
 
 from sparse3dunet.data.large_conventions import LargeConvention
 from sparse3dunet.errors import DataError
-from sparse3dunet.io.volumes import Volume
+from sparse3dunet.io.volumes import Volume, whole_labels
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class LargeAnnotation:
 
     def read(self, box: Sequence[slice]) -> tuple[np.ndarray, np.ndarray] | None:
         """Return the values in a box and the mask of those annotated, (X, Y, Z) each; None if none is."""
-        values = self.label.data[tuple(box)]
+        values = whole_labels(self.label.data[tuple(box)])
         if self.convention.is_unlabeled(values):
             return None
         annotated = self.convention.annotated(values, box)

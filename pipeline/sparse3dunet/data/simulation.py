@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nibabel as nib
@@ -15,7 +15,7 @@ from monai.transforms import Randomizable
 from sparse3dunet.data.datalist import case_name, read_data_set
 from sparse3dunet.data.layouts import SUFFIXES, file_stem, list_volumes
 from sparse3dunet.errors import DataError
-from sparse3dunet.io.dicom_annotation import annotation_file
+from sparse3dunet.io.dicom_annotation import LabelOnImage, annotation_file, class_values, segment_names
 from sparse3dunet.io.formats import annotation_path, read_label
 from sparse3dunet.io.suffixes import NIFTI_SUFFIXES, image_suffix, is_image_file, natural_suffix, split, suffix_among
 from sparse3dunet.io.volumes import Volume, values_found
@@ -35,7 +35,12 @@ class Simulated:
 
 
 def simulate(
-    source: str | Path, output_dir: str | Path, keep: Randomizable, seed: int = 0, ignore_index: int | None = None
+    source: str | Path,
+    output_dir: str | Path,
+    keep: Randomizable,
+    seed: int = 0,
+    ignore_index: int | None = None,
+    image: str | Path | None = None,
 ) -> Simulated:
     """Write a sparse copy of each dense label map, in which voxels that are not kept have the value for unlabeled.
 
@@ -49,6 +54,7 @@ def simulate(
         seed: random seed; the draw depends only on it and the file's name.
         ignore_index: value of unlabeled voxels; default: that of the ``dataset.json`` in the parent folder, otherwise
             one past the largest value in any of the files.
+        image: image on whose grid a DICOM annotation is read: needed for structure sets, which have none of their own.
 
     Raises:
         DataError: when there is no label map, or one is unreadable or without foreground, when `ignore_index` is a
@@ -58,7 +64,7 @@ def simulate(
     folder = Path(output_dir).expanduser()
     if folder.resolve() == split(files[0])[0].parent.resolve():
         raise DataError(f"{folder.absolute()} contains the dense label maps; pass another folder for the sparse ones.")
-    used = {value for file in files for value in values_found(_read_label(file).data)}
+    used = {value for file in files for value in values_found(_read_label(file, image).data)}
     unlabeled = _unlabeled_value(split(files[0])[0].parent.parent, used) if ignore_index is None else ignore_index
     if unlabeled in used:
         raise DataError(
@@ -79,7 +85,9 @@ def simulate(
             "another folder."
         ) from error
     targets = [folder / _copy_name(file) for file in files]
-    shares = [_write_sparse(_read_label(file), copy, keep, seed, unlabeled) for file, copy in zip(files, targets)]
+    shares = [
+        _write_sparse(_read_label(file, image), copy, keep, seed, unlabeled) for file, copy in zip(files, targets)
+    ]
     return Simulated(targets, shares, unlabeled)
 
 
@@ -108,14 +116,22 @@ def _label_files(path: Path) -> list[Path]:
     if not files:
         raise DataError(
             f"{path.absolute()} is neither a label map nor a folder of label maps; expected "
-            f"{', '.join(SUFFIXES)}, or DICOM SEG. Pass a dense label map, or the folder that "
+            f"{', '.join(SUFFIXES)}, DICOM SEG, or RTSTRUCT. Pass a dense label map, or the folder that "
             "contains them, for example labelsTr/."
         )
     return files
 
 
-def _read_label(file: Path) -> Volume:
-    volume = read_label(annotation_path(str(file)))
+def _read_label(file: Path, image: str | Path | None) -> Volume:
+    path, annotation = annotation_path(str(file)), annotation_file(file)
+    if image is not None:
+        if annotation is None:
+            raise DataError(f"{file}: no DICOM annotation, and has a grid of its own. Leave out --image.")
+        on_image = LabelOnImage(
+            annotation, str(Path(image).expanduser().absolute()), class_values(segment_names(annotation)), 0
+        )
+        path = str(on_image)
+    volume = read_label(path) if image is None else replace(read_label(path), path=str(file))
     if volume.data.ndim != 3 or not (np.isfinite(volume.data) & (volume.data == np.round(volume.data))).all():
         raise DataError(
             f"{file}: expected a three-dimensional label map of whole numbers; found shape {volume.data.shape} of "

@@ -17,12 +17,11 @@ from sparse3dunet.data.datalist import case_name
 from sparse3dunet.data.layouts import file_stem, read_json
 from sparse3dunet.densify.dicom_pair import from_dicom, print_notes
 from sparse3dunet.densify.made import DATALIST, Converted, Made, Pair, settings
-from sparse3dunet.densify.segments import IGNORE, check_values, class_labels
+from sparse3dunet.densify.segments import IGNORE, check_values, class_labels, only_chosen
 from sparse3dunet.errors import DataError
-from sparse3dunet.io import is_dicom_folder, read_image, read_label
+from sparse3dunet.io import is_dicom_folder, read_image
 from sparse3dunet.io.dicom_annotation import annotation_file
-from sparse3dunet.io.formats import annotation_path, is_dicom_image
-from sparse3dunet.io.nrrd import read_segments
+from sparse3dunet.io.formats import annotation_path, is_dicom_image, read_named_label
 from sparse3dunet.io.suffixes import (
     MICROSCOPY_SUFFIXES,
     NIFTI_SUFFIXES,
@@ -155,9 +154,9 @@ def prepare_pair(
 
 
 def _from_label_map(scan: Path, annotation: Path, given: list[int], annotated_slices: Any) -> Pair:
-    segments = read_segments(annotation)
-    image, label, is_moved = _read(scan, annotation)
+    image, label, segments, is_moved = _read(scan, annotation)
     _check_label(label, image, segments, given)
+    label, segments = only_chosen(label, segments)
     is_declared = bool(given) or annotated_slices is not None
     is_part = sorted(label.data.shape) != sorted(image.spatial_shape)
     inferred = _unlabeled_in(label) if is_part and not segments and not is_declared else ()
@@ -171,22 +170,23 @@ def _from_label_map(scan: Path, annotation: Path, given: list[int], annotated_sl
     return image, Converted(placed, outside) if is_converted else None, declared, labels
 
 
-def _read(scan: Path, annotation: Path) -> tuple[Volume, Volume, bool]:
-    """Return the image, the annotation on its grid or a part of it, and whether its file states another grid.
+def _read(scan: Path, annotation: Path) -> tuple[Volume, Volume, dict[int, str], bool]:
+    """Return image, annotation on its grid or a part of it, segments' names, and whether its file states another grid.
 
     Raises:
         DataError: when one has no place in space, and their shapes differ.
     """
-    image, own = read_image(scan), read_label(annotation)
+    image, (own, segments) = read_image(scan), read_named_label(annotation)
     print_notes(image)
-    print_notes(own)
+    for text in own.notes:
+        print(f"note: {text}")
     label = on_grid_of(own, image)
     if not (image.has_orientation and own.has_orientation) and own.spatial_shape != image.spatial_shape:
         raise DataError(
             f"{annotation}: shape {own.spatial_shape} (x, y, z) differs from the scan's, {image.spatial_shape} "
             f"({scan}), and the format does not tell which part it is; expected the same. Export all of it."
         )
-    return image, label, own.has_orientation and label is not own
+    return image, label, segments, own.has_orientation and label is not own
 
 
 def _reference(path: Path, scan: Path, image: Volume, labels: Mapping[int, str], made: Made, name: str) -> str:
@@ -208,7 +208,7 @@ def _reference(path: Path, scan: Path, image: Volume, labels: Mapping[int, str],
         return str(path)
     if not is_image_file(path):
         raise DataError(f"{path}: expected a label map as dense label (--reference), such as .nii.gz or .nrrd.")
-    own, segments = read_label(path), read_segments(path)
+    own, segments = only_chosen(*read_named_label(path), all_there=False)
     others = [v for v, text in segments.items() if labels.get(v, text).lower() != text.lower()]
     if others:
         raise DataError(

@@ -15,6 +15,7 @@ import torch
 
 from sparse3dunet import __version__
 from sparse3dunet.bundle import running
+from sparse3dunet.data.conventions import known_values
 from sparse3dunet.data.cutting import annotation_of_large
 from sparse3dunet.data.datalist import read_data_set
 from sparse3dunet.data.large import open_large
@@ -97,13 +98,17 @@ def densify_large(
     if settings.get("spacing") != "auto":
         given["spacing"] = settings.get("spacing")
     digest = _digest(scan, annotation, {**given, **extra})
+    kept = _annotation({**given, **extra}, digest) if settings.get("keep_annotation", True) else None
     given["resume"] = _goes_on(output_dir, digest) and not settings.get("restart", False)
     running.run_quietly("training", {**given, **extra}, ["cpu" if device.type == "cpu" else "gpu"])
-    kept = None
-    if settings.get("keep_annotation", True):
-        chosen = {name: value for name, value in {**given, **extra}.items() if name in OF_THE_ANNOTATION}
-        kept = annotation_of_large(read_data_set(given["dataset_dir"], **chosen), digest)
     _predict(model, scan, output_dir, device, settings.get("format"), kept)
+
+
+def _annotation(settings: Mapping[str, Any], digest: str) -> LargeAnnotation:
+    """Return the annotation as the training reads it."""
+    chosen = {name: value for name, value in settings.items() if name in OF_THE_ANNOTATION}
+    classes = known_values(settings.get("known_classes"), settings.get("background"))
+    return annotation_of_large(read_data_set(settings["dataset_dir"], **chosen), classes, digest)
 
 
 def _check_results(scan: Path, output_dir: Path, format: str | None) -> None:

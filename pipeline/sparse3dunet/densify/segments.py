@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from sparse3dunet.errors import DataError
+from sparse3dunet.io.defaults import default_segments
+from sparse3dunet.io.volumes import Volume
 
 IGNORE = "ignore"
 """Name of the value of unlabeled voxels in data sets."""
@@ -29,6 +34,34 @@ def class_labels(segments: Mapping[int, str], ignore_index: Sequence[int], annot
             f"{', '.join(classes) or '(none)'}; expected at least two (background: all in no segment). Add a segment."
         )
     return labels
+
+
+def only_chosen(label: Volume, segments: dict[int, str], all_there: bool = True) -> tuple[Volume, dict[int, str]]:
+    """Return the label map and the names of those segments alone that ``--segments`` names, if it is set.
+
+    Voxels of others become 0. Segments for the background and for unlabeled voxels are never left out.
+
+    Args:
+        label: the label map.
+        segments: names by value.
+        all_there: whether each name must be that of a segment.
+
+    Raises:
+        DataError: when a name is that of none.
+    """
+    names = default_segments()
+    if not names or not segments:
+        return label, segments
+    missing = [name for name in names if name not in {text.lower() for text in segments.values()}]
+    if missing and all_there:
+        raise DataError(
+            f"{label.path}: no segment is named {', '.join(missing)} (--segments); found "
+            f"{', '.join(segments.values())}. Correct the names."
+        )
+    always = (BACKGROUND, *UNLABELED_NAMES)
+    kept = {value: name for value, name in segments.items() if name.lower() in (*names, *always)}
+    left_out = np.isin(label.data, [value for value in segments if value not in kept])
+    return replace(label, data=np.where(left_out, 0, label.data).astype(label.data.dtype)), kept
 
 
 def check_values(path: str, values: Mapping[float, int], segments: Mapping[int, str], given: Sequence[int]) -> None:

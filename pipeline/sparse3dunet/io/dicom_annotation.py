@@ -183,7 +183,7 @@ def read_alone(path: Path) -> Volume:
     if _module(path) is rtstruct:
         raise DataError(
             f"{path}: contours (RTSTRUCT) have no grid of their own; expected a label map here. Pass them "
-            "together with their image: densify IMAGE ANNOTATION, or a datalist."
+            "together with their image: densify IMAGE ANNOTATION, simulate --image IMAGE, or a datalist."
         )
     grid = dicom_seg.own_grid(dicom_seg.read(path))
     return read_on_grid(path, grid, class_values(segment_names(path)), 0)

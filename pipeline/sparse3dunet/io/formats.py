@@ -28,7 +28,7 @@ from sparse3dunet.io.dicom_header import is_dicom_image as is_dicom_image_file
 from sparse3dunet.io.hdf5 import label_dataset, read_hdf5
 from sparse3dunet.io.meta_image import read_meta_image
 from sparse3dunet.io.microscopy import readable
-from sparse3dunet.io.nrrd import read_nrrd
+from sparse3dunet.io.nrrd import read_named, read_nrrd
 from sparse3dunet.io.ome_zarr import label_group, read_ome_zarr
 from sparse3dunet.io.parts import Part, relative, split_part
 from sparse3dunet.io.payload import check_regular
@@ -108,6 +108,16 @@ def read_label(source: str | Path) -> Volume:
     """Read a label map as :func:`read_image` does; values within 1e-3 of a whole number are rounded."""
     volume = read_image(source)
     return replace(volume, data=whole_labels(volume.data))
+
+
+def read_named_label(source: str | Path) -> tuple[Volume, dict[int, str]]:
+    """Read a label map as :func:`read_label` does, and the names of 3D Slicer's segments by value; empty if none."""
+    path, part = split_part(source)
+    if part is not None or image_suffix(path) not in NRRD_SUFFIXES or not os.path.lexists(path) or path.is_dir():
+        return read_label(source), {}
+    check_regular(path)
+    volume, names = read_named(path)
+    return replace(volume, data=whole_labels(volume.data)), names
 
 
 def is_chunked(source: str | Path) -> bool:

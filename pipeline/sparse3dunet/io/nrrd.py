@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from sparse3dunet.errors import DataError
 from sparse3dunet.io.itk import itk_affine, itk_array, itk_header, itk_read, itk_write
 from sparse3dunet.io.nrrd_header import check_voxels, read_nrrd_header
-from sparse3dunet.io.slicer import label_map, segments_in
-from sparse3dunet.io.suffixes import NRRD_SUFFIXES, image_suffix
+from sparse3dunet.io.slicer import Segment, label_map, segments_in
 from sparse3dunet.io.volumes import Volume
 
 
@@ -19,21 +19,36 @@ def read_nrrd(path: Path) -> Volume:
 
     Raises:
         DataError: when it is damaged, or has another format; when segments overlap, see
-            :func:`~sparse3dunet.io.slicer.label_map`.
+            :func:`~sparse3dunet.io.slicer.label_map`, or have values that depend on their order alone.
     """
-    check_voxels(path, read_nrrd_header(path))
+    volume, segments = _read(path)
+    if volume.data.ndim == 3 and any(segment.label != segment.value for segment in segments):
+        raise DataError(
+            f"{path}: segments in different layers have the same value; expected different ones, since classes are "
+            "told by value here. Pass it to densify together with its scan, or export it as a label map in 3D Slicer "
+            "(Data module, right click: Export visible segments to binary labelmap)."
+        )
+    return volume
+
+
+def read_named(path: Path) -> tuple[Volume, dict[int, str]]:
+    """Read a label map, and the names of its segments by value; empty if it is not a segmentation of 3D Slicer.
+
+    Segments of several layers with equal values get the values 1, 2, ... in their order.
+
+    Raises:
+        DataError: as :func:`read_nrrd`.
+    """
+    volume, segments = _read(path)
+    return volume, {segment.label: segment.name for segment in segments}
+
+
+def _read(path: Path) -> tuple[Volume, list[Segment]]:
+    check_voxels(path, read_nrrd_header(path))  # which ITK does not
     reader = itk_header(path, "NrrdImageIO")
     segments = segments_in(path, reader)
     voxels, notes = label_map(path, itk_array(itk_read(reader, path)), segments)
-    return Volume(str(path), voxels, itk_affine(reader), notes=notes)
-
-
-def read_segments(path: Path) -> dict[int, str]:
-    """Return segment names by value in the label map; empty if the file is not a segmentation of 3D Slicer."""
-    if image_suffix(path) not in NRRD_SUFFIXES:
-        return {}
-    read_nrrd_header(path)  # checks it, which ITK does not
-    return {segment.label: segment.name for segment in segments_in(path, itk_header(path, "NrrdImageIO"))}
+    return Volume(str(path), voxels, itk_affine(reader), notes=notes), segments
 
 
 def write_nrrd(path: Path, array: np.ndarray, affine: np.ndarray, metadata: Mapping[str, str]) -> None:

@@ -26,13 +26,12 @@ class Segment:
 
 
 def segments_in(path: Path, header: sitk.ImageFileReader) -> list[Segment]:
-    """Return the segments that the header of an NRRD file lists; those of ``--segments``, in its order, if it is set.
+    """Return the segments that the header of an NRRD file lists.
 
     Their values in the label map are those in the file or, where those of several layers are equal, 1, 2, ...
 
     Raises:
-        DataError: when a value or a layer cannot be one, or two segments have the same; when a name of ``--segments``
-            is none.
+        DataError: when a value or a layer cannot be one, or two segments have the same.
     """
     metadata = {key: header.GetMetaData(key) for key in header.GetMetaDataKeys()}
     numbers = sorted({int(match[1]) for key in metadata if (match := re.match(r"Segment(\d+)_", key))})
@@ -50,8 +49,7 @@ def segments_in(path: Path, header: sitk.ImageFileReader) -> list[Segment]:
             "segmentation again in 3D Slicer."
         )
     are_unique = len({value for *_, value in found}) == len(found)
-    segments = [Segment(*one, one[2] if are_unique else number) for number, one in enumerate(found, 1)]
-    return _chosen(path, segments) if segments else []
+    return [Segment(*one, one[2] if are_unique else number) for number, one in enumerate(found, 1)]
 
 
 def _whole(path: Path, name: str, what: str, text: str, least: int, most: int) -> int:
@@ -65,52 +63,51 @@ def _whole(path: Path, name: str, what: str, text: str, least: int, most: int) -
     return int(text)
 
 
-def _chosen(path: Path, segments: Sequence[Segment]) -> list[Segment]:
-    names = default_segments()
-    if not names:
-        return list(segments)
-    missing = [name for name in names if name not in {segment.name.lower() for segment in segments}]
-    if missing:
-        raise DataError(
-            f"{path}: no segment is named {', '.join(missing)} (--segments); found "
-            f"{', '.join(segment.name for segment in segments)}. Correct the names."
-        )
-    return [segment for name in names for segment in segments if segment.name.lower() == name]
-
-
 def label_map(path: Path, voxels: np.ndarray, segments: Sequence[Segment]) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Return the label map (X, Y, Z) of a segmentation, 0 in no segment, and notes; other images as they are.
+    """Return the label map (X, Y, Z) of a segmentation in layers, 0 in no segment, and notes; others as they are.
+
+    Segments that ``--segments`` names count over others, later ones over earlier ones.
 
     Args:
         path: for messages.
-        voxels: (X, Y, Z), or (X, Y, Z, L) in several layers.
-        segments: those to use, of which later ones count where ``--segments`` gave their order.
+        voxels: (X, Y, Z), or (X, Y, Z, L) in layers.
+        segments: all of its segments.
 
     Raises:
-        DataError: when segments overlap, and no order was given.
+        DataError: when segments overlap of which ``--segments`` names none, or voxels are in no segment of their layer.
     """
-    if not segments or (voxels.ndim == 3 and not default_segments()):
+    if not segments or voxels.ndim == 3:
         return voxels, ()
-    layers = voxels if voxels.ndim == 4 else voxels[..., None]
-    result = np.zeros(layers.shape[:3], np.int16, order="F")
-    overlaps: dict[tuple[str, str], int] = {}
-    for place, segment in enumerate(segments):
-        inside = layers[..., segment.layer] == segment.value
-        for before in segments[:place]:
-            count = int((inside & (result == before.label)).sum())
-            if count:
-                overlaps[before.name, segment.name] = count
+    order = default_segments()
+    ordered = sorted(segments, key=lambda s: order.index(s.name.lower()) if s.name.lower() in order else -1)
+    names = {segment.label: segment.name for segment in segments}
+    result = np.zeros(voxels.shape[:3], np.int16, order="F")
+    strays, overlaps = int(np.count_nonzero(voxels)), {}
+    for segment in ordered:
+        inside = voxels[..., segment.layer] == segment.value
+        counts = np.bincount(result[inside]).tolist()
+        strays -= sum(counts)
+        overlaps.update({(names[label], segment.name): n for label, n in enumerate(counts) if label and n})
         result[inside] = segment.label
-    if overlaps and not default_segments():
+    if strays:
+        raise DataError(
+            f"{path}: {strays} voxels have a value that no segment of their layer has. Save the segmentation again in "
+            "3D Slicer."
+        )
+    _check_overlaps(path, {pair: n for pair, n in overlaps.items() if pair[1].lower() not in order})
+    return result, tuple(
+        f"{path}: {count} voxels are in {one} and in {other}, and count as {other} (--segments)."
+        for (one, other), count in overlaps.items()
+    )
+
+
+def _check_overlaps(path: Path, overlaps: Mapping[tuple[str, str], int]) -> None:
+    if overlaps:
         shown = "; ".join(f"{one} and {other} in {n} voxels" for (one, other), n in list(overlaps.items())[:5])
         raise DataError(
             f"{path}: segments overlap: {shown}; expected at most one class for each voxel. Name the segments to use, "
             f"later ones over earlier ones, for example --segments '{','.join(next(iter(overlaps)))}'."
         )
-    return result, tuple(
-        f"{path}: {count} voxels are in {one} and in {other}, and count as {other} (--segments)."
-        for (one, other), count in overlaps.items()
-    )
 
 
 def check_segment_values(path: str | Path, class_names: Mapping[int, str]) -> None:

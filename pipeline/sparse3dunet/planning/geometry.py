@@ -108,9 +108,10 @@ def whole_lengths(
     multiple_of: Sequence[int] | int,
     largest: Sequence[float] | None = None,
 ) -> list[int]:
-    """Return the patch size: lengths rounded down to a multiple, or up if too little of the volume were left.
+    """Return the patch size: lengths rounded down to a multiple; up at the volume's end, if too little were covered.
 
-    Beyond the volume, patches are padding: on a CPU, time that smaller patches use for more iterations.
+    Beyond the volume, patches are padding: on a CPU, time that smaller patches use for more iterations. A length of one
+    multiple, one voxel for the deepest features, covers too little as well.
 
     Args:
         lengths: from :func:`patch_lengths`.
@@ -122,7 +123,7 @@ def whole_lengths(
     whole = []
     for n, limit, factor, bound in zip(lengths, shape, factors, largest or [math.inf] * 3):
         count = math.floor(n / factor + ROUNDING)
-        if n >= limit and factor * count < COVERED * n:
+        if n >= limit and (factor * count < COVERED * n or count == 1 < n / factor - ROUNDING):
             count = math.ceil(n / factor - ROUNDING)
         whole.append(int(factor * max(min(count, bound // factor), 1)))
     return whole

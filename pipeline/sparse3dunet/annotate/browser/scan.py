@@ -10,9 +10,11 @@ import nibabel as nib
 import numpy as np
 from nibabel.orientations import apply_orientation, ornt_transform
 
+from sparse3dunet.data.large import is_large
 from sparse3dunet.data.layouts import file_stem
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import natural_suffix, read_image
+from sparse3dunet.io.formats import is_chunked, open_image
 from sparse3dunet.io.suffixes import image_suffix, is_image_file
 from sparse3dunet.io.volumes import Volume, check_finite
 
@@ -92,16 +94,30 @@ def read_scan(path: str | Path) -> Scan:
     """Read a scan in any format.
 
     Raises:
-        DataError: when it cannot be read, has NaN, or is no volume but a picture.
+        DataError: when it cannot be read, has NaN, is larger than memory, or is no volume but a picture.
     """
     source = Path(os.path.abspath(os.path.expanduser(path)))
     if not (source.exists() or is_image_file(source)):
         raise DataError(f"{source} does not exist; expected the scan. The order is: SCAN ANNOTATION.")
+    _check_size(source)
     volume = read_image(source)
     check_finite(volume)
     if min(volume.spatial_shape) < 2:
         raise DataError(f"{source}: found shape {volume.spatial_shape}; expected a volume of two slices or more.")
     return Scan(source, volume, nib.io_orientation(volume.affine))
+
+
+def _check_size(source: Path) -> None:
+    """Raise DataError for a scan that is larger than memory, by its header."""
+    if not is_chunked(source):
+        return
+    volume = open_image(source)
+    if is_large(volume):
+        shape = " x ".join(map(str, volume.spatial_shape))
+        raise DataError(
+            f"{source}: {shape} voxels are too many for the memory of this machine (SPARSE3DUNET_VOLUME_MEMORY sets "
+            "another limit), and the page shows whole scans. Annotate a part of it, or annotate it in another program."
+        )
 
 
 def nifti(array: np.ndarray, spacing: tuple[float, ...]) -> bytes:

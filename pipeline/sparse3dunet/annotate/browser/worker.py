@@ -17,7 +17,9 @@ from typing import Any
 STOP = "stop"
 
 
-def densify(scan: str, annotation: str, output_dir: str, ignore_index: int, **settings: Any) -> None:
+def densify(
+    scan: str, annotation: str, output_dir: str, ignore_index: int, reference: str | None = None, **settings: Any
+) -> None:
     """Run what the command ``densify SCAN ANNOTATION -o OUTPUT_DIR`` runs.
 
     Args:
@@ -25,6 +27,7 @@ def densify(scan: str, annotation: str, output_dir: str, ignore_index: int, **se
         annotation: path of the annotation.
         output_dir: folder for the results.
         ignore_index: value of unlabeled voxels.
+        reference: path of a dense label to score the result by; None for none.
         settings: further settings of ``densify.yaml``.
     """
     from sparse3dunet.bundle import running
@@ -33,7 +36,8 @@ def densify(scan: str, annotation: str, output_dir: str, ignore_index: int, **se
 
     check_output_dir(output_dir)
     hold_folder(output_dir)
-    dataset = inputs.prepare([scan, annotation], Path(output_dir) / "work" / "inputs", ignore_index=ignore_index)
+    folder = Path(output_dir) / "work" / "inputs"
+    dataset = inputs.prepare([scan, annotation], folder, ignore_index=ignore_index, reference=reference)
     given = {"dataset_dir": str(dataset), "output_dir": output_dir, "ignore_index": ignore_index, "spacing": "auto"}
     running.run_quietly("densify", {**given, **settings})
 
