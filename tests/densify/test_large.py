@@ -98,6 +98,29 @@ def test_more_annotation_is_trained_on(tmp_path, trainings, capsys):
     assert not resumes(ignore_index=[0])
 
 
+def test_the_annotation_is_kept_as_training_reads_it(tmp_path, monkeypatch):
+    """With a background of 255, which would mean unlabeled by itself; files of other values change the digest."""
+    monkeypatch.setenv("SPARSE3DUNET_VOLUME_MEMORY", "0")
+    scan, _, dense = pair(tmp_path)
+    label = np.zeros(dense.shape, np.uint8)
+    label[:, :, [8, 15]] = np.where(dense == 0, 255, dense)[:, :, [8, 15]]
+    kept = []
+    monkeypatch.setattr(running, "run_quietly", lambda *arguments: None)
+    monkeypatch.setattr(large, "_predict", lambda *arguments: kept.append(arguments[-1]))
+    for name in ("a_ngff04.ome.zarr", "b_ngff04.ome.zarr"):
+        annotation = write(tmp_path / name, label)
+        densify_large([str(scan), str(annotation)], tmp_path / "out", 1.0, {"device": "cpu", "background": 255}, {})
+        label[0, 0, 15] = 1
+    whole = tuple(slice(0, n) for n in dense.shape)
+    values, annotated = kept[0].read(whole)
+    assert set(np.flatnonzero(annotated.any((0, 1)))) == {8, 15}
+    assert annotated[:, :, [8, 15]].all()
+    np.testing.assert_array_equal(values[:, :, 8], np.where(dense == 0, 255, dense)[:, :, 8])
+    assert kept[0].digest != kept[1].digest
+    densify_large([str(scan), str(annotation)], tmp_path / "out", 1.0, {"device": "cpu", "keep_annotation": False}, {})
+    assert kept[2] is None
+
+
 def test_results_are_checked_before_the_training(tmp_path, trainings):
     scan, annotation, _ = pair(tmp_path)
     for format, message in ((".nii.gz", "this format is written as a whole"), (".abc", "abc")):
