@@ -105,9 +105,12 @@ def test_thick_slices_stay_apart_at_first():
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)
-@pytest.mark.parametrize("share", [0.9, 0.5, 0.1, 0.01])
+@pytest.mark.parametrize("share", [0.99, 0.9, 0.5, 0.1, 0.01])
 def test_coarser_voxels_are_as_fine_as_allowed(spacing, share):
-    """The finest axes become coarser, up to one length; coarser ones stay; the number of voxels is nearly reached."""
+    """The finest axes become coarser, up to one length; coarser ones stay; the number of voxels is nearly reached.
+
+    Little changes are left out: resampling to voxels 2 % coarser made a training no faster, and its result worse.
+    """
     extents = [[100, 120, 90], [200.0, 180, 150]]
 
     def voxels(size):
@@ -115,9 +118,11 @@ def test_coarser_voxels_are_as_fine_as_allowed(spacing, share):
 
     most = share * voxels(spacing)
     found = np.array(coarsened(extents, spacing, most))
-    assert 0.99 * most < voxels(found) < 1.001 * most
-    changed = found > np.array(spacing) * 1.001
-    assert changed.any()
-    assert np.ptp(found[changed]) == 0
-    assert (np.array(spacing)[~changed] >= found[changed].max() * 0.999).all()
+    changed = found != np.array(spacing)
+    assert changed.any() == (share <= 0.5)
+    assert 0.99 * most < voxels(found) < 1.15**3 * most
+    if changed.any():
+        assert np.ptp(found[changed]) == 0
+        assert (found[changed] > 1.149 * np.array(spacing)[changed]).all()
+        assert (np.array(spacing)[~changed] > found[changed].max() / 1.151).all()
     assert coarsened(extents, spacing, voxels(spacing) + 1) == list(spacing)

@@ -21,7 +21,9 @@ ROUNDING = 1e-6
 """Tolerance in voxels: the third root of 16 x 16 x 16 is a little less than 16."""
 STEPS = 6
 """Maximum number of downsamplings."""
-COVERED = 0.75
+WORTH = 1.15
+"""Least ratio of voxel sizes for which volumes are resampled, which blurs them."""
+ENOUGH = 0.75
 """Least share of a volume's length that a patch which may be as long covers."""
 Triple = tuple[int, int, int]
 
@@ -55,6 +57,8 @@ def patch_lengths(
 def coarsened(extents: Any, spacing: Sequence[float], most_voxels: float) -> list[float]:
     """Return the spacing in mm at which volumes have together at most so many voxels: the finest axes become coarser.
 
+    No axis is resampled by less than WORTH: volumes that have little more voxels stay as they are.
+
     Args:
         extents: lengths of the volumes in mm, (cases, 3).
         spacing: their spacing in mm, which is returned if they have no more voxels.
@@ -71,7 +75,7 @@ def coarsened(extents: Any, spacing: Sequence[float], most_voxels: float) -> lis
     for _ in range(40):
         middle = (low + high) / 2
         low, high = (middle, high) if voxels(middle) > most_voxels else (low, middle)
-    return [float(f"{s:.4g}") for s in np.maximum(size, high)]
+    return [float(f"{s:.4g}") for s in np.where(high < WORTH * size, size, high)]
 
 
 def steps(lengths: Sequence[float], spacing: Sequence[float]) -> tuple[list[Triple], list[Triple]]:
@@ -123,7 +127,7 @@ def whole_lengths(
     whole = []
     for n, limit, factor, bound in zip(lengths, shape, factors, largest or [math.inf] * 3):
         count = math.floor(n / factor + ROUNDING)
-        if n >= limit and (factor * count < COVERED * n or count == 1 < n / factor - ROUNDING):
+        if n >= limit and (factor * count < ENOUGH * n or count == 1 < n / factor - ROUNDING):
             count = math.ceil(n / factor - ROUNDING)
         whole.append(int(factor * max(min(count, bound // factor), 1)))
     return whole
