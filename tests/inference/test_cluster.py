@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 
 from tests.conftest import ROOT, bundle_environment, make_volume, run_sparse3dunet, write_nifti
 
@@ -76,9 +77,17 @@ def cluster_of(workers=2, processes=False, **settings):
 
 @pytest.fixture(scope="module")
 def cluster():
-    """Two workers in threads of this process, since processes take ten seconds to start."""
-    with cluster_of() as cluster:
-        yield cluster
+    """Two workers in threads of this process, since processes take ten seconds to start.
+
+    On one core each, as the commands of tests: in bfloat16, sums depend on how many share the work.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with cluster_of() as cluster:
+            yield cluster
+    finally:
+        torch.set_num_threads(threads)
 
 
 def predict(cluster, *arguments):
