@@ -99,7 +99,7 @@ def test_more_annotation_is_trained_on(tmp_path, trainings, capsys):
 
 
 def test_the_annotation_is_kept_as_training_reads_it(tmp_path, monkeypatch):
-    """With a background of 255, which would mean unlabeled by itself; files of other values change the digest."""
+    """With a background of 255, which would mean unlabeled by itself; files of other values change the key."""
     monkeypatch.setenv("SPARSE3DUNET_VOLUME_MEMORY", "0")
     scan, _, dense = pair(tmp_path)
     label = np.zeros(dense.shape, np.uint8)
@@ -116,7 +116,7 @@ def test_the_annotation_is_kept_as_training_reads_it(tmp_path, monkeypatch):
     assert set(np.flatnonzero(annotated.any((0, 1)))) == {8, 15}
     assert annotated[:, :, [8, 15]].all()
     np.testing.assert_array_equal(values[:, :, 8], np.where(dense == 0, 255, dense)[:, :, 8])
-    assert kept[0].digest != kept[1].digest
+    assert kept[0].key != kept[1].key
     densify_large([str(scan), str(annotation)], tmp_path / "out", 1.0, {"device": "cpu", "keep_annotation": False}, {})
     assert kept[2] is None
 

@@ -49,11 +49,11 @@ def small(monkeypatch):
     monkeypatch.setattr(large, "BLEND", 80_000)
 
 
-def random_network(channels=1, **options):
+def random_network(in_channels=1, **options):
     torch.manual_seed(4)
-    network = UNet3D(channels, 3, **{"channels": (2, 4), "norm": "instance", "padding": "same", **options}).eval()
+    network = UNet3D(in_channels, 3, **{"channels": (2, 4), "norm": "instance", "padding": "same", **options}).eval()
     with torch.no_grad():  # else one class may be everywhere
-        network.head.bias -= network(torch.randn(1, channels, 20, 20, 20)).mean((0, 2, 3, 4))
+        network.head.bias -= network(torch.randn(1, in_channels, 20, 20, 20)).mean((0, 2, 3, 4))
     return network
 
 

@@ -63,17 +63,24 @@ def annotate(
     print(f"Saved in {session.folder}; run the same command to go on.", flush=True)
 
 
+def tells_names(reference: str | Path) -> bool:
+    """Return whether a dense label tells classes by name; the annotation of the page's runs has values alone."""
+    from sparse3dunet.io.dicom_annotation import annotation_file
+
+    file = Path(reference).expanduser()
+    return file.name.endswith(".seg.nrrd") or annotation_file(file) is not None
+
+
 def _reference(path: str) -> str:
-    """Return the absolute path of a dense label for the page's runs, whose annotation has values but no names.
+    """Return the absolute path of a dense label for the page's runs.
 
     Raises:
         DataError: when it is missing, or tells classes by name.
     """
-    from sparse3dunet.io.dicom_annotation import annotation_file
     from sparse3dunet.io.suffixes import is_image_file
 
     file = Path(path).expanduser().absolute()
-    if annotation_file(file) or file.name.endswith(".seg.nrrd"):
+    if tells_names(file):
         raise DataError(f"{file}: expected a label map with the classes' values as --reference, not named segments.")
     if not is_image_file(file) or not file.exists():
         raise DataError(f"{file} does not exist, or is no label map; expected a dense label of the scan (--reference).")

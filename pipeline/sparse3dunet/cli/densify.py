@@ -127,9 +127,7 @@ def densify(
 
 def _without_names(reference: str | None) -> str | None:
     """Return a dense label for the page's own runs; None, which is told, if it tells classes by name."""
-    from sparse3dunet.io.suffixes import image_suffix
-
-    if reference is None or (image_suffix(reference) and not reference.endswith(".seg.nrrd")):
+    if reference is None or not annotate.tells_names(reference):
         return reference
     print(f"note: runs of the page are not scored by {reference}, which tells classes by name.")
     return None

@@ -7,9 +7,7 @@ belongs to one of them: in the others it reads as unlabeled.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -163,9 +161,12 @@ def annotation_of_large(data_set: DataSet, classes: Sequence[int], key: Any) -> 
     known = tuple(data_set.class_values) or tuple(classes)
     convention = _convention(case, image, data_set.ignore_index, known, infer=True, tell=False)
     states = [(state_of(split(case[name])[0]) or [])[1:] for name in (LABEL, WEIGHT) if name in case]
+    return _annotation(case, image, convention, [states, key])
+
+
+def _annotation(case: Case, image: Volume, convention: LargeConvention, key: Any = None) -> LargeAnnotation:
     weight = _label(case, image, WEIGHT) if WEIGHT in case else None
-    digest = hashlib.sha256(json.dumps([states, key], sort_keys=True, default=str).encode()).hexdigest()
-    return LargeAnnotation(_label(case, image), weight, convention, digest)
+    return LargeAnnotation(_label(case, image), weight, convention, key)
 
 
 def _convention(
@@ -178,9 +179,8 @@ def _convention(
 
 
 def _parts(case: Case, volumes: Sequence[Volume], convention: LargeConvention) -> list[Case]:
-    image, label = volumes[0], _label(case, volumes[0])
-    weight = _label(case, image, WEIGHT) if WEIGHT in case else None
-    cells = list(_cells(LargeAnnotation(label, weight, convention)))
+    image, annotation = volumes[0], _annotation(case, volumes[0], convention)
+    label, cells = annotation.label, list(_cells(annotation))
     if not cells:
         raise DataError(
             f"{label.path}: no voxel is annotated; all are unlabeled (ignore_index: "

@@ -8,15 +8,8 @@ from typing import Any
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.defaults import default_segments
-from sparse3dunet.io.dicom_annotation import (
-    BACKGROUND,
-    UNLABELED,
-    UNLABELED_NAMES,
-    LabelOnImage,
-    annotation_file,
-    class_values,
-    segment_names,
-)
+from sparse3dunet.io.dicom_annotation import UNLABELED, LabelOnImage, annotation_file, class_values, segment_names
+from sparse3dunet.io.segments import BACKGROUND, UNLABELED_NAMES
 from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL, REFERENCE
 
 Case = dict[str, Any]

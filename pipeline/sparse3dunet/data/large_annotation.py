@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -20,13 +21,13 @@ class LargeAnnotation:
         label: the opened label map.
         weight: the opened weight, unlabeled where it is 0; None for none.
         convention: which voxels are unlabeled.
-        digest: text that changes with the annotation, for records of results that depend on it.
+        key: plain values that change with the annotation, for records of results that depend on it.
     """
 
     label: Volume
     weight: Volume | None
     convention: LargeConvention
-    digest: str = ""
+    key: Any = None
 
     def read(self, box: Sequence[slice]) -> tuple[np.ndarray, np.ndarray] | None:
         """Return the values in a box and the mask of those annotated, (X, Y, Z) each; None if none is."""
@@ -38,12 +39,11 @@ class LargeAnnotation:
             annotated &= self.weight.data[tuple(box)] > 0
         return (values, annotated) if annotated.any() else None
 
-    def keep(self, box: Sequence[slice], segmentation: np.ndarray, class_values: np.ndarray) -> np.ndarray:
-        """Give the annotated voxels of a box their annotated class in a segmentation (X, Y, Z); return their mask.
+    def classes_in(self, box: Sequence[slice], class_values: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return the mask (X, Y, Z) of the annotated voxels in a box and their classes (N,); None if there are none.
 
         Args:
             box: the voxels of the volume.
-            segmentation: classes by their values on disk, changed in place.
             class_values: the values of all classes.
 
         Raises:
@@ -51,13 +51,12 @@ class LargeAnnotation:
         """
         found = self.read(box)
         if found is None:
-            return np.zeros(segmentation.shape, bool)
+            return None
         values, annotated = found
-        classes = np.rint(values[annotated])
+        classes = values[annotated]
         unknown = np.setdiff1d(classes, class_values)
         if len(unknown):
             listed = ", ".join(f"{value:g}" for value in unknown[:10])
             known = ", ".join(map(str, class_values))
             raise DataError(f"{self.label.path}: value(s) {listed} are none of the model's classes: {known}.")
-        segmentation[annotated] = classes.astype(segmentation.dtype)
-        return annotated
+        return annotated, classes.astype(class_values.dtype)

@@ -15,8 +15,8 @@ from monai.transforms import Randomizable
 from sparse3dunet.data.datalist import case_name, read_data_set
 from sparse3dunet.data.layouts import SUFFIXES, file_stem, list_volumes
 from sparse3dunet.errors import DataError
-from sparse3dunet.io.dicom_annotation import LabelOnImage, annotation_file, class_values, segment_names
-from sparse3dunet.io.formats import annotation_path, read_label
+from sparse3dunet.io.dicom_annotation import annotation_file, read_dense
+from sparse3dunet.io.formats import annotation_path, read_grid, read_label
 from sparse3dunet.io.suffixes import NIFTI_SUFFIXES, image_suffix, is_image_file, natural_suffix, split, suffix_among
 from sparse3dunet.io.volumes import Volume, values_found
 from sparse3dunet.io.writing import replacing, write_segmentation
@@ -123,15 +123,13 @@ def _label_files(path: Path) -> list[Path]:
 
 
 def _read_label(file: Path, image: str | Path | None) -> Volume:
-    path, annotation = annotation_path(str(file)), annotation_file(file)
-    if image is not None:
+    if image is None:
+        volume = read_label(annotation_path(str(file)))
+    else:
+        annotation = annotation_file(file)
         if annotation is None:
             raise DataError(f"{file}: no DICOM annotation, and has a grid of its own. Leave out --image.")
-        on_image = LabelOnImage(
-            annotation, str(Path(image).expanduser().absolute()), class_values(segment_names(annotation)), 0
-        )
-        path = str(on_image)
-    volume = read_label(path) if image is None else replace(read_label(path), path=str(file))
+        volume = replace(read_dense(annotation, read_grid(Path(image).expanduser())), path=str(file))
     if volume.data.ndim != 3 or not (np.isfinite(volume.data) & (volume.data == np.round(volume.data))).all():
         raise DataError(
             f"{file}: expected a three-dimensional label map of whole numbers; found shape {volume.data.shape} of "

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from sparse3dunet.densify.made import Converted, Pair
-from sparse3dunet.densify.segments import BACKGROUND
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import read_image
 from sparse3dunet.io.defaults import default_series, set_defaults
@@ -19,6 +18,7 @@ from sparse3dunet.io.dicom_annotation import (
     segment_names,
 )
 from sparse3dunet.io.dicom_folders import dicom_series
+from sparse3dunet.io.segments import BACKGROUND
 from sparse3dunet.io.volumes import NO_VOXEL_SIZE, Volume
 
 
@@ -58,9 +58,9 @@ def use_series_of(annotation: Path, scan: Path) -> None:
         print(f"note: {scan}: of {len(series)} series, that of the annotation is read: {made_on[0]}.")
 
 
-def print_notes(volume: Volume) -> None:
-    """Print what a user must know of how a volume was read."""
-    if not volume.has_voxel_size:
+def print_notes(volume: Volume, of_size: bool = True) -> None:
+    """Print what a user must know of how a volume was read; a label map without voxel size has its image's."""
+    if of_size and not volume.has_voxel_size:
         print(f"note: {volume.path} {NO_VOXEL_SIZE}")
     for text in volume.notes:
         print(f"note: {text}")

@@ -178,8 +178,7 @@ def _read(scan: Path, annotation: Path) -> tuple[Volume, Volume, dict[int, str],
     """
     image, (own, segments) = read_image(scan), read_named_label(annotation)
     print_notes(image)
-    for text in own.notes:
-        print(f"note: {text}")
+    print_notes(own, of_size=False)
     label = on_grid_of(own, image)
     if not (image.has_orientation and own.has_orientation) and own.spatial_shape != image.spatial_shape:
         raise DataError(

@@ -10,13 +10,11 @@ import numpy as np
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.defaults import default_segments
+from sparse3dunet.io.segments import BACKGROUND, UNLABELED_NAMES, check_names
 from sparse3dunet.io.volumes import Volume
 
 IGNORE = "ignore"
 """Name of the value of unlabeled voxels in data sets."""
-BACKGROUND = "background"
-UNLABELED_NAMES = (IGNORE, "ignored", "unlabeled", "unlabelled", "unannotated")
-"""Names of segments that cover unlabeled voxels."""
 
 
 def class_labels(segments: Mapping[int, str], ignore_index: Sequence[int], annotation: Path) -> dict[int, str]:
@@ -52,12 +50,8 @@ def only_chosen(label: Volume, segments: dict[int, str], all_there: bool = True)
     names = default_segments()
     if not names or not segments:
         return label, segments
-    missing = [name for name in names if name not in {text.lower() for text in segments.values()}]
-    if missing and all_there:
-        raise DataError(
-            f"{label.path}: no segment is named {', '.join(missing)} (--segments); found "
-            f"{', '.join(segments.values())}. Correct the names."
-        )
+    if all_there:
+        check_names(label.path, names, list(segments.values()))
     always = (BACKGROUND, *UNLABELED_NAMES)
     kept = {value: name for value, name in segments.items() if name.lower() in (*names, *always)}
     left_out = np.isin(label.data, [value for value in segments if value not in kept])

@@ -149,7 +149,7 @@ def largest_first(cases: Sequence[ImageCase]) -> list[ImageCase]:
 
 def record_key(key: Mapping[str, Any], output: Output) -> dict[str, Any]:
     """Return all that results depend on besides the image, for their records: also their format, how files are read."""
-    kept = {} if output.annotation is None else {"annotation": output.annotation.digest}
+    kept = {} if output.annotation is None else {"annotation": output.annotation.key}
     return {**key, "format": output.format, "pictures": output.pictures, **as_key(), **kept}
 
 

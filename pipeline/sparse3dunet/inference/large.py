@@ -325,20 +325,21 @@ class _Large:
 
     def _keep_annotation(self, section: _Section) -> None:
         """Give annotated voxels their class, and count them as such."""
-        if self.annotation is None:
+        values = self.predictor.class_values
+        found = None if self.annotation is None else self.annotation.classes_in(section.box, values)
+        if found is None:
             return
+        annotated, classes = found
         segmentation, confidence = section.values[SEGMENTATION], section.values.get(CONFIDENCE)
-        predicted, values = segmentation.copy(), self.predictor.class_values
-        kept = self.annotation.keep(section.box, segmentation, values)
-        if not kept.any():
-            return
-        for sign, found in ((-1, predicted[kept]), (1, segmentation[kept])):
-            self.tally.voxels += sign * count_classes(found, values)
-            self.tally.foreground += sign * int((found != values[0]).sum())
+        predicted = segmentation[annotated]
+        segmentation[annotated] = classes
+        for sign, of_voxels in ((-1, predicted), (1, classes)):
+            self.tally.voxels += sign * count_classes(of_voxels, values)
+            self.tally.foreground += sign * int((of_voxels != values[0]).sum())
         if confidence is not None:
-            self.tally.sum_of_confidence -= float(confidence[kept & (predicted != values[0])].sum(dtype=float)) / 255
-            self.tally.sum_of_confidence += float((segmentation[kept] != values[0]).sum())
-            confidence[kept] = 255
+            before = confidence[annotated][predicted != values[0]]
+            self.tally.sum_of_confidence += float((classes != values[0]).sum()) - float(before.sum(dtype=float)) / 255
+            confidence[annotated] = 255
 
     def _logits(self, box: Sequence[slice]) -> Iterator[tuple[slice, Any]]:
         """Yield rows of the image and their logits, from the first row of the box on."""

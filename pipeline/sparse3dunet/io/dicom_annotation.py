@@ -24,17 +24,14 @@ from sparse3dunet.io import dicom_seg, rtstruct
 from sparse3dunet.io.defaults import default_segments
 from sparse3dunet.io.dicom_header import is_dicom_file
 from sparse3dunet.io.dicom_seg import Part
+from sparse3dunet.io.segments import BACKGROUND, UNLABELED_NAMES, check_names, check_overlaps, listed, overlap_notes
 from sparse3dunet.io.suffixes import ON_IMAGE, image_suffix
 from sparse3dunet.io.volumes import Volume
 
 UNLABELED = -1
 """Value of unlabeled voxels."""
-BACKGROUND = "background"
-UNLABELED_NAMES = ("ignore", "ignored", "unlabeled", "unlabelled", "unannotated")
-"""Names of segments that cover unlabeled voxels."""
 KINDS = {**dict.fromkeys(dicom_seg.SOP_CLASSES, dicom_seg), rtstruct.SOP_CLASS: rtstruct}
 """Module that reads an object, by its SOP class."""
-NAMES_SHOWN = 30
 
 
 @dataclass(frozen=True)
@@ -106,13 +103,8 @@ def segment_names(*paths: Path) -> list[str]:
         for name in names:
             found.setdefault(name.lower(), name)
     chosen = default_segments()
-    missing = [name for name in chosen if name not in found]
-    if missing:
-        others = f" and {len(paths) - 1} other annotation(s)" if len(paths) > 1 else ""
-        raise DataError(
-            f"{paths[0]}{others}: no segment is named {_listed(missing)} (--segments); found "
-            f"{_listed(list(found.values()))}. Correct the names."
-        )
+    others = f" and {len(paths) - 1} other annotation(s)" if len(paths) > 1 else ""
+    check_names(f"{paths[0]}{others}", chosen, list(found.values()))
     return [found[name] for name in chosen or found]
 
 
@@ -155,7 +147,7 @@ def _paint(path: Path, grid: Volume, values: Mapping[str, int], unlabeled: int) 
     numbers = {number: values[name.lower()] for number, name in annotation.names.items() if name.lower() in values}
     if not numbers:
         raise DataError(
-            f"{path}: none of {_listed(list(values))} is a segment; found {_listed(list(annotation.names.values()))}. "
+            f"{path}: none of {listed(list(values))} is a segment; found {listed(list(annotation.names.values()))}. "
             "Correct the names (--segments, or labels in the datalist)."
         )
     numbers, notes = _in_frame_of_reference(path, annotation, numbers, grid)
@@ -185,7 +177,15 @@ def read_alone(path: Path) -> Volume:
             f"{path}: contours (RTSTRUCT) have no grid of their own; expected a label map here. Pass them "
             "together with their image: densify IMAGE ANNOTATION, simulate --image IMAGE, or a datalist."
         )
-    grid = dicom_seg.own_grid(dicom_seg.read(path))
+    return read_dense(path, dicom_seg.own_grid(dicom_seg.read(path)))
+
+
+def read_dense(path: Path, grid: Volume) -> Volume:
+    """Read an annotation on the grid of an image, 0 where no segment is: as a dense label map.
+
+    Raises:
+        DataError: see :func:`read_on_grid`.
+    """
     return read_on_grid(path, grid, class_values(segment_names(path)), 0)
 
 
@@ -226,17 +226,13 @@ def _in_frame_of_reference(
     notes = []
     others = [f"{annotation.names[n]} ({uids[n]})" for n in numbers if n not in kept]
     if others:
-        notes.append(f"{path}: left out, in other frames of reference than the image ({own}): {_listed(others)}.")
+        notes.append(f"{path}: left out, in other frames of reference than the image ({own}): {listed(others)}.")
     if not own and len({uids[n] for n in kept} - {""}) > 1:
         notes.append(
             f"{path}: the segments are in several frames of reference, and the image ({grid.path}) states none; all "
             "are used. Pass the DICOM series to use only those that were drawn on it."
         )
     return kept, notes
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
 
 
 def _dtype(values: Sequence[int]) -> type[np.signedinteger]:
@@ -289,13 +285,8 @@ class _Painted:
                 f"{self.path}: no voxel of the image ({self.grid.path}) is in a segment: {where}. Pass the image that "
                 "was annotated, or annotate some slices."
             )
-        if self.overlaps and not default_segments():
-            shown = "; ".join(f"{a} and {b} in {n} voxels" for (a, b), n in list(self.overlaps.items())[:5])
-            raise DataError(
-                f"{self.path}: segments overlap: {shown}; expected at most one class for each voxel. Name the segments "
-                "to use, later ones over earlier ones, for example --segments "
-                f"'{','.join(next(iter(self.overlaps)))}'."
-            )
+        if not default_segments():
+            check_overlaps(self.path, self.overlaps)
 
     def label(self) -> np.ndarray:
         """Return the label map."""
@@ -312,14 +303,13 @@ class _Painted:
         yield from self.annotation.notes
         if self._is_sparse():
             yield f"{self.path}: {self._rule()}"
-        for (one, other), count in self.overlaps.items():
-            yield f"{self.path}: {count} voxels are in {one} and in {other}, and count as {other} (--segments)."
+        yield from overlap_notes(self.path, self.overlaps)
         missing = [self.names[number] for number in self.values if number not in self.seen]
         if missing:
-            yield f"{self.path}: no voxel of the image is in {_listed(missing)}."
+            yield f"{self.path}: no voxel of the image is in {listed(missing)}."
         absent = sorted(set(default_segments()) - {name.lower() for name in self.names.values()})
         if absent:
-            yield f"{self.path}: no segment is named {_listed(absent)} (--segments)."
+            yield f"{self.path}: no segment is named {listed(absent)} (--segments)."
 
     def _rule(self) -> str:
         if BACKGROUND in self._names():

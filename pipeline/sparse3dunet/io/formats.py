@@ -13,14 +13,7 @@ import numpy as np
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.defaults import as_key
 from sparse3dunet.io.dicom import read_dicom_file, read_dicom_folder
-from sparse3dunet.io.dicom_annotation import (
-    BACKGROUND,
-    LabelOnImage,
-    annotation_file,
-    read_alone,
-    read_on_grid,
-    read_result,
-)
+from sparse3dunet.io.dicom_annotation import LabelOnImage, annotation_file, read_alone, read_on_grid, read_result
 from sparse3dunet.io.dicom_codes import class_code
 from sparse3dunet.io.dicom_folders import dicom_folders, is_dicom_folder
 from sparse3dunet.io.dicom_header import is_dicom_file
@@ -32,6 +25,7 @@ from sparse3dunet.io.nrrd import read_named, read_nrrd
 from sparse3dunet.io.ome_zarr import label_group, read_ome_zarr
 from sparse3dunet.io.parts import Part, relative, split_part
 from sparse3dunet.io.payload import check_regular
+from sparse3dunet.io.segments import BACKGROUND
 from sparse3dunet.io.suffixes import (
     HDF5_SUFFIXES,
     IMAGE_SUFFIXES,

@@ -13,6 +13,7 @@ import SimpleITK as sitk
 from sparse3dunet.colors import class_color
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.defaults import default_segments
+from sparse3dunet.io.segments import check_overlaps, overlap_notes
 
 
 @dataclass(frozen=True)
@@ -94,20 +95,8 @@ def label_map(path: Path, voxels: np.ndarray, segments: Sequence[Segment]) -> tu
             f"{path}: {strays} voxels have a value that no segment of their layer has. Save the segmentation again in "
             "3D Slicer."
         )
-    _check_overlaps(path, {pair: n for pair, n in overlaps.items() if pair[1].lower() not in order})
-    return result, tuple(
-        f"{path}: {count} voxels are in {one} and in {other}, and count as {other} (--segments)."
-        for (one, other), count in overlaps.items()
-    )
-
-
-def _check_overlaps(path: Path, overlaps: Mapping[tuple[str, str], int]) -> None:
-    if overlaps:
-        shown = "; ".join(f"{one} and {other} in {n} voxels" for (one, other), n in list(overlaps.items())[:5])
-        raise DataError(
-            f"{path}: segments overlap: {shown}; expected at most one class for each voxel. Name the segments to use, "
-            f"later ones over earlier ones, for example --segments '{','.join(next(iter(overlaps)))}'."
-        )
+    check_overlaps(path, {pair: n for pair, n in overlaps.items() if pair[1].lower() not in order})
+    return result, overlap_notes(path, overlaps)
 
 
 def check_segment_values(path: str | Path, class_names: Mapping[int, str]) -> None:

@@ -88,9 +88,8 @@ class Plan:
 
     def patch_size_for(self, network: nn.Module) -> list[int]:
         """Return the patch size, rounded up to what a network can process (multiples of 8 if it does not say so)."""
-        multiples = getattr(network, "size_multiple", 8)
-        factors = [multiples] * 3 if isinstance(multiples, int) else multiples
-        return [factor * -(-n // factor) for n, factor in zip(self.patch_size, factors)]
+        multiples = getattr(network, "size_multiple", (8, 8, 8))
+        return [multiple * -(-n // multiple) for n, multiple in zip(self.patch_size, multiples)]
 
     def to_json(self) -> str:
         """Return the text of a plan's file."""

@@ -1,0 +1,48 @@
+"""Named segments of annotations, in DICOM or by 3D Slicer: special names, those of ``--segments``, and overlaps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from sparse3dunet.errors import DataError
+
+BACKGROUND = "background"
+UNLABELED_NAMES = ("ignore", "ignored", "unlabeled", "unlabelled", "unannotated")
+"""Names of segments that cover unlabeled voxels."""
+NAMES_SHOWN = 30
+Overlaps = Mapping[tuple[str, str], int]
+"""Number of voxels by the names of two segments, of which the second counts."""
+
+
+def check_names(source: str | Path, chosen: Sequence[str], found: Sequence[str]) -> None:
+    """Raise DataError if a name of ``--segments``, in lower case, is none of those found."""
+    there = {name.lower() for name in found}
+    missing = [name for name in chosen if name not in there]
+    if missing:
+        raise DataError(
+            f"{source}: no segment is named {listed(missing)} (--segments); found {listed(found)}. Correct the names."
+        )
+
+
+def check_overlaps(path: Path, overlaps: Overlaps) -> None:
+    """Raise DataError if there are overlaps, for which ``--segments`` gave no order."""
+    if overlaps:
+        shown = "; ".join(f"{one} and {other} in {n} voxels" for (one, other), n in list(overlaps.items())[:5])
+        raise DataError(
+            f"{path}: segments overlap: {shown}; expected at most one class for each voxel. Name the segments to use, "
+            f"later ones over earlier ones, for example --segments '{','.join(next(iter(overlaps)))}'."
+        )
+
+
+def overlap_notes(path: Path, overlaps: Overlaps) -> tuple[str, ...]:
+    """Return what a user must know of overlaps."""
+    return tuple(
+        f"{path}: {count} voxels are in {one} and in {other}, and count as {other} (--segments)."
+        for (one, other), count in overlaps.items()
+    )
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names for a message; of many, the first."""
+    return ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
