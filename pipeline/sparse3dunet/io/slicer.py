@@ -55,13 +55,14 @@ def segments_in(path: Path, header: sitk.ImageFileReader) -> list[Segment]:
 
 def _whole(path: Path, name: str, what: str, text: str, least: int, most: int) -> int:
     text = text.strip()
-    if not text.isdecimal() or not least <= int(text) <= most:
+    number = int(text) if re.fullmatch(r"\d{1,18}", text) else -1  # Python refuses numbers of thousands of digits
+    if not least <= number <= most:
         bits = ": segmentations are written in 16 bits" if text.isdecimal() and what == "value" else ""
         raise DataError(
-            f"{path}: the segment {name!r} has the {what} {text!r}; expected a whole number from {least} to "
+            f"{path}: the segment {name!r} has the {what} {text[:60]!r}; expected a whole number from {least} to "
             f"{most}{bits}. Save the segmentation again in 3D Slicer."
         )
-    return int(text)
+    return number
 
 
 def label_map(path: Path, voxels: np.ndarray, segments: Sequence[Segment]) -> tuple[np.ndarray, tuple[str, ...]]:
