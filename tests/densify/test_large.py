@@ -96,6 +96,11 @@ def test_more_annotation_is_trained_on(tmp_path, trainings, capsys):
     assert "changed since the former run: training starts again" in capsys.readouterr().out
     assert resumes()
     assert not resumes(ignore_index=[0])
+    weights = write(tmp_path / "weights" / annotation.name, np.ones(dense.shape, np.uint8))
+    assert not resumes(weight_dir=str(weights.parent))
+    assert resumes(weight_dir=str(weights.parent))
+    zarr.open_group(str(weights), mode="r+")["fine"][12] = 0
+    assert not resumes(weight_dir=str(weights.parent)), "other weights are trained on"
 
 
 def test_the_annotation_is_kept_as_training_reads_it(tmp_path, monkeypatch):

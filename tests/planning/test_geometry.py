@@ -51,6 +51,9 @@ def test_known_patches():
         ((35, 50, 36), (35, 50, 36), (16, 16, 4), [32, 48, 36]),
         ((64, 64, 13), (100, 100, 13), 8, [64, 64, 16]),  # 8 would be too little of 13
         ((64, 64, 5), (100, 100, 5), 8, [64, 64, 8]),
+        ((57, 61, 31), (57, 61, 31), 8, [56, 64, 32]),  # up if a fifteenth more is enough
+        ((57, 61, 31), (100, 100, 100), 8, [56, 56, 24]),  # there is more of the volume beside it
+        ((30, 29, 60), (30, 29, 60), 8, [32, 24, 64]),
         ((64, 64, 9), (100, 100, 9), 8, [64, 64, 16]),  # 8 would be a single voxel in the end
         ((63.9, 60, 4), (300, 300, 300), 8, [56, 56, 8]),
         ((63.9999999999, 1, 1), (300, 1, 1), (8, 1, 2), [64, 1, 2]),
@@ -90,6 +93,17 @@ def test_the_paper_s_network_for_cubes():
     strides, kernels = steps((64, 64, 64), (1, 1.2, 0.9))
     assert set(kernels) == {(3, 3, 3)}
     assert strides == [(2, 2, 2)] * 4 + [(1, 1, 1)] * 2  # down to 4 voxels
+
+
+def test_lengths_that_are_padded_a_little_are_pooled_as_what_they_become():
+    lengths = (88.0, 88.0, 31.0)
+    assert steps(lengths, (1, 1, 1), (122, 101, 31))[0][:3] == [(2, 2, 2)] * 3
+    assert steps(lengths, (1, 1, 1), (122, 101, 60))[0][:3] == [(2, 2, 2), (2, 2, 2), (2, 2, 1)]
+    for n in range(8, 200):
+        for levels in range(1, 5):
+            strides = steps((n, n, n), (1, 1, 1), (n, n, n))[0][:levels]
+            multiple = math.prod(stride[0] for stride in strides)
+            assert whole_lengths((n, n, n), (n, n, n), multiple)[0] >= 4 * multiple, "4 voxels are left"
 
 
 def test_a_bound_that_is_a_cube():

@@ -46,7 +46,7 @@ def test_a_plan_for_cubes(tmp_path):
     assert plan.flip_prob == (0.5, 0, 0)
     assert plan.slice_axis is None
     assert set(plan.kernel_sizes) == {(3, 3, 3)}
-    assert plan.patch_size == (28, 20, 16)  # pooled to 4 voxels at least: 3, 2 and 2 times
+    assert plan.patch_size == (32, 20, 16)  # pooled 3, 2 and 2 times, to 4 voxels or more; two of 32 are padding
 
 
 def test_planned_spacing(tmp_path):

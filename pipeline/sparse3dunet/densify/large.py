@@ -17,7 +17,7 @@ from sparse3dunet import __version__
 from sparse3dunet.bundle import running
 from sparse3dunet.data.conventions import known_values
 from sparse3dunet.data.cutting import annotation_of_large
-from sparse3dunet.data.datalist import read_data_set
+from sparse3dunet.data.datalist import DataSet, read_data_set
 from sparse3dunet.data.large import open_large
 from sparse3dunet.data.large_annotation import LargeAnnotation
 from sparse3dunet.densify.schedule import check_minutes
@@ -33,9 +33,9 @@ from sparse3dunet.io import check_output
 from sparse3dunet.io.chunked_results import check_suffix
 from sparse3dunet.io.defaults import as_key
 from sparse3dunet.io.formats import annotation_path, is_chunked, opened_once
-from sparse3dunet.io.suffixes import format_suffix, is_image_file, state_of
+from sparse3dunet.io.suffixes import format_suffix, is_image_file, split, state_of
 from sparse3dunet.io.writing import write_text
-from sparse3dunet.keys import IMAGE, LABEL
+from sparse3dunet.keys import IMAGE, LABEL, WEIGHT
 from sparse3dunet.models.loading import load_model
 from sparse3dunet.training.resume import STATE
 
@@ -97,18 +97,23 @@ def densify_large(
     }
     if settings.get("spacing") != "auto":
         given["spacing"] = settings.get("spacing")
-    digest = _digest(scan, annotation, {**given, **extra})
-    kept = _annotation({**given, **extra}, digest) if settings.get("keep_annotation", True) else None
+    data_set = _data_set({**given, **extra})
+    digest = _digest(data_set, {**given, **extra})
+    kept = _annotation(data_set, {**given, **extra}, digest) if settings.get("keep_annotation", True) else None
     given["resume"] = _goes_on(output_dir, digest) and not settings.get("restart", False)
     running.run_quietly("training", {**given, **extra}, ["cpu" if device.type == "cpu" else "gpu"])
     _predict(model, scan, output_dir, device, settings.get("format"), kept)
 
 
-def _annotation(settings: Mapping[str, Any], digest: str) -> LargeAnnotation:
-    """Return the annotation as the training reads it."""
+def _data_set(settings: Mapping[str, Any]) -> DataSet:
+    """Return the scan and its annotation as the training reads them."""
     chosen = {name: value for name, value in settings.items() if name in OF_THE_ANNOTATION}
+    return read_data_set(settings["dataset_dir"], **chosen)
+
+
+def _annotation(data_set: DataSet, settings: Mapping[str, Any], digest: str) -> LargeAnnotation:
     classes = known_values(settings.get("known_classes"), settings.get("background"))
-    return annotation_of_large(read_data_set(settings["dataset_dir"], **chosen), classes, digest)
+    return annotation_of_large(data_set, classes, digest)
 
 
 def _check_results(scan: Path, output_dir: Path, format: str | None) -> None:
@@ -124,11 +129,12 @@ def _check_results(scan: Path, output_dir: Path, format: str | None) -> None:
     CaseRecord(output_dir, case, {}).check(names)
 
 
-def _digest(scan: Path, annotation: Path, settings: Mapping[str, Any]) -> str:
+def _digest(data_set: DataSet, settings: Mapping[str, Any]) -> str:
     """Return a hexadecimal digest of what the model depends on; of the files, number, size and time of change."""
     places = (*NOT_OF_THE_RUN, "dataset_dir", "ckpt_dir")
     kept = {name: value for name, value in settings.items() if name not in places}
-    files = [(state_of(path) or [])[1:] for path in (scan, Path(annotation_path(str(annotation))))]
+    (case,) = data_set.cases
+    files = [(state_of(split(case[name])[0]) or [])[1:] for name in (IMAGE, LABEL, WEIGHT) if name in case]
     values = [files, kept, __version__, as_key()]
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
 

@@ -23,6 +23,8 @@ STEPS = 6
 """Maximum number of downsamplings."""
 WORTH = 1.15
 """Least ratio of voxel sizes for which volumes are resampled, which blurs them."""
+LITTLE = 1 / 15
+"""Padding as a share of a volume's length that is no loss: 30 voxels are made 32, and pooled as these."""
 ENOUGH = 0.75
 """Least share of a volume's length that a patch which may be as long covers."""
 Triple = tuple[int, int, int]
@@ -78,14 +80,17 @@ def coarsened(extents: Any, spacing: Sequence[float], most_voxels: float) -> lis
     return [float(f"{s:.4g}") for s in np.where(high < WORTH * size, size, high)]
 
 
-def steps(lengths: Sequence[float], spacing: Sequence[float]) -> tuple[list[Triple], list[Triple]]:
+def steps(
+    lengths: Sequence[float], spacing: Sequence[float], shape: Sequence[float] | None = None
+) -> tuple[list[Triple], list[Triple]]:
     """Return strides of STEPS downsamplings, and kernel sizes of the STEPS + 1 resolutions, for a network to use.
 
     Args:
         lengths: the patch's lengths in voxels.
         spacing: voxel size in mm.
+        shape: the volumes' typical shape, beyond which :func:`whole_lengths` may round a little; None: it does not.
     """
-    size, voxel = list(map(float, lengths)), list(map(float, spacing))
+    size, voxel = _with_padding(lengths, shape or [math.inf] * 3), list(map(float, spacing))
     kernel = [1, 1, 1]
     strides: list[Triple] = []
     kernels: list[Triple] = []
@@ -100,6 +105,11 @@ def steps(lengths: Sequence[float], spacing: Sequence[float]) -> tuple[list[Trip
     return strides[:STEPS], kernels
 
 
+def _with_padding(lengths: Sequence[float], shape: Sequence[float]) -> list[float]:
+    """Return the lengths, and for those that reach the volume's end the most that they are rounded to at no loss."""
+    return [n * (1 + LITTLE) if n >= limit else float(n) for n, limit in zip(lengths, shape)]
+
+
 def _pooled(size: Sequence[float], voxel: Sequence[float]) -> list[int]:
     large = [axis for axis in range(3) if size[axis] >= 2 * LEAST - ROUNDING]
     finest = min((voxel[axis] for axis in large), default=math.inf)
@@ -112,10 +122,10 @@ def whole_lengths(
     multiple_of: Sequence[int] | int,
     largest: Sequence[float] | None = None,
 ) -> list[int]:
-    """Return the patch size: lengths rounded down to a multiple; up at the volume's end, if too little were covered.
+    """Return the patch size: lengths rounded down to a multiple; up at the volume's end, if that adds little padding.
 
-    Beyond the volume, patches are padding: on a CPU, time that smaller patches use for more iterations. A length of one
-    multiple, one voxel for the deepest features, covers too little as well.
+    Padding beyond the volume is, on a CPU, time that smaller patches use for more iterations. Lengths are rounded up
+    too if too little of the volume were covered, or one multiple were left: one voxel for the deepest features.
 
     Args:
         lengths: from :func:`patch_lengths`.
@@ -125,9 +135,12 @@ def whole_lengths(
     """
     factors = [multiple_of] * 3 if isinstance(multiple_of, int) else multiple_of
     whole = []
-    for n, limit, factor, bound in zip(lengths, shape, factors, largest or [math.inf] * 3):
+    most = _with_padding(lengths, shape)
+    for n, limit, padded, factor, bound in zip(lengths, shape, most, factors, largest or [math.inf] * 3):
         count = math.floor(n / factor + ROUNDING)
-        if n >= limit and (factor * count < ENOUGH * n or count == 1 < n / factor - ROUNDING):
-            count = math.ceil(n / factor - ROUNDING)
+        up = math.ceil(n / factor - ROUNDING)
+        covers_little = factor * count < ENOUGH * n or count == 1 < up
+        if n >= limit and (covers_little or factor * up <= padded + ROUNDING):
+            count = up
         whole.append(int(factor * max(min(count, bound // factor), 1)))
     return whole

@@ -154,7 +154,7 @@ def make_plan(
     shape = found.shape if spacing is None else [length / size for length, size in zip(found.extent, spacing)]
     voxels = patch_voxels if largest_patch_size is None else float(np.prod(largest_patch_size))
     lengths = patch_lengths(shape, voxel, voxels, largest_patch_size)
-    strides, kernels = steps(lengths, voxel)
+    strides, kernels = steps(lengths, voxel, shape)
     intensity = found.intensity if found.modality == CT else None
     planned = {"strides": tuple(strides), "kernel_sizes": tuple(kernels), "intensity": intensity} | model
     multiples = np.prod(planned["strides"][: len(channels) - 1], axis=0).tolist()
