@@ -1,8 +1,9 @@
-"""Print nnU-Net's plan for one scan as JSON; for benchmarks/planning.py, in an environment with nnunetv2.
+"""Print nnU-Net's plan for scans as JSON; for benchmarks/planning.py, in an environment with nnunetv2.
 
-    python nnunet_plan.py SCAN ANNOTATION FOLDER CT CLASSES
+    python nnunet_plan.py FOLDER CT CLASSES UNLABELED SCAN ANNOTATION [SCAN ANNOTATION ...]
 
-The annotation's unlabeled voxels are 255. Axes are printed in the order x, y, z, as in the files; nnU-Net's is z, y, x.
+UNLABELED is the value of the annotations' unlabeled voxels. Axes are printed in the order x, y, z, as in the files;
+nnU-Net's is z, y, x.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Write the scan as a data set of nnU-Net, and plan it."""
-    scan, annotation, folder, modality, classes = sys.argv[1:]
+    """Write the scans as a data set of nnU-Net, and plan it."""
+    folder, modality, classes, unlabeled, *files = sys.argv[1:]
     root, name = Path(folder, "nnunet"), "Dataset001_Scan"
     raw = root / "raw" / name
     for part in ("imagesTr", "labelsTr"):
@@ -24,14 +25,15 @@ def main() -> None:
     import nibabel as nib
     import numpy as np
 
-    label = nib.load(annotation)
-    values = np.asarray(label.dataobj)
-    ignored = int(classes) + 1
-    known = nib.Nifti1Image(np.where(values == 255, ignored, values).astype(np.uint8), label.affine)
-    nib.save(known, raw / "labelsTr" / "scan.nii.gz")
-    shutil.copy(scan, raw / "imagesTr" / "scan_0000.nii.gz")
+    ignored, pairs = int(classes) + 1, list(zip(files[::2], files[1::2]))
+    for number, (scan, annotation) in enumerate(pairs):
+        label = nib.load(annotation)
+        values = np.asarray(label.dataobj)
+        known = nib.Nifti1Image(np.where(values == int(unlabeled), ignored, values).astype(np.uint8), label.affine)
+        nib.save(known, raw / "labelsTr" / f"scan{number}.nii.gz")
+        shutil.copy(scan, raw / "imagesTr" / f"scan{number}_0000.nii.gz")
     labels = {"background": 0, **{f"class {c}": c for c in range(1, ignored)}, "ignore": ignored}
-    content = {"channel_names": {"0": modality}, "labels": labels, "numTraining": 1, "file_ending": ".nii.gz"}
+    content = {"channel_names": {"0": modality}, "labels": labels, "numTraining": len(pairs), "file_ending": ".nii.gz"}
     (raw / "dataset.json").write_text(json.dumps(content))
     for part in ("raw", "preprocessed", "results"):
         os.environ[f"nnUNet_{part}"] = str(root / part)

@@ -25,7 +25,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from augmentation import machine
-from scans import Scan, load_all
+from scans import UNLABELED, Scan, load_all
 from trainings import add_seeds, call, hippocampus, show, table, train
 
 SCANS = ("mni152-3ax1", "ct3mm-axial5", "nuclei-3ax2", "thick-axial3", "wide-axial4")
@@ -66,17 +66,29 @@ def train_on_hippocampus(data: Path, way: str, minutes: float, seed: int, folder
     return {"dice": scores.dice, "plan": json.loads((folder / "models/plan.json").read_text())}
 
 
-def nnunet_plan(python: str, scan: Scan, modality: str) -> dict[str, Any]:
-    """Return nnU-Net's own plan of its 3d_fullres configuration for a scan."""
+def nnunet_plan(python: str, modality: str, classes: int, unlabeled: int, files: Sequence[Path]) -> dict[str, Any]:
+    """Return nnU-Net's own plan of its 3d_fullres configuration for scans, each followed by its annotation."""
     script = Path(__file__).with_name("nnunet_plan.py")
     with tempfile.TemporaryDirectory() as folder:
-        image, annotation = scan.write(Path(folder))
-        classes = str(int(scan.dense.max()))
-        command = [python, script, image, annotation, folder, modality, classes]
+        command = [python, script, folder, modality, classes, unlabeled, *files]
         done = subprocess.run(list(map(str, command)), capture_output=True, encoding="utf-8", check=False)
     if done.returncode:
         sys.exit(done.stderr)
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def nnunet_plan_of_scan(python: str, scan: Scan) -> dict[str, Any]:
+    """Return nnU-Net's plan for a scan of which some slices are annotated."""
+    modality = "CT" if scan.name.startswith(("ct3mm", "wide")) else "MRI"
+    with tempfile.TemporaryDirectory() as folder:
+        return nnunet_plan(python, modality, int(scan.dense.max()), UNLABELED, scan.write(Path(folder)))
+
+
+def nnunet_plan_of_hippocampus(python: str, data: Path) -> dict[str, Any]:
+    """Return nnU-Net's plan for the 160 sparsely labelled volumes."""
+    names = json.loads((data / "split.json").read_text())["train"]
+    files = [data / folder / f"{name}.nii.gz" for name in names for folder in ("imagesTr", "labelsTr_sparse")]
+    return nnunet_plan(python, "MRI", 2, 3, files)
 
 
 def show_results(results: dict[str, dict[str, Any]], minutes: float) -> None:
@@ -151,10 +163,12 @@ def main() -> None:
                         results[key] = work(way, given.minutes, seed, Path(folder))
                     print(f"{key}: {results[key]['dice']:.3f}", flush=True)
                     given.results.write_text(json.dumps(kept, indent=1) + "\n")
-    for scan in scans if given.nnunet else []:
-        if scan.name not in nnunet:
-            modality = "CT" if scan.name.startswith(("ct3mm", "wide")) else "MRI"
-            nnunet[scan.name] = nnunet_plan(given.nnunet, scan, modality)
+    plans = {scan.name: lambda python, s=scan: nnunet_plan_of_scan(python, s) for scan in scans}
+    if works and works[-1][0] == HIPPOCAMPUS:
+        plans[HIPPOCAMPUS] = lambda python: nnunet_plan_of_hippocampus(python, data)
+    for name, plan in plans.items() if given.nnunet else ():
+        if name not in nnunet:
+            nnunet[name] = plan(given.nnunet)
             given.results.write_text(json.dumps(kept, indent=1) + "\n")
     show_results(results, given.minutes)
     show_plans(results, nnunet)

@@ -31,21 +31,48 @@ def results(name: str) -> Any:
 
 
 def planning() -> str:
-    """Return the mean Dice by fixed settings and as planned, for each scan."""
+    """Return the mean Dice by fixed settings and as planned, for each scan, and swapped kidneys where there are any."""
     rows = []
     for minutes, found in results("planning").items():
         for key in found if minutes.endswith("minutes") else ():
             scan, way, seed = key.split()
             if way == "planned":
                 dice = [f"{found[f'{scan} {w} {seed}']['dice']:.3f}" for w in ("fixed", "planned")]
-                rows.append([scan, minutes, seed, *dice])
-    return densify_tables.rows_in_markdown(["scan", "time", "seed", "fixed settings", "as planned"], rows)
+                swapped = found[key].get("swapped")
+                rows.append([scan, minutes, seed, *dice, "" if swapped is None else f"{swapped:.1%}"])
+    head = ["scan", "time", "seed", "fixed settings", "as planned", "kidneys swapped, as planned"]
+    return densify_tables.rows_in_markdown(head, rows)
+
+
+def plans() -> str:
+    """Return our plans for a training on a CPU, and nnU-Net's."""
+    found = results("planning")
+    rows = []
+    for minutes in (key for key in found if key.endswith("minutes")):
+        for key, result in found[minutes].items():
+            scan, way, seed = key.split()
+            theirs = found["nnU-Net"].get(scan)
+            if (way, seed) == ("planned", "0") and theirs:
+                ours = result["plan"]
+                spacing = ours["spacing"] or ours["fingerprint"]["spacing"]
+                names = ("patch_size", "batch_size", "strides", "kernel_sizes")
+                rows.append([scan, f"sparse3dunet, {minutes}", *_plan_cells(spacing, *(ours[name] for name in names))])
+                cells = _plan_cells(*(theirs[name] for name in ("spacing", "patch", "batch", "strides", "kernels")))
+                rows.append(["", "nnU-Net", *cells])
+    head = ["scan", "by", "voxels, mm", "patch", "batch", "strides", "kernels"]
+    return densify_tables.rows_in_markdown(head, rows)
+
+
+def _plan_cells(spacing: Any, patch: Any, batch: int, *steps: Any) -> list[str]:
+    sizes = [" x ".join(f"{value:.3g}" for value in values) for values in (spacing, patch)]
+    return [*sizes, str(batch), *(" ".join("".join(map(str, step)) for step in listed) for listed in steps)]
 
 
 TABLES: dict[str, Callable[[], str]] = {
     "densify": lambda: densify_tables.dice_in_markdown(results("densify")["runs"]),
     "densify summary": lambda: densify_tables.summary_in_markdown(results("densify")["runs"]),
     "planning": planning,
+    "plans": plans,
     "learning curves": lambda: curves_table(results("learning_curves")),
     "suggestion rounds": lambda: rounds_table(results("learning_curves")),
 }

@@ -24,9 +24,9 @@ STEPS = 6
 WORTH = 1.15
 """Least ratio of voxel sizes for which volumes are resampled, which blurs them."""
 LITTLE = 1 / 15
-"""Padding as a share of a volume's length that is no loss: 30 voxels are made 32, and pooled as these."""
-ENOUGH = 0.75
-"""Least share of a volume's length that a patch which may be as long covers."""
+"""Padding as a share of a volume's length with which it is pooled once more: 30 voxels as 32."""
+ENOUGH = 0.82
+"""Least share of a volume's length that a patch which may be as long covers: 24 of 30 voxels are too few."""
 Triple = tuple[int, int, int]
 
 
@@ -90,7 +90,8 @@ def steps(
         spacing: voxel size in mm.
         shape: the volumes' typical shape, beyond which :func:`whole_lengths` may round a little; None: it does not.
     """
-    size, voxel = _with_padding(lengths, shape or [math.inf] * 3), list(map(float, spacing))
+    size = [n * (1 + LITTLE) if n >= limit else float(n) for n, limit in zip(lengths, shape or [math.inf] * 3)]
+    voxel = list(map(float, spacing))
     kernel = [1, 1, 1]
     strides: list[Triple] = []
     kernels: list[Triple] = []
@@ -105,11 +106,6 @@ def steps(
     return strides[:STEPS], kernels
 
 
-def _with_padding(lengths: Sequence[float], shape: Sequence[float]) -> list[float]:
-    """Return the lengths, and for those that reach the volume's end the most that they are rounded to at no loss."""
-    return [n * (1 + LITTLE) if n >= limit else float(n) for n, limit in zip(lengths, shape)]
-
-
 def _pooled(size: Sequence[float], voxel: Sequence[float]) -> list[int]:
     large = [axis for axis in range(3) if size[axis] >= 2 * LEAST - ROUNDING]
     finest = min((voxel[axis] for axis in large), default=math.inf)
@@ -122,10 +118,10 @@ def whole_lengths(
     multiple_of: Sequence[int] | int,
     largest: Sequence[float] | None = None,
 ) -> list[int]:
-    """Return the patch size: lengths rounded down to a multiple; up at the volume's end, if that adds little padding.
+    """Return the patch size: lengths rounded down to a multiple; up at the volume's end, if too little were covered.
 
-    Padding beyond the volume is, on a CPU, time that smaller patches use for more iterations. Lengths are rounded up
-    too if too little of the volume were covered, or one multiple were left: one voxel for the deepest features.
+    Beyond the volume, patches are padding: on a CPU, time that smaller patches use for more iterations. A length of one
+    multiple, one voxel for the deepest features, covers too little as well.
 
     Args:
         lengths: from :func:`patch_lengths`.
@@ -135,12 +131,9 @@ def whole_lengths(
     """
     factors = [multiple_of] * 3 if isinstance(multiple_of, int) else multiple_of
     whole = []
-    most = _with_padding(lengths, shape)
-    for n, limit, padded, factor, bound in zip(lengths, shape, most, factors, largest or [math.inf] * 3):
+    for n, limit, factor, bound in zip(lengths, shape, factors, largest or [math.inf] * 3):
         count = math.floor(n / factor + ROUNDING)
-        up = math.ceil(n / factor - ROUNDING)
-        covers_little = factor * count < ENOUGH * n or count == 1 < up
-        if n >= limit and (covers_little or factor * up <= padded + ROUNDING):
-            count = up
+        if n >= limit and (factor * count < ENOUGH * n or count == 1 < n / factor - ROUNDING):
+            count = math.ceil(n / factor - ROUNDING)
         whole.append(int(factor * max(min(count, bound // factor), 1)))
     return whole
