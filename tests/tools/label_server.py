@@ -115,7 +115,8 @@ class Server:
     def score(self, method: str):
         """Run a scoring method on the images without a label, and return what is known of each image."""
         self._json("POST", f"/scoring/{method}?run_sync=true", json={"simulation_size": 2})
-        return {name: entry["image"]["info"] for name, entry in self._json("GET", "/datastore/?output=all")["objects"].items()}
+        objects = self._json("GET", "/datastore/?output=all")["objects"]
+        return {name: entry["image"]["info"] for name, entry in objects.items()}
 
     def save_label(self, image: str, label: Path, names: list[str]):
         info = {"label_info": [{"name": name, "idx": number} for number, name in enumerate(names, 1)]}
