@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from sparse3dunet.densify.network import _to_file_order, calibrations, choose_share, network_on_held_out
-from sparse3dunet.densify.propagated import combined, to_file_order
+from sparse3dunet.densify.network import _to_file_order, choose_share, network_on_held_out
+from sparse3dunet.densify.propagated import combined, mixed, own_calibration, to_file_order
 from sparse3dunet.keys import IMAGE, REFERENCE
-from sparse3dunet.propagation.calibration import Calibration
 from sparse3dunet.propagation.ensemble import Held
 from tests.conftest import write_nifti
 
@@ -45,7 +44,6 @@ def test_a_useless_network_has_no_share():
     for prob in (noise, same, opposite, np.full((2, COUNT), 0.5)):
         assert choose_share({"a": held}, {"a": (ALL, prob)}, 2) == 0
     assert choose_share({"a": held}, {}, 2) == 0
-    assert calibrations({"a": held}, {"a": (ALL, noise)}, 0.0) == {}
 
 
 def test_a_few_voxels_are_noise():
@@ -65,12 +63,23 @@ def test_a_network_that_is_right_where_propagation_is_wrong_has_one():
     often = unsure(label, random.random(COUNT) < 0.05, sure=0.95)
     share = choose_share({"a": held}, {"a": (ALL, often)}, 2)
     assert share > 0
-    both = combined(held.prob, often, share).argmax(0)
-    assert (both == label).mean() > (held.prob.argmax(0) == label).mean() + 0.05
-    (values,) = calibrations({"a": held}, {"a": (ALL, often)}, share).values()
-    assert all(isinstance(value, float) for value in values)
-    together = Calibration(*values)(combined(held.prob, often, share), held.distance)
-    np.testing.assert_allclose(together.sum(0), 1, atol=1e-5)
+    both = mixed(own_calibration(held), held.prob, held.distance, often, share)
+    assert (both.argmax(0) == label).mean() > (held.prob.argmax(0) == label).mean() + 0.05
+    np.testing.assert_allclose(both.sum(0), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_a_network_that_is_too_sure_does_not_make_the_result_so(share):
+    """Right in 4 of 5 voxels and always sure: where both agree, half of propagation's doubt is left at least."""
+    held, label, _ = held_out()
+    wrong = np.random.default_rng(3).random(COUNT) < 0.2
+    sure = unsure(label, wrong, sure=0.9999)
+    calibration = own_calibration(held)
+    alone = calibration(held.prob, held.distance)
+    both = mixed(calibration, held.prob, held.distance, sure, share)
+    np.testing.assert_array_equal(mixed(calibration, held.prob, held.distance, sure, 0.0), alone)
+    np.testing.assert_array_equal(mixed(calibration, held.prob, held.distance, None, share), alone)
+    assert (1 - both.max(0) >= 0.5 * (1 - alone.max(0)) - 1e-6)[both.argmax(0) == alone.argmax(0)].all()
 
 
 def test_only_what_both_did_not_know_counts():

@@ -157,13 +157,11 @@ def test_an_outlook_is_calibrated_within_the_box():
     box = (slice(2, 6), slice(1, 6), slice(0, 6))
     propagated = Propagated(prob, box, None, "test")
     distance = distance_of(np.arange(8 * 8 * 6).reshape(8, 8, 6) % 50 == 0, (1, 1, 2))
-    plain = Outlook(propagated, Calibration(), Calibration()).prob(distance)
+    plain = Outlook(propagated, Calibration()).prob(distance)
     np.testing.assert_allclose(plain, prob, atol=1e-3)
     calibration = Calibration(0.5, 0.2, 3.0)
-    np.testing.assert_array_equal(
-        Outlook(propagated, Calibration(), calibration).prob(distance), calibration(prob, distance[box])
-    )
+    np.testing.assert_array_equal(Outlook(propagated, calibration).prob(distance), calibration(prob, distance[box]))
     network = random.dirichlet(np.ones(3), (8, 8, 6)).transpose(3, 0, 1, 2).astype(np.float32)
-    both = Outlook(propagated, Calibration(), Calibration(), 1.0).prob(distance, network)
+    both = Outlook(propagated, Calibration(), 1.0).prob(distance, network)
     product = prob * network[(slice(None), *box)]
-    np.testing.assert_allclose(both, product / product.sum(0), atol=5e-3)
+    np.testing.assert_allclose(both, (prob + product / product.sum(0)) / 2, atol=5e-3)

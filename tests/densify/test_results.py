@@ -40,7 +40,7 @@ def test_the_network_sees_what_it_learned_from(tmp_path, kind):
     case = results.cases[0]
     shape = results.annotation(case.files[0]).numbers.shape
     even = Propagated(np.full((3, *shape), 1 / 3, np.float32), tuple(slice(0, n) for n in shape), None, "")
-    outlook = Outlook(even, Calibration(), Calibration(), share=1.0)
+    outlook = Outlook(even, Calibration(), share=1.0)
     results.predict(model, lambda name: outlook, "cpu", normalizer(transforms))
     image = read_volume(case.files[0]).data.astype(np.float32)
     highest = {"usual": (image.max() - image.mean()) / image.std(), "own": (image.max() + 3e4) / 2e4 + 3}

@@ -78,10 +78,8 @@ def test_a_damaged_state_is_told(tmp_path, text, words):
     """It says that a run was here, unlike a missing one; and nothing of it is used."""
     file = StateFile(tmp_path)
     assert file.read() is None
-    file.write(State("a", spent=1.5, held_out=[{"x": [[1], [], []]}], previews={"a.nii": "b"}, calibrations={"x": [1]}))
-    assert file.read() == State(
-        "a", spent=1.5, held_out=[{"x": [[1], [], []]}], previews={"a.nii": "b"}, calibrations={"x": [1]}
-    )
+    file.write(State("a", spent=1.5, held_out=[{"x": [[1], [], []]}], previews={"a.nii": "b"}))
+    assert file.read() == State("a", spent=1.5, held_out=[{"x": [[1], [], []]}], previews={"a.nii": "b"})
     assert file.fault == ""
     file.path.write_text(text)
     assert file.read() == State("")

@@ -102,7 +102,7 @@ def expected(outlook: Outlook, dice: np.ndarray, counts: np.ndarray) -> Expected
     missing = np.full(len(dice), np.nan)
     if held is None:
         return Expected(dice, missing, missing, counts)
-    prob = outlook.own(held.prob, held.distance)
+    prob = outlook.calibration(held.prob, held.distance)
     classes, _ = decide(prob, np.ones(len(held.label), bool))
     found = dice_of(classes, held.label, held.weight, len(dice))
     hits, total = np.zeros(len(dice)), np.zeros(len(dice))

@@ -14,13 +14,13 @@ from monai.inferers import Inferer
 from monai.transforms import Compose
 
 from sparse3dunet.data.datalist import Case, case_name, without_references
-from sparse3dunet.densify.propagated import combined
+from sparse3dunet.densify.propagated import mixed, own_calibration
 from sparse3dunet.io import read_image
 from sparse3dunet.keys import IMAGE
 from sparse3dunet.models.checkpoints import file_digest
 from sparse3dunet.models.description import ModelDescription
 from sparse3dunet.models.loading import Model, load_model
-from sparse3dunet.propagation.calibration import Calibration, dice
+from sparse3dunet.propagation.calibration import dice
 from sparse3dunet.propagation.ensemble import Held
 
 
@@ -35,8 +35,8 @@ class Trained:
     inferer: Any
 
 
-SHARES = (0.0, 0.3, 1.0)
-"""Shares of the network that are tried."""
+SHARE = 0.5
+"""Share that a network gets if it helps. To choose among several by few held-out slices would be to learn their noise."""
 BEHIND = 0.1
 """Mean Dice by which the network alone may be worse: one that has hardly learned helps only by chance."""
 GAIN = 0.005
@@ -76,39 +76,26 @@ def network_on_held_out(
 def choose_share(
     held: Mapping[str, Held], network: Mapping[str, tuple[np.ndarray, np.ndarray]], num_classes: int
 ) -> float:
-    """Return the network's share that is best on held-out slices; 0 unless it is better by more than noise."""
-    if not network:
-        return 0.0
+    """Return the network's share: :data:`SHARE` if that is better on held-out slices by more than noise, else 0."""
 
-    def score(share: float | None) -> float:
+    def score(classes_of: Callable[[Held, np.ndarray, np.ndarray], np.ndarray]) -> float:
         scores = []
         for name, (inside, prob) in network.items():
             of = held[name]
-            classes = (prob if share is None else combined(of.prob[:, inside], prob, share)).argmax(0)
+            classes = classes_of(of, inside, prob).argmax(0)
             scores.append(dice(classes, of.label[inside], of.weight[inside], num_classes)[1:])
         by_class = np.array(scores)
         return float(np.nanmean(by_class)) if np.isfinite(by_class).any() else 0.0
 
-    scores = {share: score(share) for share in SHARES}
-    if score(None) < scores[0.0] - BEHIND:
+    def with_share(share: float) -> float:
+        return score(
+            lambda of, inside, prob: mixed(own_calibration(of), of.prob[:, inside], of.distance[inside], prob, share)
+        )
+
+    without = with_share(0.0)
+    if score(lambda of, inside, prob: prob) < without - BEHIND:
         return 0.0
-    best = max(scores, key=lambda share: scores[share])
-    return best if scores[best] > scores[0.0] + GAIN else 0.0
-
-
-def calibrations(
-    held: Mapping[str, Held], network: Mapping[str, tuple[np.ndarray, np.ndarray]], share: float
-) -> dict[str, list[float]]:
-    """Return by case the calibration of both combined, as plain values; empty if the network has no share."""
-    if not share:
-        return {}
-    found = {}
-    for name, (inside, prob) in network.items():
-        of = held[name]
-        both = combined(of.prob[:, inside], prob, share)
-        fitted = Calibration.fit(both, of.label[inside], of.distance[inside], of.weight[inside])
-        found[name] = [float(value) for value in (fitted.near, fitted.far, fitted.reach)]
-    return found
+    return SHARE if with_share(SHARE) > without + GAIN else 0.0
 
 
 def trained_model(path: Path, description: ModelDescription, form: Callable[[], torch.nn.Module]) -> Model:

@@ -45,13 +45,11 @@ class Outlook:
 
     Attributes:
         propagated: probabilities of the methods without a network.
-        own: calibration of these alone.
-        calibration: calibration of these combined with the network.
-        share: factor on the network's log probabilities, which are added; 0: no network.
+        calibration: calibration of these.
+        share: share of the network, see :func:`mixed`; 0: no network.
     """
 
     propagated: Propagated
-    own: Calibration
     calibration: Calibration
     share: float = 0.0
 
@@ -64,7 +62,7 @@ class Outlook:
         """
         box = self.propagated.box
         inside = None if network is None else network[(slice(None), *box)]
-        return self.calibration(combined(self.propagated.prob, inside, self.share), distance[box])
+        return mixed(self.calibration, self.propagated.prob, distance[box], inside, self.share)
 
 
 class Propagation:
@@ -211,6 +209,34 @@ def combined(prob: np.ndarray, network: np.ndarray | None, share: float) -> np.n
     if network is None or share == 0:
         return prob
     return softmax(log_prob(prob, LEAST_PROB) + share * log_prob(network, LEAST_PROB))
+
+
+def mixed(
+    calibration: Calibration, prob: np.ndarray, distance: np.ndarray, network: np.ndarray | None, share: float
+) -> np.ndarray:
+    """Return the mean of propagation's probabilities and of those combined with the network, both calibrated.
+
+    The final network learned from more slices than the one that was measured, and is surer of itself, by how much is
+    not known. In the mean, it cannot make the result surer than propagation and it are together; a product can.
+
+    Args:
+        calibration: that of propagation.
+        prob: (K, ...) propagation's probabilities.
+        distance: (...) distance of each voxel from annotation.
+        network: (K, ...) the network's probabilities; None if its share is 0.
+        share: power of the network's probabilities in the product, see :func:`combined`; 0: propagation alone.
+    """
+    alone = calibration(prob, distance)
+    if network is None or share == 0:
+        return alone
+    return (alone + calibration(combined(prob, network, share), distance)) / 2
+
+
+def own_calibration(held: Held | None) -> Calibration:
+    """Return the calibration of propagation's probabilities by its held-out voxels; none changes nothing."""
+    if held is None:
+        return Calibration()
+    return Calibration.fit(held.prob, held.label, held.distance, held.weight)
 
 
 def to_file_order(slices: Slices, affine: np.ndarray, shape: Sequence[int]) -> Slices:

@@ -32,9 +32,9 @@ from sparse3dunet.densify import summary
 from sparse3dunet.densify.estimate import Estimate, Expected, estimate, show
 from sparse3dunet.densify.former import check_templates, command_line
 from sparse3dunet.densify.inputs import annotation_of
-from sparse3dunet.densify.network import Trained, calibrations, choose_share, network_on_held_out, trained_model
+from sparse3dunet.densify.network import Trained, choose_share, network_on_held_out, trained_model
 from sparse3dunet.densify.options import Options
-from sparse3dunet.densify.propagated import Outlook, Propagation
+from sparse3dunet.densify.propagated import Outlook, Propagation, own_calibration
 from sparse3dunet.densify.results import Results, write_results
 from sparse3dunet.densify.schedule import FINAL, Schedule, channels, deal_slices, number_of_folds, slices_showing
 from sparse3dunet.densify.state import Learned, State, StateFile, differences, digest, former_description, keep_aside
@@ -44,7 +44,6 @@ from sparse3dunet.models.checkpoints import save_file
 from sparse3dunet.models.description import ModelDescription
 from sparse3dunet.models.normalization import normalizer
 from sparse3dunet.progress import run_progress
-from sparse3dunet.propagation.calibration import Calibration
 from sparse3dunet.propagation.ensemble import Held
 from sparse3dunet.training.settings import surface_tolerances
 
@@ -189,13 +188,7 @@ class _Run:
         """Return the outlook of a case; one at a time, to save memory."""
         case = next(case for case in self.results.cases if case.name == name)
         propagated = self.propagation.best(case) or self.propagation.refine(case, self._slices_of(name))
-        held = propagated.held
-        own = Calibration()
-        if held is not None:
-            own = Calibration.fit(held.prob, held.label, held.distance, held.weight)
-        both = self.state.calibrations.get(name)  # none if the network was not evaluated: then it has no share
-        share = (self.state.share or 0.0) if both else 0.0
-        return Outlook(propagated, own, Calibration(*both) if both else own, share)
+        return Outlook(propagated, own_calibration(propagated.held), self.state.share or 0.0)
 
     # ------------------------------------------------------------ start
 
@@ -306,7 +299,6 @@ class _Run:
                 trained.network, self.data_set.cases, held, self.options.device, trained.load, trained.inferer
             )
             state.share = choose_share(held, predicted, len(self.data_set.class_names))
-            state.calibrations = calibrations(held, predicted, state.share)
             judged = time.perf_counter() - began
             self._keep_time()
             if trained.stopped:

@@ -63,7 +63,6 @@ class State:
         goes_on: whether the run started from a former run's models.
         seconds: duration of each part (a fold, or the final training) that was started.
         share: share of the network in the result, once it was evaluated.
-        calibrations: by case, the fields of Calibration of propagation and network combined.
         trained: whether the final model is complete.
         stopped_early: whether the user ended the training.
         complete: whether all results are complete.
@@ -83,7 +82,6 @@ class State:
     goes_on: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
     share: float | None = None
-    calibrations: dict[str, list[float]] = field(default_factory=dict)
     trained: bool = False
     stopped_early: bool = False
     complete: bool = False
