@@ -36,7 +36,7 @@ class Trained:
 
 
 SHARE = 0.5
-"""Share that a network gets if it helps. To choose among several by few held-out slices would be to learn their noise."""
+"""Share that a network gets if it helps. To choose among several by few held-out slices would be to fit their noise."""
 BEHIND = 0.1
 """Mean Dice by which the network alone may be worse: one that has hardly learned helps only by chance."""
 GAIN = 0.005
