@@ -65,6 +65,18 @@ def test_trainings_need_no_rich(tmp_path):
     assert result.stdout == "1/1 [b]: failed: why\n", result.stderr
 
 
+def test_a_bundle_needs_no_new_pydicom(tmp_path):
+    """MONAI Label's environment has the one before 3, without these names."""
+    program = (
+        "import pydicom.pixels; del pydicom.pixels.iter_pixels, pydicom.FileMetaDataset; "
+        "from sparse3dunet.models import description, loading; from sparse3dunet.bundle import running; print('imported')"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "pipeline")}
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500)
+    assert result.stdout == "imported\n", result.stderr
+
+
 def test_plain_tables(capsys):
     table = Table(title="Scores")
     table.add_column("class")

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from pydicom import Dataset, dcmread
 from pydicom.config import disable_value_validation
-from pydicom.pixels import iter_pixels
 from pydicom.uid import ImplicitVRLittleEndian
 
 from sparse3dunet.errors import DataError
@@ -195,6 +194,8 @@ def _pixels(path: Path, indices: Sequence[int]) -> Iterator[np.ndarray]:
             if elements.BitsAllocated == 1 and not elements.file_meta.TransferSyntaxUID.is_encapsulated:
                 yield from _bits(elements, indices)
             else:
+                from pydicom.pixels import iter_pixels  # absent from pydicom 2, which MONAI Label's environment has
+
                 yield from iter_pixels(elements, indices=list(indices), raw=True)
     except Exception as error:  # pydicom and the decoders raise a dozen kinds here
         raise DataError(

@@ -7,8 +7,8 @@ from datetime import datetime
 from typing import Any
 
 import numpy as np
-from pydicom import Dataset, FileMetaDataset
-from pydicom.dataset import FileDataset
+from pydicom import Dataset
+from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage, generate_uid
 from skimage.measure import find_contours
