@@ -63,6 +63,46 @@ def test_truncated_hdf5(tmp_path, kind, share):
     assert "expected a whole HDF5 file" in error_of(path)
 
 
+@pytest.mark.parametrize("fault", [None, "missing", "damaged", "another dataset", "in this file"])
+def test_virtual_datasets(tmp_path, fault):
+    """HDF5 reads zeros where it does not find what a virtual dataset shows."""
+    array = voxels((8, 7, 6))
+    (tmp_path / "parts").mkdir()
+    layout = h5py.VirtualLayout((6, 7, 8), np.uint8)
+    for z in range(6):
+        with h5py.File(tmp_path / f"parts/{z}.h5", "w") as file:
+            file["raw"] = array.T[z]
+        layout[z] = h5py.VirtualSource(f"parts/{z}.h5", "raw", (7, 8))
+    if fault == "in this file":
+        layout[3] = h5py.VirtualSource(".", "own", (7, 8))
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_virtual_dataset("raw", layout)
+        file["own"] = array.T[3]
+    part = tmp_path / "parts/3.h5"
+    if fault == "missing":
+        part.unlink()
+    elif fault == "damaged":
+        part.write_bytes(part.read_bytes()[:100])
+    elif fault == "another dataset":
+        with h5py.File(part, "a") as file:
+            file.move("raw", "other")
+    if fault in (None, "in this file"):
+        np.testing.assert_array_equal(read_image(tmp_path / "a.h5").data, array)
+    else:
+        assert "the dataset raw of parts/3.h5, which is missing or damaged" in error_of(tmp_path / "a.h5")
+
+
+def test_voxels_in_a_truncated_file(tmp_path):
+    """HDF5 reads zeros behind its end."""
+    array, external = voxels((8, 7, 6)), tmp_path / "a.raw"
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        files = [(str(external), 0, h5py.h5f.UNLIMITED)]
+        file.create_dataset("raw", shape=(6, 7, 8), dtype="u1", external=files)[...] = array.T
+    np.testing.assert_array_equal(read_image(tmp_path / "a.h5").data, array)
+    external.write_bytes(external.read_bytes()[:-1])
+    assert "a.raw, is truncated" in error_of(tmp_path / "a.h5")
+
+
 @pytest.mark.parametrize("kind", ["ngff04.zarr", "ngff05.zarr", "blosc"])
 def test_truncated_chunks(tmp_path, kind):
     """Blosc's decoder would read on behind the end, and return whatever is in memory there."""
