@@ -63,6 +63,54 @@ def test_truncated_hdf5(tmp_path, kind, share):
     assert "expected a whole HDF5 file" in error_of(path)
 
 
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [
+        ({"type": "scale", "scale": [2.0]}, "scale has 1 number.s., but there are 3 axes"),
+        ({"type": "scale", "scale": [1.0, 2, 2, 2]}, "scale has 4 number"),
+        ({"type": "scale", "scale": 2.0}, "scale has 1 number"),
+        ({"type": "translation", "translation": [2.0]}, "translation has 1 number"),
+        ({"type": "scale", "path": "scales"}, "neither a scale nor a translation, or its numbers are in another file"),
+        ({"type": "affine", "affine": [[1.0]]}, "neither a scale nor a translation"),
+    ],
+)
+def test_other_transformations_of_zarr(tmp_path, step, words):
+    """NumPy would take one number for all axes."""
+    path = write(tmp_path / "ngff04.ome.zarr", voxels())
+    group = zarr.open_group(path)
+    (multiscales,) = group.attrs["multiscales"]
+    multiscales["datasets"][0]["coordinateTransformations"] = [step]
+    group.attrs["multiscales"] = [multiscales]
+    assert re.search(words, error_of(path))
+
+
+NAME = "Doe^John O'Neil"
+
+
+@pytest.mark.parametrize("description", [f"shape=({NAME})", f'{{"shape": "{NAME}"}}', f"ImageJ=1.5\nslices={NAME}\n"])
+def test_no_message_quotes_a_description(tmp_path, description):
+    tifffile.imwrite(tmp_path / "a.tif", voxels().T, metadata=None, description=description)
+    assert not re.search("Doe|Neil", error_of(tmp_path / "a.tif"))
+
+
+@pytest.mark.parametrize("attribute", ['SizeZ="5"', 'DimensionOrder="XYCZT"'])
+def test_no_message_quotes_the_attributes_of_ome(tmp_path, attribute):
+    tifffile.imwrite(tmp_path / "a.ome.tif", voxels().T, ome=True, metadata={"axes": "ZYX"})
+    xml = tifffile.tiffcomment(tmp_path / "a.ome.tif")
+    assert attribute in xml
+    other = xml.replace(attribute, f'{attribute.partition("=")[0]}="{NAME}"')
+    tifffile.tiffcomment(tmp_path / "a.ome.tif", other.encode())
+    assert not re.search("Doe|Neil", error_of(tmp_path / "a.ome.tif"))
+
+
+def test_no_message_quotes_the_names_of_axes(tmp_path):
+    path = write(tmp_path / "ilastik.h5", voxels())
+    with h5py.File(path, "a") as file:
+        attributes = file["exported_data"].attrs
+        attributes["axistags"] = attributes["axistags"].replace('"z"', f'"{NAME}"')
+    assert not re.search("doe|neil", error_of(path), re.IGNORECASE)
+
+
 @pytest.mark.parametrize("fault", [None, "missing", "damaged", "another dataset", "in this file"])
 def test_virtual_datasets(tmp_path, fault):
     """HDF5 reads zeros where it does not find what a virtual dataset shows."""

@@ -155,7 +155,8 @@ def _axes_of(dataset: Any) -> str | None:
     try:
         tags = dataset.attrs["axistags"]
         tags = json.loads(tags.decode() if isinstance(tags, bytes) else str(tags))
-        return "".join(str(axis["key"]).lower() for axis in tags["axes"])
+        keys = [str(axis["key"]).lower() for axis in tags["axes"]]
+        return "".join(key if len(key) == 1 else "?" for key in keys)  # any text would be shown in messages
     except (KeyError, ValueError, TypeError):
         return None
 
