@@ -202,6 +202,18 @@ def test_a_label_names_its_image_and_values(tmp_path):
     np.testing.assert_array_equal(read_image(str(dense)).data, np.where(annotation() == 2, 7, 5))
 
 
+def test_a_folder_may_be_named_like_a_label_on_an_image(tmp_path):
+    series = write_series(tmp_path / "a?image=ct", voxels())
+    np.testing.assert_array_equal(read_image(series).data, voxels())
+    path = write_seg(tmp_path / "a?image=ct/seg", series, masks())
+    assert annotation_file(series) == path
+    named = str(LabelOnImage(path, str(series), {"liver": 1, "spleen": 2}))
+    np.testing.assert_array_equal(read_image(named).data, annotation())
+    for damaged in (named.replace("&unlabeled=-1", ""), named.replace("&1=", "&one=")):
+        with pytest.raises(DataError, match="does not exist"):
+            read_image(damaged)
+
+
 def shifted(mm):
     contours = circles()[0]
     return {name: [points + np.array([0, 0, mm]) for points in listed] for name, listed in contours.items()}
