@@ -282,6 +282,24 @@ def test_a_misspelled_segment_is_told(tmp_path):
         read_image(path)
 
 
+def test_names_with_commas_are_chosen_in_quotes(tmp_path):
+    """The message about an overlap shows how."""
+    series = write_series(tmp_path / "ct", voxels())
+    liver, spleen = masks().values()
+    path = write_seg(tmp_path / "seg.dcm", series, {"Lung, left": liver | spleen, "Tube 5\" '": spleen})
+    image = read_image(series)
+    with pytest.raises(DataError, match="overlap") as error:
+        on(image, path)
+    set_defaults(segments=str(error.value).split("--segments '")[1].removesuffix("'."))
+    assert segment_names(path) == ["Lung, left", "Tube 5\" '"]
+    np.testing.assert_array_equal(on(image, path).data, annotation())
+    set_defaults(segments=' "lung, left" ,')
+    np.testing.assert_array_equal(on(image, path).data, np.where(annotation() == 2, 1, annotation()))
+    set_defaults(segments="lung, left")
+    with pytest.raises(DataError, match=r'no segment is named lung, left .*; found "Lung, left", "Tube 5"'):
+        segment_names(path)
+
+
 def test_names_that_differ_in_case_alone_are_one_class(tmp_path):
     series = write_series(tmp_path / "ct", voxels())
     found = {"Liver": masks()["Liver"], "liver": masks()["Spleen"], "Spleen": np.zeros(SHAPE, bool)}
