@@ -3,9 +3,11 @@
 import json
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
+import zarr
 
 from sparse3dunet.data import checks, conventions, cutting
 from sparse3dunet.data.datalist import case_name, read_data_set
@@ -275,6 +277,19 @@ def test_what_is_large(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv(VOLUME_MEMORY)
     assert open_large(path) is None
     assert open_large(str(tmp_path / "missing.ome.zarr")) is None
+
+
+@pytest.mark.parametrize("name", ["a.h5", "a.zarr"])
+def test_a_shape_without_content_is_no_image(tmp_path, name):
+    """A file of 1 KB may state 1e13 voxels, one chunk of which is written."""
+    shape, options = (100_000, 100_000, 1000), {"dtype": "u1", "chunks": (64, 64, 64)}
+    if name == "a.h5":
+        with h5py.File(tmp_path / name, "w") as file:
+            file.create_dataset("raw", shape=shape, **options)[:64, :64, :64] = 1
+    else:
+        zarr.create_array(str(tmp_path / name), shape=shape, **options)[:64, :64, :64] = 1
+    with pytest.raises(DataError, match=r"1000 x 100000 x 100000 voxels, of which \d+ bytes are on disk; expected"):
+        open_large(str(tmp_path / name))
 
 
 def test_checking(tmp_path):

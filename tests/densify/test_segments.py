@@ -106,6 +106,10 @@ def test_segmentations_that_cannot_be_used(tmp_path):
     sitk.WriteImage(image, str(alone))
     with pytest.raises(DataError, match=r"has the value '9{60}'; expected a whole number from 1 to 32767"):
         prepare_pair(scan, alone, tmp_path / "out")
+    image.SetMetaData(f"Segment{'9' * 5000}_Name", "x")
+    sitk.WriteImage(image, str(alone))
+    with pytest.raises(DataError, match=r"has the number '9{60}'; expected a whole number from 0"):
+        prepare_pair(scan, alone, tmp_path / "out")
 
 
 def layered(tmp_path, masks, names=("shell", "core"), values=()):

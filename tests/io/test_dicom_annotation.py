@@ -202,6 +202,18 @@ def test_a_label_names_its_image_and_values(tmp_path):
     np.testing.assert_array_equal(read_image(str(dense)).data, np.where(annotation() == 2, 7, 5))
 
 
+def test_a_folder_may_be_named_like_a_label_on_an_image(tmp_path):
+    series = write_series(tmp_path / "a?image=ct", voxels())
+    np.testing.assert_array_equal(read_image(series).data, voxels())
+    path = write_seg(tmp_path / "a?image=ct/seg", series, masks())
+    assert annotation_file(series) == path
+    named = str(LabelOnImage(path, str(series), {"liver": 1, "spleen": 2}))
+    np.testing.assert_array_equal(read_image(named).data, annotation())
+    for damaged in (named.replace("&unlabeled=-1", ""), named.replace("&1=", "&one=")):
+        with pytest.raises(DataError, match="does not exist"):
+            read_image(damaged)
+
+
 def shifted(mm):
     contours = circles()[0]
     return {name: [points + np.array([0, 0, mm]) for points in listed] for name, listed in contours.items()}
@@ -268,6 +280,24 @@ def test_a_misspelled_segment_is_told(tmp_path):
         segment_names(path)
     with pytest.raises(DataError, match="no segment is named splen"):
         read_image(path)
+
+
+def test_names_with_commas_are_chosen_in_quotes(tmp_path):
+    """The message about an overlap shows how."""
+    series = write_series(tmp_path / "ct", voxels())
+    liver, spleen = masks().values()
+    path = write_seg(tmp_path / "seg.dcm", series, {"Lung, left": liver | spleen, "Tube 5\" '": spleen})
+    image = read_image(series)
+    with pytest.raises(DataError, match="overlap") as error:
+        on(image, path)
+    set_defaults(segments=str(error.value).split("--segments '")[1].removesuffix("'."))
+    assert segment_names(path) == ["Lung, left", "Tube 5\" '"]
+    np.testing.assert_array_equal(on(image, path).data, annotation())
+    set_defaults(segments=' "lung, left" ,')
+    np.testing.assert_array_equal(on(image, path).data, np.where(annotation() == 2, 1, annotation()))
+    set_defaults(segments="lung, left")
+    with pytest.raises(DataError, match=r'no segment is named lung, left .*; found "Lung, left", "Tube 5"'):
+        segment_names(path)
 
 
 def test_names_that_differ_in_case_alone_are_one_class(tmp_path):

@@ -125,6 +125,15 @@ def test_units_of_ome(tmp_path):
     assert natural_suffix(tmp_path / "a.tif") == ".ome.tif"
 
 
+@pytest.mark.parametrize("unit", ["&#181;m", "&#xB5;m", "&#x3bc;m", "&#109;m"])
+def test_units_of_ome_with_references_to_characters(tmp_path, unit):
+    tifffile.imwrite(tmp_path / "a.tif", voxels().T, ome=True, metadata={"axes": "ZYX"})
+    xml = tifffile.tiffcomment(tmp_path / "a.tif")
+    sizes = " ".join(f'PhysicalSize{axis}="2" PhysicalSize{axis}Unit="{unit}"' for axis in "XYZ")
+    tifffile.tiffcomment(tmp_path / "a.tif", xml.replace("<Pixels ", f"<Pixels {sizes} ").encode())
+    np.testing.assert_allclose(read_image(tmp_path / "a.tif").spacing, [2 if "109" in unit else 2e-3] * 3)
+
+
 def test_where_an_ome_zarr_image_is(tmp_path):
     group = zarr.create_group(tmp_path / "a.zarr", zarr_format=2)
     microscopy.write_ngff(group, voxels().T, "zyx", SPACING, "4")

@@ -63,6 +63,94 @@ def test_truncated_hdf5(tmp_path, kind, share):
     assert "expected a whole HDF5 file" in error_of(path)
 
 
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [
+        ({"type": "scale", "scale": [2.0]}, "scale has 1 number.s., but there are 3 axes"),
+        ({"type": "scale", "scale": [1.0, 2, 2, 2]}, "scale has 4 number"),
+        ({"type": "scale", "scale": 2.0}, "scale has 1 number"),
+        ({"type": "translation", "translation": [2.0]}, "translation has 1 number"),
+        ({"type": "scale", "path": "scales"}, "neither a scale nor a translation, or its numbers are in another file"),
+        ({"type": "affine", "affine": [[1.0]]}, "neither a scale nor a translation"),
+    ],
+)
+def test_other_transformations_of_zarr(tmp_path, step, words):
+    """NumPy would take one number for all axes."""
+    path = write(tmp_path / "ngff04.ome.zarr", voxels())
+    group = zarr.open_group(path)
+    (multiscales,) = group.attrs["multiscales"]
+    multiscales["datasets"][0]["coordinateTransformations"] = [step]
+    group.attrs["multiscales"] = [multiscales]
+    assert re.search(words, error_of(path))
+
+
+NAME = "Doe^John O'Neil"
+
+
+@pytest.mark.parametrize("description", [f"shape=({NAME})", f'{{"shape": "{NAME}"}}', f"ImageJ=1.5\nslices={NAME}\n"])
+def test_no_message_quotes_a_description(tmp_path, description):
+    tifffile.imwrite(tmp_path / "a.tif", voxels().T, metadata=None, description=description)
+    assert not re.search("Doe|Neil", error_of(tmp_path / "a.tif"))
+
+
+@pytest.mark.parametrize("attribute", ['SizeZ="5"', 'DimensionOrder="XYCZT"'])
+def test_no_message_quotes_the_attributes_of_ome(tmp_path, attribute):
+    tifffile.imwrite(tmp_path / "a.ome.tif", voxels().T, ome=True, metadata={"axes": "ZYX"})
+    xml = tifffile.tiffcomment(tmp_path / "a.ome.tif")
+    assert attribute in xml
+    other = xml.replace(attribute, f'{attribute.partition("=")[0]}="{NAME}"')
+    tifffile.tiffcomment(tmp_path / "a.ome.tif", other.encode())
+    assert not re.search("Doe|Neil", error_of(tmp_path / "a.ome.tif"))
+
+
+def test_no_message_quotes_the_names_of_axes(tmp_path):
+    path = write(tmp_path / "ilastik.h5", voxels())
+    with h5py.File(path, "a") as file:
+        attributes = file["exported_data"].attrs
+        attributes["axistags"] = attributes["axistags"].replace('"z"', f'"{NAME}"')
+    assert not re.search("doe|neil", error_of(path), re.IGNORECASE)
+
+
+@pytest.mark.parametrize("fault", [None, "missing", "damaged", "another dataset", "in this file"])
+def test_virtual_datasets(tmp_path, fault):
+    """HDF5 reads zeros where it does not find what a virtual dataset shows."""
+    array = voxels((8, 7, 6))
+    (tmp_path / "parts").mkdir()
+    layout = h5py.VirtualLayout((6, 7, 8), np.uint8)
+    for z in range(6):
+        with h5py.File(tmp_path / f"parts/{z}.h5", "w") as file:
+            file["raw"] = array.T[z]
+        layout[z] = h5py.VirtualSource(f"parts/{z}.h5", "raw", (7, 8))
+    if fault == "in this file":
+        layout[3] = h5py.VirtualSource(".", "own", (7, 8))
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_virtual_dataset("raw", layout)
+        file["own"] = array.T[3]
+    part = tmp_path / "parts/3.h5"
+    if fault == "missing":
+        part.unlink()
+    elif fault == "damaged":
+        part.write_bytes(part.read_bytes()[:100])
+    elif fault == "another dataset":
+        with h5py.File(part, "a") as file:
+            file.move("raw", "other")
+    if fault in (None, "in this file"):
+        np.testing.assert_array_equal(read_image(tmp_path / "a.h5").data, array)
+    else:
+        assert "the dataset raw of parts/3.h5, which is missing or damaged" in error_of(tmp_path / "a.h5")
+
+
+def test_voxels_in_a_truncated_file(tmp_path):
+    """HDF5 reads zeros behind its end."""
+    array, external = voxels((8, 7, 6)), tmp_path / "a.raw"
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        files = [(str(external), 0, h5py.h5f.UNLIMITED)]
+        file.create_dataset("raw", shape=(6, 7, 8), dtype="u1", external=files)[...] = array.T
+    np.testing.assert_array_equal(read_image(tmp_path / "a.h5").data, array)
+    external.write_bytes(external.read_bytes()[:-1])
+    assert "a.raw, is truncated" in error_of(tmp_path / "a.h5")
+
+
 @pytest.mark.parametrize("kind", ["ngff04.zarr", "ngff05.zarr", "blosc"])
 def test_truncated_chunks(tmp_path, kind):
     """Blosc's decoder would read on behind the end, and return whatever is in memory there."""

@@ -42,7 +42,10 @@ Reference = Annotated[
 ]
 Segments = Annotated[
     str | None,
-    typer.Option(help="Segments of a DICOM or Slicer annotation to use, later over earlier ones: liver,tumor."),
+    typer.Option(
+        help="Segments of a DICOM or Slicer annotation to use, later over earlier ones: liver,tumor. In double quotes, "
+        "if a name has a comma: '\"Lung, left\",tumor'."
+    ),
 ]
 Overlay = Annotated[
     list[str] | None,

@@ -9,7 +9,7 @@ from typing import Any
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.defaults import default_segments
 from sparse3dunet.io.dicom_annotation import UNLABELED, LabelOnImage, annotation_file, class_values, segment_names
-from sparse3dunet.io.segments import BACKGROUND, UNLABELED_NAMES
+from sparse3dunet.io.segments import BACKGROUND, UNLABELED_NAMES, listed
 from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL, REFERENCE
 
 Case = dict[str, Any]
@@ -71,8 +71,8 @@ def _by_name(names: Sequence[str], values: Sequence[int], unlabeled: int) -> dic
     others = [name for name in chosen if name not in by_name]
     if others:
         raise DataError(
-            f"--segments names {', '.join(others)}, but labels declares no such class; expected some of "
-            f"{', '.join(names)}. Declare it, or leave it out."
+            f"--segments names {listed(others)}, but labels declares no such class; expected some of "
+            f"{listed(names)}. Declare it, or leave it out."
         )
     return {**{name: by_name[name] for name in chosen}, BACKGROUND: values[0]}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -142,3 +143,16 @@ def pieces(n: int, length: int, flipped: bool = False) -> list[slice]:
     """Return the pieces of an axis of n voxels that end where chunks of the stored axis end, which may be flipped."""
     found = [slice(start, min(start + length, n)) for start in range(0, n, length)]
     return [slice(n - p.stop, n - p.start) for p in reversed(found)] if flipped else found
+
+
+def stored_bytes(array: Any, place: Path, enough: int) -> int:
+    """Return how many bytes of a ChunkedArray are on disk; of a folder of Zarr, no more are counted than `enough`."""
+    if hasattr(array.source, "is_virtual"):  # HDF5
+        is_elsewhere = array.source.is_virtual or array.source.external
+        return enough if is_elsewhere else array.source.id.get_storage_size()
+    total = 0
+    for file in place.rglob("*"):
+        total += file.stat().st_size if file.is_file() else 0
+        if total >= enough:
+            break
+    return total

@@ -7,6 +7,7 @@ torchrun.
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 
@@ -42,7 +43,8 @@ def set_defaults(
         voxel_size: sizes along x, y and z with a unit, such as "0.5,0.5,2um"; None to leave it as it is.
         axes: a letter for each dimension of the stored array, slowest first, such as "zyx" or "czyx"; None likewise.
         series: UID or number of the series to read in folders of several DICOM series; None likewise.
-        segments: names of the segments to use of a DICOM annotation, separated by commas; None likewise.
+        segments: names of the segments to use of a DICOM annotation, separated by commas; in double quotes those with
+            a comma, as in CSV; None likewise.
         volume_memory: memory that one volume may take, such as "8GiB"; None likewise.
 
     Raises:
@@ -94,7 +96,8 @@ def default_volume_memory() -> int | None:
 
 
 def _names(text: str) -> list[str]:
-    return [name.strip().lower() for name in text.split(",") if name.strip()]
+    row = next(csv.reader([re.sub(r"[\r\n]", " ", text)], skipinitialspace=True), [])
+    return [name.strip().lower() for name in row if name.strip()]
 
 
 def as_key() -> dict[str, str]:

@@ -25,7 +25,7 @@ from sparse3dunet.io.defaults import default_segments
 from sparse3dunet.io.dicom_header import is_dicom_file
 from sparse3dunet.io.dicom_seg import Part
 from sparse3dunet.io.segments import BACKGROUND, UNLABELED_NAMES, check_names, check_overlaps, listed, overlap_notes
-from sparse3dunet.io.suffixes import ON_IMAGE, image_suffix
+from sparse3dunet.io.suffixes import image_suffix, split
 from sparse3dunet.io.volumes import Volume
 
 UNLABELED = -1
@@ -58,10 +58,10 @@ class LabelOnImage:
 
     @classmethod
     def parse(cls, path: str | Path) -> LabelOnImage:
-        """Return what a text of this kind names."""
-        file, _, query = str(path).partition(ON_IMAGE)
-        (_, image), (_, unlabeled), *segments = parse_qsl(f"image={query}")
-        return cls(Path(file), image, {name: int(value) for value, name in segments}, int(unlabeled))
+        """Return what a text of this kind names, one that ``ON_IMAGE`` matches."""
+        file, query = split(path)
+        (_, image), (_, unlabeled), *segments = parse_qsl(query[1:])
+        return cls(file, image, {name: int(value) for value, name in segments}, int(unlabeled))
 
 
 def annotation_file(path: str | Path) -> Path | None:

@@ -46,7 +46,8 @@ NOT_IMAGES = ("SEG", "RTSTRUCT", "RTPLAN", "RTRECORD", "SR", "PR", "KO", "REG", 
 """Modalities of objects that lie next to images."""
 MOST_UNPACKED, LARGEST_RATIO = 2**28, 1000
 """Bytes up to which compressed pixels may unpack in any case; to how many times their bytes, otherwise."""
-_UNDEFINED = 0xFFFFFFFF  # length of compressed pixel data
+UNDEFINED = 0xFFFFFFFF
+"""Stated length of elements that end with a delimiter, such as compressed pixels."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ def read_header(path: Path) -> DicomFile:
         )
     pixels: Any = header.get_item("PixelData", keep_deferred=True)
     del header.PixelData
-    return DicomFile(path, shape, header, pixels.length == _UNDEFINED)
+    return DicomFile(path, shape, header, pixels.length == UNDEFINED)
 
 
 def _pixel_fault(path: Path, header: Dataset) -> str:
@@ -160,7 +161,7 @@ def _pixel_fault(path: Path, header: Dataset) -> str:
         f"{expected}: {header.Columns} columns x {header.Rows} rows x {get_nr_frames(header, warn=False)} frame(s) x "
         f"{header.SamplesPerPixel} sample(s) of {header.BitsAllocated} bits"
     )
-    if found == _UNDEFINED:
+    if found == UNDEFINED:
         packed = path.stat().st_size
         is_bomb = expected > max(MOST_UNPACKED, LARGEST_RATIO * packed)
         return f"a file of {packed} bytes for compressed pixels of {size}" if is_bomb else ""
@@ -185,3 +186,9 @@ def decimals(elements: Dataset, keyword: str) -> np.ndarray:
     except Exception:  # pydicom converts elements when they are asked for, and raises a dozen kinds here
         return np.empty(0)
     return numbers if np.isfinite(numbers).all() else np.empty(0)
+
+
+def whole_number(elements: Dataset, keyword: str) -> int | None:
+    """Return the whole number of an element; None if it is missing or malformed."""
+    found = decimals(elements, keyword)
+    return int(found[0]) if len(found) == 1 and found[0].is_integer() else None

@@ -10,10 +10,22 @@ from typing import Any
 import numpy as np
 from pydicom import Dataset, dcmread
 from pydicom.config import disable_value_validation
+from pydicom.dataelem import RawDataElement
 from pydicom.uid import ImplicitVRLittleEndian
 
 from sparse3dunet.errors import DataError
-from sparse3dunet.io.dicom_header import BY_FRAME, GROUPS, ORIENTATION, PIXEL_SPACING, POSITION, SHARED, decimals
+from sparse3dunet.io.dicom_header import (
+    BY_FRAME,
+    GROUPS,
+    ORIENTATION,
+    PIXEL_SPACING,
+    POSITION,
+    SHARED,
+    UNDEFINED,
+    decimals,
+    name_with_tag,
+    whole_number,
+)
 from sparse3dunet.io.dicom_stack import slice_axes
 from sparse3dunet.io.grid import ras_affine
 from sparse3dunet.io.volumes import AFFINE_TOLERANCE, Volume
@@ -75,12 +87,11 @@ def read(path: Path) -> DicomAnnotation:
         DataError: when it is damaged.
     """
     header = read_elements(path, "DICOM segmentation")
-    segments = header.get("SegmentSequence") or []
-    names: dict[int, str] = {}
-    for segment in segments:
-        number = int(segment.get("SegmentNumber") or 0)
-        if number:  # 0 is the background of label maps
-            names[number] = str(segment.get("SegmentLabel") or "").strip() or f"segment {number}"
+    names = {
+        number: str(segment.get("SegmentLabel") or "").strip() or f"segment {number}"
+        for number, segment in _segments(path, header).items()
+        if number  # 0 is the background of label maps
+    }
     notes = []
     if header.get("SegmentationType") == "FRACTIONAL":
         notes.append(
@@ -107,13 +118,46 @@ def read_elements(path: Path, what: str) -> Dataset:
     try:
         with disable_value_validation():
             elements = dcmread(path, stop_before_pixels=True, force=True)  # old files have no preamble
-            list(elements.iterall())  # parses all of them now
+            _check_lengths(elements)
             return elements
     except Exception as error:  # pydicom raises a dozen kinds here
         raise DataError(
             f"{path}: cannot be read ({type(error).__name__}); expected a whole {what}. It is truncated or damaged; "
             "copy or export it again."
         ) from None
+
+
+def _check_lengths(elements: Dataset) -> None:
+    """Parse all elements now; raise EOFError if one is shorter than stated, of which pydicom returns what there is."""
+    for element in elements.elements():
+        if isinstance(element, RawDataElement) and len(element.value or b"") < element.length != UNDEFINED:
+            raise EOFError
+    for parsed in elements:
+        for item in parsed.value if parsed.VR == "SQ" else ():
+            _check_lengths(item)
+
+
+def numbered(path: Path, what: str, items: Sequence[Dataset], keyword: str) -> dict[int, Dataset]:
+    """Return the items of a sequence by their number, which is the element `keyword`.
+
+    Raises:
+        DataError: when one has none, or two have the same, so that the voxels of one would be the other's.
+    """
+    found: dict[int, Dataset] = {}
+    for place, item in enumerate(items, 1):
+        number = whole_number(item, keyword)
+        if number is None or number in found:
+            fault = "has no number" if number is None else f"has the number {number} of another one"
+            raise DataError(
+                f"{path}: {what} {place} of {len(items)} {fault}, {name_with_tag(keyword)}; expected different whole "
+                "numbers. Export it again."
+            )
+        found[number] = item
+    return found
+
+
+def _segments(path: Path, header: Dataset) -> dict[int, Dataset]:
+    return numbered(path, "segment", header.get("SegmentSequence") or [], "SegmentNumber")
 
 
 @dataclass(frozen=True)
@@ -136,12 +180,18 @@ def _frames(path: Path, header: Dataset) -> list[_Frame]:
     """Return all frames.
 
     Raises:
-        DataError: when one has no segment or place.
+        DataError: when one has no segment or place, or they are not as many as the header says.
     """
     shared = (header.get(SHARED) or [Dataset()])[0]
     is_label_map = header.get("SegmentationType") == "LABELMAP"
+    segments, groups = _segments(path, header), header.get(BY_FRAME) or []
+    if groups and len(groups) != (whole_number(header, "NumberOfFrames") or 1):
+        raise DataError(
+            f"{path}: {len(groups)} frames have a place, but {name_with_tag('NumberOfFrames')} is "
+            f"{whole_number(header, 'NumberOfFrames')}; expected the same. Export the segmentation again."
+        )
     frames = []
-    for index, own in enumerate(header.get(BY_FRAME) or []):
+    for index, own in enumerate(groups):
         place = {key: _group(own, shared, GROUPS[key], key) for key in (POSITION, ORIENTATION, PIXEL_SPACING)}
         number = _group(own, shared, "SegmentIdentificationSequence", "ReferencedSegmentNumber")
         sizes = [len(numbers) for numbers in place.values()]
@@ -149,6 +199,11 @@ def _frames(path: Path, header: Dataset) -> list[_Frame]:
             raise DataError(
                 f"{path}: frame {index + 1} has no segment, position, orientation or pixel spacing; expected all of "
                 "them, which place it in space. Export the segmentation again."
+            )
+        if not is_label_map and number[0] not in segments:
+            raise DataError(
+                f"{path}: frame {index + 1} is of segment {number[0]:g}, which the header does not list; expected one "
+                f"of {', '.join(map(str, segments))}. Export the segmentation again."
             )
         frames.append(_Frame(index, None if is_label_map else int(number[0]), *place.values()))
     if not frames:
@@ -170,17 +225,30 @@ def _parts(path: Path, header: Dataset, numbers: Sequence[int], image: Volume, m
     steps = [_steps(path, header, frame, to_voxels, image) for frame in frames]
     threshold = HALF * float(header.get("MaximumFractionalValue") or 1)
     is_fractional = header.get("SegmentationType") == "FRACTIONAL"
+    listed = [0, whole_number(header, "PixelPaddingValue") or 0, *_segments(path, header)]
     for frame, step, pixels in zip(frames, steps, _pixels(path, [frame.index for frame in frames])):
         inside = pixels >= threshold if is_fractional else pixels > 0
         rows, columns = np.nonzero(inside & (pixels > 0))
         indices = np.column_stack([columns, rows, np.ones_like(rows)]) @ step[:3].T
         values = np.full(len(rows), frame.number) if frame.number is not None else pixels[rows, columns]
+        if frame.number is None:
+            _check_values(path, values, listed)
         within = ((indices >= 0) & (indices < image.spatial_shape)).all(axis=1)
         if len(indices) and not within.any():
             missed.append(frame.index)
         axis = int(np.flatnonzero(~step[:3, :2].any(axis=1))[0])
         for number in numbers if frame.number is None else [frame.number]:
             yield Part(number, axis, indices[within & (values == number)])
+
+
+def _check_values(path: Path, values: np.ndarray, listed: Sequence[int]) -> None:
+    """Raise DataError if a label map has values of segments that are not listed."""
+    strays = sorted(set(np.unique(values).tolist()) - set(listed))
+    if strays:
+        raise DataError(
+            f"{path}: voxels have the value {strays[0]}, which is no segment's; expected numbers of segments that the "
+            "header lists. Export the segmentation again."
+        )
 
 
 def _pixels(path: Path, indices: Sequence[int]) -> Iterator[np.ndarray]:
@@ -191,12 +259,17 @@ def _pixels(path: Path, indices: Sequence[int]) -> Iterator[np.ndarray]:
             elements = dcmread(path, force=True)
             if "TransferSyntaxUID" not in elements.file_meta:
                 elements.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian  # the default
-            if elements.BitsAllocated == 1 and not elements.file_meta.TransferSyntaxUID.is_encapsulated:
+            is_compressed = elements.file_meta.TransferSyntaxUID.is_encapsulated
+            if not is_compressed:
+                _check_size(path, elements)
+            if elements.BitsAllocated == 1 and not is_compressed:
                 yield from _bits(elements, indices)
             else:
                 from pydicom.pixels import iter_pixels  # absent from pydicom 2, which MONAI Label's environment has
 
                 yield from iter_pixels(elements, indices=list(indices), raw=True)
+    except DataError:
+        raise
     except Exception as error:  # pydicom and the decoders raise a dozen kinds here
         raise DataError(
             f"{path}: its pixels cannot be read ({type(error).__name__}); expected a whole DICOM segmentation. It is "
@@ -204,12 +277,23 @@ def _pixels(path: Path, indices: Sequence[int]) -> Iterator[np.ndarray]:
         ) from error
 
 
+def _check_size(path: Path, elements: Dataset) -> None:
+    """Raise DataError unless the pixels are as many bytes as the header says, and one more if that is odd."""
+    frames = whole_number(elements, "NumberOfFrames") or 1
+    bits = elements.Rows * elements.Columns * frames * elements.BitsAllocated
+    found, expected = len(elements.PixelData), -(-bits // 8)
+    if not 0 <= found - expected <= expected % 2:
+        raise DataError(
+            f"{path}: its pixels cannot be read ({found} bytes); expected {expected}: {elements.Columns} columns x "
+            f"{elements.Rows} rows x {frames} frame(s) of {elements.BitsAllocated} bit(s). It is truncated or damaged; "
+            "copy or export it again."
+        )
+
+
 def _bits(elements: Dataset, indices: Sequence[int]) -> Iterator[np.ndarray]:
     """Yield frames of one bit for each pixel, which begin within a byte unless their size is a multiple of 8."""
     size = elements.Rows * elements.Columns
     content = np.frombuffer(elements.PixelData, np.uint8)
-    if 8 * len(content) < size * elements.NumberOfFrames:
-        raise ValueError("too few pixels")
     for index in indices:
         start, stop = index * size, (index + 1) * size
         bits = np.unpackbits(content[start // 8 : -(-stop // 8)], bitorder="little")

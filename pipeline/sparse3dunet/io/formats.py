@@ -73,7 +73,7 @@ def read_image(source: str | Path) -> Volume:
         DataError: when it is missing, truncated, damaged, not a volume, complex, has a degenerate affine, or has
             another format; or when the package that reads it is not installed.
     """
-    if ON_IMAGE in str(source):
+    if ON_IMAGE.fullmatch(str(source)):
         label = LabelOnImage.parse(source)
         return read_on_grid(label.annotation, read_grid(label.image), label.values, label.unlabeled)
     path, part = split_part(source)
@@ -203,7 +203,7 @@ def read_grid(path: str | Path) -> Volume:
 def is_dicom_image(path: str | Path) -> bool:
     """Return whether a path names an image in DICOM: a file, or a folder that contains a series at any depth."""
     path = Path(path)
-    if image_suffix(path) or ON_IMAGE in str(path) or not path.exists():
+    if image_suffix(path) or ON_IMAGE.fullmatch(str(path)) or not path.exists():
         return False
     return is_dicom_folder(path) or bool(dicom_folders(path)) if path.is_dir() else is_dicom_image_file(path)
 

@@ -112,6 +112,7 @@ def _dataset(h5py: Any, path: Path, content: Any, inner: str) -> Any:
     content.visititems(visit)
     name = inner or next((name for name in USUAL if name in found), next(iter(found), "") if len(found) == 1 else "")
     if name in found:
+        _check_sources(h5py, path, content[name])
         return content[name]
     if name and isinstance(content.get(name), h5py.Dataset):
         raise DataError(f"{path}: found shape {content[name].shape}; expected a volume of three dimensions.")
@@ -123,12 +124,39 @@ def _dataset(h5py: Any, path: Path, content: Any, inner: str) -> Any:
     )
 
 
+def _check_sources(h5py: Any, path: Path, dataset: Any) -> None:
+    """Raise DataError if a dataset's voxels are in other files, of which one is missing: HDF5 reads zeros there."""
+    left = dataset.nbytes
+    for name, start, size in dataset.external or ():
+        if Path(name).is_file() and Path(name).stat().st_size < start + min(size, left):
+            raise DataError(f"{path}: the file of its voxels, {name}, is truncated. Copy it again.")
+        left -= min(size, left)
+    if not dataset.is_virtual:
+        return
+    folder = Path(dataset.file.filename).parent
+    for name, inner in sorted({(source.file_name, source.dset_name) for source in dataset.virtual_sources()}):
+        if "%b" in name + inner:  # a pattern, for as many as there are
+            continue
+        short = Path(name).name if Path(name).is_absolute() else name
+        places = (Path(name), folder / short, Path(short))  # where HDF5 looks
+        file = next((place for place in places if place.is_file()), None) if name != "." else dataset.file.filename
+        try:
+            with h5py.File(file or name, "r") as content:
+                _check_sources(h5py, path, content[inner])
+        except (OSError, KeyError) as error:
+            raise DataError(
+                f"{path}: it shows the dataset {inner} of {name}, which is missing or damaged; expected all files that "
+                "it consists of. Copy them, too, to the same folder."
+            ) from error
+
+
 def _axes_of(dataset: Any) -> str | None:
     """Return ilastik's axes, slowest first; None if there are none that can be read."""
     try:
         tags = dataset.attrs["axistags"]
         tags = json.loads(tags.decode() if isinstance(tags, bytes) else str(tags))
-        return "".join(str(axis["key"]).lower() for axis in tags["axes"])
+        keys = [str(axis["key"]).lower() for axis in tags["axes"]]
+        return "".join(key if len(key) == 1 else "?" for key in keys)  # any text would be shown in messages
     except (KeyError, ValueError, TypeError):
         return None
 

@@ -14,6 +14,7 @@ from sparse3dunet.errors import DataError
 from sparse3dunet.io.itk import itk_affine, itk_array, itk_header, itk_read, itk_write
 from sparse3dunet.io.meta_header import LAST, MetaHeader, read_meta_header
 from sparse3dunet.io.payload import check_compressed, check_length, check_regular
+from sparse3dunet.io.text_geometry import meta_in_mm
 from sparse3dunet.io.text_header import unreadable, whole_number
 from sparse3dunet.io.volumes import Volume
 
@@ -29,7 +30,8 @@ def read_meta_image(path: Path) -> Volume:
     reader = itk_header(path, "MetaImageIO")
     if len(files) == 1:
         _check_voxels(path, files[0], header)
-    return Volume(str(path), itk_array(itk_read(reader, path)), itk_affine(reader))
+    affine, is_sized = meta_in_mm(path, header.fields, itk_affine(reader))
+    return Volume(str(path), itk_array(itk_read(reader, path)), affine, has_voxel_size=is_sized)
 
 
 def write_meta_image(path: Path, array: np.ndarray, affine: np.ndarray, metadata: Mapping[str, str]) -> None:

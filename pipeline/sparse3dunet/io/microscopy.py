@@ -50,16 +50,19 @@ def readable(path: str | Path, what: str) -> Iterator[None]:
     except (DataError, MemoryError):
         raise
     except Exception as error:
-        reason = _without_texts(" ".join(f"{type(error).__name__}: {error}".split()))
-        hint = "Install it, or save the file without this compression." if _is_missing_codec(reason) else (
-            "It is missing, truncated, damaged or something else; copy or export it again."
-        )  # fmt: skip
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        hint = "It is missing, truncated, damaged or something else; copy or export it again."
+        if _is_missing_codec(reason):
+            hint = "Install it, or save the file without this compression."
+        elif not isinstance(error, OSError):  # whose quotes are paths
+            reason = without_texts(reason)
         raise DataError(f"{path}: cannot be read ({reason[:300]}); expected {what}. {hint}") from error
 
 
-def _without_texts(reason: str) -> str:
+def without_texts(reason: str) -> str:
     """Return a library's message without the parts of metadata that it quotes, in which there may be names."""
-    return re.sub(r"\{.*\}|\[[^\]]*['\"].*\]", "[...]", reason)
+    reason = re.sub(r"\{.*\}|\[[^\]]*['\"].*\]", "[...]", reason)
+    return re.sub(r"(?<!\w)(['\"]).*\1(?!\w)", "'...'", reason)
 
 
 def _is_missing_codec(reason: str) -> bool:

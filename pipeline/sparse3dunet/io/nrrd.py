@@ -11,6 +11,7 @@ from sparse3dunet.errors import DataError
 from sparse3dunet.io.itk import itk_affine, itk_array, itk_header, itk_read, itk_write
 from sparse3dunet.io.nrrd_header import check_voxels, read_nrrd_header
 from sparse3dunet.io.slicer import Segment, label_map, segments_in
+from sparse3dunet.io.text_geometry import nrrd_in_mm
 from sparse3dunet.io.volumes import Volume
 
 
@@ -44,11 +45,15 @@ def read_named(path: Path) -> tuple[Volume, dict[int, str]]:
 
 
 def _read(path: Path) -> tuple[Volume, list[Segment]]:
-    check_voxels(path, read_nrrd_header(path))  # which ITK does not
+    header = read_nrrd_header(path)
+    check_voxels(path, header)  # which ITK does not
     reader = itk_header(path, "NrrdImageIO")
     segments = segments_in(path, reader)
     voxels, notes = label_map(path, itk_array(itk_read(reader, path)), segments)
-    return Volume(str(path), voxels, itk_affine(reader), notes=notes), segments
+    affine, is_sized = nrrd_in_mm(path, header.fields, itk_affine(reader))
+    if "spacedimension" in header.fields and "space" not in header.fields:
+        notes += (f"{path}: its header does not name its space, so x, y and z are taken for left, back and head.",)
+    return Volume(str(path), voxels, affine, has_voxel_size=is_sized, notes=notes), segments
 
 
 def write_nrrd(path: Path, array: np.ndarray, affine: np.ndarray, metadata: Mapping[str, str]) -> None:

@@ -176,15 +176,36 @@ def _read_multiscales(path: Path, group: Any, multiscales: Mapping[str, Any], ve
     transformations = (*first.get("coordinateTransformations", ()), *multiscales.get("coordinateTransformations", ()))
     for step in transformations:
         if "scale" in step:
-            scale, shift = scale * step["scale"], shift * step["scale"]
+            factors = _by_axis(path, "scale", step["scale"], len(axes))
+            scale, shift = scale * factors, shift * factors
         elif "translation" in step:
-            shift = shift + step["translation"]
+            shift = shift + _by_axis(path, "translation", step["translation"], len(axes))
+        elif step.get("type", "identity") != "identity":
+            raise DataError(
+                f"{path}: a coordinate transformation is neither a scale nor a translation, or its numbers are in "
+                "another file; expected a number for each axis. Export the image again."
+            )
     sizes = {name: in_mm(scale[i], axes[i].get("unit")) for i, name in enumerate(names)}
     origin = [0.0, 0.0, 0.0]
     if all(sizes.get(name) for name in "xyz"):
         origin = [float(shift[i] / scale[i]) * float(sizes[name] or 0) for name in "xyz" for i in [names.index(name)]]
     header = {"ome_zarr": version if version in VERSIONS else "0.4"}
     return volume_of(path, _voxels(array, opened), names, sizes, origin, header)
+
+
+def _by_axis(path: Path, name: str, numbers: Any, count: int) -> np.ndarray:
+    """Return the numbers of a coordinate transformation.
+
+    Raises:
+        DataError: unless there is one for each axis; NumPy would take a single one for all.
+    """
+    found = np.array(numbers, float)
+    if found.shape != (count,):
+        raise DataError(
+            f"{path}: {name} has {found.size} number(s), but there are {count} axes; expected one for each. Export the "
+            "image again."
+        )
+    return found
 
 
 def _check_chunks(path: Path, folder: Path) -> None:

@@ -7,7 +7,7 @@ areas and are left out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ import numpy as np
 from pydicom import Dataset
 
 from sparse3dunet.errors import DataError
-from sparse3dunet.io.dicom_seg import DicomAnnotation, Part, read_elements
+from sparse3dunet.io.dicom_header import name_with_tag, whole_number
+from sparse3dunet.io.dicom_seg import DicomAnnotation, Part, numbered, read_elements
 from sparse3dunet.io.grid import LPS_TO_RAS
 from sparse3dunet.io.volumes import Volume
 
@@ -35,11 +36,10 @@ def read(path: Path) -> DicomAnnotation:
         DataError: when it is damaged.
     """
     elements = read_elements(path, "DICOM structure set")
-    rois = elements.get("StructureSetROISequence") or []
-    numbers = [int(roi.get("ROINumber") or 0) for roi in rois]
-    names = {n: str(roi.get("ROIName") or "").strip() or f"ROI {n}" for n, roi in zip(numbers, rois)}
-    frames = {n: str(roi.get("ReferencedFrameOfReferenceUID") or "") for n, roi in zip(numbers, rois)}
-    contours = _contours(path, elements)
+    rois = numbered(path, "structure", elements.get("StructureSetROISequence") or [], "ROINumber")
+    names = {n: str(roi.get("ROIName") or "").strip() or f"ROI {n}" for n, roi in rois.items()}
+    frames = {n: str(roi.get("ReferencedFrameOfReferenceUID") or "") for n, roi in rois.items()}
+    contours = _contours(path, elements, names)
     others = sum(kind not in AREAS for by_roi in contours.values() for kind, _ in by_roi)
     notes = (f"{path}: {others} contours are points or open lines, and were left out.",) if others else ()
     missed: list[Any] = []
@@ -62,14 +62,27 @@ def _series(elements: Dataset) -> set[str]:
     return found - {""}
 
 
-def _contours(path: Path, elements: Dataset) -> dict[int, list[tuple[str, np.ndarray]]]:
-    """Return kind and points (N, 3), LPS in mm, of each contour by the number of its structure."""
+def _contours(path: Path, elements: Dataset, numbers: Container[int]) -> dict[int, list[tuple[str, np.ndarray]]]:
+    """Return kind and points (N, 3), LPS in mm, of each contour by the number of its structure.
+
+    Raises:
+        DataError: when they are of no structure, or of no points.
+    """
     found: dict[int, list[tuple[str, np.ndarray]]] = {}
     for roi in elements.get("ROIContourSequence") or []:
-        number = int(roi.get("ReferencedROINumber") or 0)
-        for contour in roi.get("ContourSequence") or []:
+        number = whole_number(roi, "ReferencedROINumber")
+        contours = roi.get("ContourSequence") or []
+        if not contours:
+            continue
+        if number is None or number not in numbers:
+            raise DataError(
+                f"{path}: {len(contours)} contour(s) are of {'no structure' if number is None else number} by "
+                f"{name_with_tag('ReferencedROINumber')}; expected the number of a structure that the file lists. It "
+                "is truncated or damaged; copy or export it again."
+            )
+        for contour in contours:
             try:
-                points = np.array(contour.get("ContourData") or [], float)
+                points = np.array(contour.get("ContourData") or [], float, ndmin=1)
             except (TypeError, ValueError):
                 points = np.full(1, np.nan)
             if len(points) % 3 or not (np.abs(points) <= FARTHEST).all():

@@ -31,7 +31,7 @@ def check_overlaps(path: Path, overlaps: Overlaps) -> None:
         shown = "; ".join(f"{one} and {other} in {n} voxels" for (one, other), n in list(overlaps.items())[:5])
         raise DataError(
             f"{path}: segments overlap: {shown}; expected at most one class for each voxel. Name the segments to use, "
-            f"later ones over earlier ones, for example --segments '{','.join(next(iter(overlaps)))}'."
+            f"later ones over earlier ones, for example --segments '{','.join(map(quoted, next(iter(overlaps))))}'."
         )
 
 
@@ -45,4 +45,9 @@ def overlap_notes(path: Path, overlaps: Overlaps) -> tuple[str, ...]:
 
 def listed(names: Sequence[str]) -> str:
     """Return names for a message; of many, the first."""
-    return ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
+    return ", ".join(map(quoted, names[:NAMES_SHOWN])) + (", ..." if len(names) > NAMES_SHOWN else "")
+
+
+def quoted(name: str) -> str:
+    """Return a name as ``--segments`` takes it: in quotes if it has a comma."""
+    return '"' + name.replace('"', '""') + '"' if set(name) & {",", '"'} else name

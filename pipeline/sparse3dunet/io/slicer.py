@@ -35,7 +35,8 @@ def segments_in(path: Path, header: sitk.ImageFileReader) -> list[Segment]:
         DataError: when a value or a layer cannot be one, or two segments have the same.
     """
     metadata = {key: header.GetMetaData(key) for key in header.GetMetaDataKeys()}
-    numbers = sorted({int(match[1]) for key in metadata if (match := re.match(r"Segment(\d+)_", key))})
+    texts = {match[1] for key in metadata if (match := re.match(r"Segment([0-9]+)_", key))}
+    numbers = sorted({_whole(path, f"Segment{text[:9]}", "number", text, 0, np.iinfo(np.int32).max) for text in texts})
     layers = header.GetNumberOfComponents()
     found: list[tuple[str, int, int]] = []
     for number in numbers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from sparse3dunet.errors import DataError
@@ -18,8 +19,8 @@ TIFF_SUFFIXES, ZARR_SUFFIXES, HDF5_SUFFIXES = (
 MICROSCOPY_SUFFIXES = (*TIFF_SUFFIXES, *ZARR_SUFFIXES, *HDF5_SUFFIXES)
 IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, *NRRD_SUFFIXES, *META_SUFFIXES, *MICROSCOPY_SUFFIXES)
 """Suffixes of images that can be read, except DICOM."""
-ON_IMAGE = "?image="
-"""What follows the file in the path of a DICOM annotation on an image's grid, see `dicom_annotation.LabelOnImage`."""
+ON_IMAGE = re.compile(r"(.*)(\?image=[^?&]+&unlabeled=-?\d{1,18}(?:&-?\d{1,18}=[^?&]*)*)", re.DOTALL)
+"""Path of a DICOM annotation on an image's grid, see `dicom_annotation.LabelOnImage`: the file, and what follows it."""
 DICOM_SEG_SUFFIX, RTSTRUCT_SUFFIX = ".seg.dcm", ".rtstruct.dcm"
 DICOM_SUFFIXES = (DICOM_SEG_SUFFIX, RTSTRUCT_SUFFIX)
 """Suffixes of segmentations in DICOM, of images in DICOM."""
@@ -95,9 +96,8 @@ def split(path: str | Path) -> tuple[Path, str]:
     ``labels/cells``; a DICOM annotation on an image's grid its file and the rest; any other path is returned as it is.
     The name of a part (:mod:`~sparse3dunet.io.parts`) is left out.
     """
-    if ON_IMAGE in str(path):
-        name, mark, rest = str(path).partition(ON_IMAGE)
-        return Path(name), mark + rest
+    if on_image := ON_IMAGE.fullmatch(str(path)):
+        return Path(on_image[1]), on_image[2]
     path, _ = split_part(path)
     parts = path.parts
     for number in reversed(range(len(parts))):

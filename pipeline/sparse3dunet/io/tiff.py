@@ -6,6 +6,7 @@ Sources: the OME-TIFF specification 6; ImageJ's ``TiffDecoder`` for its descript
 from __future__ import annotations
 
 import hashlib
+import html
 import logging
 import re
 import uuid
@@ -19,7 +20,7 @@ import numpy as np
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.defaults import default_axes
-from sparse3dunet.io.microscopy import in_mm, package, readable, stored_order, volume_of
+from sparse3dunet.io.microscopy import in_mm, package, readable, stored_order, volume_of, without_texts
 from sparse3dunet.io.volumes import Volume
 
 RESOLUTION_UNITS = {2: "inch", 3: "cm"}
@@ -112,7 +113,7 @@ def _complaints(path: Path) -> Iterator[None]:
     finally:
         logger.removeFilter(keep)
     if errors:
-        reason = " ".join(re.sub(r"<[^>]*>", "", errors[0]).split())
+        reason = without_texts(" ".join(re.sub(r"<[^>]*>", "", errors[0]).split()))
         raise DataError(
             f"{path}: truncated or damaged ({reason[:200]}); expected a whole TIFF. Copy or export it again."
         )
@@ -187,8 +188,9 @@ def _per_pixel(tags: Any, axis: str) -> float | None:
 def _ome_sizes(xml: str) -> dict[str, float | None]:
     """Return PhysicalSizeX, Y and Z of the first image in mm; the unit is µm by default."""
     found = re.search(r"<(?:\w+:)?Pixels\b[^>]*>", xml)
-    attributes = dict(re.findall(r"""(\w+)\s*=\s*["']([^"']*)["']""", found[0])) if found else {}
-    units = {axis: attributes.get(f"PhysicalSize{axis}Unit", "µm").replace("&#181;", "µ") for axis in "XYZ"}
+    pairs = re.findall(r"""(\w+)\s*=\s*["']([^"']*)["']""", found[0]) if found else []
+    attributes = {name: html.unescape(text) for name, text in pairs}
+    units = {axis: attributes.get(f"PhysicalSize{axis}Unit", "µm") for axis in "XYZ"}
     return {axis.lower(): in_mm(attributes.get(f"PhysicalSize{axis}"), units[axis]) for axis in "XYZ"}
 
 

@@ -1,0 +1,118 @@
+"""Truncated or contradictory segmentations and structure sets are refused: a lost structure would become background."""
+
+import numpy as np
+import pytest
+from pydicom import Dataset, dcmread
+
+from sparse3dunet.errors import DataError
+from sparse3dunet.io import read_image
+from sparse3dunet.io.dicom_annotation import class_values, read_on_grid, segment_names
+from tests.io.dicom_files import write_rtstruct, write_seg, write_series
+from tests.io.test_dicom_annotation import circles, masks, on, options, voxels  # noqa: F401
+
+SQUARE = np.array([[9.9, -21, 5], [13, -21, 5], [13, -15, 5], [9.9, -15, 5]])
+SQUARES = {"a": [SQUARE], "b": [SQUARE + np.array([0, 0, 2.5])]}
+
+
+def saved(elements, path, lengths):
+    """Save elements with sequences of stated lengths, delimited ones, or without types."""
+    if lengths == "delimited":
+        for element in elements.iterall():
+            if element.VR == "SQ":
+                element.value.is_undefined_length = True
+                for item in element.value:
+                    item.is_undefined_length_sequence_item = True
+    if lengths == "implicit":
+        Dataset(elements).save_as(path, implicit_vr=True, little_endian=True, enforce_file_format=False)
+    else:
+        elements.save_as(path)
+
+
+@pytest.mark.parametrize("lengths", ["stated", "delimited", "implicit"])
+@pytest.mark.parametrize("kind", ["contours", "BINARY", "LABELMAP"])
+def test_a_truncated_file_is_refused_or_loses_nothing(tmp_path, kind, lengths):
+    """Cut behind any byte of the last 120, or of every 150th: pydicom returns what there is of each element."""
+    series = write_series(tmp_path / "ct", voxels())
+    path = tmp_path / "a.dcm"
+    if kind == "contours":
+        write_rtstruct(path, SQUARES)
+    else:
+        write_seg(path, series, masks(), kind)
+    saved(dcmread(path), path, lengths)
+    image, content = read_image(series), path.read_bytes()
+    whole = on(image, path).data
+    refused = []
+    for size in {*range(1, len(content), 150), *range(len(content) - 120, len(content))}:
+        path.write_bytes(content[:size])
+        try:
+            np.testing.assert_array_equal(on(image, path).data, whole, f"{size} of {len(content)} bytes")
+        except DataError as error:
+            refused.append(str(error))
+    assert len(refused) > 100
+    assert not any("\n" in text for text in refused)
+
+
+def structures(edit):
+    def spoil(path, series):
+        elements = dcmread(write_rtstruct(path, SQUARES))
+        edit(elements)
+        elements.save_as(path)
+
+    return spoil
+
+
+def segments(edit, kind="BINARY"):
+    def spoil(path, series):
+        elements = dcmread(write_seg(path, series, masks(), kind))
+        edit(elements)
+        elements.save_as(path)
+
+    return spoil
+
+
+def malformed_number(path, series):
+    content = write_rtstruct(path, {"a": [SQUARE]}).read_bytes()
+    path.write_bytes(content.replace(b"\x22\0IS\x02\x0011", b"\x22\0IS\x02\0ab"))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (structures(lambda e: e.ROIContourSequence[1].__delattr__("ReferencedROINumber")), "1 contour.s. are of no"),
+        (structures(lambda e: setattr(e.ROIContourSequence[0], "ReferencedROINumber", 7)), "1 contour.s. are of 7 by"),
+        (structures(lambda e: setattr(e.StructureSetROISequence[1], "ROINumber", 11)), "structure 2 of 2 has the num"),
+        (structures(lambda e: e.StructureSetROISequence[1].__delattr__("ROINumber")), "structure 2 of 2 has no number"),
+        (malformed_number, "structure 1 of 1 has no number"),
+        (segments(lambda e: setattr(e.SegmentSequence[1], "SegmentNumber", 1)), "segment 2 of 2 has the number 1"),
+        (segments(lambda e: e.SegmentSequence.pop()), "is of segment 2, which the header does not list"),
+        (segments(lambda e: e.SegmentSequence.pop(), "LABELMAP"), "voxels have the value 2, which is no segment's"),
+        (segments(lambda e: e.PerFrameFunctionalGroupsSequence.pop()), "2 frames have a place, but NumberOfFrames"),
+        (segments(lambda e: setattr(e, "Rows", 7)), r"\(54 bytes\); expected 35: 13 columns x 7 rows x 3 frame"),
+        (segments(lambda e: setattr(e, "Rows", 7), "FRACTIONAL"), r"\(430 bytes\); expected 273: 13 columns x 7"),
+    ],
+)
+def test_contradictions_are_refused(tmp_path, spoil, words):
+    series = write_series(tmp_path / "ct", voxels())
+    path = tmp_path / "a.dcm"
+    spoil(path, series)
+    with pytest.raises(DataError, match=words) as error:
+        on(read_image(series), path)
+    assert "\n" not in str(error.value)
+
+
+def test_structures_without_contours_and_structure_zero_are_read(tmp_path):
+    """Planning systems list structures that nobody drew; some count from 0."""
+    series = write_series(tmp_path / "ct", voxels())
+    contours, expected = circles()
+    elements = dcmread(write_rtstruct(tmp_path / "a.dcm", {"undrawn": [], **contours}))
+    for listed, keyword in (
+        (elements.StructureSetROISequence, "ROINumber"),
+        (elements.ROIContourSequence, "ReferencedROINumber"),
+    ):
+        for number, item in enumerate(listed):
+            setattr(item, keyword, number)
+    elements.ROIContourSequence.pop(0)
+    elements.save_as(tmp_path / "a.dcm")
+    assert class_values(segment_names(tmp_path / "a.dcm")) == {"undrawn": 1, "ring": 2, "disc": 3}
+    label = read_on_grid(tmp_path / "a.dcm", read_image(series), {"ring": 1, "disc": 2})
+    np.testing.assert_array_equal(label.data, expected)
