@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import nibabel as nib
 import numpy as np
@@ -149,6 +150,19 @@ def test_files_that_are_no_plans(tmp_path, text):
         read_plan(path)
     with pytest.raises(DataError, match=r"none\.json"):
         read_plan(tmp_path / "none.json")
+
+
+def test_only_plans_are_replaced(dataset, tmp_path, error_of):
+    for file in (dataset / "dataset.json", dataset / "imagesTr/case_0.nii.gz"):
+        before = file.read_bytes()
+        assert f"{file} exists and is no plan" in error_of("plan", dataset, "-o", file)
+        assert file.read_bytes() == before
+
+
+def test_a_pipe_is_no_plan(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="pipe is a named pipe"):
+        read_plan(tmp_path / "pipe")
 
 
 def test_a_plan_for_other_classes(ct, tmp_path):
