@@ -185,9 +185,8 @@ def _nnunet_entries(file: Path, content: dict[str, Any], ending: str, num_channe
     undeclared = [image for image in sorted(images - declared) if re.search(r"_[0-9]{4}$", image)]
     if undeclared:
         raise DataError(
-            f"{root / 'imagesTr' / (undeclared[0] + ending)} is none of the {num_channels} channel(s) that "
-            f'{file} declares; expected numbers up to {num_channels - 1:04d}. Correct "channel_names", or move the file '
-            "elsewhere."
+            f"{root / 'imagesTr' / (undeclared[0] + ending)} is none of the {num_channels} channel(s) that {file} "
+            f'declares; expected numbers up to {num_channels - 1:04d}. Correct "channel_names", or move the file away.'
         )
     if not entries:
         raise DataError(

@@ -21,6 +21,7 @@ from sparse3dunet.data.layouts import SUFFIXES, file_stem, list_volumes
 from sparse3dunet.errors import DataError
 from sparse3dunet.inference.records import as_written, is_as_written
 from sparse3dunet.io.dicom_annotation import annotation_file, read_dense
+from sparse3dunet.io.folders import hold_folder
 from sparse3dunet.io.formats import annotation_path, read_grid, read_label
 from sparse3dunet.io.json_files import parse_json
 from sparse3dunet.io.suffixes import NIFTI_SUFFIXES, image_suffix, is_image_file, natural_suffix, split, suffix_among
@@ -75,9 +76,8 @@ def simulate(
     if folder.resolve() == split(files[0])[0].parent.resolve():
         raise DataError(f"{folder.absolute()} contains the dense label maps; pass another folder for the sparse ones.")
     targets = _targets(files, folder)
-    written = _read_record(folder)
     if not overwrite:
-        _check_replaceable(targets, written)
+        _check_replaceable(targets, _read_record(folder))
     used = {value for file in files for value in values_found(_read_label(file, image).data)}
     unlabeled = _unlabeled_value(split(files[0])[0].parent.parent, used) if ignore_index is None else ignore_index
     if unlabeled in used:
@@ -102,11 +102,14 @@ def simulate(
     for file, copy in zip(files, targets):
         label = _read_label(file, image)
         sparse, share = _sparse(label, keep, seed, unlabeled)
+        hold_folder(folder)
+        written = _read_record(folder)
+        if not overwrite:
+            _check_replaceable([copy], written)
         _write_record(folder, written | {copy.name: None})  # first: a copy of a run that is killed may be replaced
         _write(sparse, label, copy)
+        _write_record(folder, written | {copy.name: as_written(copy)})
         shares.append(share)
-        written[copy.name] = as_written(copy)
-    _write_record(folder, written)
     return Simulated(targets, shares, unlabeled)
 
 
