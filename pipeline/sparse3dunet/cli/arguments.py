@@ -48,10 +48,15 @@ def volumes(text: str | None) -> float | dict[str, float]:
     try:
         if text is None or "=" not in text:
             return float(text or 0)
-        pairs = (part.rsplit("=", 1) for part in text.split(","))
-        return {name.strip(): float(ml) for name, ml in pairs}
+        pairs = [part.rsplit("=", 1) for part in text.split(",")]
+        by_name = {name.strip(): float(ml) for name, ml in pairs}
+        if len(by_name) < len(pairs):
+            raise ValueError("a class is there twice")
+        return by_name
     except ValueError as error:
-        raise DataError(f"--min-ml is {text!r}; expected ml such as 0.5, or by class liver=5,tumor=0.1.") from error
+        raise DataError(
+            f"--min-ml is {text!r}; expected ml such as 0.5, or by class, each once, such as liver=5,tumor=0.1."
+        ) from error
 
 
 def window(text: str | None) -> list[int] | None:
