@@ -53,14 +53,15 @@ class LabelOnImage:
 
     def __str__(self) -> str:
         segments = [(str(value), name) for name, value in self.values.items()]
-        query = urlencode([("image", self.image), ("unlabeled", str(self.unlabeled)), *segments])
+        listed = [("image", self.image), ("unlabeled", str(self.unlabeled)), *segments]
+        query = urlencode(listed, errors="surrogateescape")
         return f"{self.annotation}?{query}"
 
     @classmethod
     def parse(cls, path: str | Path) -> LabelOnImage:
         """Return what a text of this kind names."""
         file, _, query = str(path).partition(ON_IMAGE)
-        (_, image), (_, unlabeled), *segments = parse_qsl(f"image={query}")
+        (_, image), (_, unlabeled), *segments = parse_qsl(f"image={query}", errors="surrogateescape")
         return cls(Path(file), image, {name: int(value) for value, name in segments}, int(unlabeled))
 
 
