@@ -283,3 +283,20 @@ def test_ct_is_trained_on_and_predicted_on_its_own_scale(tmp_path, ct):
 def normalized(path, scale):
     values = np.clip(np.asarray(nib.load(path).dataobj, np.float32), scale["lower"], scale["upper"])
     return torch.from_numpy((values - scale["mean"]) / scale["std"])[None, None]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--minutes", "-1"), "minutes must be a number above 0"),
+        (("--minutes", "nan"), "minutes must be a number above 0"),
+        (("--largest_patch_size", "16"), "largest_patch_size is 16; expected three whole numbers"),
+        (("--largest_patch_size", "[16,16,0]"), "largest_patch_size is [16, 16, 0]; expected three whole numbers"),
+        (("--spacing", "[1e-6,1,1]"), "--spacing 1e-06,1,1: case_0 would have"),
+    ],
+)
+def test_settings_of_no_plan(dataset, options, words):
+    run = run_sparse3dunet("plan", dataset, *options)
+    assert run.returncode == 1
+    assert words in run.stderr, run.stderr
+    assert "Traceback" not in run.stderr
