@@ -80,17 +80,7 @@ def simulate(
         _check_replaceable(targets, _read_record(folder))
     used = {value for file in files for value in values_found(_read_label(file, image).data)}
     unlabeled = _unlabeled_value(split(files[0])[0].parent.parent, used) if ignore_index is None else ignore_index
-    if unlabeled in used:
-        raise DataError(
-            f"ignore_index {unlabeled} is a value of the label maps in {source}; expected one that is none of "
-            f"{sorted(used)}. Choose another."
-        )
-    wide = [value for value in (unlabeled, *used) if abs(value) > LARGEST]
-    if wide:
-        raise DataError(
-            f"{source}: the value {wide[0]:.0f}, of unlabeled voxels (ignore_index) or in a label map, is too large; "
-            f"expected -{LARGEST} ... {LARGEST}, which 32-bit numbers represent exactly. Choose another."
-        )
+    _check_values(source, unlabeled, used)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -111,6 +101,21 @@ def simulate(
         _write_record(folder, written | {copy.name: as_written(copy)})
         shares.append(share)
     return Simulated(targets, shares, unlabeled)
+
+
+def _check_values(source: str | Path, unlabeled: int, used: set[float]) -> None:
+    """Raise DataError if unlabeled voxels have the value of others, or a value cannot be written exactly."""
+    if unlabeled in used:
+        raise DataError(
+            f"ignore_index {unlabeled} is a value of the label maps in {source}; expected one that is none of "
+            f"{sorted(used)}. Choose another."
+        )
+    wide = [value for value in (unlabeled, *used) if abs(value) > LARGEST]
+    if wide:
+        raise DataError(
+            f"{source}: the value {wide[0]:.0f}, of unlabeled voxels (ignore_index) or in a label map, is too large; "
+            f"expected -{LARGEST} ... {LARGEST}, which 32-bit numbers represent exactly. Choose another."
+        )
 
 
 def _targets(files: Sequence[Path], folder: Path) -> list[Path]:
