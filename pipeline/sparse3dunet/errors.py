@@ -70,14 +70,21 @@ def end_in_order() -> None:
 
 
 class _Unread:
-    """Text stream that drops what is written once its reader is gone, as `head` is after some lines."""
+    """Text stream that drops what is written once its reader is gone, as `head` is after some lines.
+
+    What its encoding does not have is escaped: names of files may be no UTF-8.
+    """
 
     def __init__(self, stream: io.TextIOWrapper) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
         try:
-            self._stream.write(text)
+            try:
+                self._stream.write(text)
+            except UnicodeEncodeError:
+                encoding = self._stream.encoding
+                self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
             if self._stream.line_buffering:
                 self._stream.flush()
         except BrokenPipeError:

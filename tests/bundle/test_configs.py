@@ -113,6 +113,11 @@ def test_a_component_in_anothers_place(tmp_path):
         (["--a", "1", "--b=[1,2]", "--c"], {"a": 1, "b": [1, 2], "c": True}),
         (["--a", "-1.5", "--b", "x y"], {"a": -1.5, "b": "x y"}),
         (["--a=b=c"], {"a": "b=c"}),
+        (
+            ["--dataset_dir", "2024_01", "--output_dir=kidney,left", "--plan", "1e3", "--split_file", "None"],
+            {"dataset_dir": "2024_01", "output_dir": "kidney,left", "plan": "1e3", "split_file": None},
+        ),
+        (["--dataset_dir", "['a','b']", "--seed", "2024_01"], {"dataset_dir": ["a", "b"], "seed": 202401}),
         ([], {}),
     ],
 )

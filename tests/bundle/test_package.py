@@ -272,6 +272,10 @@ def test_nothing_is_overwritten_or_deleted_unasked(trained, packaged, tmp_path, 
     with pytest.raises(packaging.DataError, match=r"README\.md was added to the bundle or changed"):
         packaging.package(models, tmp_path, overwrite=True)
     assert changed.read_text() == "corrected by hand"
+    for sums in (b"garbage", b"\xff\xfe  docs/README.md\n"):
+        (tmp_path / NAME / "SHA256SUMS").write_bytes(sums)
+        with pytest.raises(packaging.DataError, match="was added to the bundle or changed"):
+            packaging.package(models, tmp_path, overwrite=True)
 
     other = tmp_path / "other"
     (other / NAME).mkdir(parents=True)
@@ -287,6 +291,12 @@ def test_nothing_is_overwritten_or_deleted_unasked(trained, packaged, tmp_path, 
     with pytest.raises(packaging.DataError, match="is not a bundle of this command"):
         packaging.package(models, other, overwrite=True)
     assert (packaged / "SHA256SUMS").is_file()
+
+
+def test_a_licence_is_no_pipe(trained, tmp_path):
+    os.mkfifo(tmp_path / "licence")
+    with pytest.raises(packaging.DataError, match="licence is a named pipe"):
+        packaging.package(trained / "models", tmp_path / "out", data_license=tmp_path / "licence")
 
 
 def test_a_failed_run_leaves_nothing(trained, tmp_path, monkeypatch, quick):

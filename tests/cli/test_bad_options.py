@@ -1,10 +1,12 @@
 """Bad options of check, and bad inputs of simulate: each ends in one message, which tells the cure."""
 
+import nibabel as nib
 import numpy as np
 import pytest
+import tifffile
 
 from sparse3dunet.transforms import KeepScribbles
-from tests.conftest import make_dataset, make_volume, write_nifti
+from tests.conftest import make_dataset, make_volume, run_sparse3dunet, write_nifti
 from tests.data.test_datalist import change_json
 
 NUMBERS = ("must be one or several whole numbers", "Write it as 255 or 4,255")
@@ -188,3 +190,38 @@ def test_bad_input_of_simulate(data, error_of, monkeypatch, fault):
     message = error_of("simulate", data / labels, "-o", "out", *options)
     assert all(word in message for word in words), message
     assert not list(data.glob("out/*")), "nothing was written"
+
+
+def test_simulate_replaces_only_its_own_copies(data, error_of):
+    """Also not those that were changed since; --overwrite replaces anything."""
+    simulate = ("simulate", data / "labelsDense", "--slices", 1, "-o")
+    for folder in ("imagesTr", "labelsTr"):
+        files = {file: file.read_bytes() for file in (data / folder).iterdir()}
+        message = error_of(*simulate, data / folder)
+        assert f"{folder}/case_0.nii.gz exists and is not what this command wrote" in message
+        assert {file: file.read_bytes() for file in (data / folder).iterdir()} == files
+    for seed in (0, 1):
+        assert run_sparse3dunet(*simulate, data / "new", "--placement", "random", "--seed", seed).returncode == 0
+    copy = data / "new/case_0.nii.gz"
+    copy.write_bytes(b"changed")
+    assert "new/case_0.nii.gz exists and is not what this command wrote" in error_of(*simulate, data / "new")
+    assert run_sparse3dunet(*simulate, data / "new", "--overwrite").returncode == 0
+    assert copy.read_bytes() != b"changed"
+
+
+def test_simulate_refuses_two_originals_of_one_copy(tmp_path, error_of):
+    dense = make_volume(0)[1]
+    (tmp_path / "dense").mkdir()
+    for name in ("a.tif", "a.tiff"):
+        tifffile.imwrite(tmp_path / "dense" / name, dense.T.astype(np.uint8), imagej=True)
+    message = error_of("simulate", tmp_path / "dense", "-o", tmp_path / "out", "--slices", 1)
+    assert "a.tiff and a.tif: the sparse copies of both would be a.tif" in message
+
+
+def test_simulate_writes_values_that_only_64_bits_would_hold_unsigned(tmp_path):
+    dense = make_volume(0)[1].astype(np.int32)
+    write_nifti(tmp_path / "a.nii.gz", np.choose(dense, [-1, 0, 100000]).astype(np.int32))
+    options = ("--fraction", 0.5, "--ignore-index", 200000)
+    result = run_sparse3dunet("simulate", tmp_path / "a.nii.gz", "-o", tmp_path / "out", *options)
+    assert result.returncode == 0, result.stderr
+    assert set(np.unique(nib.load(tmp_path / "out/a.nii.gz").dataobj)) == {-1, 0, 100000, 200000}

@@ -14,7 +14,7 @@ from sparse3dunet.inference.inputs import ImageCase
 from sparse3dunet.inference.records import CaseRecord
 from sparse3dunet.io import check_output_dir, hold_folder
 from sparse3dunet.io.writing import replacing, write_text
-from tests.conftest import ROOT, bundle_environment, make_volume, write_nifti
+from tests.conftest import ROOT, bundle_environment, make_volume, run_bundle, run_training, write_nifti
 
 HOLD = (
     "import sys, time; from sparse3dunet.io import hold_folder; hold_folder(sys.argv[1]); print('held', flush=True); "
@@ -37,6 +37,26 @@ def test_a_folder_belongs_to_one_run(tmp_path):
         other.communicate()
     hold_folder(tmp_path / "out")  # of a process that was killed
     hold_folder(tmp_path / "out")
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    hold_folder(tmp_path / "link")
+
+
+def test_a_training_and_an_evaluation_hold_their_output_folder(trained, tmp_path):
+    """Also beside a training with another folder for its model: both would write into the same logs."""
+    other = python(HOLD + "time.sleep(60)", tmp_path / "out/eval")
+    try:
+        assert other.stdout.readline() == b"held\n"
+        training = run_training(trained / "dataset", tmp_path / "out")
+        config = [str(ROOT / f"bundle/configs/{name}.yaml") for name in ("train", "evaluate")]
+        places = ("--output_dir", tmp_path / "out/eval", "--ckpt_dir", trained / "models")
+        options = ("--config_file", config, "--dataset_dir", trained / "dataset")
+        evaluation = run_bundle("run", "evaluating", *options, *places)
+    finally:
+        other.kill()
+        other.communicate()
+    for run in (training, evaluation):
+        assert run.returncode == 1
+        assert "out/eval is in use by another run" in run.stderr + run.stdout
 
 
 def test_a_case_belongs_to_one_process(tmp_path):

@@ -229,7 +229,7 @@ def test_simulate(tmp_path, name):
         (tmp_path / "dense").mkdir()
         write(tmp_path / "dense" / name, dense)
     ok("simulate", tmp_path / "dense", "-o", tmp_path / "sparse", "--slices", "1")
-    (path,) = (tmp_path / "sparse").iterdir()
+    (path,) = (tmp_path / "sparse").glob("[!.]*")
     found, original = read_image(path), read_image(tmp_path / "dense" / name)
     np.testing.assert_allclose(found.affine, original.affine, rtol=1e-6)
     kept = found.data != 3

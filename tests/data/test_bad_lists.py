@@ -189,6 +189,9 @@ DECATHLON = {  # the fault, the file that the message names, and words for found
     ),
     "regions": (declared(labels={"background": 0, "all": [1, 2]}), LIST, "found {'background': 0, 'all'", *CLASSES),
     "one value twice": (declared(labels={"background": 0, "a": 1, "b": 1}), LIST, "'b': 1", *CLASSES),
+    "one name twice": (declared(labels={"0": "a", "1": "b", "2": "b"}), LIST, "'b' is there twice", "Correct them"),
+    "blank name": (declared(labels={"0": "a", "1": " "}), LIST, "' ' is blank", "Correct them"),
+    "name of two lines": (declared(labels={"0": "a", "1": "b\nc"}), LIST, "a line break", "Correct them"),
     "labels are a list": (declared(labels=["background", "a"]), LIST, "found ['background', 'a']", *CLASSES),
     "unlabeled is a class": (
         declared(ignore_index=2),

@@ -334,3 +334,11 @@ def test_volumes_stay_open_until_they_change(tmp_path, monkeypatch):
     metadata = paths[0] / ".zattrs"
     metadata.write_text(metadata.read_text() + "\n")
     assert opened_once(paths[0]) is not opened[0]
+
+
+def test_json_alone_is_printed(tmp_path):
+    """Also of volumes of which something is told when they are read in parts."""
+    result = run_sparse3dunet("check", datalist(tmp_path, on_slices()), "--json", "--volume-memory", "0")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert json.loads(result.stdout)["ok"]
+    assert "it is read chunk by chunk" in result.stderr

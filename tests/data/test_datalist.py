@@ -121,6 +121,7 @@ def test_split_file(tmp_path):
         ({"train": [], "val": ["1"]}, '"train"'),
         ({"train": [["1"]], "val": ["1"]}, "are not in the data set"),
         ({"train": ["0", "1"], "val": ["1"]}, "in both parts: 1"),
+        ({"train": ["0", "0"], "val": ["1"]}, '0 is listed twice under "train"'),
     ]:
         path.write_text(json.dumps(content))
         with pytest.raises(DataError, match=words):

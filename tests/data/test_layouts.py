@@ -11,7 +11,9 @@ from sparse3dunet.data.checks import complete, inspect
 from sparse3dunet.data.datalist import case_name, read_data_set
 from sparse3dunet.data.splits import split_cases
 from sparse3dunet.errors import DataError
+from sparse3dunet.inference.inputs import find_images
 from tests.conftest import make_dataset, make_volume, write_nifti
+from tests.data.test_datalist import change_json
 
 
 def names(data_set):
@@ -177,3 +179,22 @@ def test_weight_folder(dataset):
     shutil.copytree(dataset / "labelsDense", dataset / "masks")
     found = read_data_set(dataset, weight_dir="masks")
     assert [Path(c["weight"]).parent.name for c in found.cases] == ["masks"] * 3
+
+
+def test_a_channel_that_is_missing_is_none_of_the_others(tmp_path):
+    for name in ("a_0000", "a_0002", "b_0000", "b_0001"):
+        write_nifti(tmp_path / f"images/{name}.nii.gz", make_volume(0)[0])
+    for name in "ab":
+        write_nifti(tmp_path / f"labels/{name}.nii.gz", make_volume(0)[2])
+    for read in (read_data_set, lambda root: find_images([root / "images"], 2)):
+        with pytest.raises(DataError, match=r"a_0000\.nii\.gz, a_0002\.nii\.gz; expected .*\(a_0001 is missing\)"):
+            read(tmp_path)
+    (tmp_path / "images/a_0002.nii.gz").rename(tmp_path / "images/a_0001.nii.gz")
+    assert read_data_set(tmp_path).num_channels == 2
+
+
+def test_nnunet_with_more_channels_than_it_declares(tmp_path):
+    root = make_nnunet(tmp_path)
+    change_json(root, channel_names={"0": "MRI"})
+    with pytest.raises(DataError, match=r"kidney_0_0001\.nii\.gz is none of the 1 channel\(s\) that .*dataset\.json"):
+        read_data_set(root)

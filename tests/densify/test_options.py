@@ -27,6 +27,8 @@ def test_options_that_are_none(tmp_path, error_of, options, words):
         (["--minutes", "-1"], "minutes must be a number above 0"),
         (["--ignore-index", "7"], "every voxel counts as annotated (the classes are 0, 1, 2, 255)"),
         (["--class-names", "a,b"], "class"),
+        (["--segments", "liver"], "--segments names liver, but the file names no segments"),
+        (["--class-names", "background,,core"], "none of them blank"),
     ],
 )
 def test_bad_options(tmp_path, options, words):

@@ -8,6 +8,7 @@ from monai.transforms import NormalizeIntensityd, ScaleIntensityRanged
 from sparse3dunet.data.datalist import read_data_set
 from sparse3dunet.densify.propagated import Outlook
 from sparse3dunet.densify.results import Results
+from sparse3dunet.errors import DataError
 from sparse3dunet.io.volumes import read_volume
 from sparse3dunet.models.description import describe_model
 from sparse3dunet.models.loading import Model
@@ -46,3 +47,16 @@ def test_the_network_sees_what_it_learned_from(tmp_path, kind):
     highest = {"usual": (image.max() - image.mean()) / image.std(), "own": (image.max() + 3e4) / 2e4 + 3}
     seen = max(float(x.max()) for x in SEEN)
     assert seen == pytest.approx(float(highest.get(kind, image.max())), rel=1e-3)
+
+
+def test_two_volumes_have_no_result_in_common(tmp_path):
+    """The preview of x is named as the segmentation of x_preview in this format: told before anything is computed."""
+    data = make_dataset(tmp_path / "data", 2)
+    for number, name in enumerate(("x", "x_preview")):
+        (data / f"imagesTr/case_{number}.nii.gz").rename(data / f"imagesTr/{name}.nii.gz")
+    listed = (data / "dataset.json").read_text().replace("imagesTr/case_0", "imagesTr/x")
+    (data / "dataset.json").write_text(listed.replace("imagesTr/case_1", "imagesTr/x_preview"))
+    data_set = read_data_set(data)
+    with pytest.raises(DataError, match=r"volumes x and x_preview would both have the result x_preview\.seg\.nrrd"):
+        Results(tmp_path / "out", data_set, "seg.nrrd", keep_annotation=True).check(None)
+    Results(tmp_path / "out", data_set, "nii.gz", keep_annotation=True).check(None)

@@ -254,6 +254,7 @@ def test_valid_convolutions(tmp_path):
     [
         (["--largest", "liver"], ["'liver'", "shell, core"]),
         (["--min-ml", "core=big"], ["--min-ml", "liver=5,tumor=0.1"]),
+        (["--min-ml", "shell=1,shell=2"], ["--min-ml", "each once"]),
         (["--min-ml", "-1"], ["expected a volume in ml, 0 or more"]),
         (["--roi-size", "30"], ["30", "nearest sizes that fit are 28 and 32", "roi_size"]),
         (["--roi-size", "a"], ["--roi-size", "'a'"]),

@@ -1,5 +1,7 @@
 """ITK-SNAP's label descriptions: read as ITK-SNAP writes them, and written as it reads them."""
 
+import os
+
 import pytest
 
 from sparse3dunet.errors import DataError
@@ -52,3 +54,11 @@ def test_other_files(tmp_path, text, words):
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(DataError, match=words):
         read_label_descriptions(path)
+
+
+def test_a_pipe_is_not_read(tmp_path):
+    path = tmp_path / "labels.txt"
+    os.mkfifo(path)
+    with pytest.raises(DataError, match=r"labels\.txt is a named pipe"):
+        read_label_descriptions(path)
+    assert not may_be_replaced(path)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import nibabel as nib
 import numpy as np
@@ -151,6 +152,19 @@ def test_files_that_are_no_plans(tmp_path, text):
         read_plan(tmp_path / "none.json")
 
 
+def test_only_plans_are_replaced(dataset, tmp_path, error_of):
+    for file in (dataset / "dataset.json", dataset / "imagesTr/case_0.nii.gz"):
+        before = file.read_bytes()
+        assert f"{file} exists and is no plan" in error_of("plan", dataset, "-o", file)
+        assert file.read_bytes() == before
+
+
+def test_a_pipe_is_no_plan(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="pipe is a named pipe"):
+        read_plan(tmp_path / "pipe")
+
+
 def test_a_plan_for_other_classes(ct, tmp_path):
     write_plan(make_plan(ct, None), tmp_path / "plan.json")
     other = write(tmp_path / "b", [an_image()], [two_blobs()], labels={"0": "background", "1": "liver", "2": "spleen"})
@@ -269,3 +283,20 @@ def test_ct_is_trained_on_and_predicted_on_its_own_scale(tmp_path, ct):
 def normalized(path, scale):
     values = np.clip(np.asarray(nib.load(path).dataobj, np.float32), scale["lower"], scale["upper"])
     return torch.from_numpy((values - scale["mean"]) / scale["std"])[None, None]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--minutes", "-1"), "minutes must be a number above 0"),
+        (("--minutes", "nan"), "minutes must be a number above 0"),
+        (("--largest_patch_size", "16"), "largest_patch_size is 16; expected three whole numbers"),
+        (("--largest_patch_size", "[16,16,0]"), "largest_patch_size is [16, 16, 0]; expected three whole numbers"),
+        (("--spacing", "[1e-6,1,1]"), "--spacing 1e-06,1,1: case_0 would have"),
+    ],
+)
+def test_settings_of_no_plan(dataset, options, words):
+    run = run_sparse3dunet("plan", dataset, *options)
+    assert run.returncode == 1
+    assert words in run.stderr, run.stderr
+    assert "Traceback" not in run.stderr

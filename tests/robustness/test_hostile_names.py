@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
+from sparse3dunet.data.datalist import read_data_set
+from sparse3dunet.densify.inputs import prepare
 from sparse3dunet.models.description import read_description
-from tests.conftest import make_volume, run_sparse3dunet, run_training, write_nifti
+from tests.cli.test_dicom import study
+from tests.conftest import bundle_environment, make_volume, run_sparse3dunet, run_training, write_nifti
 from tests.densify.test_run import SMALL, write_scan
+from tests.io.dicom_files import write_seg
 
 NAMES = ("_target_", "$x", "@x", "%x", "__local_refs", "=1+1", "a b'\"c", "-o", "ünï", "{0}", "x::y#z", "[a]*?")
 """Of files, without suffix."""
@@ -45,7 +52,26 @@ def test_check_and_simulate(data, tmp_path):
     report = json.loads(done(run_sparse3dunet("check", data, "--json")).stdout)
     assert report["ok"], report
     done(run_sparse3dunet("simulate", data / "dense", "-o", tmp_path / "$out", "--slices", 1))
-    assert {path.name for path in (tmp_path / "$out").iterdir()} == {f"{name}.nii.gz" for name in NAMES}
+    assert {path.name for path in (tmp_path / "$out").glob("[!.]*")} == {f"{name}.nii.gz" for name in NAMES}
+
+
+def test_a_folder_whose_name_is_no_utf8(tmp_path):
+    """Of a scan and its annotation, of a DICOM annotation in a datalist, and of results, with any encoding."""
+    folder = tmp_path / os.fsdecode(b"M\xfcller")
+    _, series, dense = study(tmp_path / "study")
+    folder.mkdir()
+    write_seg(folder / "a.dcm", series, {"core": dense == 2, "shell": dense == 1}, omit_empty_frames=False)
+    case = {"image": str(tmp_path / "study/PAT0/SE4"), "label": "a.dcm"}
+    (folder / "list.json").write_text(json.dumps([case]))
+    run = [sys.executable, "-W", "ignore", "-m", "sparse3dunet", "check", folder / "list.json", "--all"]
+    found = subprocess.run(
+        run, env={**bundle_environment(), "PYTHONIOENCODING": "utf-8:strict"}, capture_output=True, text=True
+    )
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert "M\\udcfcller" in found.stdout
+    write_scan(folder)
+    (pair,) = read_data_set(prepare([folder / "scan.nii.gz", folder / "annotation.nii.gz"], folder / "work")).cases
+    assert pair["image"] == str(folder / "scan.nii.gz")
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ OPTIONS = {
         "--ignore-index": ("1e3", "--"),
         "--background": ("x",),
         "--spacing": ("1,1",),
-        "--folds": ("-1", "1.5"),
+        "--folds": ("-1", "1.5", "9" * 5000),
         "--device": ("cuda:99", "gpu", "cpu:x"),
         "--volume-memory": ("-1", "nan", "1e400GiB"),
         "--format": ("exe", "../x"),
@@ -30,6 +30,7 @@ OPTIONS = {
         "--mirror": ("x", "lr,lr,x"),
         "--largest": ("nothing", "99", "-1"),
         "--precision": ("float8",),
+        "--part": ("0/2", "3/2", "1/" + "1" * 5000),
         "--device": ("cuda:99",),
     },
     "simulate": {

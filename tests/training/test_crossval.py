@@ -2,15 +2,18 @@
 
 import csv
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
+from sparse3dunet.errors import DataError
 from sparse3dunet.losses.target import pack_target
 from sparse3dunet.metrics import measure
 from sparse3dunet.report.scores import read_scores, write_scores
-from sparse3dunet.training.crossval import HELD_OUT_FILE, show_table
+from sparse3dunet.training.crossval import HELD_OUT_FILE, check_folds, show_table
+from sparse3dunet.transforms import HoldOutSlicesd
 from tests.conftest import make_volume
 
 NAMES = ("background", "shell", "core")
@@ -67,3 +70,13 @@ def test_all_scores_by_fold_and_over_folds(folds, tmp_path, capsys):
     assert "IoU on held-out slices" in printed
     assert "1 predicted, but not shown" in printed
     assert "7 with distances within slices" in printed
+
+
+def test_each_fold_holds_out_something(tmp_path):
+    """Before the first of them trains: three slices of each of two volumes are not enough for 50."""
+    weight = torch.zeros(1, 8, 8, 9)
+    weight[..., [1, 4, 7]] = 1
+    hold_out = partial(HoldOutSlicesd, folds=50)
+    with pytest.raises(DataError, match=r"folds is 50, .*: [3-6] fold\(s\) would have some"):
+        check_folds([{"weight": weight}, {"weight": weight}], [], hold_out, 50)
+    check_folds([{"weight": weight}, {"weight": weight}], [], partial(HoldOutSlicesd, folds=3), 3)

@@ -19,6 +19,7 @@ from sparse3dunet import __version__
 from sparse3dunet.bundle import contents
 from sparse3dunet.datasets import mni152
 from sparse3dunet.errors import DataError
+from sparse3dunet.io.payload import check_no_pipe
 from sparse3dunet.io.writing import draft_path, move, remove
 from sparse3dunet.models.checkpoints import file_digest, save_file
 from sparse3dunet.models.loading import Model, load_model
@@ -125,6 +126,7 @@ def _check_names(name: str, version: str) -> None:
 def _data_licence(model: Model, file: str | Path | None) -> str:
     if file is None:
         return mni152.LICENCE if contents.is_built_in(model) else contents.NO_LICENCE
+    check_no_pipe(Path(file).expanduser())
     try:
         return Path(file).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -149,7 +151,8 @@ def _check_former_folder(folder: Path) -> None:
     sums = folder / SUMS
     if folder.is_symlink() or not sums.is_file():
         raise DataError(f"{folder.absolute()} is not a bundle of this command and is kept. Pass another --name.")
-    listed = dict(line.split("  ", 1)[::-1] for line in sums.read_text(encoding="utf-8").splitlines())
+    lines = sums.read_text(encoding="utf-8", errors="replace").splitlines()
+    listed = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     for path in _files(folder):
         inside = path.relative_to(folder).as_posix()
         if inside != SUMS and not path.suffix == ".pyc" and listed.get(inside) != file_digest(path):

@@ -27,6 +27,8 @@ RUNS = {
     "planning": ["train", "plan"],
 }
 """The bundle's runs with the configs of each, of which later ones override earlier ones."""
+PATHS = ("_dir", "_file", "pretrained", "plan", "plan_output", "plan_copy", "bundle_root")
+"""Ends of the names of settings that are paths."""
 
 
 def run_bundle(run: str, overlays: Sequence[str], arguments: Sequence[str]) -> None:
@@ -120,9 +122,9 @@ def parse_settings(arguments: Sequence[str]) -> dict[str, Any]:
                 f"{option!r}: expected a setting such as --max_epochs 20; enclose values with blanks in quotes."
             )
         if equals:
-            settings[name] = DefaultParseValue(text)
+            settings[name] = _value(name, text)
         elif rest and not rest[0].startswith("--"):
-            settings[name] = DefaultParseValue(rest.pop(0))
+            settings[name] = _value(name, rest.pop(0))
         else:
             settings[name] = True
     # The shell expands --name ~/x, but not --name=~/x
@@ -130,3 +132,11 @@ def parse_settings(arguments: Sequence[str]) -> dict[str, Any]:
         name: os.path.expanduser(value) if isinstance(value, str) and value.startswith("~") else value
         for name, value in settings.items()
     }
+
+
+def _value(name: str, text: str) -> Any:
+    """Return the value of a setting; a path stays text, also one that looks like a number or a tuple."""
+    value = DefaultParseValue(text)
+    if name.endswith(PATHS) and not (value is None or isinstance(value, (str, list))):
+        return text
+    return value

@@ -7,6 +7,8 @@ from typing import Any
 
 from sparse3dunet.errors import DataError
 
+MOST_DIGITS = 9
+"""Digits of a number of folds or parts: Python refuses to read numbers of thousands."""
 LARGEST_WINDOW = 65536
 """Voxels along an axis, more than any volume that fits in memory has."""
 
@@ -28,9 +30,13 @@ def spacing(text: str) -> Any:
 
 def folds(text: str) -> Any:
     """Return the number of folds, or auto."""
-    if text != "auto" and not text.isdecimal():
+    if text != "auto" and not _is_count(text):
         raise DataError(f"--folds is {text!r}; expected auto, or a whole number of at least 0.")
     return text if text == "auto" else int(text)
+
+
+def _is_count(text: str) -> bool:
+    return text.isdecimal() and len(text) <= MOST_DIGITS
 
 
 def names(text: str | None) -> list[str]:
@@ -48,10 +54,15 @@ def volumes(text: str | None) -> float | dict[str, float]:
     try:
         if text is None or "=" not in text:
             return float(text or 0)
-        pairs = (part.rsplit("=", 1) for part in text.split(","))
-        return {name.strip(): float(ml) for name, ml in pairs}
+        pairs = [part.rsplit("=", 1) for part in text.split(",")]
+        by_name = {name.strip(): float(ml) for name, ml in pairs}
+        if len(by_name) < len(pairs):
+            raise ValueError("a class is there twice")
+        return by_name
     except ValueError as error:
-        raise DataError(f"--min-ml is {text!r}; expected ml such as 0.5, or by class liver=5,tumor=0.1.") from error
+        raise DataError(
+            f"--min-ml is {text!r}; expected ml such as 0.5, or by class, each once, such as liver=5,tumor=0.1."
+        ) from error
 
 
 def window(text: str | None) -> list[int] | None:
@@ -73,7 +84,7 @@ def part(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     number, _, count = text.partition("/")
-    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+    if not (_is_count(number) and _is_count(count) and 1 <= int(number) <= int(count)):
         raise DataError(f"--part is {text!r}; expected a number of all, from 1, such as 3/16.")
     return int(number), int(count)
 

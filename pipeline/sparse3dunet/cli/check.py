@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -35,15 +37,16 @@ def check(
 
     try:
         set_defaults(voxel_size, axes, series=series, segments=segments, volume_memory=volume_memory)
-        data_set = read_data_set(
-            data,
-            label_dir=label_dir,
-            weight_dir=weight_dir,
-            reference_dir=reference_dir,
-            ignore_index=arguments.numbers(ignore_index, "--ignore-index"),
-            annotated_slices=arguments.slices(annotated_slices),
-        )
-        report = checks.inspect(checks.complete(data_set, background=background))
+        with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):  # nothing but JSON there
+            data_set = read_data_set(
+                data,
+                label_dir=label_dir,
+                weight_dir=weight_dir,
+                reference_dir=reference_dir,
+                ignore_index=arguments.numbers(ignore_index, "--ignore-index"),
+                annotated_slices=arguments.slices(annotated_slices),
+            )
+            report = checks.inspect(checks.complete(data_set, background=background))
     except DataError as error:
         if as_json:
             print(json.dumps({"ok": False, "errors": [str(error)], "warnings": []}, indent=1))

@@ -34,6 +34,7 @@ def plan(
     from sparse3dunet import io
     from sparse3dunet.bundle import running
     from sparse3dunet.io.defaults import set_defaults
+    from sparse3dunet.planning.plan import check_replaceable
 
     set_defaults(voxel_size, axes, series=series, segments=segments, volume_memory=volume_memory)
     if output is not None:
@@ -41,6 +42,7 @@ def plan(
         if output.is_dir():
             raise DataError(f"{output} is a folder; pass a file for the plan, such as {output / 'plan.json'} (-o).")
         io.check_output_dir(output.absolute().parent)
+        check_replaceable(output)
     given = {
         "dataset_dir": data,
         "plan_output": None if output is None else str(output),

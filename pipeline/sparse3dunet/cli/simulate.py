@@ -29,6 +29,7 @@ def simulate(
     segments: options.Segments = None,
     ignore_index: Annotated[int | None, typer.Option(help="Value of unlabeled voxels; default: largest + 1.")] = None,
     image: Annotated[Path | None, typer.Option(help="Image that a DICOM structure set was drawn on.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are no former copies.")] = False,
 ) -> None:
     """Make sparse label maps from dense ones, for experiments: how much annotation is needed?"""
     from sparse3dunet import transforms
@@ -52,7 +53,7 @@ def simulate(
     else:
         keep = transforms.KeepScribbles(scribbles or 0, length, width)
     output_dir = output_dir.expanduser()
-    done = simulation.simulate(labels, output_dir, keep, seed, ignore_index, image)
+    done = simulation.simulate(labels, output_dir, keep, seed, ignore_index, image, overwrite)
     print(
         f"Wrote {len(done.files)} label map(s) to {output_dir}: {sum(done.shares) / len(done.shares):.2%} of the "
         f"voxels kept; the others are {done.ignore_index} (unlabeled)."

@@ -18,6 +18,7 @@ from sparse3dunet.data.slices import ALL, Slices, crossed, nonempty_slices, runs
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.formats import read_label
 from sparse3dunet.io.itk_snap import read_label_descriptions
+from sparse3dunet.io.segments import names_fault
 from sparse3dunet.io.volumes import MOST_VALUES, UNLABELED_VALUE, values_found, whole_labels
 from sparse3dunet.keys import ANNOTATED_SLICES, LABEL, WEIGHT
 
@@ -126,11 +127,11 @@ def complete(
         described = read_label_descriptions(class_names)
         class_names = [described.get(value, name) for value, name in zip(values, data_set.class_names)]
     names = list(class_names)
-    if len(names) != len(values) or len(set(names)) < len(names):
+    if len(names) != len(values) or names_fault(names):
         raise DataError(
             f"{data_set.source}: --class-names gives {len(names)} name(s) ({', '.join(names)}) for {len(values)} "
             f"classes, values {', '.join(map(str, values))} ({', '.join(data_set.class_names)}); expected a different "
-            "name for each, in this order. Correct --class-names, or pass values that are no classes as --ignore-index."
+            "name for each, none of them blank, in this order. Correct them, or pass other values as --ignore-index."
         )
     return replace(data_set, class_names=names)
 

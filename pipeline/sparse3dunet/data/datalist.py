@@ -22,6 +22,7 @@ from sparse3dunet.data.slices import check_specification
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.dicom_annotation import annotation_file
 from sparse3dunet.io.formats import annotation_path, is_dicom_image
+from sparse3dunet.io.segments import names_fault
 from sparse3dunet.io.suffixes import is_image_file, split, suffix_among
 from sparse3dunet.keys import ANNOTATED_CLASSES, ANNOTATED_SLICES, IMAGE, LABEL, REFERENCE, WEIGHT
 
@@ -311,6 +312,12 @@ def _classes(listing: Listing) -> tuple[list[str], list[int], tuple[int, ...]]:
             '{"0": "background", "1": "tubule"} or {"background": 0, "tubule": 1, "ignore": 2}, with a different whole '
             f'number for each (regions of several values are declared apart, in "regions"); found {listing.labels!r}. '
             "Correct them."
+        )
+    fault = names_fault(list(classes.values()))
+    if fault:
+        raise DataError(
+            f'{listing.source}: "labels" must give each value a name of its own, in one line; {fault}: '
+            f"{listing.labels!r}. Correct them."
         )
     # The background is class 0 even where its value is not the smallest, as in the paper's data.
     order = sorted(classes, key=lambda number: (classes[number].lower() != "background", number))

@@ -181,6 +181,13 @@ def _nnunet_entries(file: Path, content: dict[str, Any], ending: str, num_channe
         }
         for name in sorted(names)
     ]
+    declared = {file_stem(image) for entry in entries for image in entry["image"]}
+    undeclared = [image for image in sorted(images - declared) if re.search(r"_[0-9]{4}$", image)]
+    if undeclared:
+        raise DataError(
+            f"{root / 'imagesTr' / (undeclared[0] + ending)} is none of the {num_channels} channel(s) that {file} "
+            f'declares; expected numbers up to {num_channels - 1:04d}. Correct "channel_names", or move the file away.'
+        )
     if not entries:
         raise DataError(
             f"{root / 'labelsTr'} contains no label (*{ending}); expected nnU-Net's layout, as declared in {file}. Put "
@@ -235,15 +242,29 @@ def _pairs(root: Path, label_dir: str | None) -> Listing:
 
 
 def group_channels(files: Sequence[Path]) -> dict[str, list[Path]]:
-    """Group files by case: those with nnU-Net's channel numbers (``a_0000``, ``a_0001``) are one case."""
+    """Group files by case: those with nnU-Net's channel numbers (``a_0000``, ``a_0001``) are one case.
+
+    Raises:
+        DataError: when the numbers of a case are not 0, 1, 2 ... each once: a file would be taken for another channel.
+    """
     names = {file.name for file in files}
     groups: dict[str, list[Path]] = {}
     for file in files:
         stem = file_stem(file)
         base, _, number = stem.rpartition("_")
         first = f"{base}_0000{file.name[len(stem) :]}"
-        numbered = len(number) == 4 and number.isdigit() and first in names
+        numbered = re.fullmatch("[0-9]{4}", number) is not None and first in names
         groups.setdefault(base if numbered else stem, []).append(file)
+    for name, group in groups.items():
+        expected = [f"{name}_{channel:04d}" for channel in range(len(group))]
+        stems = sorted(map(file_stem, group))
+        if stems not in (expected, [name]):
+            missing = next((channel for channel in expected if channel not in stems), "")
+            raise DataError(
+                f"{group[0].parent}: the channels of {name} are {', '.join(file.name for file in group[:5])}; expected "
+                f"{', '.join(expected[:5])}{f' ({missing} is missing)' if missing else ''}, each once. Add the file, "
+                "or correct the names."
+            )
     return groups
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -15,14 +19,19 @@ from monai.transforms import Randomizable
 from sparse3dunet.data.datalist import case_name, read_data_set
 from sparse3dunet.data.layouts import SUFFIXES, file_stem, list_volumes
 from sparse3dunet.errors import DataError
+from sparse3dunet.inference.records import as_written, is_as_written
 from sparse3dunet.io.dicom_annotation import annotation_file, read_dense
+from sparse3dunet.io.folders import hold_folder
 from sparse3dunet.io.formats import annotation_path, read_grid, read_label
+from sparse3dunet.io.json_files import parse_json
 from sparse3dunet.io.suffixes import NIFTI_SUFFIXES, image_suffix, is_image_file, natural_suffix, split, suffix_among
 from sparse3dunet.io.volumes import Volume, values_found
-from sparse3dunet.io.writing import replacing, write_segmentation
+from sparse3dunet.io.writing import replacing, write_segmentation, write_text
 
 LARGEST = 2**24
 """Largest value in label maps: up to it, 32-bit floating-point numbers represent all whole numbers exactly."""
+RECORD = ".simulated.json"
+"""Name of the file in a folder that tells, by name, which copies this command wrote there, as it left them."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +50,7 @@ def simulate(
     seed: int = 0,
     ignore_index: int | None = None,
     image: str | Path | None = None,
+    overwrite: bool = False,
 ) -> Simulated:
     """Write a sparse copy of each dense label map, in which voxels that are not kept have the value for unlabeled.
 
@@ -49,23 +59,52 @@ def simulate(
     Args:
         source: a label map, or a folder of them (subfolders are ignored).
         output_dir: folder of the copies, which have the same names (``a.tiff`` becomes ``a.tif``); former copies are
-            replaced.
+            replaced, but no other files.
         keep: :class:`~sparse3dunet.transforms.KeepSlices` or similar; called with a label map (1, X, Y, Z).
         seed: random seed; the draw depends only on it and the file's name.
         ignore_index: value of unlabeled voxels; default: that of the ``dataset.json`` in the parent folder, otherwise
             one past the largest value in any of the files.
         image: image on whose grid a DICOM annotation is read: needed for structure sets, which have none of their own.
+        overwrite: whether to replace also files that this function did not write, or that were changed since.
 
     Raises:
         DataError: when there is no label map, or one is unreadable or without foreground, when `ignore_index` is a
-            value of the label maps, or when the copies would replace the originals.
+            value of the label maps, or when the copies would replace the originals, each other, or other files.
     """
     files = _label_files(Path(source).expanduser())
     folder = Path(output_dir).expanduser()
     if folder.resolve() == split(files[0])[0].parent.resolve():
         raise DataError(f"{folder.absolute()} contains the dense label maps; pass another folder for the sparse ones.")
+    targets = _targets(files, folder)
+    if not overwrite:
+        _check_replaceable(targets, _read_record(folder))
     used = {value for file in files for value in values_found(_read_label(file, image).data)}
     unlabeled = _unlabeled_value(split(files[0])[0].parent.parent, used) if ignore_index is None else ignore_index
+    _check_values(source, unlabeled, used)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"{folder.absolute()}, the folder for the label maps, is a file or cannot be created ({error}). Pass "
+            "another folder."
+        ) from error
+    shares = []
+    for file, copy in zip(files, targets):
+        label = _read_label(file, image)
+        sparse, share = _sparse(label, keep, seed, unlabeled)
+        hold_folder(folder)
+        written = _read_record(folder)
+        if not overwrite:
+            _check_replaceable([copy], written)
+        _write_record(folder, written | {copy.name: None})  # first: a copy of a run that is killed may be replaced
+        _write(sparse, label, copy)
+        _write_record(folder, written | {copy.name: as_written(copy)})
+        shares.append(share)
+    return Simulated(targets, shares, unlabeled)
+
+
+def _check_values(source: str | Path, unlabeled: int, used: set[float]) -> None:
+    """Raise DataError if unlabeled voxels have the value of others, or a value cannot be written exactly."""
     if unlabeled in used:
         raise DataError(
             f"ignore_index {unlabeled} is a value of the label maps in {source}; expected one that is none of "
@@ -77,18 +116,43 @@ def simulate(
             f"{source}: the value {wide[0]:.0f}, of unlabeled voxels (ignore_index) or in a label map, is too large; "
             f"expected -{LARGEST} ... {LARGEST}, which 32-bit numbers represent exactly. Choose another."
         )
+
+
+def _targets(files: Sequence[Path], folder: Path) -> list[Path]:
+    """Return the paths of the copies; two originals with one are an error."""
+    originals: dict[str, Path] = {}
+    for file in files:
+        other = originals.setdefault(_copy_name(file), file)
+        if other is not file:
+            raise DataError(
+                f"{file} and {other.name}: the sparse copies of both would be {_copy_name(file)}; expected one label "
+                "map of a name. Rename one, or move it elsewhere."
+            )
+    return [folder / name for name in originals]
+
+
+def _check_replaceable(targets: Sequence[Path], written: dict[str, Any]) -> None:
+    """Raise DataError if a file would be replaced that is none of the copies in the record, as they were written."""
+    for target in targets:
+        stopped = target.name in written and written[target.name] is None
+        if os.path.lexists(target) and not stopped and not is_as_written(target, written.get(target.name)):
+            raise DataError(
+                f"{target.absolute()} exists and is not what this command wrote there: it was changed, or is another "
+                "file. Move it, or pass another folder; --overwrite replaces it."
+            )
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    """Return what the copies in a folder were when they were written; empty if that is not known."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(
-            f"{folder.absolute()}, the folder for the label maps, is a file or cannot be created ({error}). Pass "
-            "another folder."
-        ) from error
-    targets = [folder / _copy_name(file) for file in files]
-    shares = [
-        _write_sparse(_read_label(file, image), copy, keep, seed, unlabeled) for file, copy in zip(files, targets)
-    ]
-    return Simulated(targets, shares, unlabeled)
+        content = parse_json((folder / RECORD).read_bytes(), str(folder / RECORD), "a record", "")
+    except (OSError, DataError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _write_record(folder: Path, written: dict[str, Any]) -> None:
+    write_text(folder / RECORD, json.dumps(written, indent=1) + "\n")
 
 
 def _copy_name(file: Path) -> str:
@@ -138,18 +202,23 @@ def _read_label(file: Path, image: str | Path | None) -> Volume:
     return volume
 
 
-def _write_sparse(label: Volume, target: Path, keep: Randomizable, seed: int, unlabeled: int) -> float:
-    """Write the sparse copy atomically, and return the share of voxels that it keeps."""
-    keep.set_random_state(seed=zlib.crc32(f"{case_name(label.path)}/{seed}".encode()))
+def _sparse(label: Volume, keep: Randomizable, seed: int, unlabeled: int) -> tuple[np.ndarray, float]:
+    """Return the voxels of the sparse copy, and the share of voxels that it keeps."""
+    keep.set_random_state(seed=zlib.crc32(f"{case_name(label.path)}/{seed}".encode(errors="surrogateescape")))
     numbers = np.unique(label.data, return_inverse=True)[1].reshape(label.data.shape).astype(np.int16)
     dense = MetaTensor(torch.from_numpy(numbers[None]), meta={"filename_or_obj": label.path})
     kept = np.asarray(keep(dense)[0]) > 0  # type: ignore[operator]
-    dtype = np.result_type(np.min_scalar_type(int(label.data.min())), np.min_scalar_type(int(label.data.max())),
-                           np.min_scalar_type(unlabeled))  # fmt: skip
-    sparse = np.where(kept, label.data, unlabeled).astype(dtype)
-    if suffix_among(target, SUFFIXES) not in NIFTI_SUFFIXES:
+    types = [np.min_scalar_type(int(value)) for value in (label.data.min(), label.data.max(), unlabeled)]
+    dtype = np.result_type(*types)
+    dtype = np.dtype(np.int32) if dtype.itemsize > 4 else dtype  # holds up to LARGEST; formats have no 64-bit integers
+    return np.where(kept, label.data, unlabeled).astype(dtype), float(kept.mean())
+
+
+def _write(sparse: np.ndarray, label: Volume, target: Path) -> None:
+    """Write a sparse copy atomically."""
+    suffix = suffix_among(target, SUFFIXES)
+    if suffix not in NIFTI_SUFFIXES:
         write_segmentation(target, sparse, label, {})
-        return float(kept.mean())
-    with replacing(target, suffix_among(target, SUFFIXES)) as draft:
+        return
+    with replacing(target, suffix) as draft:
         nib.save(nib.Nifti1Image(sparse, label.affine), draft)
-    return float(kept.mean())

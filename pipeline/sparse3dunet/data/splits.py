@@ -101,10 +101,14 @@ def _split_by_file(cases: Sequence[Case], path: Path) -> tuple[list[Case], list[
         names = split.get(part)
         if not isinstance(names, list) or not names:
             raise DataError(f'{path}: expected a list of case names under "{part}", found {names!r}.')
+        twice = next((str(name) for name in names if list(map(str, names)).count(str(name)) > 1), None)
+        if twice is not None:
+            raise DataError(f'{path}: {twice} is listed twice under "{part}"; expected each case once. Remove one.')
         unknown = [str(name) for name in names if str(name) not in by_name]
         if unknown:
             raise DataError(f'{path}: cases under "{part}" are not in the data set: {", ".join(unknown[:5])}.')
-        parts.append([case for name in names for case in by_name[str(name)]])
+        chosen = [case for name in names for case in by_name[str(name)]]
+        parts.append([case for number, case in enumerate(chosen) if case not in chosen[:number]])  # a volume and a part
     both = [case_name(case[IMAGE]) for case in parts[0] if case in parts[1]]
     if both:
         raise DataError(

@@ -102,11 +102,19 @@ class Results:
             before: state of a former run in the folder; None if there is none.
 
         Raises:
-            DataError: when a result would replace a file that no former run wrote, or that was changed since; or when
-                the output format cannot hold it.
+            DataError: when a result would replace a file that no former run wrote, or that was changed since, or
+                another volume's result; or when the output format cannot hold it.
         """
+        owners: dict[str, str] = {}
         for case in self.cases:
             names = self._names(case)
+            for name in (*names.values(), self.preview(case).name):
+                other = owners.setdefault(name, case.name)
+                if other != case.name:
+                    raise DataError(
+                        f"the volumes {other} and {case.name} would both have the result {name}; expected names that "
+                        "differ in more than _preview or _seg. Rename an image, or pass another --format."
+                    )
             CaseRecord(self.folder, case, {}).check(list(names.values()))
             image = read_image(case.files[0])
             for name in names.values():

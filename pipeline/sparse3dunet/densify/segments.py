@@ -45,9 +45,14 @@ def only_chosen(label: Volume, segments: dict[int, str], all_there: bool = True)
         all_there: whether each name must be that of a segment.
 
     Raises:
-        DataError: when a name is that of none.
+        DataError: when a name is that of none, or with `all_there` no segment has a name.
     """
     names = default_segments()
+    if names and not segments and all_there:
+        raise DataError(
+            f"{label.path}: --segments names {', '.join(names)}, but the file names no segments; expected an "
+            "annotation of named segments, in DICOM or .seg.nrrd. Leave the option out."
+        )
     if not names or not segments:
         return label, segments
     if all_there:

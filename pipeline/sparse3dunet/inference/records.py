@@ -89,7 +89,7 @@ class CaseRecord:
         if record.get("key") != self.key or not set(names) <= set(results):
             return False
         paths = {name: self.output_dir / name for name in results}
-        return all(p.exists() and (not unchanged or _is_as_written(p, results[name])) for name, p in paths.items())
+        return all(p.exists() and (not unchanged or is_as_written(p, results[name])) for name, p in paths.items())
 
     def start(self, names: Sequence[str], overwrite: bool = False, goes_on: bool = False) -> Path:
         """Prepare for results of these names, relative to the output folder; return the folder for drafts.
@@ -119,7 +119,7 @@ class CaseRecord:
             self._check_image(record)
         for name in names:
             path = self.output_dir / name
-            if path.exists() and not _is_as_written(path, before.get(name)):
+            if path.exists() and not is_as_written(path, before.get(name)):
                 raise DataError(
                     f"{path.absolute()} exists and is not what this command wrote there: it was changed, or is another "
                     "file. Move it, or write into another folder; predict --overwrite replaces it."
@@ -131,9 +131,9 @@ class CaseRecord:
             flush(self.drafts / name)
         for name in set(self.before) - set(names):  # left by other settings
             path = self.output_dir / name
-            if path.exists() and _is_as_written(path, self.before[name]):
+            if path.exists() and is_as_written(path, self.before[name]):
                 remove(path)
-        self._write({"status": DONE, "results": {name: _as_written(self.drafts / name) for name in names}, **facts})
+        self._write({"status": DONE, "results": {name: as_written(self.drafts / name) for name in names}, **facts})
         for name in names:
             move(self.drafts / name, self._target(name))
         self._clear()
@@ -271,12 +271,12 @@ def _identity(case: ImageCase) -> list[Any]:
     return [*([os.path.basename(file), *_stat(Path(file))] for file in case.all_files()), *places]
 
 
-def _as_written(path: Path) -> list[Any]:
+def as_written(path: Path) -> list[Any]:
     """Return size, time of the last change, and digest of a result."""
     return [*_stat(path), file_digest(path)]
 
 
-def _is_as_written(path: Path, written: Any) -> bool:
+def is_as_written(path: Path, written: Any) -> bool:
     """Return whether a result is unchanged since it was written; a copy with another time of change counts, too."""
     if not path.exists() or not isinstance(written, list):
         return False

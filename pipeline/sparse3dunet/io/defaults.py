@@ -135,7 +135,7 @@ def parse_bytes(text: str) -> int:
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
     if found is None or found[2].lower() not in BYTES:
         raise DataError(f"--volume-memory is {text!r}; expected a size such as 8GiB or 500MB, or 0.")
-    return int(float(found[1]) * BYTES[found[2].lower()])
+    return int(min(float(found[1]) * BYTES[found[2].lower()], 2.0**80))  # more than any machine has: no limit
 
 
 def parse_axes(text: str) -> str:

@@ -53,14 +53,15 @@ class LabelOnImage:
 
     def __str__(self) -> str:
         segments = [(str(value), name) for name, value in self.values.items()]
-        query = urlencode([("image", self.image), ("unlabeled", str(self.unlabeled)), *segments])
+        listed = [("image", self.image), ("unlabeled", str(self.unlabeled)), *segments]
+        query = urlencode(listed, errors="surrogateescape")
         return f"{self.annotation}?{query}"
 
     @classmethod
     def parse(cls, path: str | Path) -> LabelOnImage:
         """Return what a text of this kind names, one that ``ON_IMAGE`` matches."""
         file, query = split(path)
-        (_, image), (_, unlabeled), *segments = parse_qsl(query[1:])
+        (_, image), (_, unlabeled), *segments = parse_qsl(query[1:], errors="surrogateescape")
         return cls(file, image, {name: int(value) for value, name in segments}, int(unlabeled))
 
 

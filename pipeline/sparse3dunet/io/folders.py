@@ -69,7 +69,7 @@ def hold_folder(folder: str | Path) -> None:
     Raises:
         DataError: when another process holds it; says which one.
     """
-    path = Path(folder).expanduser().absolute()
+    path = _place(folder)
     if path in _HELD:
         return
     lock = FileLock(path / LOCK, thread_local=False)
@@ -85,9 +85,14 @@ def hold_folder(folder: str | Path) -> None:
 
 def release_folder(folder: str | Path) -> None:
     """Let other processes write to a folder that this one holds (:func:`hold_folder`)."""
-    lock = _HELD.pop(Path(folder).expanduser().absolute(), None)
+    lock = _HELD.pop(_place(folder), None)
     if lock is not None:
         lock.release()
+
+
+def _place(folder: str | Path) -> Path:
+    """Return the path without links, so that a process does not hold a folder twice, by two names."""
+    return Path(os.path.realpath(os.path.expanduser(folder)))
 
 
 def acquire(lock: FileLock, timeout: float = 0) -> bool:

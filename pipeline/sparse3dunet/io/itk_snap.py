@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sparse3dunet.colors import class_color
 from sparse3dunet.errors import DataError
+from sparse3dunet.io.payload import check_no_pipe
 
 OURS = "# Written by sparse3dunet"
 """First line of the files that are written, and may be replaced."""
@@ -28,6 +29,7 @@ def read_label_descriptions(path: str | Path) -> dict[int, str]:
     Raises:
         DataError: when the file cannot be read, or is not of this form.
     """
+    check_no_pipe(path)
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
@@ -70,8 +72,9 @@ def label_descriptions(class_names: Mapping[int, str]) -> str:
 def may_be_replaced(path: Path) -> bool:
     """Return whether a file of label descriptions does not exist, or was written by this package."""
     try:
+        check_no_pipe(path)
         return path.read_text(encoding="utf-8", errors="replace").startswith(OURS)
     except FileNotFoundError:
         return True
-    except OSError:
+    except (OSError, DataError):
         return False

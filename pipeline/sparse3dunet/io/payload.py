@@ -37,6 +37,19 @@ def check_regular(path: str | Path, part_of: str | Path = "") -> None:
             f"{where}: cannot be read ({reason}); expected a whole image. It is missing, or its links lead nowhere; "
             "copy or export it again."
         ) from error
+    _check_kind(mode, where)
+
+
+def check_no_pipe(path: str | Path) -> None:
+    """Raise DataError if there is something else than a regular file at a path: reading it might never end."""
+    try:
+        mode = Path(path).stat().st_mode
+    except (OSError, ValueError):  # who reads it tells
+        return
+    _check_kind(mode, path)
+
+
+def _check_kind(mode: int, where: str | Path) -> None:
     if not stat.S_ISREG(mode):
         kind = next((words for is_kind, words in _KINDS.items() if is_kind(mode)), "no regular file")
         raise DataError(f"{where} is {kind}; expected a file. Copy the content to a file, and pass that.")

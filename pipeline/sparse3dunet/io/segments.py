@@ -25,6 +25,15 @@ def check_names(source: str | Path, chosen: Sequence[str], found: Sequence[str])
         )
 
 
+def names_fault(names: Sequence[str]) -> str:
+    """Return what is wrong with the names of classes; empty if each is another one, and none blank or of two lines."""
+    twice = next((name for name in names if list(names).count(name) > 1), None)
+    odd = next((name for name in names if not name.strip() or name.splitlines() != [name]), None)
+    if twice is not None:
+        return f"{twice!r} is there twice"
+    return "" if odd is None else f"{odd!r} is blank or has a line break"
+
+
 def check_overlaps(path: Path, overlaps: Overlaps) -> None:
     """Raise DataError if there are overlaps, for which ``--segments`` gave no order."""
     if overlaps:

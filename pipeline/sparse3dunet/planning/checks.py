@@ -31,6 +31,15 @@ def check_plan(content: Any, where: str) -> None:
             raise DataError(f"{where}: has no valid {name}: {content[name]!r:.80}; expected {expected}. {CURE}")
 
 
+def check_bound(size: Any) -> None:
+    """Raise DataError unless the upper bound of the patch size is three whole numbers, or None."""
+    if size is not None and not _are_whole(list(size) if isinstance(size, tuple) else size):
+        raise DataError(
+            f"largest_patch_size is {size!r}; expected three whole numbers above 0, such as --largest_patch_size "
+            '"[64,64,64]".'
+        )
+
+
 def _are_numbers(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 3 and all(map(is_number, value))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -18,10 +19,11 @@ from sparse3dunet.data.cutting import has_parts
 from sparse3dunet.data.reports import DataReport
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.json_files import parse_json
+from sparse3dunet.io.payload import check_no_pipe
 from sparse3dunet.io.writing import write_text
 from sparse3dunet.models.description import ModelDescription, form_network
 from sparse3dunet.networks import UNet3D
-from sparse3dunet.planning.checks import CURE, SCHEMA_VERSION, check_plan
+from sparse3dunet.planning.checks import CURE, SCHEMA_VERSION, check_bound, check_plan
 from sparse3dunet.planning.fingerprint import CT, Fingerprint, fingerprint
 from sparse3dunet.planning.geometry import coarsened, patch_lengths, steps, whole_lengths
 from sparse3dunet.planning.sampling import class_balance
@@ -146,6 +148,7 @@ def make_plan(
     Raises:
         DataError: when the file is not a plan, or does not fit the data set.
     """
+    check_bound(largest_patch_size)
     found, model = fingerprint(report), _as(like)
     if plan_file is not None:
         taken = _check_fits(read_plan(plan_file), found, plan_file)
@@ -246,6 +249,7 @@ def read_plan(path: str | Path) -> Plan:
     Raises:
         DataError: when it is not a plan, a field is missing or not valid, or a newer version wrote it.
     """
+    check_no_pipe(Path(path).expanduser())
     try:
         text = Path(path).expanduser().read_text(encoding="utf-8", errors="replace")
     except OSError as error:
@@ -256,8 +260,26 @@ def read_plan(path: str | Path) -> Plan:
     return Plan(**{"sparse3dunet_version": None, **known})
 
 
+def check_replaceable(path: str | Path) -> None:
+    """Raise DataError if a plan cannot be written to a path, since another file is there; an empty one may be."""
+    if not os.path.lexists(path) or (os.path.isfile(path) and os.path.getsize(path) == 0):
+        return
+    try:
+        read_plan(path)
+    except DataError as error:
+        raise DataError(
+            f"{path} exists and is no plan that this version writes, and is kept; expected a plan or no file. Pass "
+            "another file for the plan, such as plan.json, or move it away."
+        ) from error
+
+
 def write_plan(plan: Plan, path: str | Path) -> None:
-    """Write a plan's file."""
+    """Write a plan's file.
+
+    Raises:
+        DataError: when there is another file than a plan.
+    """
+    check_replaceable(path)
     write_text(Path(path), plan.to_json())
 
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from monai.transforms import Compose
+
 from sparse3dunet.console import Console, Table
 from sparse3dunet.data.datalist import Case, DataSet, without_references
 from sparse3dunet.data.slices import find_slices, runs
@@ -18,6 +20,7 @@ from sparse3dunet.keys import WEIGHT
 from sparse3dunet.metrics.masked import ClassScore, mean_score
 from sparse3dunet.metrics.measures import Measures, summarize
 from sparse3dunet.report.scores import read_scores, scores_table, write_summary
+from sparse3dunet.transforms.holdout import VALIDATION
 
 _Cases = Mapping[str, Sequence[Measures]]
 FOLD_RUN = "one_fold"
@@ -31,16 +34,26 @@ def same_cases(data_set: DataSet) -> tuple[list[Case], list[Case]]:
     return cases, list(cases)
 
 
-def check_folds(cases: Sequence[Case], preprocessing: Callable, folds: int) -> None:
-    """Raise DataError unless slices of every case can be held out, before the first fold trains.
+def check_folds(cases: Sequence[Case], load: Sequence[Callable], hold_out: Callable, folds: int) -> None:
+    """Raise DataError unless slices of every case can be held out, and some in each fold, before the first one trains.
 
     Args:
         cases: the cases for validation.
-        preprocessing: the transforms for validation, which hold out the slices of a fold.
+        load: the transforms that read a case.
+        hold_out: returns the transform that holds out the slices of `fold` for a `part`.
         folds: number of folds, at least 2.
     """
+    empty = set(range(folds))
     for case in cases:  # one at a time, keeping nothing: the folds need the memory
-        preprocessing(case)
+        loaded = Compose(load)(case)
+        for fold in sorted({0} | empty):  # even if none is left, each case must be one of slices
+            if hold_out(part=VALIDATION, fold=fold)(loaded)[WEIGHT].any():
+                empty.discard(fold)
+    if empty:
+        raise DataError(
+            f"folds is {folds}, more than there are annotated slices (or runs of adjacent ones) to hold out: "
+            f"{folds - len(empty)} fold(s) would have some. Pass fewer, for example --folds 3."
+        )
     print(f"{folds} folds over the annotated slices of {len(cases)} volume(s)")
 
 

@@ -41,10 +41,11 @@ def share(cases: Sequence[Case]) -> list[Case]:
     return share_cases(cases, idist.get_rank(), idist.get_world_size())
 
 
-def hold_folder(folder: str | Path) -> None:
-    """Hold a folder for this run, see :func:`~sparse3dunet.io.folders.hold_folder`; by the first process, for all."""
+def hold_folders(*places: str | Path) -> None:
+    """Hold folders for this run, see :func:`~sparse3dunet.io.folders.hold_folder`; by the first process, for all."""
     if idist.get_rank() == 0:
-        folders.hold_folder(folder)
+        for folder in places:
+            folders.hold_folder(folder)
 
 
 def show_data(report: DataReport, class_weights: Sequence[float] | None = None) -> None:

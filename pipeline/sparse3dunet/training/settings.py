@@ -23,6 +23,8 @@ from sparse3dunet.networks import UNet3D
 from sparse3dunet.planning.plan import planned_spacing
 from sparse3dunet.planning.sampling import draw_shares
 
+CHANNEL_BYTES, GRID_BYTES = 4, 24
+"""Bytes of a voxel in memory: of a channel, a label map or a weight, and of its coordinates while one is resampled."""
 CACHED = 1 / 8
 """Share of the machine's memory for parts of larger volumes that are kept."""
 
@@ -45,7 +47,7 @@ def target_spacing(
         patch_voxels: number of voxels that a patch may have.
 
     Raises:
-        DataError: when `spacing` is none of these.
+        DataError: when `spacing` is none of these, or a volume would not fit into memory.
     """
     spacing = planned_spacing(report, spacing, plan, minutes, patch_voxels)
     if spacing is None:
@@ -55,7 +57,22 @@ def target_spacing(
     sizes = spacing if isinstance(spacing, (list, tuple)) else []
     if len(sizes) != 3 or not all(isinstance(s, (int, float)) and 0 < s < np.inf for s in sizes):
         raise DataError(f'spacing must be three sizes in mm (--spacing "[1,1,1]"), median or auto; found {spacing!r}.')
+    _check_memory(report, sizes)
     return [float(s) for s in sizes]
+
+
+def _check_memory(report: DataReport, spacing: Sequence[float]) -> None:
+    """Raise DataError if a volume would not fit into memory with voxels of this size: the system would end the run."""
+    memory, channels = machine_memory(), max(report.data_set.num_channels, 1)
+    for case in report.cases:
+        voxels = float(np.prod(np.array(case.shape, float) * case.spacing / spacing))
+        needed = (CHANNEL_BYTES * (channels + 2) + GRID_BYTES) * voxels
+        if memory and needed > memory:
+            shown = ",".join(f"{size:g}" for size in spacing)
+            raise DataError(
+                f"--spacing {shown}: {case.name} would have {voxels:.3g} voxels, and take {needed / 2**30:,.3g} GiB of "
+                f"the machine's {memory / 2**30:,.3g} GiB of memory. Pass larger sizes in mm, or auto."
+            )
 
 
 def surface_tolerances(
