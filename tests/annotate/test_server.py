@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import os
 import re
 import stat
 import sys
 import time
+import urllib.request
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +22,7 @@ from sparse3dunet.annotate.browser.results import Found
 from sparse3dunet.annotate.browser.server import STATIC
 from sparse3dunet.io import read_image, write_map
 from sparse3dunet.io.microscopy import SIGNS
-from tests.annotate.client import AFFINE, SHAPE, TOKEN, Client, opened, random_slice, shown_by
+from tests.annotate.client import AFFINE, SHAPE, TOKEN, Client, Command, opened, random_slice, shown_by
 from tests.conftest import write_nifti
 
 # ---------------------------------------------------------------- who may ask
@@ -77,7 +80,7 @@ def test_other_users_do_not_see_the_token(client, monkeypatch):
 
     monkeypatch.setattr("webbrowser.open", start)
     monkeypatch.setattr(runs.Runs, "prepare", lambda self: None)
-    monkeypatch.setattr(serving, "_import_ahead", lambda: None)
+    monkeypatch.setattr(serving, "import_later", lambda: None)
     monkeypatch.setattr("uvicorn.Server.run", lambda self, sockets: wait_until(lambda: len(modes) == 2))
     serving.serve(client.session, on_start=told.append)
     ((address, content),) = opened_with
@@ -349,6 +352,21 @@ def test_annotation_of_a_run(running):
 
 
 # ---------------------------------------------------------------- the command
+
+
+def test_densify_as_soon_as_the_page_is_there(scan, tmp_path):
+    """While what is needed later is still imported in the background."""
+    command = Command(scan, tmp_path / "out", "--class-names", "background,x")
+    try:
+        voxels = gzip.compress((random_slice(2) % 2 + 1).tobytes(order="F"))
+        request = urllib.request.Request(f"{command.url}api/slice?axis=2&index=1&after=0", voxels, method="PUT")
+        request.add_header("Content-Encoding", "gzip")
+        urllib.request.urlopen(request, timeout=60).close()
+        address = f"{command.url}api/densify?minutes=0.1"
+        with urllib.request.urlopen(urllib.request.Request(address, method="POST"), timeout=60) as answer:
+            assert json.load(answer)["unfinished"] == ["axial 1"]
+    finally:
+        command.end()
 
 
 def test_missing_package_is_named(error_of, scan, tmp_path, monkeypatch):
