@@ -14,9 +14,10 @@ from sparse3dunet.models.description import read_description
 from tests.conftest import make_volume, run_sparse3dunet, run_training, write_nifti
 from tests.densify.test_run import SMALL, write_scan
 
-NAMES = ("_target_", "$x", "@x", "%x", "__local_refs", "=1+1", "a b'\"c", "-o", "ünï", "{0}", "x::y#z", "[a]*?")
+NAMES = ("_target_", "$x", "@x", "%x", "__local_refs", "=1+1", "a b'\"c", "-o", "ünï", "{0}", "x::y#z")
+NAMES += ("[a]*?", "a$1_$")
 """Of files, without suffix."""
-CLASSES = ("$1/0", "@x", "%x")
+CLASSES = ("$1/0", "@x [/old]", r"v$\alpha_$")
 """Names of classes."""
 
 
