@@ -236,6 +236,8 @@ def test_classes(client, scan, tmp_path):
         ([*names, {"name": "cyst"}], "two classes have one name"),
         ([*names, {"name": 'a"b'}], "cannot be used"),
         ([*names, {"name": ""}], "cannot be used"),
+        ([*names, {"name": "Ignore"}], "means unlabeled"),
+        ([*names, {"name": "background"}], "means background"),
         ([*names, {"name": "a", "color": "red"}], "expected #rrggbb"),
         ({"name": "a"}, "expected a list"),
     ):
@@ -381,6 +383,11 @@ def test_missing_package_is_named(error_of, scan, tmp_path, monkeypatch):
 def test_a_packaged_bundle_has_no_page(error_of, scan, tmp_path, monkeypatch):
     monkeypatch.setattr("sparse3dunet.cli.annotate.find_spec", lambda name: None)
     assert "pip install 'sparse3dunet[annotate]'" in error_of("annotate", scan, "-o", tmp_path / "out")
+
+
+@pytest.mark.parametrize("names", ["background,ignore", "ground,Background", "unlabeled,x"])
+def test_names_that_would_mean_something_else_in_the_exports(error_of, scan, tmp_path, names):
+    assert "Rename it" in error_of("annotate", scan, "-o", tmp_path / "out", "--no-open", "--class-names", names)
 
 
 def test_bad_scans(error_of, tmp_path):

@@ -9,6 +9,7 @@ from typing import Any
 
 from sparse3dunet.colors import class_color
 from sparse3dunet.errors import DataError
+from sparse3dunet.io.segments import UNLABELED_NAMES, check_structures
 from sparse3dunet.io.volumes import UNLABELED_VALUE
 
 MOST_CLASSES = 254
@@ -40,7 +41,7 @@ def make_classes(names: Sequence[str], values: Sequence[int] | None = None) -> l
     """
     values = range(len(names)) if values is None else values
     colors = [BACKGROUND_COLOR, *map(class_color, range(1, len(names)))]
-    return checked([Class(int(value), name, color) for value, name, color in zip(values, names, colors)])
+    return _new([Class(int(value), name, color) for value, name, color in zip(values, names, colors)])
 
 
 def edited(classes: Sequence[Class], entries: Any) -> list[Class]:
@@ -61,12 +62,20 @@ def edited(classes: Sequence[Class], entries: Any) -> list[Class]:
     free = (value for value in range(2**16) if value not in taken)
     values = [*(entry.value for entry in classes), *(next(free) for _ in entries[len(classes) :])]
     default = [BACKGROUND_COLOR, *map(class_color, range(1, len(entries)))]
-    return checked(
+    return _new(
         [
             Class(value, str(entry.get("name", "")), str(entry.get("color") or color).lower())
             for value, color, entry in zip(values, default, entries)
         ]
     )
+
+
+def _new(classes: list[Class]) -> list[Class]:
+    """Return the classes if they can be used, and mean the same in the files that are written."""
+    check_structures([entry.name for entry in checked(classes)[1:]], "the classes")
+    if classes[0].name.lower() in UNLABELED_NAMES:
+        raise DataError(f"the first class is named {classes[0].name!r}; expected the background's name. Rename it.")
+    return classes
 
 
 def checked(classes: list[Class]) -> list[Class]:
