@@ -72,13 +72,14 @@ def test_all_scores_by_fold_and_over_folds(folds, tmp_path, capsys):
 def test_class_names_are_no_markup(folds, tmp_path, capsys, monkeypatch):
     """They are printed as they are, and a fault of the printing does not lose the files."""
     outputs, _ = folds
-    names = ("background", "edema [/old]", "[bold]x")
+    names = ("=background", "edema [/old]", "[bold]x")
     monkeypatch.setenv("COLUMNS", "200")
     show_table(outputs, names, tmp_path)
     printed = capsys.readouterr().out
     table, caption = printed.split("Scores on held-out slices", 1)
     assert all(name in text for name in names for text in (table, caption))
     assert "edema [/old]" in caption.split("NSD: within", 1)[1]
+    assert (tmp_path / "crossval.csv").read_text().startswith("fold,slices,'=background,'=background n,edema")
     for file in tmp_path.glob("*.csv"):
         file.unlink()
     monkeypatch.setattr("sparse3dunet.training.crossval.Console.print", lambda *_: 1 / 0)
