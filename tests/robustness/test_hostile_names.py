@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import nibabel as nib
@@ -71,7 +72,7 @@ def test_training_and_prediction(data, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES[:5])
+@pytest.mark.parametrize("name", [*NAMES[:5], os.fsdecode(b"M\xfcller")])
 def test_densify(tmp_path, name):
     scan, annotation, _ = write_scan(tmp_path)
     renamed = [path.rename(tmp_path / f"{name}{number}.nii.gz") for number, path in enumerate((scan, annotation))]

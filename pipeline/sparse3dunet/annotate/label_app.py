@@ -52,7 +52,7 @@ def write_app(folder: str | Path, class_names: Sequence[str], overwrite: bool = 
         "class_names": names,
     }
     write_text(target / "main.py", TEMPLATE.read_text(encoding="utf-8"))
-    write_text(target / SETTINGS, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
+    write_text(target / SETTINGS, json.dumps(settings, indent=1) + "\n")  # ASCII: paths may be no UTF-8
     return target
 
 

@@ -140,7 +140,7 @@ def _read_label(file: Path, image: str | Path | None) -> Volume:
 
 def _write_sparse(label: Volume, target: Path, keep: Randomizable, seed: int, unlabeled: int) -> float:
     """Write the sparse copy atomically, and return the share of voxels that it keeps."""
-    keep.set_random_state(seed=zlib.crc32(f"{case_name(label.path)}/{seed}".encode()))
+    keep.set_random_state(seed=zlib.crc32(f"{case_name(label.path)}/{seed}".encode(errors="surrogateescape")))
     numbers = np.unique(label.data, return_inverse=True)[1].reshape(label.data.shape).astype(np.int16)
     dense = MetaTensor(torch.from_numpy(numbers[None]), meta={"filename_or_obj": label.path})
     kept = np.asarray(keep(dense)[0]) > 0  # type: ignore[operator]

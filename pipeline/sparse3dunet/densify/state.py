@@ -136,7 +136,7 @@ def digest(data_set: DataSet, config: Mapping[str, Any], chosen: Sequence[Any] =
             for path in paths:
                 if key == IMAGE:
                     for status in map(os.stat, files_of(path)):
-                        result.update(f"{path} {status.st_size} {status.st_mtime_ns}".encode())
+                        result.update(f"{path} {status.st_size} {status.st_mtime_ns}".encode(errors="surrogateescape"))
                 else:
                     result.update(np.ascontiguousarray(read_image(path).data).tobytes())
     settings = {key: value for key, value in config.items() if key not in NOT_OF_THE_RUN}

@@ -95,7 +95,7 @@ class HoldOutSlices(Transform):
                 f"{name or 'a case'}: only one slice (or run of adjacent ones) is annotated, so none can be held out. "
                 "Annotate another one, or remove the case from the list."
             )
-        turn = zlib.crc32(f"{name}/{self.seed}".encode())
+        turn = zlib.crc32(f"{name}/{self.seed}".encode(errors="surrogateescape"))
         chosen: Slices = []
         for units in by_axis:
             chosen.append(
