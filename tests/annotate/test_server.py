@@ -353,6 +353,19 @@ def test_annotation_of_a_run(running):
     assert '"liver"' in (folder / "labels.txt").read_text()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are UTF-8 there")
+def test_names_of_files_that_are_no_utf8(scan, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "COMMAND", (sys.executable, "-u", "-c", FAKE))
+    named = scan.rename(tmp_path / os.fsdecode(b"M\xfcller.nii.gz"))
+    client = Client(opened(named, tmp_path / "out"))
+    assert client.state()["scan"]["path"] == str(named)
+    client.paint(2, 1, random_slice(2) % 2 + 1)
+    assert Path(client.post("api/export").json()["path"]).is_file()
+    assert client.post("api/densify", minutes=3).status_code == 200
+    client.session.runs.close()
+    assert np.array_equal(Client(opened(named, tmp_path / "out")).painted(), client.painted())
+
+
 # ---------------------------------------------------------------- the command
 
 

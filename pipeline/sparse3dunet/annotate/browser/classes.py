@@ -15,6 +15,7 @@ from sparse3dunet.io.volumes import UNLABELED_VALUE
 MOST_CLASSES = 254
 """Maximum number of classes: a painted voxel is class number + 1 in 8 bits."""
 LONGEST_NAME = 60
+LARGEST_VALUE = 2**32  # as of data sets, whose module takes seconds to import
 BACKGROUND_COLOR = "#8c8c8c"
 
 
@@ -83,7 +84,7 @@ def checked(classes: list[Class]) -> list[Class]:
 
     Raises:
         DataError: when names are empty, too long, with quotes or line breaks, or not unique; when a colour is none;
-            when there are fewer than two classes, or too many.
+            when there are fewer than two classes, or too many; when values are not unique.
     """
     if not 2 <= len(classes) <= MOST_CLASSES:
         raise DataError(f"found {len(classes)} classes; expected 2 to {MOST_CLASSES}, background first.")
@@ -98,6 +99,9 @@ def checked(classes: list[Class]) -> list[Class]:
             raise DataError(f"the colour of {entry.name} is {entry.color[:20]!r}; expected #rrggbb.")
     if len({entry.name for entry in classes}) < len(classes):
         raise DataError(f"two classes have one name: {', '.join(c.name for c in classes)[:300]}. Choose another.")
+    values = [entry.value for entry in classes]
+    if len(set(values)) < len(values) or any(abs(value) > LARGEST_VALUE for value in values):
+        raise DataError(f"the classes have the values {str(values)[1:300]}; expected whole numbers, all different.")
     return classes
 
 
