@@ -45,7 +45,7 @@ class Table:
             ).rstrip()
             for line in lines
         ]
-        return "\n".join(filter(None, [self.title, *aligned, self.caption]))
+        return "\n".join(filter(None, [_plain(self.title), *aligned, _plain(self.caption)]))
 
 
 class Console:

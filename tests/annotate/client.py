@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import base64
 import gzip
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ from sparse3dunet.annotate.browser.opening import open_session
 from sparse3dunet.annotate.browser.server import make_app
 from sparse3dunet.annotate.browser.session import Session
 from sparse3dunet.io import folders as io_folders
+from tests.conftest import ROOT, bundle_environment
 
 TOKEN = "a-token-of-the-test"
 SHAPE = (7, 6, 5)  # RAS
@@ -24,6 +28,27 @@ def opened(scan: Path, out: Path, *annotation: Path, **options) -> Session:
     for path in [path for path in io_folders._HELD if path.is_relative_to(out)]:
         io_folders._HELD.pop(path).release()
     return open_session(scan, annotation[0] if annotation else None, out, **options)
+
+
+class Command:
+    """The command annotate in a process of its own."""
+
+    def __init__(self, scan: Path, out: Path, *options: str) -> None:
+        arguments = ("annotate", str(scan), "-o", str(out), "--no-open", *options)
+        self.process = subprocess.Popen(
+            [sys.executable, "-u", "-W", "ignore", "-m", "sparse3dunet", *arguments],
+            stdout=subprocess.PIPE,
+            env=bundle_environment(),
+            cwd=ROOT,
+            encoding="utf-8",
+        )
+        assert self.process.stdout is not None
+        self.url = self.process.stdout.readline().split()[-1]
+
+    def end(self, how: int = signal.SIGINT) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(how)
+        self.process.communicate(timeout=60)
 
 
 class Client:

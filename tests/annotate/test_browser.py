@@ -7,15 +7,13 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT, bundle_environment
+from tests.annotate.client import Command
 
 pytestmark = pytest.mark.slow
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
@@ -52,27 +50,6 @@ def scan(tmp_path: Path) -> Path:
     stored = nib.orientations.apply_orientation(image.astype(np.float32), to_file)
     nib.save(nib.Nifti1Image(stored, affine), tmp_path / "phantom.nii.gz")
     return tmp_path / "phantom.nii.gz"
-
-
-class Command:
-    """The command annotate in a process of its own."""
-
-    def __init__(self, scan: Path, out: Path) -> None:
-        arguments = ("annotate", str(scan), "-o", str(out), "--no-open", "--minutes", "0.4")
-        self.process = subprocess.Popen(
-            [sys.executable, "-u", "-W", "ignore", "-m", "sparse3dunet", *arguments],
-            stdout=subprocess.PIPE,
-            env=bundle_environment(),
-            cwd=ROOT,
-            encoding="utf-8",
-        )
-        assert self.process.stdout is not None
-        self.url = self.process.stdout.readline().split()[-1]
-
-    def end(self, how: int = signal.SIGINT) -> None:
-        if self.process.poll() is None:
-            self.process.send_signal(how)
-        self.process.communicate(timeout=60)
 
 
 class Page:
@@ -173,7 +150,7 @@ def browser():
 
 def test_annotate_in_the_browser(scan, tmp_path, browser):
     out = tmp_path / "out"
-    command = Command(scan, out)
+    command = Command(scan, out, "--minutes", "0.4")
     try:
         page = Page(browser.new_page(viewport={"width": 1100, "height": 700}), command.url)
         drawn = paint_three_slices(page)
@@ -188,7 +165,7 @@ def test_annotate_in_the_browser(scan, tmp_path, browser):
         page.page.close()
 
         command.end(signal.SIGKILL)
-        command = Command(scan, out)
+        command = Command(scan, out, "--minutes", "0.4")
         page = Page(browser.new_page(viewport={"width": 1100, "height": 700}), command.url)
         assert np.array_equal(page.painted(), drawn), "a crash loses strokes"
         page.page.click("#export")

@@ -113,6 +113,10 @@ def test_damaged_or_foreign_sessions_are_refused(client, scan, tmp_path):
         {**content, "finished": [[1]]},
         {**content, "finished": [[], [6], []]},
         {**content, "classes": [{}]},
+        {**content, "classes": [{**entry, "value": 0} for entry in content["classes"]]},
+        {**content, "classes": [{**entry, "value": entry["value"] + 0.5} for entry in content["classes"]]},
+        {**content, "sequence": -1},
+        *({**content, name: text} for name in ("export", "painted") for text in ("", "..", "../scan.nii.gz", "\0")),
         [],
     ):
         session.write_text(json.dumps(bad))

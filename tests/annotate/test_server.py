@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import os
 import re
 import stat
 import sys
 import time
+import urllib.request
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +22,7 @@ from sparse3dunet.annotate.browser.results import Found
 from sparse3dunet.annotate.browser.server import STATIC
 from sparse3dunet.io import read_image, write_map
 from sparse3dunet.io.microscopy import SIGNS
-from tests.annotate.client import AFFINE, SHAPE, TOKEN, Client, opened, random_slice, shown_by
+from tests.annotate.client import AFFINE, SHAPE, TOKEN, Client, Command, opened, random_slice, shown_by
 from tests.conftest import write_nifti
 
 # ---------------------------------------------------------------- who may ask
@@ -77,7 +80,7 @@ def test_other_users_do_not_see_the_token(client, monkeypatch):
 
     monkeypatch.setattr("webbrowser.open", start)
     monkeypatch.setattr(runs.Runs, "prepare", lambda self: None)
-    monkeypatch.setattr(serving, "_import_ahead", lambda: None)
+    monkeypatch.setattr(serving, "import_later", lambda: None)
     monkeypatch.setattr("uvicorn.Server.run", lambda self, sockets: wait_until(lambda: len(modes) == 2))
     serving.serve(client.session, on_start=told.append)
     ((address, content),) = opened_with
@@ -233,6 +236,8 @@ def test_classes(client, scan, tmp_path):
         ([*names, {"name": "cyst"}], "two classes have one name"),
         ([*names, {"name": 'a"b'}], "cannot be used"),
         ([*names, {"name": ""}], "cannot be used"),
+        ([*names, {"name": "Ignore"}], "means unlabeled"),
+        ([*names, {"name": "background"}], "means background"),
         ([*names, {"name": "a", "color": "red"}], "expected #rrggbb"),
         ({"name": "a"}, "expected a list"),
     ):
@@ -348,7 +353,35 @@ def test_annotation_of_a_run(running):
     assert '"liver"' in (folder / "labels.txt").read_text()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are UTF-8 there")
+def test_names_of_files_that_are_no_utf8(scan, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "COMMAND", (sys.executable, "-u", "-c", FAKE))
+    named = scan.rename(tmp_path / os.fsdecode(b"M\xfcller.nii.gz"))
+    client = Client(opened(named, tmp_path / "out"))
+    assert client.state()["scan"]["path"] == str(named)
+    client.paint(2, 1, random_slice(2) % 2 + 1)
+    assert Path(client.post("api/export").json()["path"]).is_file()
+    assert client.post("api/densify", minutes=3).status_code == 200
+    client.session.runs.close()
+    assert np.array_equal(Client(opened(named, tmp_path / "out")).painted(), client.painted())
+
+
 # ---------------------------------------------------------------- the command
+
+
+def test_densify_as_soon_as_the_page_is_there(scan, tmp_path):
+    """While what is needed later is still imported in the background."""
+    command = Command(scan, tmp_path / "out", "--class-names", "background,x")
+    try:
+        voxels = gzip.compress((random_slice(2) % 2 + 1).tobytes(order="F"))
+        request = urllib.request.Request(f"{command.url}api/slice?axis=2&index=1&after=0", voxels, method="PUT")
+        request.add_header("Content-Encoding", "gzip")
+        urllib.request.urlopen(request, timeout=60).close()
+        address = f"{command.url}api/densify?minutes=0.1"
+        with urllib.request.urlopen(urllib.request.Request(address, method="POST"), timeout=60) as answer:
+            assert json.load(answer)["unfinished"] == ["axial 1"]
+    finally:
+        command.end()
 
 
 def test_missing_package_is_named(error_of, scan, tmp_path, monkeypatch):
@@ -363,6 +396,11 @@ def test_missing_package_is_named(error_of, scan, tmp_path, monkeypatch):
 def test_a_packaged_bundle_has_no_page(error_of, scan, tmp_path, monkeypatch):
     monkeypatch.setattr("sparse3dunet.cli.annotate.find_spec", lambda name: None)
     assert "pip install 'sparse3dunet[annotate]'" in error_of("annotate", scan, "-o", tmp_path / "out")
+
+
+@pytest.mark.parametrize("names", ["background,ignore", "ground,Background", "unlabeled,x"])
+def test_names_that_would_mean_something_else_in_the_exports(error_of, scan, tmp_path, names):
+    assert "Rename it" in error_of("annotate", scan, "-o", tmp_path / "out", "--no-open", "--class-names", names)
 
 
 def test_bad_scans(error_of, tmp_path):

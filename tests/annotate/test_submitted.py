@@ -108,6 +108,8 @@ def test_data_sets_of_jobs(scan, tmp_path, monkeypatch):
     assert content["training"] == [{"image": str(image), "label": str(tmp_path / "scan" / ANNOTATION)}]
     with pytest.raises(DataError, match="value 2, but the app has 1 class"):
         label_jobs.train(cases, names=["shell"], **job)
+    with pytest.raises(DataError, match="named 'ignore', which means unlabeled"):
+        label_jobs.train(cases, names=["ignore", "core"], **job)
 
 
 def test_label_app_command(tmp_path):
@@ -135,6 +137,13 @@ def test_an_app_keeps_its_data_and_other_folders_are_left_alone(tmp_path):
     for names in ([], ["a", "a"], [""]):
         with pytest.raises(DataError, match="different name"):
             write_app(tmp_path / "new", names)
+    for name in ("ignore", "Unlabeled", "BACKGROUND"):
+        with pytest.raises(DataError, match=f"named '{name}', which means"):
+            write_app(tmp_path / "new", ["shell", name])
+    assert not (tmp_path / "new").exists()
+    assert json.loads((write_app(tmp_path / "new", ["Background", "shell"]) / SETTINGS).read_text())["class_names"] == [
+        "shell"
+    ]
 
 
 def test_slices_that_were_corrected_in_single_voxels():

@@ -83,6 +83,7 @@ def test_plain_tables(capsys):
     table.add_column("n", justify="right")
     table.add_row(escape("[liver]"), "10")
     table.add_row("a", "3", style="red")
+    table.caption = escape("[liver]: 2")
     Console().print(table)
     Console().print(f"[yellow]warning:[/] {escape('[x] is odd')}")
-    assert capsys.readouterr().out == "Scores\nclass     n\n[liver]  10\na         3\nwarning: [x] is odd\n"
+    assert capsys.readouterr().out == "Scores\nclass     n\n[liver]  10\na         3\n[liver]: 2\nwarning: [x] is odd\n"

@@ -277,6 +277,13 @@ NNUNET = {
         "contains 2 labels",
         "correct the number",
     ),
+    "numTraining is text": (
+        declared(numTraining="2"),
+        LIST,
+        "\"numTraining\" is '2'",
+        "expected a whole number, as 2",
+        "Correct it",
+    ),
     "unsupported ending": (
         declared(file_ending=".png"),
         LIST,

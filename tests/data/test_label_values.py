@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sparse3dunet.data.label_and_weight import SparseLabel
+from sparse3dunet.errors import DataError
 from sparse3dunet.io import read_image, read_label
 from sparse3dunet.io.formats import count_channels
 from tests.conftest import make_dataset, make_volume, run_sparse3dunet, write_nifti
@@ -25,6 +26,16 @@ def test_noise_of_rounding_is_no_other_class(tmp_path, noise):
     assert np.isnan(found[0, 0, 0])
     np.testing.assert_array_equal(found.ravel()[1:], sparse.ravel()[1:])
     np.testing.assert_array_equal(read_image(path).data, noisy)  # an image is as it is
+
+
+def test_nan_is_named_where_it_would_count():
+    """In a search for the annotated slices, and on these; elsewhere it is as good as any value."""
+    values = torch.from_numpy(make_volume(0)[1])[None].float()
+    values[0, :5] = torch.nan
+    for slices in ("all", "axial", {"axial": "nonempty"}, {"sagittal": [4]}, None):
+        with pytest.raises(DataError, match=r"voxels are NaN.*value that is no class, such as 255"):
+            SparseLabel(3, annotated_slices=slices)(values)
+    assert SparseLabel(3, annotated_slices={"sagittal": [5]})(values)[1].sum() == values[0, 5].numel()
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int16, torch.int64, torch.float16, torch.float64])

@@ -32,6 +32,12 @@ def test_no_images_to_predict(tmp_path, dataset):
     (dataset / "imagesTr" / "case_0.nii").write_bytes(b"")
     with pytest.raises(DataError, match="several images are named case_0"):
         list_images(dataset / "imagesTr")
+    (dataset / "imagesTr" / "case_0.nii").unlink()
+    link = dataset / "imagesTr" / "linked.nii.gz"
+    link.symlink_to("gone.nii.gz")
+    for source in (link.parent, link.parent / "*.nii.gz", link):
+        with pytest.raises(DataError, match=r"linked.nii.gz is a link to gone.nii.gz, which does not exist"):
+            list_images(source)
     (tmp_path / "notes.txt").write_text("no image")
     with pytest.raises(DataError, match="none is an image"):
         find_images([tmp_path / "*.txt"])

@@ -261,6 +261,7 @@ def test_valid_convolutions(tmp_path):
         (["--mirror", "up"], ["--mirror", "lr, ap, si"]),
         (["--format", "dcm"], [".dcm", ".seg.nrrd"]),
         (["--device", "tpu9"], ["--device", "tpu9", "cpu"]),
+        (["--device", "meta"], ["--device", "meta", "cannot be used", "Pass cpu"]),
         (["--precision", "half"], ["--precision", "bfloat16"]),
     ],
 )

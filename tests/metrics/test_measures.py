@@ -182,6 +182,23 @@ def test_tables_that_spreadsheets_read(scores, tmp_path):
     assert float(summary["shell", "assd_mm"]["median"]) == pytest.approx(np.median(both), rel=1e-5)
 
 
+def test_names_are_no_formulas_in_tables(scores, tmp_path):
+    """While numbers stay numbers, also negative ones."""
+    scores["annotated"]["=1+1"] = scores["annotated"].pop("a")
+    write_scores(tmp_path, scores, ("background", "=SUM(1)", "@core"))
+    tables = []
+    for name in ("scores.csv", "scores_summary.csv"):
+        with (tmp_path / name).open(newline="", encoding="utf-8") as file:
+            tables.append(list(csv.DictReader(file)))
+    cells = {cell for table in tables for row in table for cell in row.values()}
+    assert {"'=1+1", "'=SUM(1)", "'@core"} <= cells
+    assert not [cell for cell in cells if cell.startswith(("=", "+", "@"))]
+    differences = [one.volume_difference_ml for one in scores["annotated"]["=1+1"]]
+    assert min(differences) < 0
+    found = [float(row["volume_difference_ml"]) for row in tables[0] if row["case"] == "'=1+1"]
+    assert found == pytest.approx(differences, rel=1e-5)
+
+
 def test_summaries_leave_out_what_is_not_defined():
     pred, true = example()
     missed, found = scored(torch.where(pred == 2, 1, pred), true)[2], scored(pred, true)[2]

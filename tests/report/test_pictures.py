@@ -7,6 +7,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from sparse3dunet.colors import CLASS_COLORS
+from sparse3dunet.report.figures import course
 from sparse3dunet.report.pictures import WRONG, draw_picture, mark_sides
 from tests.conftest import make_volume
 
@@ -57,6 +58,16 @@ def test_prediction_alone(case, tmp_path):
     draw_picture(image[None], dense[None], class_names=["background", "shell", "core"]).save(tmp_path / "sub" / "a.png")
     for color in CLASS_COLORS[:2]:
         assert share_of_color(tmp_path / "sub" / "a.png", color) > 1000
+
+
+@pytest.mark.parametrize("name", ["a$1_$", r"v$\alpha_$", "M\udcfcller"])
+def test_names_are_no_formulas(case, tmp_path, name):
+    """Dollar signs are drawn as they are, and names of files may be no UTF-8."""
+    image, dense, *_ = case
+    picture = draw_picture(image, dense, class_names=["background", name, "core"], title=name)
+    picture.save(tmp_path / "a.png")
+    picture.savefig(tmp_path / "b.png", bbox_inches="tight")
+    assert course({name: [{"seconds": 60.0 * n, "loss": 1.0, "dice": 0.5} for n in range(9)]})
 
 
 @pytest.mark.parametrize("shape", [(1, 9, 9), (40, 5, 7)])

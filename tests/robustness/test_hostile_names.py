@@ -21,9 +21,10 @@ from tests.conftest import bundle_environment, make_volume, run_sparse3dunet, ru
 from tests.densify.test_run import SMALL, write_scan
 from tests.io.dicom_files import write_seg
 
-NAMES = ("_target_", "$x", "@x", "%x", "__local_refs", "=1+1", "a b'\"c", "-o", "ünï", "{0}", "x::y#z", "[a]*?")
+NAMES = ("_target_", "$x", "@x", "%x", "__local_refs", "=1+1", "a b'\"c", "-o", "ünï", "{0}", "x::y#z")
+NAMES += ("[a]*?", "a$1_$")
 """Of files, without suffix."""
-CLASSES = ("$1/0", "@x", "%x")
+CLASSES = ("$1/0", "@x [/old]", r"v$\alpha_$")
 """Names of classes."""
 
 
@@ -96,7 +97,7 @@ def test_training_and_prediction(data, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES[:5])
+@pytest.mark.parametrize("name", [*NAMES[:5], os.fsdecode(b"M\xfcller")])
 def test_densify(tmp_path, name):
     scan, annotation, _ = write_scan(tmp_path)
     renamed = [path.rename(tmp_path / f"{name}{number}.nii.gz") for number, path in enumerate((scan, annotation))]

@@ -26,7 +26,7 @@ def fold_scores(seed, index, has_core=True):
     label = dense if has_core else torch.where(dense == 2, 1, dense)
     weight = torch.zeros(dense.shape)
     weight[..., index] = 1
-    return measure(pred, pack_target(label[None], weight[None])[0], 3, (2.0, 1.5, 2.5), tolerances=[1.5] * 3)
+    return measure(pred, pack_target(label[None], weight[None])[0], 3, (2.0, 1.5, 2.5), tolerances=[1.5, 1.5, 2.0])
 
 
 @pytest.fixture
@@ -80,3 +80,22 @@ def test_each_fold_holds_out_something(tmp_path):
     with pytest.raises(DataError, match=r"folds is 50, .*: [3-6] fold\(s\) would have some"):
         check_folds([{"weight": weight}, {"weight": weight}], [], hold_out, 50)
     check_folds([{"weight": weight}, {"weight": weight}], [], partial(HoldOutSlicesd, folds=3), 3)
+
+
+def test_class_names_are_no_markup(folds, tmp_path, capsys, monkeypatch):
+    """They are printed as they are, and a fault of the printing does not lose the files."""
+    outputs, _ = folds
+    names = ("=background", "edema [/old]", "[bold]x")
+    monkeypatch.setenv("COLUMNS", "200")
+    show_table(outputs, names, tmp_path)
+    printed = capsys.readouterr().out
+    table, caption = printed.split("Scores on held-out slices", 1)
+    assert all(name in text for name in names for text in (table, caption))
+    assert "edema [/old]" in caption.split("NSD: within", 1)[1]
+    assert (tmp_path / "crossval.csv").read_text().startswith("fold,slices,'=background,'=background n,edema")
+    for file in tmp_path.glob("*.csv"):
+        file.unlink()
+    monkeypatch.setattr("sparse3dunet.training.crossval.Console.print", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        show_table(outputs, names, tmp_path)
+    assert {file.name for file in tmp_path.glob("*.csv")} == {"crossval.csv", "crossval_scores.csv"}

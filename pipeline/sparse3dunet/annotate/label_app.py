@@ -10,6 +10,7 @@ from pathlib import Path
 from sparse3dunet import __version__
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import check_output_dir
+from sparse3dunet.io.segments import BACKGROUND, check_structures
 from sparse3dunet.io.writing import write_text
 
 TEMPLATE = Path(__file__).parent / "templates" / "main.py"
@@ -29,13 +30,14 @@ def write_app(folder: str | Path, class_names: Sequence[str], overwrite: bool = 
         DataError: when the names are wrong, or the folder is not empty and no app, or one that is not to be replaced.
     """
     names = [name.strip() for name in class_names]
-    if names[:1] == ["background"]:
+    if names and names[0].lower() == BACKGROUND:
         names = names[1:]
-    if not names or not all(names) or len(set(names)) < len(names) or "background" in names:
+    if not names or not all(names) or len(set(names)) < len(names):
         raise DataError(
             f"--class-names is {', '.join(class_names) or 'empty'}; expected a different name for each structure, such "
             'as --class-names "gray matter,white matter". They are the segments in 3D Slicer, in this order.'
         )
+    check_structures(names, "--class-names")
     target = Path(folder).expanduser().absolute()
     check_output_dir(target)
     if target.is_dir() and any(target.iterdir()):
@@ -50,7 +52,7 @@ def write_app(folder: str | Path, class_names: Sequence[str], overwrite: bool = 
         "class_names": names,
     }
     write_text(target / "main.py", TEMPLATE.read_text(encoding="utf-8"))
-    write_text(target / SETTINGS, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
+    write_text(target / SETTINGS, json.dumps(settings, indent=1) + "\n")  # ASCII: paths may be no UTF-8
     return target
 
 

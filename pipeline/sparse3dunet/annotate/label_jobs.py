@@ -18,6 +18,7 @@ from sparse3dunet.bundle import running
 from sparse3dunet.errors import DataError, show_readable_errors
 from sparse3dunet.inference.processes import default_device
 from sparse3dunet.io import read_image
+from sparse3dunet.io.segments import check_structures
 from sparse3dunet.io.volumes import UNLABELED_VALUE
 from sparse3dunet.io.writing import write_text
 
@@ -104,6 +105,7 @@ def _data_set(cases: Sequence[tuple[str, str, Path]], file: Path, names: Sequenc
             f"a label map has the value {unknown[0]}, but the app has {len(names)} class(es): {', '.join(names)}. Use "
             "these segments, in this order, or write an app with more: sparse3dunet label-app --class-names."
         )
+    check_structures(names, "the app's settings.json")  # in apps of version 0.15.0, too
     labels = {number: name for number, name in enumerate(names, 1) if every or number in found}
     content = {
         "labels": {"0": "background", **{str(number): name for number, name in labels.items()}},

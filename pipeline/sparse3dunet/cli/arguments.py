@@ -112,7 +112,7 @@ def device(text: str | None) -> Any:
         return None
     try:
         device = torch.device(text)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).cpu()  # meta has no values
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"--device is {text!r}, which cannot be used ({reason}). Pass cpu, cuda or cuda:0.") from error

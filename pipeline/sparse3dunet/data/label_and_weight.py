@@ -13,7 +13,7 @@ from monai.utils import convert_to_dst_type, convert_to_tensor, ensure_tuple
 from sparse3dunet.data.finished import FINISHED, Finished, finished_part
 from sparse3dunet.data.slices import listed_slices, nonempty_slices, slices_mask
 from sparse3dunet.errors import DataError
-from sparse3dunet.io.volumes import whole_labels
+from sparse3dunet.io.volumes import UNLABELED_VALUE, whole_labels
 
 
 class SparseLabel(Transform):
@@ -122,6 +122,7 @@ class SparseLabel(Transform):
             return unlabeled if part is None else ~torch.from_numpy(part.annotated).to(plain.device)[None]
         annotated = listed_slices(slices, plain.shape[1:], affine, source)
         if annotated is None:
+            _check_numbers(plain, source)
             foreground = ((plain != 0) & ~unlabeled)[0].cpu().numpy()
             annotated = nonempty_slices(slices, foreground, affine, source)
         return unlabeled | ~torch.from_numpy(slices_mask(plain.shape[1:], annotated)).to(plain.device)
@@ -133,6 +134,7 @@ class SparseLabel(Transform):
             match = (plain == value) & annotated
             label[match] = number
             known |= match
+        _check_numbers(plain[~known], source)
         unknown = plain[~known].unique().cpu().numpy()
         if unknown.size:
             whole = [float(value).is_integer() for value in unknown]
@@ -151,6 +153,17 @@ class SparseLabel(Transform):
 
     def _unlabeled_text(self) -> str:
         return "ignore_index: " + (", ".join(map(str, self.ignore_index)) or "none set")
+
+
+def _check_numbers(values: torch.Tensor, source: str) -> None:
+    """Raise DataError if values of a label map are NaN."""
+    bad = int(values.isnan().sum()) if values.is_floating_point() else 0
+    if bad:
+        raise DataError(
+            f"{source}: {bad} voxels are NaN; labels must be whole numbers. If NaN means unlabeled, replace it by a "
+            f"value that is no class, such as {UNLABELED_VALUE}, and pass this as ignore_index (--ignore-index); else "
+            "by the value of their class."
+        )
 
 
 def _whole(values: torch.Tensor) -> torch.Tensor:

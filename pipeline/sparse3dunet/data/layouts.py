@@ -193,9 +193,12 @@ def _nnunet_entries(file: Path, content: dict[str, Any], ending: str, num_channe
             f"{root / 'labelsTr'} contains no label (*{ending}); expected nnU-Net's layout, as declared in {file}. Put "
             'the labels there, or correct "file_ending".'
         )
-    if content.get("numTraining") not in (None, len(entries)):
+    number = content.get("numTraining")
+    if not isinstance(number, int | float | None):
+        raise DataError(f'{file}: "numTraining" is {number!r}; expected a whole number, as {len(entries)}. Correct it.')
+    if number not in (None, len(entries)):
         raise DataError(
-            f'{file}: "numTraining" is {content["numTraining"]}, but labelsTr/ contains {len(entries)} labels. '
+            f'{file}: "numTraining" is {number}, but labelsTr/ contains {len(entries)} labels. '
             "Copy the missing files, or correct the number."
         )
     return entries

@@ -149,7 +149,7 @@ def prepare_pair(
     content |= {"scan": str(scan), "annotation": str(annotation)}
     if labels:
         content["labels"] = {str(value): text for value, text in sorted(labels.items())}
-    write_text(folder / DATALIST, json.dumps(content, indent=2) + "\n")
+    write_text(folder / DATALIST, json.dumps(content, indent=2) + "\n")  # ASCII: names may be no UTF-8
     return folder / DATALIST
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,7 @@ def find_images(
         DataError: when a source does not exist, names a missing file, or contains no image.
     """
     images = dict.fromkeys(image for source in sources for image in _images_of(str(source), num_channels))
+    _check_links(file for image in images for file in image)
     files = [image for image in images if image[0] not in leave_out]
     if not files:
         raise DataError(f"{', '.join(map(str, sources))}: only results of earlier runs, no image. Pass the images.")
@@ -84,6 +85,16 @@ def find_images(
             f"{' and '.join(same[:2])}. Rename one, or predict them into different folders."
         )
     return [ImageCase(name, image) for name, image in zip(names, files)]
+
+
+def _check_links(files: Iterable[str]) -> None:
+    """Raise DataError if a file is a link to nothing."""
+    for file in files:
+        if os.path.islink(file) and not os.path.exists(file):
+            raise DataError(
+                f"{file} is a link to {os.readlink(file)}, which does not exist; expected an image. Put it there, or "
+                "remove the link."
+            )
 
 
 def list_images(source: str | Path | None, num_channels: int = 1) -> list[dict[str, Any]]:

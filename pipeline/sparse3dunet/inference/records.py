@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -19,7 +17,7 @@ from sparse3dunet.inference.inputs import ImageCase
 from sparse3dunet.io.folders import acquire
 from sparse3dunet.io.json_files import misfit, parse_json
 from sparse3dunet.io.suffixes import same_volume, split
-from sparse3dunet.io.writing import flush, move, remove, replacing, write_text
+from sparse3dunet.io.writing import flush, move, remove, write_csv, write_text
 from sparse3dunet.models.checkpoints import file_digest
 
 RECORDS, DRAFTS = "records", ".drafts"
@@ -207,7 +205,7 @@ def write_summary(
     """Write ``summary.csv`` with a row for each case that is recorded in the folder, sorted by name.
 
     Columns: case, status (done or failed), seconds, the volume in ml of each foreground class, the mean confidence over
-    the foreground, the segmentation's file, the error. Text that a spreadsheet would take for a formula begins with '.
+    the foreground, the segmentation's file, the error.
 
     Args:
         output_dir: the folder.
@@ -217,11 +215,8 @@ def write_summary(
     more = more or {}
     folder = Path(output_dir)
     records = [_read(path) for path in sorted((folder / RECORDS).rglob("*.json"))]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     volumes = [f"{name} ml" for name in class_names[1:]]
-    headings = ["case", "status", "seconds", *volumes, "mean confidence", "segmentation", "error", *more]
-    writer.writerow([_harmless(heading) for heading in headings])
+    rows = [["case", "status", "seconds", *volumes, "mean confidence", "segmentation", "error", *more]]
     for record in records:
         if record.get("status") not in (DONE, FAILED):
             continue
@@ -234,17 +229,10 @@ def write_summary(
             *(record.get("segmentation", ""), record.get("error", "")),
             *(_rounded(column.get(record.get("case", ""))) for column in more.values()),
         ]
-        writer.writerow([_harmless(cell) for cell in cells])
+        rows.append(cells)
     path = folder / "summary.csv"
-    content = text.getvalue().encode(errors="backslashreplace")  # names of files may be no UTF-8
-    with replacing(path) as draft:
-        draft.write_bytes(content)
+    write_csv(path, rows, line_end="\n")
     return path
-
-
-def _harmless(cell: Any) -> Any:
-    """Return a cell that a spreadsheet does not take for a formula: names of files come from others."""
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
 
 
 def _read(path: Path) -> dict[str, Any]:

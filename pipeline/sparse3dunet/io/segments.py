@@ -34,6 +34,17 @@ def names_fault(names: Sequence[str]) -> str:
     return "" if odd is None else f"{odd!r} is blank or has a line break"
 
 
+def check_structures(names: Sequence[str], source: str) -> None:
+    """Raise DataError if a structure has a name that means the background or unlabeled voxels, in annotations."""
+    reserved = [name for name in names if name.lower() in (BACKGROUND, *UNLABELED_NAMES)]
+    if reserved:
+        meaning = BACKGROUND if reserved[0].lower() == BACKGROUND else "unlabeled"
+        raise DataError(
+            f"{source}: a structure is named {reserved[0]!r}, which means {meaning} in annotations; expected another "
+            "name. Rename it."
+        )
+
+
 def check_overlaps(path: Path, overlaps: Overlaps) -> None:
     """Raise DataError if there are overlaps, for which ``--segments`` gave no order."""
     if overlaps:

@@ -257,8 +257,22 @@ def write_text(path: str | Path, text: str, errors: str = "strict") -> None:
         draft.write_text(text, encoding="utf-8", errors=errors)
 
 
-def write_csv(path: str | Path, rows: Iterable[Iterable[object]]) -> None:
-    """Write rows of cells in UTF-8 to a file that is always whole, see :func:`replacing`."""
+def write_csv(path: str | Path, rows: Iterable[Iterable[object]], line_end: str = "\r\n") -> None:
+    """Write rows of cells in UTF-8 to a file that is always whole, see :func:`replacing`.
+
+    Text that a spreadsheet would take for a formula begins with ', as names of cases and classes may come from others.
+    """
     # Names of files may be no UTF-8
     with replacing(path) as draft, draft.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        csv.writer(file).writerows(rows)
+        csv.writer(file, lineterminator=line_end).writerows([_harmless(cell) for cell in row] for row in rows)
+
+
+def _harmless(cell: object) -> object:
+    """Return a cell that a spreadsheet does not take for a formula; numbers stay."""
+    if not isinstance(cell, str) or not cell.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,15 +9,13 @@ from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import ListedColormap, to_rgb
-from matplotlib.figure import Figure
 from scipy import ndimage
 
 from sparse3dunet.colors import CLASS_COLORS, class_color
 from sparse3dunet.data.slices import PLANES
-from sparse3dunet.report.pictures import UNLABELED, mark_sides
+from sparse3dunet.report.pictures import UNLABELED, Picture, mark_sides
 
 PANELS = ("annotation", "prediction", "confidence", "image")
 """Pictures shown of each plane."""
@@ -150,7 +147,7 @@ def _panel(view: CaseView, point: Sequence[int], axis: int, kind: str, gray: tup
     _mark(ax, point[across], point[up])
     if view.sides:
         mark_sides(ax, axis)
-    return _png(figure)
+    return figure.png()
 
 
 def _paint(ax: Any, classes: np.ndarray, look: Mapping[str, Any]) -> None:
@@ -178,7 +175,7 @@ def confidence_bar() -> bytes:
     """Return a PNG of the colours of the confidence, from 0 on the left to 1."""
     figure, ax = _canvas(240, 16, 240, "black")
     ax.imshow(np.linspace(0, 1, 240)[None], cmap=colormaps[CONFIDENCE_COLORS], aspect="auto")
-    return _png(figure)
+    return figure.png()
 
 
 # ------------------------------------------------------------ surfaces
@@ -215,7 +212,7 @@ def surface(view: CaseView, number: int) -> bytes | None:
     # Without antialiasing, the background does not show through between triangles.
     ax.add_collection(PolyCollection(flat[visible], facecolors=colors, edgecolors=colors, lw=0.3, antialiased=False))
     ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
-    return _png(figure)
+    return figure.png()
 
 
 def surface_mesh(mask: np.ndarray, spacing: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
@@ -282,7 +279,7 @@ def course(curves: Mapping[str, Sequence[Mapping[str, float | None]]]) -> bytes:
     Args:
         curves: by part, rows with ``seconds`` since its start, ``loss`` and ``dice``; None for missing values.
     """
-    figure = Figure(figsize=(5.4, 3.1), dpi=200, facecolor="white", layout="constrained")
+    figure = Picture(figsize=(5.4, 3.1), dpi=200, facecolor="white", layout="constrained")
     left = figure.subplots()
     right = left.twinx()
     lengths = [_length(rows) for rows in curves.values()]
@@ -308,7 +305,7 @@ def course(curves: Mapping[str, Sequence[Mapping[str, float | None]]]) -> bytes:
         right.set_ylabel("Dice on held-out slices (dots)", color=CLASS_COLORS[5], fontsize=10)
     else:
         right.set_axis_off()
-    return _png(figure)
+    return figure.png()
 
 
 def _length(rows: Sequence[Mapping[str, float | None]]) -> float:
@@ -330,7 +327,7 @@ def _name_part(ax: Any, name: str, middle: float, room: int) -> None:
     """Write a part's name above its curves, shortened to the available letters."""
     if len(name) > room:
         name = name[: room - 1] + "…" if room > 3 else ""
-    place = {"ha": "center", "va": "bottom", "transform": ax.get_xaxis_transform(), "parse_math": False}
+    place = {"ha": "center", "va": "bottom", "transform": ax.get_xaxis_transform()}
     ax.text(middle, 1.02, name, fontsize=9, **place)
 
 
@@ -342,17 +339,11 @@ def _number(row: Mapping[str, float | None], key: str) -> float:
 # ------------------------------------------------------------ drawing
 
 
-def _canvas(width: float, height: float, pixels: int, ground: str) -> tuple[Figure, Any]:
+def _canvas(width: float, height: float, pixels: int, ground: str) -> tuple[Picture, Any]:
     """Return a figure of these proportions, `pixels` on the longer side, filled by its axes."""
     scale = pixels / max(width, height)
     size = np.maximum((width * scale, height * scale), 16)  # a volume of one slice is shown from the side too
-    figure = Figure(figsize=tuple(size / _DPI), dpi=_DPI, facecolor=ground)
+    figure = Picture(figsize=tuple(size / _DPI), dpi=_DPI, facecolor=ground)
     ax = figure.add_axes((0, 0, 1, 1))
     ax.set_axis_off()
     return figure, ax
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
-    return buffer.getvalue()

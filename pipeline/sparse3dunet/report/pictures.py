@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.text import Text
 
 from sparse3dunet.colors import class_color
 from sparse3dunet.data.slices import PLANES
@@ -24,7 +25,14 @@ WRONG, UNLABELED = "#d62728", "#3b3b58"
 
 
 class Picture(Figure):
-    """Figure that notebooks show without pyplot."""
+    """Figure that notebooks show without pyplot, and that shows any name as it is."""
+
+    def draw(self, renderer: Any) -> None:
+        """Draw the figure."""
+        for text in self.findobj(Text):
+            text.set_parse_math(False)  # names may have dollar signs
+            text.set_text(text.get_text().encode(errors="backslashreplace").decode())  # and be no UTF-8
+        super().draw(renderer)
 
     def png(self) -> bytes:
         """Return the figure as a PNG."""

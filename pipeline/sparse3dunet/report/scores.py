@@ -104,7 +104,8 @@ def scores_table(title: str, scores: Scores, class_names: Sequence[str]) -> Tabl
             table.add_row("", "mean", "", *means, end_section=True)
     table.caption = "n: volumes that show the class; a dash: not evaluable. Means: no background; of IoU: all classes."
     if measured:
-        table.caption += f"\nNSD: within {_tolerance(scores, class_names)}. {UNITS} {_doubts(scores)}".rstrip()
+        tolerance = escape(_tolerance(scores, class_names))
+        table.caption += f"\nNSD: within {tolerance}. {UNITS} {_doubts(scores)}".rstrip()
     return table
 
 

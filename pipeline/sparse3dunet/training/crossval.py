@@ -11,7 +11,7 @@ from typing import Any
 
 from monai.transforms import Compose
 
-from sparse3dunet.console import Console, Table
+from sparse3dunet.console import Console, Table, escape
 from sparse3dunet.data.datalist import Case, DataSet, without_references
 from sparse3dunet.data.slices import find_slices, runs
 from sparse3dunet.errors import DataError
@@ -23,6 +23,7 @@ from sparse3dunet.report.scores import read_scores, scores_table, write_summary
 from sparse3dunet.transforms.holdout import VALIDATION
 
 _Cases = Mapping[str, Sequence[Measures]]
+_Rows = Sequence[Sequence[ClassScore]]
 FOLD_RUN = "one_fold"
 """Id in crossval.yaml that trains and scores one fold."""
 HELD_OUT_FILE = "held_out.json"
@@ -58,7 +59,7 @@ def check_folds(cases: Sequence[Case], load: Sequence[Callable], hold_out: Calla
 
 
 def cross_validate(folds: int, output_dir: str | Path, ckpt_dir: str | Path, class_names: Sequence[str]) -> None:
-    """Run all folds (:func:`run_folds`), and show their scores (:func:`show_table`)."""
+    """Run all folds (:func:`run_folds`), then write and show their scores (:func:`show_table`)."""
     show_table(run_folds(folds, output_dir, ckpt_dir), class_names, output_dir)
 
 
@@ -115,55 +116,57 @@ def write_held_out(dataset: Sequence[dict[str, Any]], output_dir: str | Path, ad
 
 
 def show_table(outputs: Sequence[Path], class_names: Sequence[str], output_dir: str | Path) -> None:
-    """Print a table of the IoU of each fold and class with the means, as in Çiçek et al. 2016, and write it as CSV.
+    """Write a table of the IoU of each fold and class with the means, as in Çiçek et al. 2016, as CSV, and print it.
 
     The IoU of a class in a fold is the mean over the volumes whose held-out slices contain it. A second table has the
-    other scores, by class, over the volumes of all folds.
+    other scores, by class, over the volumes of all folds. Both files are written before anything is printed.
 
     Args:
         outputs: the folds' output folders.
         class_names: by class number.
-        output_dir: where ``crossval.csv`` is written.
+        output_dir: where ``crossval.csv`` and ``crossval_scores.csv`` are written.
     """
     by_fold = [read_scores(output).get("annotated", {}) for output in outputs]
-    rows = [_fold_scores(cases, len(class_names)) for cases in by_fold]
     counts = [json.loads((output / HELD_OUT_FILE).read_text(encoding="utf-8")) for output in outputs]
-    table = Table(title="IoU on held-out slices")
-    for heading in ("fold", "slices", "volumes", *class_names, "mean"):
-        table.add_column(heading, justify="left" if heading == "fold" else "right")
-    lines = []
-    for number, (scores, count) in enumerate(zip(rows, counts)):
-        lines.append([str(number + 1), str(count["slices"]), str(count["volumes"]), *_cells(scores)])
-    over_folds = [_over_folds([scores[number] for scores in rows]) for number in range(len(class_names))]
-    lines.append(["mean", str(sum(count["slices"] for count in counts)), "", *_cells(over_folds)])
-    for line in lines:
-        table.add_row(*line, end_section=line is lines[-2])
-    table.caption = (
-        "(n): volumes whose held-out slices show the class. Scores of the last epoch; nothing was selected by them."
-    )
-    Console().print(table)
-    file = Path(output_dir) / "crossval.csv"
+    rows = [_fold_scores(cases, len(class_names)) for cases in by_fold]
+    rows.append([_over_folds([scores[number] for scores in rows]) for number in range(len(class_names))])
+    counts.append({"slices": sum(count["slices"] for count in counts), "volumes": ""})
+    folds = [*map(str, range(1, len(by_fold) + 1)), "mean"]
+    file, scores_file = Path(output_dir) / "crossval.csv", Path(output_dir) / "crossval_scores.csv"
+    _write_table(file, folds, rows, counts, class_names)
+    scored = dict(zip(folds, by_fold))
+    joined = {f"{fold}/{case}": measures for fold, cases in scored.items() for case, measures in cases.items()}
+    write_summary(scores_file, {**scored, "all": joined}, class_names, "fold")
+    Console().print(_table(folds, rows, counts, class_names))
+    print(f"Table: {file}")
+    title = "Scores on held-out slices, mean over volumes and folds"
+    Console().print(scores_table(title, {"held out": joined}, class_names))
+    print(f"Means and medians: {scores_file}")
+
+
+def _write_table(
+    file: Path, folds: Sequence[str], rows: _Rows, counts: Sequence[Mapping[str, Any]], class_names: Sequence[str]
+) -> None:
     numbered = [heading for name in class_names for heading in (name, f"{name} n")]
     written: list[list[object]] = [["fold", "slices", *numbered, "mean"]]
-    total = {"slices": sum(count["slices"] for count in counts)}
-    for name, scores, count in zip([*range(1, len(rows) + 1), "mean"], [*rows, over_folds], [*counts, total]):
+    for name, scores, count in zip(folds, rows, counts):
         cells = [cell for s in scores for cell in ("" if s.mean is None else f"{s.mean:.4f}", s.n)]
         mean = mean_score(scores)
         written.append([name, count["slices"], *cells, "" if mean is None else f"{mean:.4f}"])
     write_csv(file, written)
-    print(f"Table: {file}")
-    _show_others(by_fold, class_names, output_dir)
 
 
-def _show_others(folds: Sequence[_Cases], class_names: Sequence[str], output_dir: str | Path) -> None:
-    """Print a table of all scores, and write their means and medians by fold as ``crossval_scores.csv``."""
-    by_fold = {str(fold): cases for fold, cases in enumerate(folds, 1)}
-    joined = {f"{fold}/{case}": measures for fold, cases in by_fold.items() for case, measures in cases.items()}
-    title = "Scores on held-out slices, mean over volumes and folds"
-    Console().print(scores_table(title, {"held out": joined}, class_names))
-    file = Path(output_dir) / "crossval_scores.csv"
-    write_summary(file, {**by_fold, "all": joined}, class_names, "fold")
-    print(f"Means and medians: {file}")
+def _table(folds: Sequence[str], rows: _Rows, counts: Sequence[Mapping[str, Any]], class_names: Sequence[str]) -> Table:
+    table = Table(title="IoU on held-out slices")
+    for heading in ("fold", "slices", "volumes", *class_names, "mean"):
+        table.add_column(escape(heading), justify="left" if heading == "fold" else "right")
+    for fold, scores, count in zip(folds, rows, counts):
+        cells = [fold, str(count["slices"]), str(count["volumes"]), *_cells(scores)]
+        table.add_row(*cells, end_section=fold == folds[-2])
+    table.caption = (
+        "(n): volumes whose held-out slices show the class. Scores of the last epoch; nothing was selected by them."
+    )
+    return table
 
 
 def _fold_scores(cases: _Cases, num_classes: int) -> list[ClassScore]:

@@ -9,11 +9,13 @@ from typing import Any
 
 from sparse3dunet.colors import class_color
 from sparse3dunet.errors import DataError
+from sparse3dunet.io.segments import UNLABELED_NAMES, check_structures
 from sparse3dunet.io.volumes import UNLABELED_VALUE
 
 MOST_CLASSES = 254
 """Maximum number of classes: a painted voxel is class number + 1 in 8 bits."""
 LONGEST_NAME = 60
+LARGEST_VALUE = 2**32  # as of data sets, whose module takes seconds to import
 BACKGROUND_COLOR = "#8c8c8c"
 
 
@@ -40,7 +42,7 @@ def make_classes(names: Sequence[str], values: Sequence[int] | None = None) -> l
     """
     values = range(len(names)) if values is None else values
     colors = [BACKGROUND_COLOR, *map(class_color, range(1, len(names)))]
-    return checked([Class(int(value), name, color) for value, name, color in zip(values, names, colors)])
+    return _new([Class(int(value), name, color) for value, name, color in zip(values, names, colors)])
 
 
 def edited(classes: Sequence[Class], entries: Any) -> list[Class]:
@@ -61,7 +63,7 @@ def edited(classes: Sequence[Class], entries: Any) -> list[Class]:
     free = (value for value in range(2**16) if value not in taken)
     values = [*(entry.value for entry in classes), *(next(free) for _ in entries[len(classes) :])]
     default = [BACKGROUND_COLOR, *map(class_color, range(1, len(entries)))]
-    return checked(
+    return _new(
         [
             Class(value, str(entry.get("name", "")), str(entry.get("color") or color).lower())
             for value, color, entry in zip(values, default, entries)
@@ -69,12 +71,20 @@ def edited(classes: Sequence[Class], entries: Any) -> list[Class]:
     )
 
 
+def _new(classes: list[Class]) -> list[Class]:
+    """Return the classes if they can be used, and mean the same in the files that are written."""
+    check_structures([entry.name for entry in checked(classes)[1:]], "the classes")
+    if classes[0].name.lower() in UNLABELED_NAMES:
+        raise DataError(f"the first class is named {classes[0].name!r}; expected the background's name. Rename it.")
+    return classes
+
+
 def checked(classes: list[Class]) -> list[Class]:
     """Return the classes if they can be used.
 
     Raises:
         DataError: when names are empty, too long, with quotes or line breaks, or not unique; when a colour is none;
-            when there are fewer than two classes, or too many.
+            when there are fewer than two classes, or too many; when values are not unique.
     """
     if not 2 <= len(classes) <= MOST_CLASSES:
         raise DataError(f"found {len(classes)} classes; expected 2 to {MOST_CLASSES}, background first.")
@@ -89,6 +99,9 @@ def checked(classes: list[Class]) -> list[Class]:
             raise DataError(f"the colour of {entry.name} is {entry.color[:20]!r}; expected #rrggbb.")
     if len({entry.name for entry in classes}) < len(classes):
         raise DataError(f"two classes have one name: {', '.join(c.name for c in classes)[:300]}. Choose another.")
+    values = [entry.value for entry in classes]
+    if len(set(values)) < len(values) or any(abs(value) > LARGEST_VALUE for value in values):
+        raise DataError(f"the classes have the values {str(values)[1:300]}; expected whole numbers, all different.")
     return classes
 
 

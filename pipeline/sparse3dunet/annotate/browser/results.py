@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from sparse3dunet.annotate.browser.imports import import_later
 from sparse3dunet.annotate.browser.scan import Scan
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import read_image
@@ -128,6 +129,7 @@ class Results:
 
     def _propagated(self) -> Found | None:
         """Return the segmentation by the probabilities that the run keeps on disk; None if there are none yet."""
+        import_later()
         from sparse3dunet.densify.densifier import Annotation, decided
         from sparse3dunet.densify.propagated import Propagation
         from sparse3dunet.densify.suggest import as_rows, suggest_slices

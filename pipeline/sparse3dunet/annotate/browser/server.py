@@ -6,6 +6,7 @@ machine, so that no domain that resolves to it can be used; and the page may con
 
 from __future__ import annotations
 
+import json
 import secrets
 import traceback
 from collections.abc import Callable
@@ -86,6 +87,13 @@ def _finish(request: Request) -> tuple[int, int, bool, int]:
     return axis, index, _flag(request, "finished"), _number(request, "after")
 
 
+class _Json(JSONResponse):
+    """JSON in ASCII, as names of files may be no UTF-8."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, allow_nan=False).encode()
+
+
 class _Guard:
     """Let only paths with the token pass, without it, and add the headers to each answer."""
 
@@ -155,7 +163,7 @@ class _Pages:
         if request.headers.get("content-encoding") == "gzip":
             body = inflated(body, shape[0] * shape[1], gzip=True)
         voxels = as_slice(body, shape)
-        return JSONResponse(await run_in_threadpool(self.session.paint, axis, index, voxels, after))
+        return _Json(await run_in_threadpool(self.session.paint, axis, index, voxels, after))
 
     async def classes(self, request: Request) -> Response:
         after = _number(request, "after")
@@ -164,14 +172,14 @@ class _Pages:
             entries = await request.json()
         except (ValueError, RecursionError) as error:
             raise DataError("the classes are not valid JSON.") from error
-        return JSONResponse(await run_in_threadpool(self.session.set_classes, entries, after))
+        return _Json(await run_in_threadpool(self.session.set_classes, entries, after))
 
 
 def _answer(function: Callable[[Request], dict[str, Any]]) -> Callable[[Request], Response]:
     """Return a handler that returns a function's value as JSON."""
 
     def handler(request: Request) -> Response:
-        return JSONResponse(function(request))
+        return _Json(function(request))
 
     return handler
 
@@ -211,7 +219,7 @@ def _minutes(request: Request) -> float:
 
 
 def _error(status: int, message: str) -> Response:
-    return JSONResponse({"error": " ".join(message.split())}, status)
+    return _Json({"error": " ".join(message.split())}, status)
 
 
 def _http_error(request: Request, error: HTTPException) -> Response:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import secrets
 import shutil
@@ -15,12 +14,12 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
+from sparse3dunet.annotate.browser.imports import import_later
 from sparse3dunet.annotate.browser.session import Session
 from sparse3dunet.errors import DataError
 
 HOST = "127.0.0.1"
 PACKAGES = ("starlette", "uvicorn")
-USED_LATER = ("sparse3dunet.densify.propagated", "sparse3dunet.densify.densifier", "sparse3dunet.densify.suggest")
 
 
 def check_packages() -> None:
@@ -57,7 +56,7 @@ def serve(session: Session, port: int = 0, on_start: Callable[[str], None] = pri
         make_app(session, token), log_level="error", access_log=False, server_header=False, timeout_graceful_shutdown=2
     )
     session.runs.prepare()
-    threading.Thread(target=_import_ahead, daemon=True).start()
+    threading.Thread(target=import_later, daemon=True).start()
     on_start(address)
     if open_page:
         page = _private_page(session.store.folder / "page", address)
@@ -97,9 +96,3 @@ def _listen(port: int) -> socket.socket:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"--port {port} cannot be used ({reason}); pass another one, or 0 for any.") from error
     return listener
-
-
-def _import_ahead() -> None:
-    """Import what shows previews, so that the first one need not wait for it."""
-    for name in USED_LATER:
-        importlib.import_module(name)

@@ -15,6 +15,7 @@ import numpy as np
 from sparse3dunet.annotate.browser import classes as class_lists
 from sparse3dunet.annotate.browser.classes import Class
 from sparse3dunet.annotate.browser.drawing import Change, Drawing, describe
+from sparse3dunet.annotate.browser.imports import import_later
 from sparse3dunet.annotate.browser.results import Found, Results
 from sparse3dunet.annotate.browser.runs import Runs
 from sparse3dunet.annotate.browser.scan import Scan
@@ -279,7 +280,8 @@ class Session:
         Raises:
             DataError: when there is too little annotation, or no such number of minutes.
         """
-        from sparse3dunet.densify.schedule import check_minutes  # takes seconds; the page is there before
+        import_later()
+        from sparse3dunet.densify.schedule import check_minutes
 
         check_minutes(minutes)
         with self._lock:

@@ -10,7 +10,7 @@ import base64
 import binascii
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,21 @@ FIELDS = {
     "classes": list[dict[str, Any]],
     "export": str,
 }
+CLASS_FIELDS = {"value": int, "name": str, "color": str}
+
+
+def _is_file_name(text: str) -> bool:
+    return bool(text) and Path(text).name == text and text != ".." and "\0" not in text
+
+
+VALID: dict[str, Callable[[Any], bool]] = {
+    "version": lambda version: version == VERSION,
+    "sequence": lambda sequence: sequence >= 0,
+    "finished": lambda finished: len(finished) == 3,
+    "painted": _is_file_name,
+    "export": _is_file_name,
+}
+"""What their values must be."""
 OPTIONAL = ("digest",)
 """Fields that version 0.13.0 did not write."""
 CURE = "Move its folder away to start over, or restore the file from a backup."
@@ -74,16 +89,18 @@ class Store:
         content = parse_json(path.read_bytes(), str(path), "a session of annotation", CURE)
         required = [name for name in FIELDS if name not in OPTIONAL]
         wrong = misfit(content, FIELDS) or next((name for name in required if name not in content), "")
-        if wrong or content["version"] != VERSION or len(content["finished"]) != 3:
-            raise DataError(f"{path}: {wrong or 'version'} is damaged, or of another version. {CURE}")
+        wrong = wrong or next(filter(None, (misfit(entry, CLASS_FIELDS) for entry in content["classes"])), "")
+        wrong = wrong or next((name for name, is_valid in VALID.items() if not is_valid(content[name])), "")
+        if wrong:
+            raise DataError(f"{path}: {wrong!r} is damaged, or of another version. {CURE}")
         self._check_scan(content)
         self._check_finished(content["finished"])
         try:
-            classes = checked([Class(int(e["value"]), str(e["name"]), str(e["color"])) for e in content["classes"]])
-        except (KeyError, TypeError, ValueError) as error:
+            classes = checked([Class(**{name: entry[name] for name in CLASS_FIELDS}) for entry in content["classes"]])
+        except (KeyError, DataError) as error:
             raise DataError(f"{path}: the classes are not as expected ({error}). {CURE}") from error
-        self.export = Path(content["export"]).name
-        file = self.folder / Path(content["painted"]).name
+        self.export = content["export"]
+        file = self.folder / content["painted"]
         painted = on_grid_of(read_image(file), self.scan.volume)
         if painted.data.dtype != np.uint8:
             raise DataError(f"{file}: found voxels of {painted.data.dtype}; expected uint8; it was changed. {CURE}")
@@ -193,4 +210,4 @@ class Store:
             "classes": as_rows(classes),
             "export": self.export,
         }
-        write_text(self.folder / SESSION, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        write_text(self.folder / SESSION, json.dumps(content, indent=1) + "\n")  # ASCII: names may be no UTF-8

@@ -57,6 +57,7 @@ def main() -> None:
     import sparse3dunet.densify.run  # noqa: F401
     from sparse3dunet import errors
 
+    errors.print_any_name()
     line = sys.stdin.readline()
     if not line:
         return
