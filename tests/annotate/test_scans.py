@@ -10,6 +10,7 @@ import pytest
 
 from sparse3dunet.io import read_image
 from tests.annotate.client import Client, opened
+from tests.conftest import write_nifti
 from tests.io.dicom_files import PLANES, write_series
 from tests.io.microscopy import voxels, write
 
@@ -80,3 +81,10 @@ def test_bad_references(tmp_path, error_of):
     command = ("annotate", scan, "-o", tmp_path / "out", "--reference")
     assert "missing.nii.gz does not exist" in error_of(*command, tmp_path / "missing.nii.gz")
     assert "not named segments" in error_of(*command, tmp_path / "a.seg.nrrd")
+
+
+def test_bad_scans(error_of, tmp_path):
+    assert "does not exist" in error_of("annotate", tmp_path / "none.nii.gz", "-o", tmp_path / "out")
+    flat = write_nifti(tmp_path / "flat.nii.gz", np.zeros((5, 5, 1), np.float32))
+    assert "two slices or more" in error_of("annotate", flat, "-o", tmp_path / "out")
+    assert not (tmp_path / "out" / "work" / "annotate" / "session.json").exists()

@@ -401,10 +401,3 @@ def test_a_packaged_bundle_has_no_page(error_of, scan, tmp_path, monkeypatch):
 @pytest.mark.parametrize("names", ["background,ignore", "ground,Background", "unlabeled,x"])
 def test_names_that_would_mean_something_else_in_the_exports(error_of, scan, tmp_path, names):
     assert "Rename it" in error_of("annotate", scan, "-o", tmp_path / "out", "--no-open", "--class-names", names)
-
-
-def test_bad_scans(error_of, tmp_path):
-    assert "does not exist" in error_of("annotate", tmp_path / "none.nii.gz", "-o", tmp_path / "out")
-    flat = write_nifti(tmp_path / "flat.nii.gz", np.zeros((5, 5, 1), np.float32))
-    assert "two slices or more" in error_of("annotate", flat, "-o", tmp_path / "out")
-    assert not (tmp_path / "out" / "work" / "annotate" / "session.json").exists()

@@ -69,7 +69,8 @@ def test_a_bundle_needs_no_new_pydicom(tmp_path):
     """MONAI Label's environment has the one before 3, without these names."""
     program = (
         "import pydicom.pixels; del pydicom.pixels.iter_pixels, pydicom.FileMetaDataset; "
-        "from sparse3dunet.models import description, loading; from sparse3dunet.bundle import running; print('imported')"
+        "from sparse3dunet.models import description, loading; from sparse3dunet.bundle import running; "
+        "print('imported')"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "pipeline")}
     command = [sys.executable, "-W", "ignore", "-c", program]

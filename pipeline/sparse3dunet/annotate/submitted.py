@@ -13,7 +13,7 @@ from sparse3dunet.data.slices import Slices, plane_names, slices_mask
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import read_image, write_map
 from sparse3dunet.io.volumes import UNLABELED_VALUE, Volume, check_same_grid, on_grid_of
-from sparse3dunet.models.checkpoints import file_digest
+from sparse3dunet.io.written import file_digest
 
 ANNOTATION, DELIVERED, SUBMITTED = "annotation.nii.gz", "delivered.nii.gz", "submitted.txt"
 """In a scan's folder: its annotation, the segmentation that the tool got last, and the label map that was read last."""

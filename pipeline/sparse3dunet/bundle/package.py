@@ -21,7 +21,8 @@ from sparse3dunet.datasets import mni152
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.payload import check_no_pipe
 from sparse3dunet.io.writing import draft_path, move, remove
-from sparse3dunet.models.checkpoints import file_digest, save_file
+from sparse3dunet.io.written import file_digest
+from sparse3dunet.models.checkpoints import save_file
 from sparse3dunet.models.loading import Model, load_model
 
 DEFAULT_NAME = "sparse3dunet_segmentation"

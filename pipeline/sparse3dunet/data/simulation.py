@@ -19,7 +19,6 @@ from monai.transforms import Randomizable
 from sparse3dunet.data.datalist import case_name, read_data_set
 from sparse3dunet.data.layouts import SUFFIXES, file_stem, list_volumes
 from sparse3dunet.errors import DataError
-from sparse3dunet.inference.records import as_written, is_as_written
 from sparse3dunet.io.dicom_annotation import annotation_file, read_dense
 from sparse3dunet.io.folders import hold_folder
 from sparse3dunet.io.formats import annotation_path, read_grid, read_label
@@ -27,6 +26,7 @@ from sparse3dunet.io.json_files import parse_json
 from sparse3dunet.io.suffixes import NIFTI_SUFFIXES, image_suffix, is_image_file, natural_suffix, split, suffix_among
 from sparse3dunet.io.volumes import Volume, values_found
 from sparse3dunet.io.writing import replacing, write_segmentation, write_text
+from sparse3dunet.io.written import as_written, is_as_written
 
 LARGEST = 2**24
 """Largest value in label maps: up to it, 32-bit floating-point numbers represent all whole numbers exactly."""

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sparse3dunet.models.checkpoints import file_digest
+from sparse3dunet.io.written import file_digest
 
 
 def check_templates(output_dir: Path, templates: dict[str, str], files: Sequence[str]) -> list[str]:

@@ -16,8 +16,8 @@ from monai.transforms import Compose
 from sparse3dunet.data.datalist import Case, case_name, without_references
 from sparse3dunet.densify.propagated import mixed, own_calibration
 from sparse3dunet.io import read_image
+from sparse3dunet.io.written import file_digest
 from sparse3dunet.keys import IMAGE
-from sparse3dunet.models.checkpoints import file_digest
 from sparse3dunet.models.description import ModelDescription
 from sparse3dunet.models.loading import Model, load_model
 from sparse3dunet.propagation.calibration import dice

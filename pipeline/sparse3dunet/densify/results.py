@@ -38,8 +38,8 @@ from sparse3dunet.io.formats import read_segmentation
 from sparse3dunet.io.suffixes import MAP_SUFFIXES, format_suffix, natural_suffix, split, suffix_among
 from sparse3dunet.io.volumes import Volume, class_numbers
 from sparse3dunet.io.writing import replacing, write_text
+from sparse3dunet.io.written import file_digest
 from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL, REFERENCE, WEIGHT
-from sparse3dunet.models.checkpoints import file_digest
 from sparse3dunet.models.loading import Model
 from sparse3dunet.propagation.ensemble import Propagated
 from sparse3dunet.report.figures import CaseView

@@ -18,7 +18,7 @@ from sparse3dunet.io.folders import acquire
 from sparse3dunet.io.json_files import misfit, parse_json
 from sparse3dunet.io.suffixes import same_volume, split
 from sparse3dunet.io.writing import flush, move, remove, write_csv, write_text
-from sparse3dunet.models.checkpoints import file_digest
+from sparse3dunet.io.written import as_written, is_as_written, size_and_time
 
 RECORDS, DRAFTS = "records", ".drafts"
 DONE, FAILED, STARTED = "done", "failed", "started"
@@ -256,28 +256,7 @@ def _is_inside(name: str) -> bool:
 def _identity(case: ImageCase) -> list[Any]:
     """Return values that change with the image."""
     places = [place for _, place in map(split, case.files) if place]
-    return [*([os.path.basename(file), *_stat(Path(file))] for file in case.all_files()), *places]
-
-
-def as_written(path: Path) -> list[Any]:
-    """Return size, time of the last change, and digest of a result."""
-    return [*_stat(path), file_digest(path)]
-
-
-def is_as_written(path: Path, written: Any) -> bool:
-    """Return whether a result is unchanged since it was written; a copy with another time of change counts, too."""
-    if not path.exists() or not isinstance(written, list):
-        return False
-    size, changed = _stat(path)
-    if [size, changed] == written[:2]:
-        return True
-    return len(written) > 2 and size == written[0] and file_digest(path) == written[2]
-
-
-def _stat(path: Path) -> list[int]:
-    """Return size in bytes and time of the last change, both kept by moving; of all files in a folder."""
-    states = [file.stat() for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path.stat()]
-    return [sum(state.st_size for state in states), max((state.st_mtime_ns for state in states), default=0)]
+    return [*([os.path.basename(file), *size_and_time(Path(file))] for file in case.all_files()), *places]
 
 
 def _rounded(value: float | None) -> float | str:

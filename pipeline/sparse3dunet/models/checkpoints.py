@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,6 @@ import torch
 from ignite.engine import Engine, Events
 
 from sparse3dunet.errors import DataError
-from sparse3dunet.io.suffixes import files_of, split
 from sparse3dunet.io.writing import replacing, write_text
 from sparse3dunet.models.description import DESCRIPTION_SUFFIX, NO_MODEL, ModelDescription
 
@@ -49,18 +46,6 @@ def _describe(model_file: Path, text: str) -> None:
     # An earlier model of another kind must at no moment be next to a description that is not its own.
     model_file.unlink(missing_ok=True)
     write_text(path, text)
-
-
-def file_digest(path: str | Path) -> str:
-    """Return the SHA-256 digest of a file's bytes, in hexadecimal; of a Zarr folder's files and their names."""
-    digest, root = hashlib.sha256(), split(path)[0]
-    for name in files_of(path):
-        if root.is_dir():
-            digest.update(os.fsencode(os.path.relpath(name, root)))
-        with open(name, "rb") as file:
-            while piece := file.read(1 << 20):
-                digest.update(piece)
-    return digest.hexdigest()
 
 
 class BestModelSaver:

@@ -13,7 +13,8 @@ from monai.engines import Evaluator
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.writing import replacing, write_text
-from sparse3dunet.models.checkpoints import BestModelSaver, file_digest
+from sparse3dunet.io.written import file_digest
+from sparse3dunet.models.checkpoints import BestModelSaver
 from sparse3dunet.models.description import DESCRIPTION_SUFFIX, read_description
 
 FORMER = "former"
