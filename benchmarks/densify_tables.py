@@ -177,9 +177,13 @@ def dice_row(group: Sequence[Entry], peers: Sequence[str], minutes: Sequence[str
 TITLES = {
     "mni152": "MNI152",
     "ct3mm": "abdominal CT",
+    "thick": "brain in thick slices",
+    "wide": "abdominal CT, 512 x 512 x 20",
     "tube": "oblique tube",
     "axial10": "every tenth axial",
     "axial12": "every twelfth axial",
+    "axial3": "every third axial",
+    "axial4": "every fourth axial",
     "axial5": "every fifth axial",
     "coronal5": "every fifth coronal",
     "3ax1": "one per axis",
