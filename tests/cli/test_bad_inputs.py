@@ -139,7 +139,11 @@ FILES = {  # the file that is spoiled and that the message names, the fault, and
     "flipped label": (LABEL, flip, "up to 46.0 voxels", *IN_PLACE),
     "float labels": (LABEL, changed(lambda a: a * np.float32(0.9)), "label value 0.9, 1.8", *ROUND),
     "float labels, not whole": (LABEL, changed(blurred), "label value 0.99", "1.98", *ROUND),
-    "NaN in a label": (LABEL, changed(lambda a: put(np.nan)(a.astype(np.float32))), "label value nan", *ROUND),
+    "NaN in a label": (
+        LABEL,
+        changed(lambda a: put(np.nan)(a.astype(np.float32))),
+        *("1 voxel(s) are NaN", "labels must be whole numbers", "--ignore-index"),
+    ),
     "infinity in a label": (LABEL, changed(lambda a: put(np.inf)(a.astype(np.float32))), "label value inf", *ROUND),
     "unknown label value": (LABEL, changed(put(7)), "label value 7 ", *KNOWN),
     "negative label value": (LABEL, changed(lambda a: put(-1)(a.astype(np.int16))), "label value -1 ", *KNOWN),

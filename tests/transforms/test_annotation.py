@@ -55,7 +55,7 @@ def test_dictionary_twin_keeps_metadata_and_other_keys():
         ([0, 1, 255], np.uint8, [4, 5], ["label value 255", "4, 5"]),
         ([-1, 0, 1], np.int16, 3, ["label value -1"]),
         ([0.5, 1, 2], np.float32, 3, ["label value 0.5"]),
-        ([np.nan, 1, 2], np.float32, 3, ["a.nii", "voxels are NaN", "--ignore-index"]),
+        ([np.nan, 1, 2], np.float32, 3, ["a.nii", "voxel(s) are NaN", "--ignore-index"]),
         ([3, 3, 3], np.uint8, 3, ["a.nii", "no voxel is annotated", "ignore_index: 3"]),
     ],
 )

@@ -160,7 +160,7 @@ def _check_numbers(values: torch.Tensor, source: str) -> None:
     bad = int(values.isnan().sum()) if values.is_floating_point() else 0
     if bad:
         raise DataError(
-            f"{source}: {bad} voxels are NaN; labels must be whole numbers. If NaN means unlabeled, replace it by a "
+            f"{source}: {bad} voxel(s) are NaN; labels must be whole numbers. If NaN means unlabeled, replace it by a "
             f"value that is no class, such as {UNLABELED_VALUE}, and pass this as ignore_index (--ignore-index); else "
             "by the value of their class."
         )
