@@ -33,7 +33,7 @@ def test_nan_is_named_where_it_would_count():
     values = torch.from_numpy(make_volume(0)[1])[None].float()
     values[0, :5] = torch.nan
     for slices in ("all", "axial", {"axial": "nonempty"}, {"sagittal": [4]}, None):
-        with pytest.raises(DataError, match=r"voxels are NaN.*value that is no class, such as 255"):
+        with pytest.raises(DataError, match=r"voxel\(s\) are NaN.*value that is no class, such as 255"):
             SparseLabel(3, annotated_slices=slices)(values)
     assert SparseLabel(3, annotated_slices={"sagittal": [5]})(values)[1].sum() == values[0, 5].numel()
 
