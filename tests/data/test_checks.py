@@ -74,7 +74,11 @@ def test_good_data_passes(dataset):
         ("labelsTr", lambda p: change(p, put(7)), ["label value 7", "ignore_index"]),
         ("labelsTr", lambda p: change(p, lambda a: a * 0 + 3), ["no voxel is annotated"]),
         ("labelsTr", lambda p: change(p, lambda a: a * 0.9), ["label value 0.9", "whole numbers"]),
-        ("labelsTr", lambda p: change(p, lambda a: np.where(a == 3, np.nan, a)), ["voxels are NaN", "--ignore-index"]),
+        (
+            "labelsTr",
+            lambda p: change(p, lambda a: np.where(a == 3, np.nan, a)),
+            ["voxel(s) are NaN", "--ignore-index"],
+        ),
         ("labelsTr", lambda p: change(p, lambda a: np.zeros(a.shape, [(c, "u1") for c in "RGB"])), ["found colours"]),
         ("labelsDense", lambda p: change(p, put(3)), ["label value 3"]),
     ],
