@@ -33,6 +33,8 @@ ANISOTROPIC = ("thick", "wide")
 FIXED = Path(__file__).with_name("fixed.yaml")
 WAYS = {"fixed": ["--overlay", "cpu", "--overlay", FIXED], "planned": ["--overlay", "cpu"]}
 HIPPOCAMPUS = "hippocampus"
+CT = ("ct3mm", "wide")
+"""Beginnings of the names of scans that are CT."""
 KIDNEYS = (2, 3)
 """Right and left kidney in ct3mm."""
 COMMAND = [sys.executable, "-W", "ignore", "-m", "sparse3dunet"]
@@ -42,7 +44,7 @@ def train_on_scan(scan: Scan, way: str, minutes: float, seed: int, folder: Path)
     """Train on a scan's annotated slices, segment it, and return its scores."""
     image, annotation = scan.write(folder)
     content = {"training": [{"image": image.name, "label": annotation.name}], "ignore_index": 255}
-    if scan.name.startswith(("ct3mm", "wide")):
+    if scan.name.startswith(CT):
         content["modality"] = {"0": "CT"}
     content["labels"] = {"background": 0, **{f"class {c}": int(c) for c in np.unique(scan.dense[scan.dense > 0])}}
     (folder / "data.json").write_text(json.dumps(content))
@@ -79,7 +81,7 @@ def nnunet_plan(python: str, modality: str, classes: int, unlabeled: int, files:
 
 def nnunet_plan_of_scan(python: str, scan: Scan) -> dict[str, Any]:
     """Return nnU-Net's plan for a scan of which some slices are annotated."""
-    modality = "CT" if scan.name.startswith(("ct3mm", "wide")) else "MRI"
+    modality = "CT" if scan.name.startswith(CT) else "MRI"
     with tempfile.TemporaryDirectory() as folder:
         return nnunet_plan(python, modality, int(scan.dense.max()), UNLABELED, scan.write(Path(folder)))
 

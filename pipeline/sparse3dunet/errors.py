@@ -65,7 +65,6 @@ def end_in_order() -> None:
     """Have SIGTERM end this process as Ctrl-C does, and let it go on when nobody reads its output any more."""
     with contextlib.suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-    print_any_name()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout = _Unread(sys.stdout)
 

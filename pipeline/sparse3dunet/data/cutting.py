@@ -30,7 +30,6 @@ from sparse3dunet.errors import DataError
 from sparse3dunet.io.chunked import pieces
 from sparse3dunet.io.formats import is_chunked, opened_once
 from sparse3dunet.io.parts import Box, Part, part_path, split_part
-from sparse3dunet.io.suffixes import split, state_of
 from sparse3dunet.io.volumes import UNLABELED_VALUE, Volume, check_same_grid, on_grid_of
 from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL, MOMENTS, REFERENCE, WEIGHT
 
@@ -151,7 +150,7 @@ def annotation_of_large(data_set: DataSet, classes: Sequence[int], key: Any) -> 
     Args:
         data_set: as read.
         classes: values that are known to be classes, as for :func:`cut_large`.
-        key: plain values that the annotation depends on besides its files.
+        key: plain values that change with the annotation, also with its files.
 
     Raises:
         DataError: as :func:`cut_large`.
@@ -160,8 +159,7 @@ def annotation_of_large(data_set: DataSet, classes: Sequence[int], key: Any) -> 
     image = opened_once(case[IMAGE])
     known = tuple(data_set.class_values) or tuple(classes)
     convention = _convention(case, image, data_set.ignore_index, known, infer=True, tell=False)
-    states = [(state_of(split(case[name])[0]) or [])[1:] for name in (LABEL, WEIGHT) if name in case]
-    return _annotation(case, image, convention, [states, key])
+    return _annotation(case, image, convention, key)
 
 
 def _annotation(case: Case, image: Volume, convention: LargeConvention, key: Any = None) -> LargeAnnotation:

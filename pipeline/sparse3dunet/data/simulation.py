@@ -92,7 +92,7 @@ def simulate(
     for file, copy in zip(files, targets):
         label = _read_label(file, image)
         sparse, share = _sparse(label, keep, seed, unlabeled)
-        hold_folder(folder)
+        hold_folder(folder)  # now: a first label map that is refused leaves nothing behind
         written = _read_record(folder)
         if not overwrite:
             _check_replaceable([copy], written)

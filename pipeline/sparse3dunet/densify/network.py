@@ -77,25 +77,29 @@ def choose_share(
     held: Mapping[str, Held], network: Mapping[str, tuple[np.ndarray, np.ndarray]], num_classes: int
 ) -> float:
     """Return the network's share: :data:`SHARE` if that is better on held-out slices by more than noise, else 0."""
-
-    def score(classes_of: Callable[[Held, np.ndarray, np.ndarray], np.ndarray]) -> float:
-        scores = []
-        for name, (inside, prob) in network.items():
-            of = held[name]
-            classes = classes_of(of, inside, prob).argmax(0)
-            scores.append(dice(classes, of.label[inside], of.weight[inside], num_classes)[1:])
-        by_class = np.array(scores)
-        return float(np.nanmean(by_class)) if np.isfinite(by_class).any() else 0.0
-
-    def with_share(share: float) -> float:
-        return score(
-            lambda of, inside, prob: mixed(own_calibration(of), of.prob[:, inside], of.distance[inside], prob, share)
-        )
-
-    without = with_share(0.0)
-    if score(lambda of, inside, prob: prob) < without - BEHIND:
+    alone: list[np.ndarray] = []
+    together: list[np.ndarray] = []
+    only_network: list[np.ndarray] = []
+    for name, (inside, prob) in network.items():
+        of = held[name]
+        label, weight = of.label[inside], of.weight[inside]
+        calibration, known, distance = own_calibration(of), of.prob[:, inside], of.distance[inside]
+        for scores, mixture in (
+            (alone, mixed(calibration, known, distance, prob, 0.0)),
+            (together, mixed(calibration, known, distance, prob, SHARE)),
+            (only_network, prob),
+        ):
+            scores.append(dice(mixture.argmax(0), label, weight, num_classes)[1:])
+    without = _mean(alone)
+    if _mean(only_network) < without - BEHIND:
         return 0.0
-    return SHARE if with_share(SHARE) > without + GAIN else 0.0
+    return SHARE if _mean(together) > without + GAIN else 0.0
+
+
+def _mean(scores: Sequence[np.ndarray]) -> float:
+    """Return the mean of Dice by volume and class, without NaN; 0 if there is none."""
+    by_class = np.array(scores)
+    return float(np.nanmean(by_class)) if np.isfinite(by_class).any() else 0.0
 
 
 def trained_model(path: Path, description: ModelDescription, form: Callable[[], torch.nn.Module]) -> Model:
