@@ -50,6 +50,14 @@ def test_the_working_directory_comes_first(tmp_path, monkeypatch):
     assert contents.bundle_root() == "bundle"
 
 
+def assert_prints(program, expected, folder):
+    """Fail unless a program in a process of its own prints this."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "pipeline")}
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=500)
+    assert result.stdout == expected, result.stderr
+
+
 def test_trainings_need_no_rich(tmp_path):
     """MONAI Label's environment does not have it."""
     program = (
@@ -59,10 +67,7 @@ def test_trainings_need_no_rich(tmp_path):
         "from sparse3dunet.progress import BatchProgress\n"
         "with BatchProgress(1) as bars: bars.start('[b]'); bars.failed('[b]', 'why')"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "pipeline")}
-    command = [sys.executable, "-W", "ignore", "-c", program]
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500)
-    assert result.stdout == "1/1 [b]: failed: why\n", result.stderr
+    assert_prints(program, "1/1 [b]: failed: why\n", tmp_path)
 
 
 def test_a_bundle_needs_no_new_pydicom(tmp_path):
@@ -72,10 +77,7 @@ def test_a_bundle_needs_no_new_pydicom(tmp_path):
         "from sparse3dunet.models import description, loading; from sparse3dunet.bundle import running; "
         "print('imported')"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "pipeline")}
-    command = [sys.executable, "-W", "ignore", "-c", program]
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500)
-    assert result.stdout == "imported\n", result.stderr
+    assert_prints(program, "imported\n", tmp_path)
 
 
 def test_plain_tables(capsys):
