@@ -9,7 +9,7 @@ import pytest
 import torch
 import zarr
 
-from sparse3dunet.data import checks, conventions, cutting
+from sparse3dunet.data import checks, cutting, set_conventions
 from sparse3dunet.data.datalist import case_name, read_data_set
 from sparse3dunet.data.large import open_large
 from sparse3dunet.data.splits import MOST_PARTS, split_cases
@@ -144,10 +144,10 @@ def test_a_part_is_normalised_as_the_whole(tmp_path):
 @pytest.mark.parametrize("label", [on_slices(), on_slices(4) % 4, on_slices(255)], ids=["all", "0", "255"])
 def test_inferring_what_is_unlabeled_as_in_memory(tmp_path, monkeypatch, capsys, label):
     path = datalist(tmp_path, label)
-    parts = conventions.complete(read_data_set(path))
+    parts = set_conventions.complete(read_data_set(path))
     assert "This was inferred" in capsys.readouterr().out
     monkeypatch.setenv(VOLUME_MEMORY, "1GiB")
-    whole = conventions.complete(read_data_set(path))
+    whole = set_conventions.complete(read_data_set(path))
     assert parts.class_values == whole.class_values
     counts = [checks.check_data(data_set).class_counts for data_set in (parts, whole)]
     assert counts[0] == counts[1]
@@ -175,7 +175,7 @@ def test_what_cannot_be_cut(tmp_path):
         checks.complete(read_data_set(datalist(tmp_path / "word", on_slices(), annotated_slices="finished")))
     (tmp_path / "undecided").mkdir()
     with pytest.raises(DataError, match=r"cannot infer which voxels are unlabeled, of the values 1, 2, 3"):
-        conventions.complete(read_data_set(datalist(tmp_path / "undecided", DENSE)))
+        set_conventions.complete(read_data_set(datalist(tmp_path / "undecided", DENSE)))
     write_map(tmp_path / "label.nii.gz", np.zeros(SHAPE, np.uint8), read_image(tmp_path / "image_ngff04.ome.zarr"))
     path.write_text(json.dumps({"training": [{"image": "image_ngff04.ome.zarr", "label": "label.nii.gz"}]}))
     with pytest.raises(DataError, match=r"label\.nii\.gz: the label of .* expected OME-Zarr or HDF5"):
@@ -259,8 +259,8 @@ def test_zero_means_unlabeled_in_all_volumes_or_none(tmp_path, monkeypatch):
     for number, labels in enumerate(((whole, background), (whole, dense), (background, whole[:20, :20, :20]))):
         (tmp_path / str(number)).mkdir()
         with pytest.raises(DataError, match=r"different ways: 0 means unlabeled in \S+ and not in \S+\. Mark them"):
-            conventions.complete(volumes(tmp_path / str(number), monkeypatch, *labels))
-    data_set = conventions.complete(volumes(tmp_path, monkeypatch, whole, whole[:20, :20, :20]))
+            set_conventions.complete(volumes(tmp_path / str(number), monkeypatch, *labels))
+    data_set = set_conventions.complete(volumes(tmp_path, monkeypatch, whole, whole[:20, :20, :20]))
     assert data_set.ignore_index == (0,)
     assert data_set.class_values == [1, 2, 3]
 

@@ -8,8 +8,8 @@ import pytest
 
 from sparse3dunet.data import checks
 from sparse3dunet.data.checks import as_tensor, check_data
-from sparse3dunet.data.conventions import complete
 from sparse3dunet.data.datalist import read_data_set
+from sparse3dunet.data.set_conventions import complete
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.volumes import read_volume
 from sparse3dunet.keys import ANNOTATED_SLICES, LABEL

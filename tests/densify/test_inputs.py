@@ -9,8 +9,8 @@ import pytest
 import SimpleITK as sitk
 
 from sparse3dunet.data.checks import as_tensor, check_data
-from sparse3dunet.data.conventions import complete
 from sparse3dunet.data.datalist import case_name, read_data_set
+from sparse3dunet.data.set_conventions import complete
 from sparse3dunet.densify.inputs import annotation_of, prepare, prepare_pair
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import read_image, write_segmentation

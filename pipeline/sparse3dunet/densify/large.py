@@ -15,11 +15,11 @@ import torch
 
 from sparse3dunet import __version__
 from sparse3dunet.bundle import running
-from sparse3dunet.data.conventions import known_values
 from sparse3dunet.data.cutting import annotation_of_large
 from sparse3dunet.data.datalist import DataSet, read_data_set
 from sparse3dunet.data.large import open_large
 from sparse3dunet.data.large_annotation import LargeAnnotation
+from sparse3dunet.data.set_conventions import known_values
 from sparse3dunet.densify.schedule import check_minutes
 from sparse3dunet.densify.state import NOT_OF_THE_RUN
 from sparse3dunet.errors import DataError

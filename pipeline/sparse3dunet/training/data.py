@@ -8,7 +8,7 @@ from typing import Any
 
 from monai.data import CacheDataset
 
-from sparse3dunet.data import checks, conventions
+from sparse3dunet.data import checks, set_conventions
 from sparse3dunet.data.datalist import DataSet, declared_data_set, read_data_set
 from sparse3dunet.datasets.mni152 import ensure_default
 
@@ -32,8 +32,8 @@ def read(
             `declared`, as for MONAI Label, which lists the cases itself.
         declared: see :func:`~sparse3dunet.data.datalist.declared_data_set`.
         known: classes for a data set that declares none, see :func:`~sparse3dunet.data.checks.complete`.
-        class_names: names instead of the declared ones, see :func:`~sparse3dunet.data.conventions.complete`; only with
-            `infer_unlabeled`.
+        class_names: names instead of the declared ones, only with `infer_unlabeled`; see
+            :func:`~sparse3dunet.data.set_conventions.complete`.
         infer_unlabeled: whether to infer from the label maps what is unlabeled, if the data set does not declare it.
         background: value of the background, see :func:`~sparse3dunet.data.checks.complete`.
         options: see :func:`~sparse3dunet.data.datalist.read_data_set`.
@@ -47,7 +47,7 @@ def read(
     if infer_unlabeled:
         if data_set.regions:
             print(f"{data_set.source}: the regions are ignored; each class is segmented by itself.")
-        return conventions.complete(replace(data_set, regions={}), class_names, known, background)
+        return set_conventions.complete(replace(data_set, regions={}), class_names, known, background)
     return checks.complete(data_set, known, background)
 
 

@@ -90,8 +90,8 @@ def _read(
     background: int | None,
 ) -> tuple[Drawing, list[Class]]:
     """Return a drawing that means the same as an annotation in a file, and its classes, as densify reads them."""
-    from sparse3dunet.data.conventions import complete
     from sparse3dunet.data.datalist import read_data_set
+    from sparse3dunet.data.set_conventions import complete
     from sparse3dunet.densify.inputs import prepare_pair
     from sparse3dunet.densify.results import Results
 

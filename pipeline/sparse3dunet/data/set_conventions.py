@@ -1,0 +1,163 @@
+"""Conventions that mark unlabeled voxels, inferred from the label maps of a data set that does not declare them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from sparse3dunet.data import checks
+from sparse3dunet.data.conventions import OPTIONS, Convention, announcement, infer, slices_around
+from sparse3dunet.data.cutting import cut_and_infer
+from sparse3dunet.data.datalist import Case, DataSet
+from sparse3dunet.data.large_conventions import UndecidedError
+from sparse3dunet.errors import DataError
+from sparse3dunet.io.formats import read_label
+from sparse3dunet.io.itk_snap import read_label_descriptions
+from sparse3dunet.io.segments import names_fault
+from sparse3dunet.io.volumes import UNLABELED_VALUE
+from sparse3dunet.keys import ANNOTATED_SLICES, LABEL, WEIGHT
+
+
+def complete(
+    data_set: DataSet,
+    class_names: Sequence[str] | str | None = None,
+    known: Mapping[str, Any] | None = None,
+    background: int | None = None,
+) -> DataSet:
+    """Return the data set with undeclared unlabeled values, classes and channels taken from its files.
+
+    The convention for unlabeled voxels is inferred if neither values nor slices nor weights are declared, or if classes
+    are declared, but no voxel has the value that would mean unlabeled; this is printed. Label maps from which it cannot
+    be inferred, such as one without foreground, follow the others.
+
+    Args:
+        data_set: as read.
+        class_names: names to use instead of the declared ones, by class number, background first; or the path of
+            ITK-SNAP's label descriptions, which name classes by their values.
+        known: see :func:`sparse3dunet.data.checks.complete`, as for `background`.
+        background: value of the background.
+
+    Raises:
+        DataError: when the convention cannot be inferred, or the label maps differ in it, or the classes are wrong.
+    """
+    classes = known_values(known, background)
+    data_set = checks.complete(cut_and_infer(data_set, classes, _with_convention), known, background)
+    if class_names is None:
+        return data_set
+    values = data_set.class_values
+    if isinstance(class_names, str):
+        described = read_label_descriptions(class_names)
+        class_names = [described.get(value, name) for value, name in zip(values, data_set.class_names)]
+    names = list(class_names)
+    if len(names) != len(values) or names_fault(names):
+        raise DataError(
+            f"{data_set.source}: --class-names gives {len(names)} name(s) ({', '.join(names)}) for {len(values)} "
+            f"classes, values {', '.join(map(str, values))} ({', '.join(data_set.class_names)}); expected a different "
+            "name for each, none of them blank, in this order. Correct them, or pass other values as --ignore-index."
+        )
+    return replace(data_set, class_names=names)
+
+
+def known_values(known: Mapping[str, Any] | None, background: int | None) -> list[int]:
+    """Return the values that are known to be classes, by the arguments of :func:`complete`."""
+    return (known or {}).get("class_values") or ([] if background is None else [background])
+
+
+@dataclass(frozen=True)
+class _Inferred:
+    """What was inferred from one label map.
+
+    Attributes:
+        file: the label map.
+        is_declared: whether it contains the value declared for unlabeled voxels.
+        convention: its convention; None if it could not be inferred.
+        error: why not.
+        zeros_last: whether 0 can mean unlabeled: the other voxels are whole slices, or there is no 0.
+    """
+
+    file: str
+    is_declared: bool = False
+    convention: Convention | None = None
+    error: DataError | None = None
+    zeros_last: bool = False
+
+
+def _with_convention(data_set: DataSet, known: Sequence[int]) -> DataSet:
+    is_declared = any(key in case for case in data_set.cases for key in (ANNOTATED_SLICES, WEIGHT))
+    if is_declared or not data_set.cases or (data_set.ignore_index and not data_set.class_values):
+        return data_set
+    classes = tuple(data_set.class_values or known)
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        inferred = list(pool.map(partial(_infer, declared=data_set.ignore_index, classes=classes), data_set.cases))
+    if any(entry.is_declared for entry in inferred):
+        return data_set
+    try:
+        convention, file = _agreed(inferred, data_set.source)
+    except DataError as error:
+        if not data_set.class_values:
+            raise
+        if isinstance(error, UndecidedError):
+            print(
+                f"{data_set.source}: every voxel counts as annotated; no voxel has a value for unlabeled "
+                f"({', '.join(map(str, data_set.ignore_index))}). If this is wrong, pass --ignore-index or "
+                "--annotated-slices."
+            )
+        return data_set
+    print(announcement(convention, file))
+    cases = data_set.cases
+    if convention.annotated_slices is not None:
+        cases = [{**case, ANNOTATED_SLICES: convention.annotated_slices} for case in cases]
+    ignored = tuple(dict.fromkeys((*convention.ignore_index, *data_set.ignore_index)))
+    return replace(data_set, cases=cases, ignore_index=ignored)
+
+
+def _infer(case: Case, declared: tuple[int, ...], classes: tuple[int, ...]) -> _Inferred:
+    file = case[LABEL]
+    try:
+        label = read_label(file).data
+        if declared and np.isin(label, declared).any():
+            return _Inferred(file, is_declared=True)
+        return _Inferred(file, convention=infer(label, file, classes))
+    except UndecidedError as error:
+        zeros_last = not (label == 0).any() or slices_around(label, 0, None) is not None
+        return _Inferred(file, error=error, zeros_last=zeros_last)
+    except DataError as error:
+        return _Inferred(file, error=error)
+
+
+def _agreed(inferred: Sequence[_Inferred], source: str) -> tuple[Convention, str]:
+    """Return the convention of all label maps, and a file that shows it; bad files are left to the check of all files.
+
+    Raises:
+        DataError: when they differ, or none shows it; in the latter case the first bad file's error, if there is one.
+    """
+    decided = [(entry.convention, entry.file) for entry in inferred if entry.convention is not None]
+    errors = [entry.error for entry in inferred if entry.error is not None]
+    if not decided:
+        raise min(errors, key=lambda error: isinstance(error, UndecidedError))
+    first, file = decided[0]
+    for other, other_file in decided[1:]:
+        if _kind(other) != _kind(first):
+            raise DataError(
+                f"{source}: the label maps seem to mark unlabeled voxels in different ways. {file}: {first.reason}; "
+                f"{other_file}: {other.reason}. Expected the same way in all: mark them alike, or pass {OPTIONS}."
+            )
+    for entry in inferred:
+        if isinstance(entry.error, UndecidedError) and 0 in first.ignore_index and not entry.zeros_last:
+            raise DataError(
+                f"{source}: the label maps seem to mark unlabeled voxels in different ways. {file}: {first.reason}; "
+                f"{entry.file} does not show it, and may be dense. Mark them alike, or pass {OPTIONS}."
+            )
+    ignored = dict.fromkeys(value for convention, _ in decided for value in convention.ignore_index)
+    return replace(first, ignore_index=tuple(ignored)), file
+
+
+def _kind(convention: Convention) -> tuple[Any, ...]:
+    """Return what must be the same in all label maps; 255 and negative values may be missing in some."""
+    special = {value for value in convention.ignore_index if 0 <= value != UNLABELED_VALUE}
+    return convention.annotated_slices, special
