@@ -194,6 +194,18 @@ def test_dense_labels_whose_outermost_slices_are_empty():
     refused(padded, classes=[0, 1, 2, 3])
 
 
+@pytest.mark.parametrize(("share", "is_dense"), [(0.4, True), (0.6, False)])
+def test_a_run_of_slices_that_tapers_off(share, is_dense):
+    """To less than half of its largest section, it may be a structure; on a third of the slices or less."""
+    label = np.zeros((20, 20, 12), np.uint8)
+    for z, rows in zip(range(4, 8), (20 * share, 20, 20, 20 * share)):
+        label[: int(rows), 2:18, z] = 1
+    if is_dense:
+        refused(label)
+    else:
+        assert told(label) == ((), "all")
+
+
 def test_a_block_is_a_class():
     """All that is outside of a block is whole slices, too."""
     dense = DENSE.copy()

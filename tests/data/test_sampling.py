@@ -162,6 +162,9 @@ def test_programming_errors():
     for item in (0, [0, 1], (0, 1, 2), slice(2)):
         with pytest.raises(ValueError, match="takes pairs"):
             make_dataset()[item]
+    with pytest.raises(ValueError, match="5 samples are not whole batches of 2 in 2 processes"):
+        SeededSampler([1.0], 5, batch_size=2, ranks=2)
+    assert len(list(SeededSampler([1.0], 5, batch_size=2))) == 5  # one process may have a batch that is not whole
     with pytest.raises(ValueError, match="list has no transform"):
         SeededDataset([1, 2])
     with pytest.raises(ValueError, match="use a SeededSampler"):

@@ -39,6 +39,15 @@ def test_done_is_done(tmp_path, case):
     assert not CaseRecord(out, case, {"model": "one"}).is_done()
 
 
+def test_a_case_is_held_by_one_until_it_is_released(tmp_path, case):
+    first, second = (CaseRecord(tmp_path / "out", case, {"model": "one"}) for _ in range(2))
+    assert first.hold()
+    assert not second.hold()
+    first.release()
+    assert second.hold()
+    second.release()
+
+
 def test_another_image_under_the_name_is_done_again(tmp_path, case):
     do(tmp_path / "out", case)
     (tmp_path / "a.nii.gz").write_bytes(b"another")

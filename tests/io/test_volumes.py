@@ -8,7 +8,14 @@ import pytest
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import read_image, write_map, write_segmentation
-from sparse3dunet.io.volumes import Volume, check_affine, check_same_grid, on_grid_of
+from sparse3dunet.io.volumes import (
+    Volume,
+    check_affine,
+    check_finite,
+    check_same_grid,
+    count_nifti_channels,
+    on_grid_of,
+)
 from sparse3dunet.io.writing import replacing
 
 SHAPE = (7, 6, 5)
@@ -107,3 +114,23 @@ def test_a_link_in_a_drafts_place_is_not_followed(tmp_path):
     assert precious.read_text() == "x"
     assert (tmp_path / "a.txt").read_text() == "second"
     assert not (tmp_path / "a.txt").is_symlink()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e39])
+def test_voxels_that_are_no_numbers_for_a_network(bad):
+    """1e39 is one in 64 bits, and infinite in 32."""
+    data = np.zeros((3, 4, 5))
+    check_finite(Volume("scan.nii.gz", data, np.eye(4)))
+    data[1, 2, 3] = bad
+    with pytest.raises(DataError, match="1 of 60 voxels are NaN or infinite"):
+        check_finite(Volume("scan.nii.gz", data, np.eye(4)))
+    check_finite(Volume("label.nii.gz", np.full((3, 4, 5), 2**63 - 1), np.eye(4)))
+
+
+@pytest.mark.parametrize(("shape", "channels"), [((3, 4, 5), 1), ((3, 4, 5, 1), 1), ((3, 4, 5, 2), 2)])
+def test_channels_by_the_header(tmp_path, shape, channels):
+    path = tmp_path / "scan.nii.gz"
+    nib.save(nib.Nifti1Image(np.zeros(shape, np.float32), np.eye(4)), path)
+    assert count_nifti_channels(path) == channels
+    path.write_bytes(b"nothing")
+    assert count_nifti_channels(path) == 0

@@ -33,6 +33,7 @@ def check(
     """Check every file of a data set, and list its contents and errors. Exit status 1 on errors."""
     from sparse3dunet.data import check_report, checks
     from sparse3dunet.data.datalist import read_data_set
+    from sparse3dunet.data.set_conventions import with_marks
     from sparse3dunet.io.defaults import set_defaults
 
     try:
@@ -46,7 +47,7 @@ def check(
                 ignore_index=arguments.numbers(ignore_index, "--ignore-index"),
                 annotated_slices=arguments.slices(annotated_slices),
             )
-            report = checks.inspect(checks.complete(data_set, background=background))
+            report = checks.inspect(checks.complete(with_marks(data_set, background=background), background=background))
     except DataError as error:
         if as_json:
             print(json.dumps({"ok": False, "errors": [str(error)], "warnings": []}, indent=1))

@@ -41,6 +41,11 @@ class Convention:
     reason: str
     is_guess: bool = False
 
+    @property
+    def is_mark(self) -> bool:
+        """Whether values mark unlabeled voxels, and this is more than a guess."""
+        return self.annotated_slices is None and not self.is_guess
+
 
 def infer(label: np.ndarray, source: str, classes: Collection[int] = (), unlabeled: Collection[int] = ()) -> Convention:
     """Infer how a label map marks unlabeled voxels.

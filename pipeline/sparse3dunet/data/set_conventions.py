@@ -12,7 +12,7 @@ import numpy as np
 
 from sparse3dunet.data import checks
 from sparse3dunet.data.conventions import OPTIONS, Convention, announcement, infer, slices_around
-from sparse3dunet.data.cutting import cut_and_infer
+from sparse3dunet.data.cutting import cut_and_infer, cut_large
 from sparse3dunet.data.datalist import Case, DataSet
 from sparse3dunet.data.large_conventions import UndecidedError
 from sparse3dunet.errors import DataError
@@ -63,6 +63,33 @@ def complete(
     return replace(data_set, class_names=names)
 
 
+def with_marks(data_set: DataSet, known: Mapping[str, Any] | None = None, background: int | None = None) -> DataSet:
+    """Return the data set with the values that clearly mark unlabeled voxels, if it declares nothing; this is printed.
+
+    Clear are values around whole slices, and 255 and negative values beside classes. That 0 means unlabeled outside of
+    some slices is not taken for granted, as it is by :func:`complete`: the labels of a training may be dense, and those
+    of small structures look alike. Volumes larger than memory are replaced by parts of them.
+
+    Args:
+        data_set: as read.
+        known: as for :func:`complete`.
+        background: as for :func:`complete`.
+
+    Raises:
+        DataError: see :func:`~sparse3dunet.data.cutting.cut_large`.
+    """
+    data_set = cut_large(data_set)
+    if _declares_voxels(data_set) or data_set.ignore_index or data_set.class_values or not data_set.cases:
+        return data_set
+    readable = [e for e in _inferred(data_set, tuple(known_values(known, background))) if e.is_readable]
+    found = [(e.convention, e.file) for e in readable if e.convention is not None and e.convention.is_mark]
+    values = dict.fromkeys(value for convention, _ in found for value in convention.ignore_index)
+    if not found or (len(found) < len(readable) and any(map(_may_be_class, values))):
+        return data_set
+    print(announcement(*found[0]))
+    return replace(data_set, ignore_index=tuple(values))
+
+
 def known_values(known: Mapping[str, Any] | None, background: int | None) -> list[int]:
     """Return the values that are known to be classes, by the arguments of :func:`complete`."""
     return (known or {}).get("class_values") or ([] if background is None else [background])
@@ -86,14 +113,16 @@ class _Inferred:
     error: DataError | None = None
     zeros_last: bool = False
 
+    @property
+    def is_readable(self) -> bool:
+        """Whether the file is a label map, even if nothing could be inferred from it."""
+        return self.error is None or isinstance(self.error, UndecidedError)
+
 
 def _with_convention(data_set: DataSet, known: Sequence[int]) -> DataSet:
-    is_declared = any(key in case for case in data_set.cases for key in (ANNOTATED_SLICES, WEIGHT))
-    if is_declared or not data_set.cases or (data_set.ignore_index and not data_set.class_values):
+    if _declares_voxels(data_set) or not data_set.cases or (data_set.ignore_index and not data_set.class_values):
         return data_set
-    classes = tuple(data_set.class_values or known)
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        inferred = list(pool.map(partial(_infer, declared=data_set.ignore_index, classes=classes), data_set.cases))
+    inferred = _inferred(data_set, tuple(data_set.class_values or known))
     if any(entry.is_declared for entry in inferred):
         return data_set
     try:
@@ -114,6 +143,16 @@ def _with_convention(data_set: DataSet, known: Sequence[int]) -> DataSet:
         cases = [{**case, ANNOTATED_SLICES: convention.annotated_slices} for case in cases]
     ignored = tuple(dict.fromkeys((*convention.ignore_index, *data_set.ignore_index)))
     return replace(data_set, cases=cases, ignore_index=ignored)
+
+
+def _declares_voxels(data_set: DataSet) -> bool:
+    """Return whether a case says itself which of its voxels are annotated."""
+    return any(key in case for case in data_set.cases for key in (ANNOTATED_SLICES, WEIGHT))
+
+
+def _inferred(data_set: DataSet, classes: tuple[int, ...]) -> list[_Inferred]:
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        return list(pool.map(partial(_infer, declared=data_set.ignore_index, classes=classes), data_set.cases))
 
 
 def _infer(case: Case, declared: tuple[int, ...], classes: tuple[int, ...]) -> _Inferred:
@@ -159,5 +198,8 @@ def _agreed(inferred: Sequence[_Inferred], source: str) -> tuple[Convention, str
 
 def _kind(convention: Convention) -> tuple[Any, ...]:
     """Return what must be the same in all label maps; 255 and negative values may be missing in some."""
-    special = {value for value in convention.ignore_index if 0 <= value != UNLABELED_VALUE}
-    return convention.annotated_slices, special
+    return convention.annotated_slices, {value for value in convention.ignore_index if _may_be_class(value)}
+
+
+def _may_be_class(value: int) -> bool:
+    return 0 <= value != UNLABELED_VALUE

@@ -34,7 +34,8 @@ def read(
         known: classes for a data set that declares none, see :func:`~sparse3dunet.data.checks.complete`.
         class_names: names instead of the declared ones, only with `infer_unlabeled`; see
             :func:`~sparse3dunet.data.set_conventions.complete`.
-        infer_unlabeled: whether to infer from the label maps what is unlabeled, if the data set does not declare it.
+        infer_unlabeled: whether to infer what is unlabeled in any way, if the data set does not declare it; otherwise
+            only from values that mark it clearly, see :func:`~sparse3dunet.data.set_conventions.with_marks`.
         background: value of the background, see :func:`~sparse3dunet.data.checks.complete`.
         options: see :func:`~sparse3dunet.data.datalist.read_data_set`.
 
@@ -48,7 +49,7 @@ def read(
         if data_set.regions:
             print(f"{data_set.source}: the regions are ignored; each class is segmented by itself.")
         return set_conventions.complete(replace(data_set, regions={}), class_names, known, background)
-    return checks.complete(data_set, known, background)
+    return checks.complete(set_conventions.with_marks(data_set, known, background), known, background)
 
 
 class ValidationDataset(CacheDataset):
