@@ -1,8 +1,10 @@
 """Results that replace others: a process that ends at any moment leaves a whole one, the former or the new."""
 
+import errno
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -83,3 +85,30 @@ def test_folders_and_files_replace_each_other(tmp_path, monkeypatch, exchange):
     move(folder(tmp_path / "d", "again"), target)
     assert (target / "voxels").read_text() == "again"
     assert os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("raised", "named"),
+    [(OSError(errno.ENOSPC, "No space left"), "a.txt"), (OSError(errno.EACCES, "Denied", "other"), "other")],
+)
+def test_errors_of_the_system_name_a_file(tmp_path, raised, named):
+    """The result, where the system names none, as when a disk is full; the former one stays."""
+    (tmp_path / "a.txt").write_text("former")
+    with pytest.raises(OSError, match=raised.strerror) as error, replacing(tmp_path / "a.txt"):
+        raise raised
+    assert Path(error.value.filename).name == named
+    with pytest.raises(OSError, match="of a library") as error, replacing(tmp_path / "a.txt"):
+        raise OSError("of a library")
+    assert error.value.filename is None
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text() == "former"
+
+
+def test_files_are_on_the_disk_before_they_replace_others(tmp_path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(os, "fsync", lambda number: flushed.append(os.fstat(number).st_ino))
+    with replacing(tmp_path / "a.ome.zarr") as draft:
+        folder(draft, "new")
+        (draft / "empty").mkdir()
+        assert not flushed
+    assert flushed == [(tmp_path / "a.ome.zarr/voxels").stat().st_ino]
