@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import io
@@ -12,9 +13,11 @@ import sys
 import traceback
 import warnings
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 TRACEBACK_VARIABLE = "SPARSE3DUNET_TRACEBACK"
+STOPPED = 128 + signal.SIGINT
+"""Exit status after Ctrl-C."""
 OF_THE_DISK = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.EISDIR),
     *(errno.ENAMETOOLONG, errno.EIO, errno.EFBIG, errno.EEXIST),
@@ -125,16 +128,27 @@ def show_readable_errors() -> None:
     warnings.filterwarnings("ignore", "NvImgCodecPydicomReader")
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if isinstance(error, KeyboardInterrupt) and not os.environ.get(TRACEBACK_VARIABLE):
-            print("Stopped.", file=sys.stderr)
-            return
-        message = readable(error) or config_error(error)
+        message = "Stopped." if isinstance(error, KeyboardInterrupt) else readable(error) or config_error(error)
         if message is None or os.environ.get(TRACEBACK_VARIABLE):
             sys.__excepthook__(kind, error, trace)
         else:
-            print(f"error: {message}", file=sys.stderr)
+            print(message if isinstance(error, KeyboardInterrupt) else f"error: {message}", file=sys.stderr)
+        leave(1 if isinstance(error, Exception) else STOPPED)
 
     sys.excepthook = hook
+
+
+def leave(status: int) -> NoReturn:
+    """End this process after what is registered for its end, but without waiting for threads.
+
+    Where threads are at work, such as those that fill MONAI's caches, the interpreter's own end can abort the process:
+    it unwinds their stacks, which C++ does not allow ("terminate called without an active exception").
+    """
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # closed, or a disk is full
+            stream.flush()
+    os._exit(status)
 
 
 def config_error(error: BaseException) -> str | None:

@@ -163,3 +163,35 @@ def test_without_a_reader_the_work_goes_on(tmp_path):
     assert process.wait(30) == 0, error
     assert error == b""
     assert (tmp_path / "a.txt").read_text() == "done"
+
+
+BUSY = (
+    "import threading, time, torch\nfrom sparse3dunet.errors import DataError, show_readable_errors\n"
+    "show_readable_errors()\ndef work():\n    x = torch.rand(1, 4, 24, 24, 24)\n    weight = torch.rand(4, 4, 3, 3, 3)\n"
+    "    while True: torch.nn.functional.conv3d(x, weight).to(torch.bfloat16)\n"
+    "for _ in range(4): threading.Thread(target=work, daemon=True).start()\ntime.sleep(0.5)\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "line", "status"), [("DataError('no')", "error: no\n", 1), ("KeyboardInterrupt", "Stopped.\n", 130)]
+)
+def test_threads_at_work_do_not_abort_the_process(error, line, status):
+    """As those that fill a cache: the interpreter would end them within C++."""
+    process = python(f"{BUSY}raise {error}")
+    assert process.communicate(timeout=120)[1].decode() == line
+    assert process.returncode == status
+
+
+def test_ctrl_c_before_the_first_epoch(dataset, tmp_path):
+    """While the program reads the volumes."""
+    arguments = ("--dataset_dir", dataset, "--output_dir", tmp_path / "eval", "--ckpt_dir", tmp_path / "models")
+    command = [sys.executable, "-W", "ignore", "-u", "-m", "sparse3dunet", "run", "training", *map(str, arguments)]
+    process = subprocess.Popen(
+        command, env=bundle_environment(), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert any(line.startswith("deformation") for line in process.stdout)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 130, error
+    assert error.splitlines()[-1].startswith("Stopped.") or "Ctrl-C" in error, error

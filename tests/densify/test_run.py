@@ -5,8 +5,6 @@ import json
 import os
 import re
 import shutil
-import signal
-import time
 
 import nibabel as nib
 import numpy as np
@@ -20,22 +18,16 @@ from sparse3dunet.metrics import surface_distances
 from sparse3dunet.models.description import read_description
 from tests.conftest import (
     ROOT,
-    bundle_environment,
     make_dataset,
     make_volume,
     run_bundle,
     run_sparse3dunet,
     write_nifti,
 )
-from tests.forked import start_module
 
 SMALL = ("--network_def#channels", "[4,8,8]", "--largest_patch_size", "[16,16,16]", "--epoch_length", "10")
 AFFINE = np.array([[-2.0, 0, 0, 30], [0, 1.5, 0, -20], [0, 0, 2.5, 5], [0, 0, 0, 1]])
 INDICES = ([5, 14], [6, 12], [5, 11])
-
-
-def start(*arguments):
-    return start_module("sparse3dunet", "densify", *arguments, cwd=ROOT, environment=bundle_environment())
 
 
 def densify(*arguments, cwd=ROOT):
@@ -264,50 +256,6 @@ def test_changed_results_are_not_overwritten(done, tmp_path):
     assert (tmp_path / "out/scan_seg.nii.gz").read_bytes() == before
     assert "held out" not in result.stdout  # it was told before anything was computed
     assert not (tmp_path / "out/scan_preview.nii.gz").exists()
-
-
-def wait_for(path, process, seconds=120):
-    started = time.monotonic()
-    while not path.exists():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() - started < seconds
-        time.sleep(0.05)
-
-
-def test_a_killed_run_goes_on(tmp_path):
-    scan, annotation, _ = write_scan(tmp_path)
-    arguments = (scan, annotation, "-o", tmp_path / "out", "--minutes", 0.2, *SMALL, "--epoch_length", 3)
-    process = start(*arguments)
-    wait_for(tmp_path / "out/work/final/last.pt", process)
-    process.kill()
-    process.communicate()
-    before = StateFile(tmp_path / "out").read()
-    assert not before.complete
-    assert not (tmp_path / "out/report.html").exists()
-    result = densify(*arguments)
-    assert result.returncode == 0, result.stderr
-    assert "Continuing the unfinished run" in result.stdout
-    assert "--resume" not in result.stdout
-    after = StateFile(tmp_path / "out").read()
-    assert after.complete
-    assert after.held_out == before.held_out
-    assert {p: s for p, s in after.seconds.items() if p in before.seconds} == before.seconds
-    assert (tmp_path / "out/report.html").is_file()
-
-
-def test_ctrl_c_ends_the_training_with_what_was_learned(tmp_path):
-    scan, annotation, _ = write_scan(tmp_path)
-    arguments = (scan, annotation, "-o", tmp_path / "out", "--minutes", 10, "--folds", 1, *SMALL, "--epoch_length", 3)
-    process = start(*arguments)
-    wait_for(tmp_path / "out/work/fold_0/last.pt", process)
-    process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=120)
-    assert process.returncode == 0, stderr
-    assert "Ctrl-C" in stdout
-    assert array(tmp_path / "out/scan_seg.nii.gz").shape == array(scan).shape
-    assert StateFile(tmp_path / "out").read().stopped_early
-    assert "stopped early" in (tmp_path / "out/report.html").read_text()
-    assert json.loads((tmp_path / "out/quality.json").read_text())["mean_dice"] > 0.5
 
 
 def test_from_nrrd_to_3d_slicer_on_coarser_voxels_in_three_folds(tmp_path):

@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import gc
 import shutil
-import signal
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -38,6 +37,7 @@ from sparse3dunet.densify.propagated import Outlook, Propagation, own_calibratio
 from sparse3dunet.densify.results import Results, write_results
 from sparse3dunet.densify.schedule import FINAL, Schedule, channels, deal_slices, number_of_folds, slices_showing
 from sparse3dunet.densify.state import Learned, State, StateFile, differences, digest, former_description, keep_aside
+from sparse3dunet.errors import STOPPED
 from sparse3dunet.io import hold_folder
 from sparse3dunet.keys import IMAGE, LABEL, WEIGHT
 from sparse3dunet.models.checkpoints import save_file
@@ -47,7 +47,6 @@ from sparse3dunet.progress import run_progress
 from sparse3dunet.propagation.ensemble import Held
 from sparse3dunet.training.settings import surface_tolerances
 
-STOPPED = 128 + signal.SIGINT
 MODEL = "model/model.pt"
 
 
@@ -336,7 +335,7 @@ class _Run:
         self, part: str, title: str, held_out: dict[str, Slices] | None, seconds: float, initial: Path | None
     ) -> Trained:
         """Train a part, or resume its training."""
-        started = time.perf_counter()
+        started, seconds = time.perf_counter(), max(seconds, 1.0)  # none are left if a run was stopped before it
         resume = (self.output_dir / "work" / part / "last.pt").is_file()
         pairs = held_out and tuple(held_out.items())  # no dict: names of cases are no config
         changes = {"part": part, "title": title, "held_out": pairs, "minutes": seconds / 60, "resume": resume}
