@@ -57,9 +57,9 @@ def listed_twice(root):
 
 
 def one_name(root):
-    shutil.copytree(root / "imagesTr", root / "more")
     shutil.copytree(root / "labelsTr", root / "moreLabels")
-    cases(image="more/case_0.nii.gz", label="moreLabels/case_0.nii.gz")(root)
+    shutil.copy(root / "imagesTr/case_1.nii.gz", root / "imagesTr/case_0.NII.GZ")
+    cases(image="imagesTr/case_0.NII.GZ", label="moreLabels/case_0.nii.gz")(root)
 
 
 def renamed(ending):
@@ -146,11 +146,11 @@ DECATHLON = {  # the fault, the file that the message names, and words for found
     "path upwards": (cases(image="../../case_1.nii.gz"), "", "../../case_1.nii.gz", *OUTSIDE),
     "absolute path": (cases(label="/tmp/case_1.nii.gz"), "", "/tmp/case_1.nii.gz", *OUTSIDE),
     "listed twice": (listed_twice, LIST, "several cases have the same name", "imagesTr/case_0.nii.gz", "list it once"),
-    "one name in two folders": (
+    "one name in one folder": (
         one_name,
         LIST,
         "several cases have the same name",
-        "more/case_0.nii.gz",
+        "imagesTr/case_0.NII.GZ",
         "a different one",
     ),
     "image as label": (

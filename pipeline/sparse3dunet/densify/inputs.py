@@ -13,8 +13,8 @@ import nibabel as nib
 import numpy as np
 
 from sparse3dunet.data import conventions
-from sparse3dunet.data.datalist import case_name
-from sparse3dunet.data.layouts import file_stem, read_json
+from sparse3dunet.data.layouts import read_json
+from sparse3dunet.data.names import image_name
 from sparse3dunet.densify.dicom_pair import from_dicom, print_notes
 from sparse3dunet.densify.made import DATALIST, Converted, Made, Pair, settings
 from sparse3dunet.densify.segments import IGNORE, check_values, class_labels, only_chosen
@@ -135,7 +135,7 @@ def prepare_pair(
     dense = None if reference is None else _absolute(reference)
     made = Made(folder, (scan, annotation, *([] if dense is None else [dense])))
     made.check_scan(scan)
-    name = _name(scan)
+    name = image_name(scan)
     entry = {IMAGE: str(scan), LABEL: str(annotation)}
     if image_suffix(scan) not in AS_THEY_ARE and not (keep_dicom and is_dicom_image(scan)):
         entry[IMAGE] = made.write(f"{name}.nii", image.data, image, [scan], *settings())
@@ -238,13 +238,6 @@ def annotation_of(datalist: str | Path) -> str | None:
 
 def _absolute(path: str | Path) -> Path:
     return Path(os.path.abspath(os.path.expanduser(path)))
-
-
-def _name(scan: Path) -> str:
-    """Return the name of the case; the case of the file suffix does not matter."""
-    if image_suffix(scan):
-        return file_stem(scan).removesuffix("_0000")
-    return scan.name if scan.is_dir() else case_name(scan)
 
 
 # Checks of the files

@@ -12,12 +12,12 @@ import torch
 from monai.bundle import ConfigParser
 
 from sparse3dunet import __version__
-from sparse3dunet.data.datalist import Case, DataSet, case_name
+from sparse3dunet.data.datalist import Case, DataSet
+from sparse3dunet.data.names import case_name
 from sparse3dunet.data.regions import output_count
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.json_files import parse_json
 from sparse3dunet.io.payload import check_regular
-from sparse3dunet.keys import IMAGE
 from sparse3dunet.models.description_checks import CURE, DESCRIPTION, SCHEMA_VERSION, check_fields, migrated
 from sparse3dunet.networks import UNet3D
 
@@ -147,8 +147,8 @@ def describe_model(
         "normalize": normalize,
         "intensity": intensity,
         "regions": regions or None,
-        "training": [case_name(case[IMAGE]) for case in split[0]],
-        "validation": [case_name(case[IMAGE]) for case in split[1]],
+        "training": [case_name(case) for case in split[0]],
+        "validation": [case_name(case) for case in split[1]],
     }
     return ModelDescription(**_with_tuples(json.loads(json.dumps(content))))
 
