@@ -9,11 +9,13 @@ only for scoring.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from sparse3dunet.colors import is_color
 from sparse3dunet.data.dicom_labels import with_dicom_labels
 from sparse3dunet.data.layouts import SUFFIXES, Listing, read_listing
 from sparse3dunet.data.names import case_name, named
@@ -47,6 +49,7 @@ class DataSet:
         source: file or folder that lists the cases, for messages.
         modalities: names of the channels, such as CT; empty if undeclared.
         regions: class numbers by the name of the region, in the order in which they are written; empty if undeclared.
+        colors: colours by value on disk, as #rrggbb, of classes that have one of their own.
     """
 
     cases: list[Case]
@@ -58,6 +61,7 @@ class DataSet:
     source: str = "the data set"
     modalities: tuple[str, ...] = ()
     regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    colors: Mapping[int, str] = field(default_factory=dict)
 
 
 def read_data_set(
@@ -115,9 +119,8 @@ def read_data_set(
     _check_regions(listing, regions, cases)
     validation = tuple(case_name(case) for case in cases[len(cases) - listing.num_validation :])
     source = str(listing.source.absolute())
-    return DataSet(
-        cases, class_names, class_values, ignore, listing.num_channels, validation, source, listing.modalities, regions
-    )
+    declared = (listing.num_channels, validation, source, listing.modalities, regions, _colors(listing))
+    return DataSet(cases, class_names, class_values, ignore, *declared)
 
 
 def _check_regions(listing: Listing, regions: Mapping[str, Any], cases: Iterable[Case]) -> None:
@@ -313,6 +316,19 @@ def _classes(listing: Listing) -> tuple[list[str], list[int], tuple[int, ...]]:
     # The background is class 0 even where its value is not the smallest, as in the paper's data.
     order = sorted(classes, key=lambda number: (classes[number].lower() != "background", number))
     return [classes[number] for number in order], order, unlabeled
+
+
+def _colors(listing: Listing) -> dict[int, str]:
+    """Return declared colours by value."""
+    colors = {} if listing.colors is None else listing.colors
+    fits = isinstance(colors, Mapping) and all(re.fullmatch(r"-?\d{1,10}", str(value)) for value in colors)
+    odd = [color for color in colors.values() if not is_color(color)] if fits else [colors]
+    if odd:
+        raise DataError(
+            f'{listing.source}: "colors" must be like {{"1": "#e69f00"}}, a colour for each value; found {odd[0]!r}. '
+            "Correct it."
+        )
+    return {int(value): color.lower() for value, color in colors.items()}
 
 
 def _check_classes(listing: Listing, names: Sequence[str], values: Sequence[int], ignore: Sequence[int]) -> None:

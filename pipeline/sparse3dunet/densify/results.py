@@ -77,7 +77,8 @@ class Results:
         self.format = format_suffix(format)
         self.cases = [ImageCase(case_name(case), _files(case)) for case in data_set.cases]
         names, values = data_set.class_names, data_set.class_values
-        self.output = Output(output_dir, names, values, self.format, pictures=False, is_semi_automatic=True)
+        named: dict[str, Any] = {"is_semi_automatic": True, "colors": data_set.colors}
+        self.output = Output(output_dir, names, values, self.format, pictures=False, **named)
         self.by_path = {_files(case)[0]: case for case in data_set.cases}
 
     def annotation(self, image: str) -> Annotation:
@@ -237,9 +238,9 @@ class Results:
         paths = (self.folder / name for name in names)
         path = next(p for p in paths if _is_ours(p, templates) and not any(_is_same(p, file) for file in own))
         values = template(annotation.raw, found, suggestions, annotation.annotated)
-        names_by_value = dict(zip(self.data_set.class_values, self.data_set.class_names))
-        unlabeled = dict.fromkeys(self.data_set.ignore_index, "unlabeled")
-        write_segmentation(path, values, image, {**names_by_value, **unlabeled})
+        labels = self.output.labels
+        labels |= dict.fromkeys(self.data_set.ignore_index, "unlabeled")
+        write_segmentation(path, values, image, labels)
         templates[path.name] = file_digest(path)
         return path
 
