@@ -192,13 +192,7 @@ DECATHLON = {  # the fault, the file that the message names, and words for found
     "one name twice": (declared(labels={"0": "a", "1": "b", "2": "b"}), LIST, "'b' is there twice", "Correct them"),
     "blank name": (declared(labels={"0": "a", "1": " "}), LIST, "' ' is blank", "Correct them"),
     "name of two lines": (declared(labels={"0": "a", "1": "b\nc"}), LIST, "a line break", "Correct them"),
-    "colours are a list": (
-        declared(colors=["#ff0000"]),
-        LIST,
-        "found ['#ff0000']",
-        '"colors" must be like',
-        "Correct it",
-    ),
+    "colours are a list": (declared(colors=["red"]), LIST, "found ['red']", '"colors" must be', "Correct it"),
     "a colour by its name": (declared(colors={"1": "red"}), LIST, "found 'red'", '{"1": "#e69f00"}', "Correct it"),
     "labels are a list": (declared(labels=["background", "a"]), LIST, "found ['background', 'a']", *CLASSES),
     "unlabeled is a class": (
