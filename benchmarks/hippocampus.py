@@ -131,7 +131,7 @@ def main() -> None:
                         results.append(found)
                         print(found, flush=True)
         with (out / "hippocampus.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, asdict(results[0]))
+            writer = csv.DictWriter(file, asdict(results[0]), lineterminator="\n")
             writer.writeheader()
             writer.writerows(map(asdict, results))
     show_results(results)

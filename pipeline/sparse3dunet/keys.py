@@ -18,6 +18,9 @@ CENTER = "center"
 PRED = "pred"
 """(K, X, Y, Z) logits, or (1, X, Y, Z) the segmentation made from them."""
 
+CASE_NAME = "case_name"
+"""Name of a case, in data sets in which images have the same name."""
+
 ANNOTATED_CLASSES = "annotated_classes"
 """Classes that were looked for in a case, if not all were in every case: their values, as read from a datalist; once
 label and weight are made, (K,) bool by class number. Background may then be any of the others."""

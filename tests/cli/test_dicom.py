@@ -16,7 +16,7 @@ from sparse3dunet.io import read_image
 from sparse3dunet.io.dicom_results import IDENTITY
 from sparse3dunet.io.formats import read_segmentation
 from sparse3dunet.models.loading import load_model
-from tests.conftest import make_volume, run_sparse3dunet, run_training
+from tests.conftest import ROOT, make_volume, run_bundle, run_sparse3dunet, run_training
 from tests.densify.test_run import SMALL
 from tests.io.dicom_files import LPS, file_with, series_affine, sources, write_rtstruct, write_seg, write_series
 
@@ -235,3 +235,33 @@ def test_sparse_copies_of_structures(tmp_path, error_of):
     assert "no DICOM annotation, and has a grid of its own" in error_of(
         "simulate", path, "-o", tmp_path / "other", "--slices", "1", "--image", tmp_path / "ct"
     )
+
+
+def test_patients_whose_series_have_one_name(tmp_path):
+    """As hospitals export them, `P001/CT` and `P002/CT`: all that is written has the folders' names, no patient's."""
+    entries = []
+    for number, patient in enumerate(("P001", "P002")):
+        image, dense, _ = make_volume(number)
+        uid = {"SeriesInstanceUID": f"1.2.3.{number}", **dict.fromkeys(TEXTS, MARK)}
+        series = write_series(tmp_path / patient / "CT", (5 * image).astype(np.int16), "axial", **uid)
+        write_annotation(tmp_path / patient / "seg.dcm", series, dense)
+        entries += [{"image": f"{patient}/CT", "label": f"{patient}/seg.dcm"}]
+    path = tmp_path / "list.json"
+    path.write_text(json.dumps({"training": entries}))
+    result = run_training(path, tmp_path)
+    assert result.returncode == 0, result.stderr
+    description = json.loads((tmp_path / "models/model.json").read_text())
+    (validated,) = description["validation"]
+    assert sorted([*description["training"], validated]) == ["P001_CT", "P002_CT"]
+    configs = [ROOT / f"bundle/configs/{name}.yaml" for name in ("train", "evaluate")]
+    places = ("--dataset_dir", path, "--output_dir", tmp_path / "eval", "--ckpt_dir", tmp_path / "models")
+    scored = run_bundle("run", "evaluating", "--config_file", f"{list(map(str, configs))}", *places)
+    assert scored.returncode == 0, scored.stderr
+    scores = (tmp_path / "eval/scores.csv").read_text().splitlines()
+    assert {line.split(",")[0] for line in scores[1:]} == {validated}
+    assert (tmp_path / f"eval/pictures/{validated}.png").is_file()
+    model = load_model(tmp_path / "models")
+    run.predict(model, [tmp_path / "P*/CT"], tmp_path / "out", SlabInferer(model.patch_size), pictures=False)
+    assert {path.name for path in (tmp_path / "out").glob("*_seg*")} == {"P001_CT_seg.nii.gz", "P002_CT_seg.nii.gz"}
+    assert_unmarked(tmp_path / "out", result.stdout, result.stderr, scored.stdout, scored.stderr)
+    assert_unmarked(tmp_path / "eval")

@@ -167,8 +167,8 @@ def test_without_a_reader_the_work_goes_on(tmp_path):
 
 BUSY = (
     "import threading, time, torch\nfrom sparse3dunet.errors import DataError, show_readable_errors\n"
-    "show_readable_errors()\ndef work():\n    x = torch.rand(1, 4, 24, 24, 24)\n    weight = torch.rand(4, 4, 3, 3, 3)\n"
-    "    while True: torch.nn.functional.conv3d(x, weight).to(torch.bfloat16)\n"
+    "show_readable_errors()\ndef work():\n    x = torch.rand(1, 4, 24, 24, 24)\n    w = torch.rand(4, 4, 3, 3, 3)\n"
+    "    while True: torch.nn.functional.conv3d(x, w).to(torch.bfloat16)\n"
     "for _ in range(4): threading.Thread(target=work, daemon=True).start()\ntime.sleep(0.5)\n"
 )
 

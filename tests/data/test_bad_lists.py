@@ -57,9 +57,9 @@ def listed_twice(root):
 
 
 def one_name(root):
-    shutil.copytree(root / "imagesTr", root / "more")
     shutil.copytree(root / "labelsTr", root / "moreLabels")
-    cases(image="more/case_0.nii.gz", label="moreLabels/case_0.nii.gz")(root)
+    shutil.copy(root / "imagesTr/case_1.nii.gz", root / "imagesTr/case_0.NII.GZ")
+    cases(image="imagesTr/case_0.NII.GZ", label="moreLabels/case_0.nii.gz")(root)
 
 
 def renamed(ending):
@@ -146,11 +146,11 @@ DECATHLON = {  # the fault, the file that the message names, and words for found
     "path upwards": (cases(image="../../case_1.nii.gz"), "", "../../case_1.nii.gz", *OUTSIDE),
     "absolute path": (cases(label="/tmp/case_1.nii.gz"), "", "/tmp/case_1.nii.gz", *OUTSIDE),
     "listed twice": (listed_twice, LIST, "several cases have the same name", "imagesTr/case_0.nii.gz", "list it once"),
-    "one name in two folders": (
+    "one name in one folder": (
         one_name,
         LIST,
         "several cases have the same name",
-        "more/case_0.nii.gz",
+        "imagesTr/case_0.NII.GZ",
         "a different one",
     ),
     "image as label": (
@@ -192,6 +192,8 @@ DECATHLON = {  # the fault, the file that the message names, and words for found
     "one name twice": (declared(labels={"0": "a", "1": "b", "2": "b"}), LIST, "'b' is there twice", "Correct them"),
     "blank name": (declared(labels={"0": "a", "1": " "}), LIST, "' ' is blank", "Correct them"),
     "name of two lines": (declared(labels={"0": "a", "1": "b\nc"}), LIST, "a line break", "Correct them"),
+    "colours are a list": (declared(colors=["red"]), LIST, "found ['red']", '"colors" must be', "Correct it"),
+    "a colour by its name": (declared(colors={"1": "red"}), LIST, "found 'red'", '{"1": "#e69f00"}', "Correct it"),
     "labels are a list": (declared(labels=["background", "a"]), LIST, "found ['background', 'a']", *CLASSES),
     "unlabeled is a class": (
         declared(ignore_index=2),

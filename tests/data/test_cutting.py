@@ -10,8 +10,9 @@ import torch
 import zarr
 
 from sparse3dunet.data import checks, cutting, set_conventions
-from sparse3dunet.data.datalist import case_name, read_data_set
+from sparse3dunet.data.datalist import read_data_set
 from sparse3dunet.data.large import open_large
+from sparse3dunet.data.names import case_name
 from sparse3dunet.data.splits import MOST_PARTS, split_cases
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import read_image
@@ -108,7 +109,7 @@ def test_each_annotated_voxel_is_in_one_part(tmp_path, monkeypatch, name, suffix
         assert [(along.start, along.stop) for along in box] == around
     np.testing.assert_array_equal(counts, weights > 0)
     np.testing.assert_array_equal(found[weights > 0], np.array(whole.class_values)[classes[weights > 0]])
-    assert len({case_name(case[IMAGE]) for case in parts.cases}) == len(parts.cases)
+    assert len({case_name(case) for case in parts.cases}) == len(parts.cases)
     report = checks.check_data(parts)
     assert report.class_counts == np.bincount(classes[weights > 0], minlength=len(whole.class_values)).tolist()
 
@@ -212,7 +213,7 @@ def volumes(tmp_path, monkeypatch, *labels, **declared):
 
 
 def of_volumes(cases):
-    return {case_name(case[IMAGE])[0] for case in cases}
+    return {case_name(case)[0] for case in cases}
 
 
 def test_volumes_are_held_out_as_a_whole(tmp_path, monkeypatch):

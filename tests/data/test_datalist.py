@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sparse3dunet.data.datalist import case_name, read_data_set
+from sparse3dunet.data.datalist import read_data_set
+from sparse3dunet.data.names import case_name, image_name
 from sparse3dunet.data.splits import cases_to_score, split_cases
 from sparse3dunet.errors import DataError
 from sparse3dunet.inference.inputs import find_images, list_images
@@ -26,7 +27,7 @@ def test_reads_paths_classes_and_channels(dataset):
     found = read_data_set(dataset)
     assert found.class_names == ["background", "shell", "core"]
     assert found.num_channels == 1
-    assert [case_name(case["image"]) for case in found.cases] == ["case_0", "case_1", "case_2"]
+    assert [case_name(case) for case in found.cases] == ["case_0", "case_1", "case_2"]
     assert all(Path(path).is_file() for case in found.cases for path in case.values())
     assert set(found.cases[0]) == {"image", "label", "reference"}
 
@@ -81,8 +82,8 @@ def test_links_keep_their_names(tmp_path, dataset):
         path.rename(tmp_path / f"{path.parent.name}-{path.name[5]}")
         path.symlink_to(tmp_path / f"{path.parent.name}-{path.name[5]}")
     found = read_data_set(dataset).cases
-    assert [case_name(case["image"]) for case in found] == ["case_0", "case_1", "case_2"]
-    assert [case_name(case["image"]) for case in list_images(dataset / "imagesTr")] == ["case_0", "case_1", "case_2"]
+    assert [case_name(case) for case in found] == ["case_0", "case_1", "case_2"]
+    assert [case_name(case) for case in list_images(dataset / "imagesTr")] == ["case_0", "case_1", "case_2"]
 
 
 def test_missing_folders(tmp_path, dataset):
@@ -113,8 +114,8 @@ def test_split_file(tmp_path):
     path = tmp_path / "split.json"
     path.write_text(json.dumps({"train": ["2", "0"], "val": ["1"]}))
     train, val = split_cases(cases(3), split_file=path)
-    assert [case_name(c["image"]) for c in train] == ["2", "0"]
-    assert [case_name(c["image"]) for c in val] == ["1"]
+    assert [case_name(c) for c in train] == ["2", "0"]
+    assert [case_name(c) for c in val] == ["1"]
     for content, words in [
         ({"train": ["7"], "val": ["1"]}, "not in the data set: 7"),
         ({"train": ["1"]}, '"val"'),
@@ -133,8 +134,8 @@ def test_split_file(tmp_path):
 @pytest.mark.parametrize(
     ("path", "name"), [("/a/b.nii.gz", "b"), ("b.nii", "b"), ("x.y.nii.gz", "x.y"), ("b.mha", "b")]
 )
-def test_case_name(path, name):
-    assert case_name(path) == name
+def test_image_name(path, name):
+    assert image_name(path) == name
 
 
 def test_cases_to_score(capsys):
@@ -156,7 +157,7 @@ def test_suffixes_in_letters_of_any_case(tmp_path, suffix):
         written = write_nifti(tmp_path / folder / f"a{suffix.lower()}", array)
         written.rename(tmp_path / folder / f"a{suffix}")
     (case,) = read_data_set(tmp_path, ignore_index=2).cases
-    assert case_name(case["image"]) == "a"
+    assert case_name(case) == "a"
     np.testing.assert_array_equal(read_volume(case["label"]).data, label)
     (found,) = find_images([tmp_path / "images"], 1)
     assert found.name == "a"

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from sparse3dunet.data.checks import complete, inspect
-from sparse3dunet.data.datalist import case_name, read_data_set
+from sparse3dunet.data.datalist import read_data_set
+from sparse3dunet.data.names import case_name, image_name
 from sparse3dunet.data.splits import split_cases
 from sparse3dunet.errors import DataError
 from sparse3dunet.inference.inputs import find_images
@@ -17,7 +18,7 @@ from tests.data.test_datalist import change_json
 
 
 def names(data_set):
-    return [case_name(case["image"]) for case in data_set.cases]
+    return [case_name(case) for case in data_set.cases]
 
 
 def make_nnunet(root: Path, channels: int = 2, ending: str = ".nii.gz") -> Path:
@@ -77,7 +78,7 @@ def test_pairs(tmp_path, image, label):
         write_nifti(tmp_path / label.format(f"scan_{number}"), sparse)
     found = complete(read_data_set(tmp_path, ignore_index=3))
     assert names(found) == ["scan_0", "scan_1", "scan_2"]
-    assert all(case_name(case["label"]).startswith(case_name(case["image"])) for case in found.cases)
+    assert all(image_name(case["label"]).startswith(case_name(case)) for case in found.cases)
     assert (found.class_values, found.num_channels) == ([0, 1, 2], 1)
     assert inspect(found).all_errors == []
 
@@ -144,7 +145,7 @@ def test_datalist_anywhere_with_absolute_paths(tmp_path):
     assert names(found) == ["case_0", "case_1", "case_2"]
     assert found.validation == ("case_2",)
     train, val = split_cases(found.cases, validation=found.validation)
-    assert [[case_name(c["image"]) for c in part] for part in (train, val)] == [["case_0", "case_1"], ["case_2"]]
+    assert [[case_name(c) for c in part] for part in (train, val)] == [["case_0", "case_1"], ["case_2"]]
     assert split_cases(found.cases, 0, validation=found.validation) == (found.cases, found.cases)
     file.write_text(json.dumps(absolute))
     assert len(read_data_set(file).cases) == 3, "a bare list"

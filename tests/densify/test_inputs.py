@@ -9,7 +9,8 @@ import pytest
 import SimpleITK as sitk
 
 from sparse3dunet.data.checks import as_tensor, check_data
-from sparse3dunet.data.datalist import case_name, read_data_set
+from sparse3dunet.data.datalist import read_data_set
+from sparse3dunet.data.names import case_name
 from sparse3dunet.data.set_conventions import complete
 from sparse3dunet.densify.inputs import annotation_of, prepare, prepare_pair
 from sparse3dunet.errors import DataError
@@ -98,7 +99,7 @@ def assert_as_annotated(datalist, affine=OBLIQUE, image=IMAGE_DATA, name="scan",
     np.testing.assert_allclose(found.affine, affine, rtol=0, atol=1e-5)
     np.testing.assert_array_equal(annotated, ANNOTATED)
     np.testing.assert_array_equal(numbers, DENSE * ANNOTATED)
-    assert case_name(data_set.cases[0][IMAGE]) == name
+    assert case_name(data_set.cases[0]) == name
     return data_set
 
 
@@ -154,7 +155,7 @@ def test_dicom(tmp_path, series, is_turned):  # noqa: F811
     np.testing.assert_allclose(image.affine, affine, rtol=0, atol=1e-4)
     np.testing.assert_array_equal(annotated, label != 9)
     np.testing.assert_array_equal(numbers, np.where(label == 9, 0, label))
-    assert case_name(data_set.cases[0][IMAGE]) == "series"
+    assert case_name(data_set.cases[0]) == "series"
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,11 @@ import json
 
 import numpy as np
 import pytest
+import torch
 import zarr
 
 from sparse3dunet.bundle import running
-from sparse3dunet.data import checks
+from sparse3dunet.data import checks, cutting, large_conventions
 from sparse3dunet.data.datalist import read_data_set
 from sparse3dunet.densify import large
 from sparse3dunet.densify.large import densify_large, is_large_pair
@@ -124,6 +125,30 @@ def test_the_annotation_is_kept_as_training_reads_it(tmp_path, monkeypatch):
     assert kept[0].key != kept[1].key
     densify_large([str(scan), str(annotation)], tmp_path / "out", 1.0, {"device": "cpu", "keep_annotation": False}, {})
     assert kept[2] is None
+
+
+def test_an_annotation_is_counted_once_until_it_changes(tmp_path, monkeypatch):
+    """Densify reads which voxels are annotated, and so does the training: of a scan larger than memory, for minutes."""
+    monkeypatch.setenv("SPARSE3DUNET_VOLUME_MEMORY", "0")
+    scan, annotation, _ = pair(tmp_path)
+    counted, real = [], large_conventions.values_found
+    monkeypatch.setattr(large_conventions, "values_found", lambda part: counted.append(part.size) or real(part))
+    listed = {"training": [{"image": str(scan), "label": str(annotation)}], "ignore_index": 0}
+    (tmp_path / "data.json").write_text(json.dumps(listed))
+    data_set = read_data_set(tmp_path / "data.json")
+    first = cutting.annotation_of_large(data_set, [], None).convention
+    parts = cutting.cut_large(data_set, infer=True)
+    assert sum(counted) == 40 * 36 * 30
+    zarr.open_group(str(annotation), mode="r+")["fine"][12] = 3
+    assert cutting.annotation_of_large(data_set, [], None).convention == first
+    assert sum(counted) == 2 * 40 * 36 * 30
+    assert len(cutting.cut_large(data_set, infer=True).cases) == len(parts.cases)
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cpu", "cpu"), ("cuda:1", "gpu"), ("mps", "cpu")])
+def test_the_preset_of_a_device(device, expected):
+    """`gpu` keeps volumes on the GPU, and was made for CUDA alone."""
+    assert running.preset(torch.device(device)) == running.preset(device) == [expected]
 
 
 def test_results_are_checked_before_the_training(tmp_path, trainings):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sparse3dunet.data.datalist import case_name
+from sparse3dunet.data.names import case_name
 from sparse3dunet.errors import DataError
 from sparse3dunet.inference.inputs import find_images, list_images
 from tests.conftest import make_volume, write_nifti
@@ -30,7 +30,7 @@ def test_no_images_to_predict(tmp_path, dataset):
     with pytest.raises(DataError, match="entry 0"):
         list_images(tmp_path / "list.json")
     (dataset / "imagesTr" / "case_0.nii").write_bytes(b"")
-    with pytest.raises(DataError, match="several images are named case_0"):
+    with pytest.raises(DataError, match="images to predict: several cases have the same name, case_0"):
         list_images(dataset / "imagesTr")
     (dataset / "imagesTr" / "case_0.nii").unlink()
     link = dataset / "imagesTr" / "linked.nii.gz"
@@ -49,7 +49,7 @@ def test_channels_to_predict(tmp_path):
     for name in ("a_0000", "a_0001", "b_0000", "b_0001", "c", "d_2024"):
         write_nifti(tmp_path / f"{name}.nii.gz", image)
     grouped = list_images(tmp_path, 2)
-    assert [case_name(c["image"]) for c in grouped] == ["a", "b", "c", "d_2024"]
+    assert [case_name(c) for c in grouped] == ["a", "b", "c", "d_2024"]
     assert [len(c["image"]) if isinstance(c["image"], list) else 1 for c in grouped] == [2, 2, 1, 1]
     assert len(list_images(tmp_path, 1)) == 6
     (tmp_path / "list.json").write_text('{"testing": [{"image": ["b_0000.nii.gz", "b_0001.nii.gz"]}]}')
@@ -70,11 +70,11 @@ def test_several_sources(tmp_path):
 
 
 def test_one_name_in_several_folders(tmp_path):
-    """As after ``scans/*/t1.nii.gz``: results keep the folders apart."""
+    """As after ``scans/*/t1.nii.gz``: the first folder that differs tells them apart."""
     for folder in ("sub-01/anat", "sub-02/anat"):
         write_nifti(tmp_path / folder / "t1.nii.gz", make_volume(0)[0])
     found = find_images([tmp_path / "sub-*/anat/t1.nii.gz"])
-    assert [case.name for case in found] == ["sub-01/anat/t1", "sub-02/anat/t1"]
+    assert [case.name for case in found] == ["sub-01_t1", "sub-02_t1"]
     assert [case.name for case in find_images([tmp_path / "sub-01/anat"])] == ["t1"]
 
 
@@ -84,9 +84,9 @@ def test_dots_get_into_no_name(tmp_path, monkeypatch):
         write_nifti(tmp_path / f"{name}.nii.gz", make_volume(0)[0])
     monkeypatch.chdir(tmp_path / "w/x")
     found = find_images(["../../b/t1.nii.gz", "c/t1.nii.gz"])
-    assert sorted(case.name for case in found) == ["b/t1", "w/x/c/t1"]
+    assert sorted(case.name for case in found) == ["b_t1", "w_t1"]
     (tmp_path / "w/list.json").write_text(json.dumps(["../b/t1.nii.gz", "x/c/t1.nii.gz"]))
-    assert sorted(case.name for case in find_images(["../list.json"])) == ["b/t1", "w/x/c/t1"]
+    assert sorted(case.name for case in find_images(["../list.json"])) == ["b_t1", "w_t1"]
 
 
 def test_former_results_are_no_images(tmp_path):

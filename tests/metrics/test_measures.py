@@ -162,6 +162,7 @@ def scores():
 
 def test_tables_that_spreadsheets_read(scores, tmp_path):
     write_scores(tmp_path, scores, NAMES)
+    assert b"\r" not in (tmp_path / "scores.csv").read_bytes() + (tmp_path / "scores_summary.csv").read_bytes()
     with (tmp_path / "scores.csv").open(newline="", encoding="utf-8") as file:
         rows = {(row["case"], row["region"], row["class"]): row for row in csv.DictReader(file)}
     assert len(rows) == 6

@@ -83,6 +83,7 @@ def test_waiting_for_data_is_told_without_validation_and_start(tmp_path, capsys,
     *lines, summary = re.findall(r"waiting for data (\d+) %", text)
     with (tmp_path / "training.csv").open() as file:
         rows = list(csv.DictReader(file))
+    assert b"\r" not in (tmp_path / "training.csv").read_bytes()
     assert len(rows) == EPOCHS
     waits = [float(row["data_wait"]) for row in rows]
     first = (ITERATIONS - 1) * LOADING / ((ITERATIONS - 1) * LOADING + ITERATIONS * UPDATING)

@@ -4,7 +4,8 @@ import pytest
 from ignite.engine import Engine
 
 from sparse3dunet.data.checks import check_cases
-from sparse3dunet.data.datalist import case_name, without_references
+from sparse3dunet.data.datalist import without_references
+from sparse3dunet.data.names import case_name
 from sparse3dunet.errors import DataError
 from sparse3dunet.models.description import describe_model
 from sparse3dunet.networks import UNet3D
@@ -21,7 +22,7 @@ DECLARED = {"class_names": ["a", "b"], "class_values": [0, 4], "ignore_index": [
 
 def test_a_data_set_is_read_or_declared(dataset):
     data_set = read(str(dataset), label_dir="labelsDense", annotated_slices="axial")
-    assert [case_name(case["image"]) for case in data_set.cases] == ["case_0", "case_1", "case_2"]
+    assert [case_name(case) for case in data_set.cases] == ["case_0", "case_1", "case_2"]
     assert all("labelsDense" in case["label"] and case["annotated_slices"] == "axial" for case in data_set.cases)
     assert read(None, declared=DECLARED).class_values == [0, 4]
     with pytest.raises(DataError, match="pass --dataset_dir FOLDER"):

@@ -73,7 +73,7 @@ def train(
     }
     if (place / "model.pt").is_file():
         settings["pretrained"] = str(place)
-    running.run_quietly("training", settings, ["gpu" if settings["device"].startswith("cuda") else "cpu"])
+    running.run_quietly("training", settings, running.preset(settings["device"]))
 
 
 def _data_set(cases: Sequence[tuple[str, str, Path]], file: Path, names: Sequence[str], every: bool = False) -> Path:

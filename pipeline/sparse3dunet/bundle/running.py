@@ -57,6 +57,11 @@ def run_bundle(run: str, overlays: Sequence[str], arguments: Sequence[str]) -> N
     runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
 
 
+def preset(device: object) -> list[str]:
+    """Return the overlay with the settings for a training of minutes on a device."""
+    return ["gpu" if str(device).startswith("cuda") else "cpu"]
+
+
 def run_quietly(run: str, settings: Mapping[str, Any], overlays: Sequence[str] = ()) -> None:
     """Run the bundle in this process, without MONAI's initial list of arguments and line of logging.
 

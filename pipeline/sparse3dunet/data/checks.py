@@ -14,12 +14,13 @@ from monai.data import MetaTensor
 
 from sparse3dunet.data.background import lowest_is_background, with_background
 from sparse3dunet.data.cutting import cut_large, has_parts
-from sparse3dunet.data.datalist import Case, DataSet, case_name, with_cases
+from sparse3dunet.data.datalist import Case, DataSet, with_cases
 from sparse3dunet.data.doubts import annotation_doubts, image_doubts
 from sparse3dunet.data.finished import FINISHED
 from sparse3dunet.data.label_and_weight import SparseLabel, finished_of
 from sparse3dunet.data.measurements import measure
 from sparse3dunet.data.memory import machine_memory
+from sparse3dunet.data.names import case_name
 from sparse3dunet.data.partial_labels import looked_for
 from sparse3dunet.data.reports import CaseReport, DataReport
 from sparse3dunet.data.slices import find_slices, plane_names
@@ -158,7 +159,7 @@ def check_cases(
 
 def inspect_case(case: Case, data_set: DataSet) -> CaseReport:
     """Read all files of a case and return a report with all errors."""
-    report = CaseReport(case_name(case[IMAGE]))
+    report = CaseReport(case_name(case))
     image = None
     try:
         image = _read_image(case, data_set.num_channels)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sparse3dunet.data.datalist import Case, DataSet, case_name
+from sparse3dunet.data.datalist import Case, DataSet
 from sparse3dunet.data.large import open_large
 from sparse3dunet.data.large_annotation import LargeAnnotation
 from sparse3dunet.data.large_conventions import (
@@ -26,6 +26,7 @@ from sparse3dunet.data.large_conventions import (
     inferred_convention,
 )
 from sparse3dunet.data.moments import channel_moments, channels_of
+from sparse3dunet.data.names import case_name
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.chunked import pieces
 from sparse3dunet.io.formats import is_chunked, opened_once
@@ -87,8 +88,8 @@ def cut_large(data_set: DataSet, infer: bool = False, classes: Sequence[int] = (
         if volumes is not None and convention is not None:
             parts = _parts(case, volumes, replace(convention, ignore_index=ignored))
         cases += parts
-        if case_name(case[IMAGE]) in data_set.validation:
-            validation += [case_name(part[IMAGE]) for part in parts]
+        if case_name(case) in data_set.validation:
+            validation += [case_name(part) for part in parts]
     return replace(data_set, cases=cases, ignore_index=ignored, validation=tuple(validation))
 
 

@@ -9,13 +9,16 @@ only for scoring.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from sparse3dunet.colors import is_color
 from sparse3dunet.data.dicom_labels import with_dicom_labels
-from sparse3dunet.data.layouts import SUFFIXES, Listing, file_stem, read_listing
+from sparse3dunet.data.layouts import SUFFIXES, Listing, read_listing
+from sparse3dunet.data.names import case_name, named
 from sparse3dunet.data.partial_labels import with_annotated_classes
 from sparse3dunet.data.regions import declared_regions
 from sparse3dunet.data.slices import check_specification
@@ -46,6 +49,7 @@ class DataSet:
         source: file or folder that lists the cases, for messages.
         modalities: names of the channels, such as CT; empty if undeclared.
         regions: class numbers by the name of the region, in the order in which they are written; empty if undeclared.
+        colors: colours by value on disk, as #rrggbb, of classes that have one of their own.
     """
 
     cases: list[Case]
@@ -57,6 +61,7 @@ class DataSet:
     source: str = "the data set"
     modalities: tuple[str, ...] = ()
     regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    colors: Mapping[int, str] = field(default_factory=dict)
 
 
 def read_data_set(
@@ -94,7 +99,7 @@ def read_data_set(
     folders = {LABEL: label_dir, WEIGHT: weight_dir, REFERENCE: reference_dir}
     _check_folders(listing, folders.values())
     cases = [_case(listing, entry, number, folders) for number, entry in enumerate(listing.entries)]
-    _check_names(listing, cases)
+    cases = named(cases, str(listing.source))
     _check_files(listing, cases)
     declared = None if label_dir is not None else listing.annotated_slices
     slices = declared if annotated_slices is None else annotated_slices
@@ -112,11 +117,10 @@ def read_data_set(
     cases = with_annotated_classes(cases, listing.annotated_classes, class_names, class_values, str(listing.source))
     regions = declared_regions(listing.regions, class_names, class_values, str(listing.source))
     _check_regions(listing, regions, cases)
-    validation = tuple(case_name(case[IMAGE]) for case in cases[len(cases) - listing.num_validation :])
+    validation = tuple(case_name(case) for case in cases[len(cases) - listing.num_validation :])
     source = str(listing.source.absolute())
-    return DataSet(
-        cases, class_names, class_values, ignore, listing.num_channels, validation, source, listing.modalities, regions
-    )
+    declared = (listing.num_channels, validation, source, listing.modalities, regions, _colors(listing))
+    return DataSet(cases, class_names, class_values, ignore, *declared)
 
 
 def _check_regions(listing: Listing, regions: Mapping[str, Any], cases: Iterable[Case]) -> None:
@@ -168,7 +172,7 @@ def with_cases(
         annotated_slices: annotated slices of cases that list none.
 
     Raises:
-        DataError: when there is no case at all.
+        DataError: when there is no case at all, or two have the same name.
     """
     if data_set.cases:
         return data_set
@@ -176,7 +180,8 @@ def with_cases(
     if not by_image:
         raise DataError("there is no case to train on: pass --dataset_dir FOLDER, or list cases as train#dataset#data.")
     slices = {} if annotated_slices is None else {ANNOTATED_SLICES: annotated_slices}
-    return replace(data_set, cases=[{**slices, **case} for case in by_image.values()])
+    cases = named([{**slices, **case} for case in by_image.values()], "cases to train on")
+    return replace(data_set, cases=cases)
 
 
 def without_references(cases: Sequence[Case]) -> list[Case]:
@@ -263,17 +268,6 @@ def _inside(listing: Listing, name: str, what: str) -> Path:
     return file
 
 
-def _check_names(listing: Listing, cases: Sequence[Case]) -> None:
-    names = [case_name(case[IMAGE]) for case in cases]
-    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
-    if twice:
-        files = [_paths(case[IMAGE])[0] for case, name in zip(cases, names) if name == twice[0]]
-        raise DataError(
-            f"{listing.source}: several cases have the same name: {', '.join(twice[:3])} ({' and '.join(files[:2])}). "
-            "Cases are identified by the images' file names; give each case a different one, and list it once."
-        )
-
-
 def _check_files(listing: Listing, cases: Sequence[Case]) -> None:
     """Raise DataError if a file is listed twice."""
     users: dict[str, str] = {}
@@ -281,7 +275,7 @@ def _check_files(listing: Listing, cases: Sequence[Case]) -> None:
         for key in (IMAGE, LABEL):
             for path in _paths(case[key]):
                 file = os.path.realpath(path)
-                user = f"{key} of {case_name(case[IMAGE])}"
+                user = f"{key} of {case_name(case)}"
                 if file in users:
                     raise DataError(
                         f"{listing.source}: {file} is both the {users[file]} and the {user}. Each image, channel and "
@@ -324,6 +318,19 @@ def _classes(listing: Listing) -> tuple[list[str], list[int], tuple[int, ...]]:
     return [classes[number] for number in order], order, unlabeled
 
 
+def _colors(listing: Listing) -> dict[int, str]:
+    """Return declared colours by value."""
+    colors = {} if listing.colors is None else listing.colors
+    fits = isinstance(colors, Mapping) and all(re.fullmatch(r"-?\d{1,10}", str(value)) for value in colors)
+    odd = [color for color in colors.values() if not is_color(color)] if fits else [colors]
+    if odd:
+        raise DataError(
+            f'{listing.source}: "colors" must be like {{"1": "#e69f00"}}, a colour for each value; found {odd[0]!r}. '
+            "Correct it."
+        )
+    return {int(value): color.lower() for value, color in colors.items()}
+
+
 def _check_classes(listing: Listing, names: Sequence[str], values: Sequence[int], ignore: Sequence[int]) -> None:
     """Raise DataError if the declared classes lack the background, or one has a value of unlabeled voxels."""
     if values and 0 not in (*values, *ignore) and names[0].lower() != "background":
@@ -352,12 +359,3 @@ def _whole_numbers(value: Any, what: str) -> tuple[int, ...]:
 
 def _folders(listing: Listing) -> str:
     return ", ".join(sorted(p.name for p in listing.root.iterdir() if p.is_dir())) or "none"
-
-
-def case_name(image: str | Path | Sequence[str]) -> str:
-    """Return the name of a case: its image's file name without suffix and nnU-Net's channel number ``_0000``.
-
-    Args:
-        image: path of the image, or of its channels.
-    """
-    return file_stem(image if isinstance(image, (str, Path)) else image[0]).removesuffix("_0000")

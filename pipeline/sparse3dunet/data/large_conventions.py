@@ -8,16 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from sparse3dunet.data.slices import Slices, listed_slices, plane_names, slices_mask
 from sparse3dunet.errors import DataError
+from sparse3dunet.io.defaults import as_key
+from sparse3dunet.io.formats import opened_once
+from sparse3dunet.io.suffixes import split, state_of
 from sparse3dunet.io.volumes import MOST_VALUES, UNLABELED_VALUE, Volume, values_found
 
 SPARSE = 0.5
 """Share of the slices along one axis up to which those with foreground count as annotated ones."""
+MOST_COUNTED = 64
+"""Number of annotations whose counts are kept."""
 CURE = (
     "Pass --ignore-index 255 (the value, or values, of unlabeled voxels; 0 where background has a value of its own) or "
     "--annotated-slices axial (coronal, sagittal), or list the slices in a datalist."
@@ -150,6 +156,15 @@ def _by_slices(label: Volume, counts: _Counts, classes: Collection[int]) -> tupl
 
 
 def _count(label: Volume, ignored: Collection[int]) -> _Counts:
+    """Count an annotation's voxels; what was counted is kept until the file changes, as training asks again."""
+    state = state_of(split(label.path)[0]) or []
+    return _counted(label.path, tuple(ignored), (*state, *as_key().items()))
+
+
+@lru_cache(maxsize=MOST_COUNTED)
+def _counted(path: str, ignored: tuple[int, ...], state: tuple[Any, ...]) -> _Counts:
+    """Go through an annotation; `state` is what else the result depends on."""
+    label = opened_once(path)
     counts = _Counts(label.spatial_shape, foreground=[np.zeros(n, np.int64) for n in label.spatial_shape])
     data: Any = label.data
     for box in data.boxes():

@@ -31,6 +31,7 @@ class Listing:
         root: folder that the listed paths are relative to.
         entries: a dictionary for each case, by the keys of a case; the last `num_validation` are for validation.
         labels: names by value, or values by name; None if undeclared.
+        colors: colours by value, as #rrggbb; None if undeclared.
         ignore_index: values of unlabeled voxels; None if undeclared.
         annotated_slices: annotated slices of cases that list none; None if undeclared.
         annotated_classes: classes that were looked for in cases that list none; None for all.
@@ -45,6 +46,7 @@ class Listing:
     root: Path
     entries: list[Any]
     labels: Any = None
+    colors: Any = None
     ignore_index: Any = None
     annotated_slices: Any = None
     annotated_classes: Any = None
@@ -101,6 +103,7 @@ def _datalist(file: Path, content: Any, allows_absolute: bool) -> Listing:
         root=file.parent,
         entries=[*entries, *validation],
         labels=content.get("labels"),
+        colors=content.get("colors"),
         ignore_index=content.get("ignore_index"),
         annotated_slices=content.get("annotated_slices"),
         annotated_classes=content.get("annotated_classes"),
@@ -144,6 +147,7 @@ def _nnunet(file: Path, content: dict[str, Any]) -> Listing:
         root=root,
         entries=entries,
         labels=content["labels"],
+        colors=content.get("colors"),
         ignore_index=content.get("ignore_index"),
         annotated_slices=content.get("annotated_slices"),
         annotated_classes=content.get("annotated_classes"),

@@ -52,9 +52,9 @@ def complete(
     values = data_set.class_values
     if isinstance(class_names, str):
         described = read_label_descriptions(class_names)
+        data_set = replace(data_set, colors={**data_set.colors, **described.colors})
         class_names = [described.get(value, name) for value, name in zip(values, data_set.class_names)]
-    names = list(class_names)
-    if len(names) != len(values) or names_fault(names):
+    if len(names := list(class_names)) != len(values) or names_fault(names):
         raise DataError(
             f"{data_set.source}: --class-names gives {len(names)} name(s) ({', '.join(names)}) for {len(values)} "
             f"classes, values {', '.join(map(str, values))} ({', '.join(data_set.class_names)}); expected a different "

@@ -16,8 +16,9 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Randomizable
 
-from sparse3dunet.data.datalist import case_name, read_data_set
+from sparse3dunet.data.datalist import read_data_set
 from sparse3dunet.data.layouts import SUFFIXES, file_stem, list_volumes
+from sparse3dunet.data.names import image_name
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.dicom_annotation import annotation_file, read_dense
 from sparse3dunet.io.folders import hold_folder
@@ -204,7 +205,7 @@ def _read_label(file: Path, image: str | Path | None) -> Volume:
 
 def _sparse(label: Volume, keep: Randomizable, seed: int, unlabeled: int) -> tuple[np.ndarray, float]:
     """Return the voxels of the sparse copy, and the share of voxels that it keeps."""
-    keep.set_random_state(seed=zlib.crc32(f"{case_name(label.path)}/{seed}".encode(errors="surrogateescape")))
+    keep.set_random_state(seed=zlib.crc32(f"{image_name(label.path)}/{seed}".encode(errors="surrogateescape")))
     numbers = np.unique(label.data, return_inverse=True)[1].reshape(label.data.shape).astype(np.int16)
     dense = MetaTensor(torch.from_numpy(numbers[None]), meta={"filename_or_obj": label.path})
     kept = np.asarray(keep(dense)[0]) > 0  # type: ignore[operator]

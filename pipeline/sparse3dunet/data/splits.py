@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from sparse3dunet.data.cutting import has_parts
-from sparse3dunet.data.datalist import Case, case_name
+from sparse3dunet.data.datalist import Case
 from sparse3dunet.data.layouts import read_json
+from sparse3dunet.data.names import case_name, volume_name
 from sparse3dunet.errors import DataError
-from sparse3dunet.io.parts import split_part
-from sparse3dunet.keys import IMAGE
 
 MOST_PARTS = 8
 """Number of parts of larger volumes that are validated: each takes seconds on a CPU."""
@@ -53,7 +52,7 @@ def split_cases(
     if len(cases) <= 1 or val_fraction == 0:
         return list(cases), _few(cases)
     if validation:
-        chosen = [case_name(case[IMAGE]) in set(validation) for case in cases]
+        chosen = [case_name(case) in set(validation) for case in cases]
         return [c for c, val in zip(cases, chosen) if not val], _few([c for c, val in zip(cases, chosen) if val])
     volumes: dict[str, list[Case]] = {}
     for case in cases:
@@ -62,12 +61,6 @@ def split_cases(
         training, held_out = _divided(list(volumes.values()), val_fraction, seed)
         return [case for parts in training for case in parts], _few([case for parts in held_out for case in parts])
     return _divided(cases, val_fraction, seed, MOST_PARTS if has_parts(cases) else len(cases))
-
-
-def volume_name(case: Case) -> str:
-    """Return the name of the volume that a case is, or is a part of."""
-    image = case[IMAGE]
-    return case_name(str(split_part(image[0] if isinstance(image, list) else image)[0]))
 
 
 _Item = TypeVar("_Item")
@@ -92,7 +85,7 @@ def _split_by_file(cases: Sequence[Case], path: Path) -> tuple[list[Case], list[
     split = read_json(path)
     if not isinstance(split, dict):
         raise DataError(f'{path}: expected {{"train": [names], "val": [names]}}, found {type(split).__name__}.')
-    by_name = {case_name(case[IMAGE]): [case] for case in cases}
+    by_name = {case_name(case): [case] for case in cases}
     for case in cases:
         if has_parts([case]):
             by_name.setdefault(volume_name(case), []).append(case)
@@ -109,7 +102,7 @@ def _split_by_file(cases: Sequence[Case], path: Path) -> tuple[list[Case], list[
             raise DataError(f'{path}: cases under "{part}" are not in the data set: {", ".join(unknown[:5])}.')
         chosen = [case for name in names for case in by_name[str(name)]]
         parts.append([case for number, case in enumerate(chosen) if case not in chosen[:number]])  # a volume and a part
-    both = [case_name(case[IMAGE]) for case in parts[0] if case in parts[1]]
+    both = [case_name(case) for case in parts[0] if case in parts[1]]
     if both:
         raise DataError(
             f"{path}: cases in both parts: {', '.join(both[:5])}. Validation on training cases does not show how good "
@@ -124,9 +117,9 @@ def cases_to_score(cases: Sequence[Case], training: Sequence[str], validation: S
     These are its validation cases, if the data set has them all; otherwise, for another data set, all cases. The cases
     are printed, and whether the model was trained on them.
     """
-    held_out = [case for case in cases if case_name(case[IMAGE]) in set(validation)]
+    held_out = [case for case in cases if case_name(case) in set(validation)]
     chosen = held_out if held_out and len(held_out) == len(set(validation)) else list(cases)
-    names = [case_name(case[IMAGE]) for case in chosen]
+    names = [case_name(case) for case in chosen]
     shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
     if set(names) & set(training):
         note = "all or some of which the model was trained on (scores on annotated voxels do not apply to others)"

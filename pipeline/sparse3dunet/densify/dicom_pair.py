@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from sparse3dunet.colors import Labels
 from sparse3dunet.densify.made import Converted, Pair
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import read_image
@@ -15,6 +16,7 @@ from sparse3dunet.io.dicom_annotation import (
     class_values,
     read_on_grid,
     referenced_series,
+    segment_colors,
     segment_names,
 )
 from sparse3dunet.io.dicom_folders import dicom_series
@@ -25,7 +27,7 @@ from sparse3dunet.io.volumes import NO_VOXEL_SIZE, Volume
 def from_dicom(scan: Path, annotation: Path, given: list[int], annotated_slices: Any) -> Pair:
     """Read a scan of any format, and its annotation, a DICOM segmentation or structure set, on the scan's grid.
 
-    The names of segments become those of the classes. Slices without a segment are unlabeled, see
+    The names and colours of segments become those of the classes. Slices without a segment are unlabeled, see
     :mod:`~sparse3dunet.io.dicom_annotation`. Of several series in the scan's folder, that is read which the annotation
     was made on.
 
@@ -40,7 +42,9 @@ def from_dicom(scan: Path, annotation: Path, given: list[int], annotated_slices:
     unlabeled = given[0] if given else UNLABELED if annotated_slices is None else 0
     label = read_on_grid(file, image, values, unlabeled)
     print_notes(label)
-    labels = {0: BACKGROUND, **{value: name for name, value in values.items() if value > 0}}
+    own = segment_colors(file)
+    colors = {value: own[name.lower()] for name, value in values.items() if name.lower() in own}
+    labels = Labels({0: BACKGROUND, **{value: name for name, value in values.items() if value > 0}}, colors)
     if len(labels) < 2:
         raise DataError(f"{file}: no segment but {', '.join(values)}; expected a structure, too. Add a segment.")
     declared = {"ignore_index": [unlabeled]} if not given and annotated_slices is None else {}

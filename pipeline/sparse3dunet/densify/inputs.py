@@ -12,9 +12,10 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from sparse3dunet.colors import Labels
 from sparse3dunet.data import conventions
-from sparse3dunet.data.datalist import case_name
-from sparse3dunet.data.layouts import file_stem, read_json
+from sparse3dunet.data.layouts import read_json
+from sparse3dunet.data.names import image_name
 from sparse3dunet.densify.dicom_pair import from_dicom, print_notes
 from sparse3dunet.densify.made import DATALIST, Converted, Made, Pair, settings
 from sparse3dunet.densify.segments import IGNORE, check_values, class_labels, only_chosen
@@ -106,8 +107,8 @@ def prepare_pair(
     NIfTI, TIFF, HDF5 and OME-Zarr are listed as they are; others are converted to NIfTI in the folder, and kept there
     until their sources change; DICOM scans only if results need no reference to them. An annotation on a part of the
     scan's grid, to which 3D Slicer crops segmentations, is pasted into the whole grid; outside of it is 0, or its value
-    for unlabeled. The segment names of a 3D Slicer segmentation become the class names. Voxels in no segment are
-    unlabeled if a segment is named background; otherwise :func:`~sparse3dunet.data.conventions.infer` decides. For
+    for unlabeled. The segments of a 3D Slicer segmentation give the classes' names and colours. Voxels in no segment
+    are unlabeled if a segment is named background; otherwise :func:`~sparse3dunet.data.conventions.infer` decides. For
     DICOM see :func:`~sparse3dunet.densify.dicom_pair.from_dicom`.
 
     Args:
@@ -135,7 +136,7 @@ def prepare_pair(
     dense = None if reference is None else _absolute(reference)
     made = Made(folder, (scan, annotation, *([] if dense is None else [dense])))
     made.check_scan(scan)
-    name = _name(scan)
+    name = image_name(scan)
     entry = {IMAGE: str(scan), LABEL: str(annotation)}
     if image_suffix(scan) not in AS_THEY_ARE and not (keep_dicom and is_dicom_image(scan)):
         entry[IMAGE] = made.write(f"{name}.nii", image.data, image, [scan], *settings())
@@ -149,6 +150,8 @@ def prepare_pair(
     content |= {"scan": str(scan), "annotation": str(annotation)}
     if labels:
         content["labels"] = {str(value): text for value, text in sorted(labels.items())}
+    if labels.colors:
+        content["colors"] = {str(value): color for value, color in sorted(labels.colors.items())}
     write_text(folder / DATALIST, json.dumps(content, indent=2) + "\n")  # ASCII: names may be no UTF-8
     return folder / DATALIST
 
@@ -170,7 +173,7 @@ def _from_label_map(scan: Path, annotation: Path, given: list[int], annotated_sl
     return image, Converted(placed, outside) if is_converted else None, declared, labels
 
 
-def _read(scan: Path, annotation: Path) -> tuple[Volume, Volume, dict[int, str], bool]:
+def _read(scan: Path, annotation: Path) -> tuple[Volume, Volume, Labels, bool]:
     """Return image, annotation on its grid or a part of it, segments' names, and whether its file states another grid.
 
     Raises:
@@ -238,13 +241,6 @@ def annotation_of(datalist: str | Path) -> str | None:
 
 def _absolute(path: str | Path) -> Path:
     return Path(os.path.abspath(os.path.expanduser(path)))
-
-
-def _name(scan: Path) -> str:
-    """Return the name of the case; the case of the file suffix does not matter."""
-    if image_suffix(scan):
-        return file_stem(scan).removesuffix("_0000")
-    return scan.name if scan.is_dir() else case_name(scan)
 
 
 # Checks of the files

@@ -101,7 +101,7 @@ def densify_large(
     digest = _digest(data_set, {**given, **extra})
     kept = _annotation(data_set, {**given, **extra}, digest) if settings.get("keep_annotation", True) else None
     given["resume"] = _goes_on(output_dir, digest) and not settings.get("restart", False)
-    running.run_quietly("training", {**given, **extra}, ["cpu" if device.type == "cpu" else "gpu"])
+    running.run_quietly("training", {**given, **extra}, running.preset(device))
     _predict(model, scan, output_dir, device, settings.get("format"), kept)
 
 

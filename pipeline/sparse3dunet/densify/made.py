@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from sparse3dunet.colors import Labels
 from sparse3dunet.data.layouts import read_json
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import write_map
@@ -31,8 +32,8 @@ class Converted:
     outside: int
 
 
-Pair = tuple[Volume, Converted | None, dict[str, Any], dict[int, str]]
-"""The image; the label map unless the file can be used as it is; what the datalist declares; the names of values."""
+Pair = tuple[Volume, Converted | None, dict[str, Any], Labels]
+"""The image; the label map unless the file can be used as it is; what the datalist declares; the values' names."""
 
 
 def settings() -> list[int]:

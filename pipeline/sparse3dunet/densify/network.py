@@ -13,7 +13,8 @@ import torch
 from monai.inferers import Inferer
 from monai.transforms import Compose
 
-from sparse3dunet.data.datalist import Case, case_name, without_references
+from sparse3dunet.data.datalist import Case, without_references
+from sparse3dunet.data.names import case_name
 from sparse3dunet.densify.propagated import mixed, own_calibration
 from sparse3dunet.io import read_image
 from sparse3dunet.io.written import file_digest
@@ -58,7 +59,7 @@ def network_on_held_out(
     network.eval()
     by_case = {}
     for case in without_references(cases):
-        name = case_name(case[IMAGE])
+        name = case_name(case)
         if name not in held or held[name].judged < 0:  # the network may have learned its slices
             continue
         item = load(case)

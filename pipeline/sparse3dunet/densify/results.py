@@ -17,8 +17,9 @@ import torch
 
 from sparse3dunet import __version__
 from sparse3dunet.data.checks import as_tensor
-from sparse3dunet.data.datalist import Case, DataSet, case_name
+from sparse3dunet.data.datalist import Case, DataSet
 from sparse3dunet.data.label_and_weight import SparseLabel
+from sparse3dunet.data.names import case_name
 from sparse3dunet.densify.densifier import Annotation, Densifier, decided
 from sparse3dunet.densify.estimate import Estimate, Expected
 from sparse3dunet.densify.page import CaseSection, Report, write_report
@@ -74,9 +75,10 @@ class Results:
     def __init__(self, output_dir: Path, data_set: DataSet, format: str | None, keep_annotation: bool) -> None:
         self.folder, self.data_set, self.keep = output_dir, data_set, keep_annotation
         self.format = format_suffix(format)
-        self.cases = [ImageCase(case_name(case[IMAGE]), _files(case)) for case in data_set.cases]
+        self.cases = [ImageCase(case_name(case), _files(case)) for case in data_set.cases]
         names, values = data_set.class_names, data_set.class_values
-        self.output = Output(output_dir, names, values, self.format, pictures=False, is_semi_automatic=True)
+        named: dict[str, Any] = {"is_semi_automatic": True, "colors": data_set.colors}
+        self.output = Output(output_dir, names, values, self.format, pictures=False, **named)
         self.by_path = {_files(case)[0]: case for case in data_set.cases}
 
     def annotation(self, image: str) -> Annotation:
@@ -205,7 +207,7 @@ class Results:
 
     def name_of(self, image: str) -> str:
         """Return the name of the case whose (first) image file is `image`."""
-        return case_name(self.by_path[image][IMAGE])
+        return case_name(self.by_path[image])
 
     def _names(self, case: ImageCase) -> dict[str, str]:
         return self.output.names(case, confidence=True)
@@ -236,9 +238,9 @@ class Results:
         paths = (self.folder / name for name in names)
         path = next(p for p in paths if _is_ours(p, templates) and not any(_is_same(p, file) for file in own))
         values = template(annotation.raw, found, suggestions, annotation.annotated)
-        names_by_value = dict(zip(self.data_set.class_values, self.data_set.class_names))
-        unlabeled = dict.fromkeys(self.data_set.ignore_index, "unlabeled")
-        write_segmentation(path, values, image, {**names_by_value, **unlabeled})
+        labels = self.output.labels
+        labels |= dict.fromkeys(self.data_set.ignore_index, "unlabeled")
+        write_segmentation(path, values, image, labels)
         templates[path.name] = file_digest(path)
         return path
 

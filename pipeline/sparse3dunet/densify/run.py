@@ -24,7 +24,8 @@ from monai.transforms import Compose
 from monai.utils import set_determinism
 
 from sparse3dunet.bundle import configs
-from sparse3dunet.data.datalist import DataSet, case_name, without_references
+from sparse3dunet.data.datalist import DataSet, without_references
+from sparse3dunet.data.names import case_name
 from sparse3dunet.data.reports import DataReport
 from sparse3dunet.data.slices import Slices
 from sparse3dunet.densify import summary
@@ -39,7 +40,7 @@ from sparse3dunet.densify.schedule import FINAL, Schedule, channels, deal_slices
 from sparse3dunet.densify.state import Learned, State, StateFile, differences, digest, former_description, keep_aside
 from sparse3dunet.errors import STOPPED
 from sparse3dunet.io import hold_folder
-from sparse3dunet.keys import IMAGE, LABEL, WEIGHT
+from sparse3dunet.keys import LABEL, WEIGHT
 from sparse3dunet.models.checkpoints import save_file
 from sparse3dunet.models.description import ModelDescription
 from sparse3dunet.models.normalization import normalizer
@@ -81,7 +82,7 @@ class _Run:
     ) -> None:
         self.started = time.perf_counter()
         self.data_set, self.report, self.options = data_set, report, options
-        self.names = [case_name(case[IMAGE]) for case in data_set.cases]
+        self.names = [case_name(case) for case in data_set.cases]
         self.output_dir = Path(options.output_dir)
         self.file = StateFile(self.output_dir)
         self.learned = Learned(self.output_dir)

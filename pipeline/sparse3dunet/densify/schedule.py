@@ -10,11 +10,12 @@ import numpy as np
 import torch
 
 from sparse3dunet.data.cutting import has_parts
-from sparse3dunet.data.datalist import Case, case_name, without_references
+from sparse3dunet.data.datalist import Case, without_references
+from sparse3dunet.data.names import case_name
 from sparse3dunet.data.reports import CaseReport, DataReport
 from sparse3dunet.data.slices import Slices, crossed, find_slices, runs
 from sparse3dunet.errors import DataError
-from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, WEIGHT
+from sparse3dunet.keys import ANNOTATED_SLICES, WEIGHT
 from sparse3dunet.planning.geometry import coarsened
 from sparse3dunet.training.settings import target_spacing
 from sparse3dunet.transforms.holdout import TRAINING, HoldOutSlices, HoldOutSlicesd
@@ -264,7 +265,7 @@ def hold_out(held_out: Mapping[str, Slices] | Sequence[tuple[str, Slices]] | Non
 
 def cases_of(cases: Sequence[Case], held_out: Mapping[str, Slices] | Sequence[tuple[str, Slices]] | None) -> list[Case]:
     """Return the cases with held-out slices, without dense labels; if there are none, the first case."""
-    chosen = [case for case in cases if case_name(case[IMAGE]) in dict(held_out or {})]
+    chosen = [case for case in cases if case_name(case) in dict(held_out or {})]
     return without_references(chosen or cases[:1])
 
 

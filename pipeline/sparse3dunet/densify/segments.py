@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sparse3dunet.colors import Labels
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.defaults import default_segments
 from sparse3dunet.io.segments import BACKGROUND, UNLABELED_NAMES, check_names
@@ -17,10 +18,10 @@ IGNORE = "ignore"
 """Name of the value of unlabeled voxels in data sets."""
 
 
-def class_labels(segments: Mapping[int, str], ignore_index: Sequence[int], annotation: Path) -> dict[int, str]:
-    """Return the names of classes and of unlabeled values, as data sets declare them; empty without segments."""
+def class_labels(segments: Labels, ignore_index: Sequence[int], annotation: Path) -> Labels:
+    """Return names and colours of classes and of unlabeled values, as in data sets; empty without segments."""
     if not segments:
-        return {}
+        return segments
     names = {v: IGNORE if name.lower() in UNLABELED_NAMES else name for v, name in segments.items()}
     names = {value: BACKGROUND if name.lower() == BACKGROUND else name for value, name in names.items()}
     labels = {0: IGNORE if BACKGROUND in names.values() else BACKGROUND, **names}
@@ -31,10 +32,10 @@ def class_labels(segments: Mapping[int, str], ignore_index: Sequence[int], annot
             f"{annotation}: the segments are {', '.join(segments.values())}, which gives the classes "
             f"{', '.join(classes) or '(none)'}; expected at least two (background: all in no segment). Add a segment."
         )
-    return labels
+    return Labels(labels, segments.colors)
 
 
-def only_chosen(label: Volume, segments: dict[int, str], all_there: bool = True) -> tuple[Volume, dict[int, str]]:
+def only_chosen(label: Volume, segments: Labels, all_there: bool = True) -> tuple[Volume, Labels]:
     """Return the label map and the names of those segments alone that ``--segments`` names, if it is set.
 
     Voxels of others become 0. Segments for the background and for unlabeled voxels are never left out.
@@ -60,7 +61,8 @@ def only_chosen(label: Volume, segments: dict[int, str], all_there: bool = True)
     always = (BACKGROUND, *UNLABELED_NAMES)
     kept = {value: name for value, name in segments.items() if name.lower() in (*names, *always)}
     left_out = np.isin(label.data, [value for value in segments if value not in kept])
-    return replace(label, data=np.where(left_out, 0, label.data).astype(label.data.dtype)), kept
+    data = np.where(left_out, 0, label.data).astype(label.data.dtype)
+    return replace(label, data=data), Labels(kept, segments.colors)
 
 
 def check_values(path: str, values: Mapping[float, int], segments: Mapping[int, str], given: Sequence[int]) -> None:

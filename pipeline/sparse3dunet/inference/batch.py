@@ -16,6 +16,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from sparse3dunet.colors import Labels
 from sparse3dunet.data.large import open_large
 from sparse3dunet.data.large_annotation import LargeAnnotation
 from sparse3dunet.data.moments import channels_of
@@ -54,6 +55,7 @@ class Output:
         overwrite: whether to replace files that this command did not write, or that were changed since.
         is_semi_automatic: whether the images themselves were annotated in part.
         annotation: annotation of the one image, larger than memory, whose voxels keep their class; None for none.
+        colors: colours by value on disk, as #rrggbb, of classes that have one of their own.
     """
 
     folder: Path
@@ -64,11 +66,12 @@ class Output:
     overwrite: bool = False
     is_semi_automatic: bool = False
     annotation: LargeAnnotation | None = None
+    colors: Mapping[int, str] = field(default_factory=dict)
 
     @property
-    def labels(self) -> dict[int, str]:
-        """Each class's name by its value on disk."""
-        return dict(zip(self.class_values, self.class_names))
+    def labels(self) -> Labels:
+        """Each class's name, and colour if it has one, by its value on disk."""
+        return Labels(dict(zip(self.class_values, self.class_names)), self.colors)
 
     def names(self, case: ImageCase, confidence: bool = False, probabilities: bool = False) -> dict[str, str]:
         """Return the files of a case by their content, relative to the folder."""

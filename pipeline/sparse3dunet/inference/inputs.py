@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import glob
 import os
-from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparse3dunet.data.datalist import case_name
 from sparse3dunet.data.layouts import IMAGE_SUFFIXES, group_channels, list_volumes, read_json
+from sparse3dunet.data.names import distinct_names
 from sparse3dunet.datasets.mni152 import ensure_default
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.defaults import default_series
@@ -25,7 +24,7 @@ class ImageCase:
     """An image to predict.
 
     Attributes:
-        name: name of the case, unique among those found together, after which results are named; may include folders.
+        name: name of the case, unique among those found together, after which results are named.
         files: absolute paths of the image's files: one, one for each channel, or a folder of DICOM or Zarr; a dataset
             of HDF5 as ``file.h5:/raw``.
     """
@@ -61,29 +60,18 @@ def find_images(
         leave_out: absolute paths of files that are not to be predicted: the results of earlier runs.
 
     Returns:
-        The images, each once. If several had the same name (``1/t1.nii.gz``, ``2/t1.nii.gz``), all are named by their
-        path relative to their common folder.
+        The images, each once, named by :func:`~sparse3dunet.data.names.distinct_names`.
 
     Raises:
-        DataError: when a source does not exist, names a missing file, or contains no image.
+        DataError: when a source does not exist, names a missing file, or contains no image; when two
+            images have the same name.
     """
     images = dict.fromkeys(image for source in sources for image in _images_of(str(source), num_channels))
     _check_links(file for image in images for file in image)
     files = [image for image in images if image[0] not in leave_out]
     if not files:
         raise DataError(f"{', '.join(map(str, sources))}: only results of earlier runs, no image. Pass the images.")
-    names = [_name(image[0]) for image in files]
-    if max(Counter(names).values()) > 1:
-        root = os.path.commonpath([os.path.dirname(image[0]) for image in files])
-        names = [os.path.join(os.path.relpath(os.path.dirname(i[0]), root), n) for i, n in zip(files, names)]
-        names = [os.path.normpath(name) for name in names]
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        same = [image[0] for image, name in zip(files, names) if name == twice[0]]
-        raise DataError(
-            f"several images are named {twice[0]}, and their results would overwrite each other: "
-            f"{' and '.join(same[:2])}. Rename one, or predict them into different folders."
-        )
+    names = distinct_names(files, "images to predict")
     return [ImageCase(name, image) for name, image in zip(names, files)]
 
 
@@ -104,10 +92,6 @@ def list_images(source: str | Path | None, num_channels: int = 1) -> list[dict[s
     """
     cases = [] if source is None else find_images([ensure_default(source)], num_channels)
     return [{IMAGE: case.files[0] if len(case.files) == 1 else list(case.files)} for case in cases]
-
-
-def _name(file: str) -> str:
-    return os.path.basename(file) if os.path.isdir(file) and not is_image_file(file) else case_name(file)
 
 
 def _images_of(source: str, num_channels: int) -> list[tuple[str, ...]]:

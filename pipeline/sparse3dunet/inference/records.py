@@ -231,7 +231,7 @@ def write_summary(
         ]
         rows.append(cells)
     path = folder / "summary.csv"
-    write_csv(path, rows, line_end="\n")
+    write_csv(path, rows)
     return path
 
 

@@ -84,9 +84,8 @@ def predict(
         cases = largest_first(cases)[part[0] - 1 :: part[1]]
     settings = Settings(inferer, device, normalize, confidence, probabilities, largest, min_ml)
     inferer.windows((1, 1, 1), model.network)  # checks that the network accepts such windows
-    output = Output(
-        output_dir, model.class_names, model.class_values, format, pictures, overwrite, annotation=annotation
-    )
+    named: dict[str, Any] = {"annotation": annotation, "colors": model.class_colors}
+    output = Output(output_dir, model.class_names, model.class_values, format, pictures, overwrite, **named)
     if dask is not None:
         from sparse3dunet.inference.cluster import predict_on_cluster
 

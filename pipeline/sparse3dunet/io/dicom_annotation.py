@@ -19,6 +19,7 @@ import numpy as np
 from pydicom import dcmread
 from pydicom.config import disable_value_validation
 
+from sparse3dunet.colors import color_text
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import dicom_seg, rtstruct
 from sparse3dunet.io.defaults import default_segments
@@ -107,6 +108,31 @@ def segment_names(*paths: Path) -> list[str]:
     others = f" and {len(paths) - 1} other annotation(s)" if len(paths) > 1 else ""
     check_names(f"{paths[0]}{others}", chosen, list(found.values()))
     return [found[name] for name in chosen or found]
+
+
+def segment_colors(path: Path) -> dict[str, str]:
+    """Return the colours of an annotation's segments, as #rrggbb, by their names in lower case, as far as stated."""
+    module = _module(path)
+    if module is None:
+        return {}
+    found, colors = module.read(path), {}
+    elements = found.source[1]
+    for item in elements.get("SegmentSequence") or elements.get("ROIContourSequence") or []:
+        try:
+            number = item.get("SegmentNumber") or item.get("ReferencedROINumber")
+            rgb = item.get("ROIDisplayColor") or _srgb(item.get("RecommendedDisplayCIELabValue"))
+            colors[found.names[number].lower()] = color_text([int(n) for n in rgb])
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError):  # none, or none that can be one
+            continue
+    return colors
+
+
+def _srgb(stored: Sequence[int]) -> np.ndarray:
+    """Return red, green and blue, 0 to 255, of CIELab as stored in DICOM (PS3.3, C.10.7.1.1)."""
+    from skimage.color import lab2rgb
+
+    light, a, b = stored
+    return np.rint(255 * lab2rgb([light / 655.35, a / 257 - 128, b / 257 - 128]))
 
 
 def class_values(names: Sequence[str]) -> dict[str, int]:

@@ -18,6 +18,7 @@ from pydicom.config import disable_value_validation
 from pydicom.uid import generate_uid
 from pydicom.valuerep import PersonName
 
+from sparse3dunet.colors import colors_of
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.dicom import DicomSource
 from sparse3dunet.io.dicom_codes import class_code
@@ -78,7 +79,7 @@ def check_dicom_output(path: str | Path, like: Volume, class_names: Mapping[int,
 
     empty = np.zeros((*like.spatial_shape[:2], len(headers)), np.uint8)
     with readable(path, like):
-        WRITERS[suffix](headers, empty, (), labels or ["x"], like, False)
+        WRITERS[suffix](headers, empty, (), [(label, (0, 0, 0)) for label in labels or ["x"]], like, False)
 
 
 def write_dicom_segmentation(
@@ -106,7 +107,7 @@ def write_dicom_segmentation(
         numbers[labels == value] = number
     source: DicomSource = like.header
     with readable(path, like):
-        names = list(class_names.values())[1:]
+        names = list(zip(class_names.values(), colors_of(class_names)))[1:]
         content = writer(source_headers(source), numbers, source.frames, names, like, is_semi_automatic)
         content.save_as(path, enforce_file_format=True)
 

@@ -14,13 +14,13 @@ from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage, generate_
 from skimage.measure import find_contours
 
 from sparse3dunet import __version__
-from sparse3dunet.colors import class_color
 from sparse3dunet.io.dicom_codes import class_code, code_item
 from sparse3dunet.io.dicom_results import common_elements
 from sparse3dunet.io.grid import LPS_TO_RAS
 from sparse3dunet.io.suffixes import DICOM_SEG_SUFFIX, RTSTRUCT_SUFFIX
 from sparse3dunet.io.volumes import Volume
 
+RGB = tuple[int, int, int]
 NAME = "sparse3dunet"
 SERIES_NUMBERS = {DICOM_SEG_SUFFIX: 7001, RTSTRUCT_SUFFIX: 7002}
 DESCRIPTION = f"Segmentation by {NAME}"
@@ -30,7 +30,7 @@ def segmentation(
     headers: Sequence[Dataset],
     numbers: np.ndarray,
     frames: Sequence[int],
-    names: Sequence[str],
+    classes: Sequence[tuple[str, RGB]],
     like: Volume,
     is_semi_automatic: bool,
 ) -> Dataset:
@@ -40,7 +40,7 @@ def segmentation(
         headers: elements of each slice's file, or of the one file.
         numbers: (X, Y, Z) class numbers, 0 for background.
         frames: index of the frame of each slice, if there is one file.
-        names: names of the classes from 1 on.
+        classes: names and colours of the classes from 1 on.
         like: the image.
         is_semi_automatic: see :func:`~sparse3dunet.io.dicom_results.write_dicom_segmentation`.
     """
@@ -52,9 +52,9 @@ def segmentation(
     how = highdicom.AlgorithmIdentificationSequence(NAME, codes.cid7162.ArtificialIntelligence, __version__)
     kind = "SEMIAUTOMATIC" if is_semi_automatic else "AUTOMATIC"
     segments = []
-    for number, name in enumerate(names, 1):
+    for number, (name, rgb) in enumerate(classes, 1):
         code = class_code(name)
-        color = highdicom.color.CIELabColor.from_rgb(*_rgb(number))
+        color = highdicom.color.CIELabColor.from_rgb(*rgb)
         segment = highdicom.seg.SegmentDescription(
             number, code.label, code.category, code.kind, kind, how, display_color=color
         )
@@ -88,7 +88,7 @@ def structure_set(
     headers: Sequence[Dataset],
     numbers: np.ndarray,
     frames: Sequence[int],
-    names: Sequence[str],
+    classes: Sequence[tuple[str, RGB]],
     like: Volume,
     is_semi_automatic: bool,
 ) -> Dataset:
@@ -99,7 +99,7 @@ def structure_set(
     result = _new(headers[0])
     result.ReferencedFrameOfReferenceSequence = [_referenced_series(headers, frames)]
     structures, shapes, observations = [], [], []
-    for number, name in enumerate(names, 1):
+    for number, (name, rgb) in enumerate(classes, 1):
         code = class_code(name)
         structures.append(
             _item(
@@ -111,7 +111,7 @@ def structure_set(
             )
         )
         contours = list(_contours(numbers == number, headers, frames, like))
-        shape = _item(ReferencedROINumber=number, ROIDisplayColor=_rgb(number))
+        shape = _item(ReferencedROINumber=number, ROIDisplayColor=list(rgb))
         if contours:
             shape.ContourSequence = contours
         shapes.append(shape)
@@ -210,11 +210,6 @@ def _corners(points: np.ndarray) -> np.ndarray:
     """Return a closed contour without the points on straight lines between others."""
     before, after = points - np.roll(points, 1, axis=0), np.roll(points, -1, axis=0) - points
     return points[np.abs(before[:, 0] * after[:, 1] - before[:, 1] * after[:, 0]) > 1e-9]
-
-
-def _rgb(number: int) -> list[int]:
-    color = class_color(number)
-    return [int(color[i : i + 2], 16) for i in (1, 3, 5)]
 
 
 def _item(**elements: Any) -> Dataset:

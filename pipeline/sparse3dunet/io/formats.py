@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sparse3dunet.colors import Labels
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.defaults import as_key
 from sparse3dunet.io.dicom import read_dicom_file, read_dicom_folder
@@ -104,11 +105,11 @@ def read_label(source: str | Path) -> Volume:
     return replace(volume, data=whole_labels(volume.data))
 
 
-def read_named_label(source: str | Path) -> tuple[Volume, dict[int, str]]:
-    """Read a label map as :func:`read_label` does, and the names of 3D Slicer's segments by value; empty if none."""
+def read_named_label(source: str | Path) -> tuple[Volume, Labels]:
+    """Read a label map as :func:`read_label` does, and 3D Slicer's segments by value; empty if none."""
     path, part = split_part(source)
     if part is not None or image_suffix(path) not in NRRD_SUFFIXES or not os.path.lexists(path) or path.is_dir():
-        return read_label(source), {}
+        return read_label(source), Labels({})
     check_regular(path)
     volume, names = read_named(path)
     return replace(volume, data=whole_labels(volume.data)), names

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from sparse3dunet.colors import class_color
+from sparse3dunet.colors import Labels, color_text, colors_of
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.payload import check_no_pipe
 
@@ -23,8 +23,8 @@ EXAMPLE = '1 255 0 0 1 1 1 "liver"'
 LARGEST = 2**16 - 1
 
 
-def read_label_descriptions(path: str | Path) -> dict[int, str]:
-    """Return the names of values; 0 only if it has a name of its own.
+def read_label_descriptions(path: str | Path) -> Labels:
+    """Return the names and colours of values; 0 only if it has a name of its own.
 
     Raises:
         DataError: when the file cannot be read, or is not of this form.
@@ -38,31 +38,33 @@ def read_label_descriptions(path: str | Path) -> dict[int, str]:
             "(Segmentation > Export Label Descriptions)."
         ) from error
     names: dict[int, str] = {}
+    colors: dict[int, str] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
-        found = re.fullmatch(r'\s*(\d+)\s+(?:\S+\s+){6}"(.*)"\s*', line)
+        found = re.fullmatch(r'\s*(\d+)\s+(\S+)\s+(\S+)\s+(\S+)\s+(?:\S+\s+){3}"(.*)"\s*', line)
         if not found or int(found[1]) in names:
             raise DataError(
                 f"{path}: line {number} is {line.strip()[:80]!r}; expected a value, its colour and its name, such as "
                 f"{EXAMPLE}, and each value once. Save the label descriptions again in ITK-SNAP."
             )
-        names[int(found[1])] = found[2].strip()
+        names[int(found[1])] = found[5].strip()
+        if all(re.fullmatch(r"\d{1,3}", part) for part in found.groups()[1:4]):
+            colors[int(found[1])] = color_text([int(part) for part in found.groups()[1:4]])
     if names.get(0) == UNNAMED:
         del names[0]
     if not any(names.values()):
         raise DataError(f"{path}: found no names of labels; expected lines such as {EXAMPLE}.")
-    return {value: name for value, name in names.items() if name}
+    return Labels({value: name for value, name in names.items() if name}, colors)
 
 
 def label_descriptions(class_names: Mapping[int, str]) -> str:
-    """Return the text of a label description file, with this package's colours; the first class is not shown."""
+    """Return the text of a label description file, with their colours; the first class is not shown."""
     lines = []
-    for number, (value, name) in enumerate(class_names.items()):
+    for number, ((value, name), rgb) in enumerate(zip(class_names.items(), colors_of(class_names))):
         if not 0 <= value <= LARGEST:  # ITK-SNAP has none of these
             continue
         shown = int(number > 0)
-        rgb = [int(part, 16) for part in re.findall(r"[0-9a-f]{2}", class_color(number))] if shown else [0, 0, 0]
         color = "".join(f"{part:5d}" for part in rgb)
         text = " ".join(name.replace('"', "'").split())
         lines.append(f'{value:5d} {color} {shown:8d} {shown:2d} {shown:2d}    "{text}"')

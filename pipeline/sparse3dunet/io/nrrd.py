@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sparse3dunet.colors import Labels
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.itk import itk_affine, itk_array, itk_header, itk_read, itk_write
 from sparse3dunet.io.nrrd_header import check_voxels, read_nrrd_header
@@ -32,8 +33,8 @@ def read_nrrd(path: Path) -> Volume:
     return volume
 
 
-def read_named(path: Path) -> tuple[Volume, dict[int, str]]:
-    """Read a label map, and the names of its segments by value; empty if it is not a segmentation of 3D Slicer.
+def read_named(path: Path) -> tuple[Volume, Labels]:
+    """Read a label map, and its segments' names and colours by value; empty if it is none of 3D Slicer.
 
     Segments of several layers with equal values get the values 1, 2, ... in their order.
 
@@ -41,7 +42,8 @@ def read_named(path: Path) -> tuple[Volume, dict[int, str]]:
         DataError: as :func:`read_nrrd`.
     """
     volume, segments = _read(path)
-    return volume, {segment.label: segment.name for segment in segments}
+    colors = {segment.label: segment.color for segment in segments if segment.color}
+    return volume, Labels({segment.label: segment.name for segment in segments}, colors)
 
 
 def _read(path: Path) -> tuple[Volume, list[Segment]]:

@@ -7,14 +7,13 @@ it is read as the fill value, since chunks that contain nothing else need not be
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sparse3dunet.colors import class_color
+from sparse3dunet.colors import colors_of
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.chunked import ChunkedArray
 from sparse3dunet.io.microscopy import SIGNS, in_mm, package, readable, stored_order, volume_of
@@ -274,8 +273,7 @@ def _multiscales(axes: str, levels: int, like: Volume, version: str, description
 def _image_label(class_names: Mapping[int, str], version: str) -> dict[str, Any]:
     """Return the colours and names of labels; the background is transparent."""
     colors, properties = [], []
-    for number, (value, name) in enumerate(class_names.items()):
-        rgb = [int(part, 16) for part in re.findall(r"[0-9a-f]{2}", class_color(number))] if number else [0, 0, 0]
+    for number, ((value, name), rgb) in enumerate(zip(class_names.items(), colors_of(class_names))):
         colors.append({"label-value": value, "rgba": [*rgb, 255 if number else 0]})
         properties.append({"label-value": value, "name": name})
     return {**({"version": version} if version == "0.4" else {}), "colors": colors, "properties": properties}

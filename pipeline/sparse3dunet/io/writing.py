@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -257,14 +258,25 @@ def write_text(path: str | Path, text: str, errors: str = "strict") -> None:
         draft.write_text(text, encoding="utf-8", errors=errors)
 
 
-def write_csv(path: str | Path, rows: Iterable[Iterable[object]], line_end: str = "\r\n") -> None:
+def write_csv(path: str | Path, rows: Iterable[Iterable[object]]) -> None:
     """Write rows of cells in UTF-8 to a file that is always whole, see :func:`replacing`.
 
-    Text that a spreadsheet would take for a formula begins with ', as names of cases and classes may come from others.
+    Lines end with LF. Text that a spreadsheet would take for a formula begins with ', as names of cases and classes may
+    come from others.
     """
     # Names of files may be no UTF-8
     with replacing(path) as draft, draft.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        csv.writer(file, lineterminator=line_end).writerows([_harmless(cell) for cell in row] for row in rows)
+        _write_rows(file, rows)
+
+
+def append_csv(path: str | Path, row: Iterable[object]) -> None:
+    """Add a row to a file of :func:`write_csv`."""
+    with Path(path).open("a", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        _write_rows(file, [row])
+
+
+def _write_rows(file: IO[str], rows: Iterable[Iterable[object]]) -> None:
+    csv.writer(file, lineterminator="\n").writerows([_harmless(cell) for cell in row] for row in rows)
 
 
 def _harmless(cell: object) -> object:

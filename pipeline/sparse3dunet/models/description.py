@@ -12,12 +12,12 @@ import torch
 from monai.bundle import ConfigParser
 
 from sparse3dunet import __version__
-from sparse3dunet.data.datalist import Case, DataSet, case_name
+from sparse3dunet.data.datalist import Case, DataSet
+from sparse3dunet.data.names import case_name
 from sparse3dunet.data.regions import output_count
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.json_files import parse_json
 from sparse3dunet.io.payload import check_regular
-from sparse3dunet.keys import IMAGE
 from sparse3dunet.models.description_checks import CURE, DESCRIPTION, SCHEMA_VERSION, check_fields, migrated
 from sparse3dunet.networks import UNet3D
 
@@ -34,6 +34,7 @@ class ModelDescription:
     Attributes:
         class_names: names by class number 0 ... K-1, background first.
         class_values: values on disk by class number.
+        class_colors: colours in results by class number, as #rrggbb; "" for the default; empty if all have it.
         patch_size: size of training's patches and prediction's windows, in voxels.
         network: arguments of :class:`~sparse3dunet.networks.UNet3D`; None for another network.
         in_channels: channels of the image.
@@ -67,6 +68,7 @@ class ModelDescription:
     regions: Mapping[str, Sequence[int]] | None = None
     training: tuple[str, ...] = ()
     validation: tuple[str, ...] = ()
+    class_colors: tuple[str, ...] = field(default=(), compare=False)
     schema_version: int = SCHEMA_VERSION
     sparse3dunet_version: str | None = field(default=__version__, compare=False)
 
@@ -75,9 +77,9 @@ class ModelDescription:
         return json.dumps(asdict(replace(self, sparse3dunet_version=__version__)), indent=1) + "\n"
 
     def settings(self) -> dict[str, Any]:
-        """Return all fields except sparse3dunet_version as plain values: what stays the same when resuming."""
+        """Return all fields but version and colours as plain values: what stays the same when resuming."""
         content = json.loads(self.to_json())
-        del content["sparse3dunet_version"]
+        del content["sparse3dunet_version"], content["class_colors"]
         return content
 
     @classmethod
@@ -137,6 +139,7 @@ def describe_model(
     content = {
         "class_names": data_set.class_names,
         "class_values": data_set.class_values,
+        "class_colors": [data_set.colors.get(value, "") for value in data_set.class_values] if data_set.colors else [],
         "patch_size": [int(n) for n in patch_size],
         "network": network.config if isinstance(network, UNet3D) else None,
         "in_channels": network.in_channels if isinstance(network, UNet3D) else max(data_set.num_channels, 1),
@@ -147,8 +150,8 @@ def describe_model(
         "normalize": normalize,
         "intensity": intensity,
         "regions": regions or None,
-        "training": [case_name(case[IMAGE]) for case in split[0]],
-        "validation": [case_name(case[IMAGE]) for case in split[1]],
+        "training": [case_name(case) for case in split[0]],
+        "validation": [case_name(case) for case in split[1]],
     }
     return ModelDescription(**_with_tuples(json.loads(json.dumps(content))))
 
@@ -266,6 +269,8 @@ def _check_classes(description: ModelDescription, where: str) -> None:
     count, values, network = len(description.class_names), description.class_values, description.network
     if len(values) != count:
         raise DataError(f"{where}: has no valid class_values: {list(values)} for {count} class_names. {CURE}")
+    if description.class_colors and len(description.class_colors) != count:
+        raise DataError(f"{where}: has {len(description.class_colors)} class_colors for {count} class_names. {CURE}")
     if description.regions and len(description.regions) != count - 1:
         raise DataError(f"{where}: has {len(description.regions)} regions for {count} class_names. {CURE}")
     if network is None:

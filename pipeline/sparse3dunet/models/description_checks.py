@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sparse3dunet import __version__
+from sparse3dunet.colors import is_color
 from sparse3dunet.data.slices import check_specification
 from sparse3dunet.errors import DataError
 from sparse3dunet.losses.regions import membership
@@ -121,6 +122,10 @@ _NAMES = (_are_texts, "a list of names")
 _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "class_names": (lambda v: _are_texts(v) and len(v) > 1 and _are_different(v), "two or more different names"),
     "class_values": (lambda v: _are_numbers(v) and _are_different(v), "a different whole number for each class"),
+    "class_colors": (
+        lambda v: _are_texts(v) and all(not color or is_color(color) for color in v),
+        "a colour such as #e69f00 for each class, or none",
+    ),
     "patch_size": (lambda v: _are_numbers(v) and len(v) == 3 and min(v) > 0, "three whole numbers above 0"),
     "network": (lambda v: v is None or isinstance(v, dict), "the arguments of UNet3D, or null for another network"),
     "in_channels": (lambda v: is_number(v, int) and v > 0, "a whole number above 0"),

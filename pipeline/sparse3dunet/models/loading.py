@@ -49,6 +49,12 @@ class Model:
         return self.description.class_names
 
     @property
+    def class_colors(self) -> dict[int, str]:
+        """Colours by value on disk, of classes that have one of their own."""
+        values, colors = self.class_values, self.description.class_colors
+        return {value: color for value, color in zip(values, colors) if color}
+
+    @property
     def class_values(self) -> tuple[int, ...]:
         return self.description.class_values
 

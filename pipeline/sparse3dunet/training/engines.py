@@ -19,7 +19,7 @@ from monai.utils import convert_to_tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from sparse3dunet.console import Console
-from sparse3dunet.data.datalist import case_name
+from sparse3dunet.data.names import case_name
 from sparse3dunet.keys import ANNOTATED_CLASSES, IMAGE, LABEL, PRED, REFERENCE, WEIGHT
 from sparse3dunet.losses.regions import Regions
 from sparse3dunet.losses.target import pack_target
@@ -125,7 +125,7 @@ class ScoreReport:
     def update(self, engine: Engine) -> None:
         for item, output in _decollated(engine):
             for region, target in _targets(item).items():
-                self.scores[region][_name_of(item)] = measure(
+                self.scores[region][case_name(item)] = measure(
                     output[PRED].to(target.device),
                     target,
                     len(self.class_names),
@@ -207,7 +207,7 @@ class PictureWriter:
             final = self.budget is not None and self.budget.in_last_epoch
             if self.limit is not None and self.drawn >= self.limit and not final:
                 return
-            name = _name_of(item)
+            name = case_name(item)
             known: dict[str, Any] = {key: _as_ras(item[key]) for key in (LABEL, WEIGHT, REFERENCE) if key in item}
             pred = _as_ras(output[PRED])
             image = _as_ras(item[IMAGE])
@@ -266,10 +266,6 @@ def _spacing_of(image: torch.Tensor) -> list[float]:
 
 def _as_ras(volume: torch.Tensor) -> torch.Tensor:
     return Orientation("RAS", labels=None)(volume) if isinstance(volume, MetaTensor) else volume
-
-
-def _name_of(item: Mapping[str, Any]) -> str:
-    return case_name(item[IMAGE].meta["filename_or_obj"])
 
 
 def scores_in_words(metrics: Mapping[str, float]) -> str:

@@ -15,7 +15,7 @@ from ignite.handlers import Timer
 from sparse3dunet.console import TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from sparse3dunet.errors import DataError
 from sparse3dunet.inference.inferers import WITHOUT_BFLOAT16, trains_in_bfloat16_on_a_cpu
-from sparse3dunet.io.writing import write_csv
+from sparse3dunet.io.writing import append_csv, write_csv
 from sparse3dunet.progress import StepProgress
 from sparse3dunet.training import speed
 from sparse3dunet.training.budget import Budget
@@ -125,10 +125,9 @@ class TrainingLog:
         if not self.is_first:
             return
         rate = self.optimizer.param_groups[0]["lr"]
-        with self.csv_file.open("a", newline="", encoding="utf-8") as file:
-            values = [f"{state.seconds:.1f}", f"{rate:.3g}", f"{loss:.4f}", f"{data_wait:.3f}"]
-            values += [f"{scores[name]:.4f}" if name in scores else "" for name in METRIC_NAMES]
-            csv.writer(file).writerow([state.epoch, state.iteration, *values])
+        values = [f"{state.seconds:.1f}", f"{rate:.3g}", f"{loss:.4f}", f"{data_wait:.3f}"]
+        values += [f"{scores[name]:.4f}" if name in scores else "" for name in METRIC_NAMES]
+        append_csv(self.csv_file, [state.epoch, state.iteration, *values])
         if "dice_annotated" in scores:
             self.last_dice = f"  Dice {scores['dice_annotated']:.3f}"
         wait = "" if self.brief else f"  waiting for data {100 * data_wait:.0f} %"

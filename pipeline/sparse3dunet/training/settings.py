@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 from sparse3dunet.data.cutting import has_parts
-from sparse3dunet.data.datalist import Case, case_name
+from sparse3dunet.data.datalist import Case
 from sparse3dunet.data.finished import FINISHED
 from sparse3dunet.data.memory import machine_memory
+from sparse3dunet.data.names import case_name
 from sparse3dunet.data.reports import DataReport
 from sparse3dunet.data.slices import ALL
 from sparse3dunet.errors import DataError
-from sparse3dunet.keys import IMAGE
 from sparse3dunet.losses.regions import Regions
 from sparse3dunet.metrics import tolerance
 from sparse3dunet.networks import UNet3D
@@ -118,7 +118,7 @@ def case_weights(
             f"case_balance must be from 0 (cases equally often) to 1 (by annotated voxels), got {case_balance}."
         )
     by_name = {case.name: case for case in report.cases}
-    chosen = [by_name[case_name(case[IMAGE])] for case in cases]
+    chosen = [by_name[case_name(case)] for case in cases]
     weights = [float(case.annotated) ** case_balance for case in chosen]
     if not class_balance:
         return weights

@@ -12,10 +12,10 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
 from monai.utils import convert_to_dst_type, convert_to_tensor
 
-from sparse3dunet.data.datalist import case_name
+from sparse3dunet.data.names import case_name
 from sparse3dunet.data.slices import Slices, find_slices, runs, slices_mask
 from sparse3dunet.errors import DataError
-from sparse3dunet.keys import IMAGE, WEIGHT
+from sparse3dunet.keys import WEIGHT
 
 TRAINING, VALIDATION = PARTS = ("training", "validation")
 
@@ -140,7 +140,7 @@ class HoldOutSlicesd(MapTransform):
         d = dict(data)
         for key in self.key_iterator(d):
             if self.hold_out.listed is not None:
-                d[key] = self.hold_out(d[key], case_name(d[IMAGE].meta["filename_or_obj"]))
+                d[key] = self.hold_out(d[key], case_name(d))
                 continue
             file = d[key].meta.get("filename_or_obj", "") if isinstance(d[key], MetaTensor) else ""
             # The file's name without its folder, so that a data set that is moved keeps its folds.

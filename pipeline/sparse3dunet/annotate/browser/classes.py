@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sparse3dunet.colors import class_color
+from sparse3dunet.colors import Labels, class_color
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.segments import UNLABELED_NAMES, check_structures
 from sparse3dunet.io.volumes import UNLABELED_VALUE
@@ -34,15 +34,23 @@ class Class:
     color: str
 
 
-def make_classes(names: Sequence[str], values: Sequence[int] | None = None) -> list[Class]:
-    """Return classes by class number, background first; values 0, 1, ... unless given.
+def make_classes(
+    names: Sequence[str], values: Sequence[int] | None = None, own: Mapping[int, str] | None = None
+) -> list[Class]:
+    """Return classes by class number, background first; values 0, 1, ... unless given, `own` colours by value.
 
     Raises:
         DataError: when the names are not as expected.
     """
     values = range(len(names)) if values is None else values
     colors = [BACKGROUND_COLOR, *map(class_color, range(1, len(names)))]
-    return _new([Class(int(value), name, color) for value, name, color in zip(values, names, colors)])
+    own = own or {}
+    return _new([Class(int(value), name, own.get(value, color)) for value, name, color in zip(values, names, colors)])
+
+
+def labels(classes: Sequence[Class]) -> Labels:
+    """Return names and colours by value."""
+    return Labels({one.value: one.name for one in classes}, {one.value: one.color for one in classes})
 
 
 def edited(classes: Sequence[Class], entries: Any) -> list[Class]:

@@ -104,5 +104,5 @@ def _read(
     results = Results(folder, data_set, None, True)
     read = results.annotation(results.cases[0].files[0])
     names = [" ".join(name.replace('"', "'").split())[:60] for name in data_set.class_names]
-    classes = make_classes(names, data_set.class_values)
+    classes = make_classes(names, data_set.class_values, data_set.colors)
     return from_annotation(scan.to_ras(read.numbers), scan.to_ras(read.annotated)), classes

@@ -11,11 +11,11 @@ import numpy as np
 from nibabel.orientations import apply_orientation, ornt_transform
 
 from sparse3dunet.data.large import is_large
-from sparse3dunet.data.layouts import file_stem
+from sparse3dunet.data.names import image_name
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import natural_suffix, read_image
 from sparse3dunet.io.formats import is_chunked, open_image
-from sparse3dunet.io.suffixes import image_suffix, is_image_file
+from sparse3dunet.io.suffixes import is_image_file
 from sparse3dunet.io.volumes import Volume, check_finite
 
 SHOWN_AS_IT_IS = ("uint8", "int16", "float32")
@@ -39,9 +39,7 @@ class Scan:
     @property
     def name(self) -> str:
         """Name of the case, after which results are named, as in densify."""
-        if self.path.is_dir() and not image_suffix(self.path):
-            return self.path.name  # a DICOM series
-        return file_stem(self.path).removesuffix("_0000")  # as data.datalist.case_name, which takes seconds to import
+        return image_name(self.path)
 
     @property
     def suffix(self) -> str:

@@ -291,7 +291,7 @@ class Session:
             self.store.save(self.drawing, self.classes)
             label, names = self.store.folder / "densified.nii.gz", self.store.folder / "labels.txt"
             self._write(label, numbers, annotated)
-            write_text(names, label_descriptions({entry.value: entry.name for entry in self.classes}))
+            write_text(names, label_descriptions(class_lists.labels(self.classes)))
             self.results.begin([entry.value for entry in self.classes], numbers, annotated)
             settings = {
                 "scan": str(self.scan.path),
@@ -326,7 +326,8 @@ class Session:
         values = np.asarray([entry.value for entry in self.classes])[numbers]
         values[~annotated] = unlabeled
         low, high = min(0, int(values.min())), max(unlabeled, int(values.max()))
-        names = {entry.value: entry.name for entry in self.classes} | {unlabeled: UNLABELED_NAME}
+        names = class_lists.labels(self.classes)
+        names[unlabeled] = UNLABELED_NAME
         stored = values.astype(np.result_type(np.min_scalar_type(low), np.min_scalar_type(high)))
         write_segmentation(path, self.scan.to_file(stored), self.scan.volume, names)
         return names
