@@ -13,7 +13,7 @@ import SimpleITK as sitk
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.grid import lps_geometry, ras_affine
-from sparse3dunet.io.text_header import unreadable
+from sparse3dunet.io.text_header import unreadable, without_texts
 from sparse3dunet.io.volumes import check_affine
 
 
@@ -102,10 +102,10 @@ def itk_warnings_off() -> Iterator[None]:
 
 
 def itk_reason(error: Exception) -> str:
-    """Return the informative line of an ITK exception, without source files, addresses and callers."""
+    """Return the informative line of an ITK exception, without source files, addresses, callers and quoted texts."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     line = lines[-1] if "[nrrd]" in lines[-1] else next((line for line in lines if "ERROR: " in line), lines[-1])
-    return re.sub(r"^\[nrrd\] \w+: *|^.*ERROR: (\w+\(0x[0-9a-f]+\): )?", "", line)
+    return without_texts(re.sub(r"^\[nrrd\] \w+: *|^.*ERROR: (\w+\(0x[0-9a-f]+\): )?", "", line))
 
 
 class _Voxels:
