@@ -4,10 +4,13 @@ import numpy as np
 import pytest
 
 from sparse3dunet.errors import DataError
+from sparse3dunet.inference.batch import Output, predict_batch
+from sparse3dunet.inference.inputs import ImageCase
 from sparse3dunet.inference.predictor import Grid
 from sparse3dunet.inference.scale import scale_note
 from sparse3dunet.io.volumes import Volume
-from tests.conftest import make_dataset, make_volume, run_sparse3dunet, run_training, write_nifti
+from tests.conftest import make_volume, write_nifti
+from tests.inference.test_large import NAMES, VALUES, predictor, random_network
 
 
 def image(size, shape=(40, 30, 20)):
@@ -38,16 +41,17 @@ def test_suspicious_sizes_are_told(size, told):
     Grid.of(volume, (2, 2, 2))
 
 
-def test_a_batch_goes_on(tmp_path):
+def test_a_batch_goes_on(tmp_path, capsys):
     """With the other images, and without a file of the one that is refused."""
-    trained = run_training(make_dataset(tmp_path / "data"), tmp_path / "run", "--spacing", "[2, 2, 2]")
-    assert trained.returncode == 0, trained.stderr
-    for number, factor in enumerate((1, 10, 1000)):
+    cases = []
+    for number, factor in enumerate((1, 0.1, 1000)):
         data = make_volume(number, (20, 22, 18))[0]
-        write_nifti(tmp_path / "in" / f"case_{number}.nii.gz", data, np.diag([*[2.0 * factor] * 3, 1.0]))
-    result = run_sparse3dunet("predict", tmp_path / "run/models", tmp_path / "in", "-o", tmp_path / "out")
-    assert result.returncode == 1
-    assert result.stderr.startswith("error: 1 of 3 volume(s) failed"), result.stderr
-    assert "1e+03 times larger" in result.stderr
-    assert "case_1.nii.gz: its voxels" in result.stdout.replace("\n", " ")
-    assert {file.name for file in (tmp_path / "out").glob("*.nii.gz")} == {"case_0_seg.nii.gz", "case_1_seg.nii.gz"}
+        file = write_nifti(tmp_path / f"case_{number}.nii.gz", data, np.diag([*[2.0 * factor] * 3, 1.0]))
+        cases.append(ImageCase(f"case_{number}", (str(file),)))
+    output = Output(tmp_path / "out", list(NAMES.values()), VALUES, pictures=False)
+    outcome = predict_batch(cases, predictor(random_network(), spacing=(2, 2, 2)), output, {})
+    assert outcome.done == 2
+    assert "case_2.nii.gz: its voxels" in outcome.failed[0]
+    assert "1e+03 times larger" in outcome.failed[0]
+    assert "case_1.nii.gz: its voxels" in capsys.readouterr().out.replace("\n", " ")
+    assert not list((tmp_path / "out").glob("case_2*"))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sparse3dunet.data.dicom_labels import with_dicom_labels
+from sparse3dunet.data.dicom_labels import check_named_segments, with_dicom_labels
 from sparse3dunet.data.layouts import SUFFIXES, Listing, file_stem, read_listing
 from sparse3dunet.data.partial_labels import with_annotated_classes
 from sparse3dunet.data.regions import declared_regions
@@ -105,6 +105,8 @@ def read_data_set(
     ignore = declared_ignore if ignore_index is None else _whole_numbers(ignore_index, "ignore_index")
     class_names, class_values, named_ignore = _classes(listing)
     ignore = tuple(dict.fromkeys((*ignore, *named_ignore)))
+    if not listing.is_made:
+        check_named_segments(cases)
     cases, class_names, class_values, ignore = with_dicom_labels(cases, class_names, class_values, ignore)
     if not ignore and class_values:
         ignore = (max(class_values) + 1,)

@@ -44,6 +44,12 @@ def read_named(path: Path) -> tuple[Volume, dict[int, str]]:
     return volume, {segment.label: segment.name for segment in segments}
 
 
+def has_segments(path: Path) -> bool:
+    """Return whether the header of an NRRD file lists segments."""
+    read_nrrd_header(path)  # raises for what ends ITK
+    return bool(segments_in(path, itk_header(path, "NrrdImageIO")))
+
+
 def _read(path: Path) -> tuple[Volume, list[Segment]]:
     header = read_nrrd_header(path)
     check_voxels(path, header)  # which ITK does not
