@@ -16,7 +16,7 @@ from sparse3dunet.annotate.submitted import (
     update_annotation,
 )
 from sparse3dunet.errors import DataError
-from sparse3dunet.io import read_image
+from sparse3dunet.io import read_image, write_segmentation
 from sparse3dunet.io.volumes import UNLABELED_VALUE
 from tests.conftest import make_volume, run_sparse3dunet, write_nifti
 
@@ -110,6 +110,33 @@ def test_data_sets_of_jobs(scan, tmp_path, monkeypatch):
         label_jobs.train(cases, names=["shell"], **job)
     with pytest.raises(DataError, match="named 'ignore', which means unlabeled"):
         label_jobs.train(cases, names=["ignore", "core"], **job)
+
+
+@pytest.mark.parametrize("place", [(slice(0, 4), 3, 9), (3, 3, 12)])
+def test_values_without_a_class_are_told(scan, tmp_path, monkeypatch, place):
+    """Also where they do not become annotation: on a slice that is not finished."""
+    image, label, _ = scan
+    monkeypatch.setattr(label_jobs.running, "run_quietly", lambda *arguments: None)
+    values = np.asarray(read_image(label).data).copy()
+    values[place] = 3
+    write_nifti(tmp_path / "label.nii.gz", values)
+    job = {"folder": str(tmp_path / "scan"), "minutes": 1, "device": "cpu"}
+    with pytest.raises(DataError, match=r"label\.nii\.gz: .* value 3, but the app has 2 class\(es\): shell, core"):
+        label_jobs.densify(str(image), str(label), names=["shell", "core"], **job)
+    assert not (tmp_path / "scan" / ANNOTATION).exists()
+    label_jobs.densify(str(image), str(label), names=["shell", "core", "more"], **job)
+
+
+def test_names_of_segments_are_those_of_the_app(scan, tmp_path, monkeypatch):
+    image, label, _ = scan
+    monkeypatch.setattr(label_jobs.running, "run_quietly", lambda *arguments: None)
+    segments = tmp_path / "label.seg.nrrd"
+    classes = {0: "background", 1: "Shell", 2: "core"}
+    write_segmentation(segments, np.asarray(read_image(label).data).astype(np.uint8), read_image(image), classes)
+    job = {"folder": str(tmp_path / "scan"), "minutes": 1, "device": "cpu"}
+    with pytest.raises(DataError, match=r"label\.seg\.nrrd: the value 1 is the segment Shell, but core in the app"):
+        label_jobs.densify(str(image), str(segments), names=["core", "shell"], **job)
+    label_jobs.densify(str(image), str(segments), names=["shell", "core"], **job)
 
 
 def test_label_app_command(tmp_path):

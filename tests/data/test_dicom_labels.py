@@ -8,8 +8,9 @@ import pytest
 
 from sparse3dunet.data.datalist import read_data_set
 from sparse3dunet.errors import DataError
-from sparse3dunet.io import read_image
+from sparse3dunet.io import read_image, write_segmentation
 from sparse3dunet.io.defaults import SEGMENTS, set_defaults
+from tests.conftest import run_sparse3dunet
 from tests.io.dicom_files import write_seg, write_series
 
 SHAPE = (6, 5, 4)
@@ -81,6 +82,25 @@ def test_chosen_segments_must_be_in_some_case(tmp_path, declared):
     set_defaults(segments="liver,tumour")
     with pytest.raises(DataError, match=r"no segment is named tumour \(--segments\); found liver, tumor"):
         read_data_set(tmp_path / "data.json")
+
+
+def test_segments_that_no_annotation_names(tmp_path):
+    """The option would do nothing; one annotation with names is enough."""
+    mask = box(LIVER).astype(np.uint8)
+    set_defaults(segments="liver")
+    with pytest.raises(DataError, match=r"label0\.nii and 1 other .*--segments names liver, but no annotation names"):
+        data_set(tmp_path, mask, mask, **DECLARED)
+    (tmp_path / "mixed").mkdir()
+    assert len(data_set(tmp_path / "mixed", {"liver": box(LIVER)}, mask, **DECLARED).cases) == 2
+    like = read_image(tmp_path / "ct1")
+    write_segmentation(tmp_path / "label1.seg.nrrd", mask, like, {0: "background", 1: "liver"})
+    cases = [{"image": "ct0", "label": "label0.nii"}, {"image": "ct1", "label": "label1.seg.nrrd"}]
+    (tmp_path / "data.json").write_text(json.dumps({"training": cases, **DECLARED}))
+    assert len(read_data_set(tmp_path / "data.json").cases) == 2
+    (tmp_path / "data.json").write_text(json.dumps({"training": cases[:1], **DECLARED}))
+    result = run_sparse3dunet("check", tmp_path / "data.json", "--segments", "liver")
+    assert result.returncode == 1
+    assert "label0.nii: --segments names liver" in result.stderr + result.stdout
 
 
 def test_declared_classes_and_segments_must_agree(tmp_path):

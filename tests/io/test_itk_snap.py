@@ -42,7 +42,7 @@ def test_a_round_trip(tmp_path):
     ("text", "words"),
     [
         ("", "found no names of labels"),
-        ("1 liver\n", "line 1 is '1 liver'; expected a value, its colour and its name"),
+        ("1 liver\n", "line 1 is no label.*; expected a value, its colour and its name"),
         ('1 255 0 0 1 1 1 "a"\n1 0 0 0 1 1 1 "b"\n', "line 2 .*each value once"),
         (b"\xff\xfe\x00", "cannot be read"),
         (None, "cannot be read"),

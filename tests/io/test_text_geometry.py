@@ -1,5 +1,7 @@
 """Voxel sizes of NRRD and MetaImage: in their units, or known to be missing."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -59,8 +61,41 @@ def test_units_and_missing_voxel_sizes(tmp_path, monkeypatch, name, fields, spac
     [("a.nrrd", PLACE + 'space units: "ell" "mm" "mm"\n'), ("a.mha", "ElementSpacing = 1 2 3\nDistanceUnits = ell\n")],
 )
 def test_unknown_units_are_refused(tmp_path, name, fields):
-    with pytest.raises(DataError, match=r"nits is 'ell'; expected a unit of length"):
+    with pytest.raises(DataError, match="nits has an unknown unit; expected one of length: nm, um, mm, cm") as error:
         read_image(write_header(tmp_path / name, fields))
+    assert "ell" not in str(error.value).replace("a.nrrd", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "words"),
+    [
+        ("a.nrrd", PLACE + 'space units: "Doe" "mm" "mm"\n', "unknown unit"),
+        ("a.nrrd", 'spacings: 1 2 3\nunits: "mm" "Doe" "mm"\n', "unknown unit"),
+        ("a.nrrd", "space: Doe\nspace directions: (0,2,0) (1,0,0) (0,0,3)\n", "couldn't parse space"),
+        ("a.nrrd", "space dimension: Doe\n", "couldn't parse"),
+        ("a.nrrd", "centers: Doe cell cell\n", "couldn't parse center"),
+        ("a.nrrd", "byte skip: Doe\n", "byteskip is text of 3 character"),
+        ("a.nrrd", "data file: Doe%s\n", "data file has a %"),
+        ("a.mha", "ElementSpacing = 1 2 3\nDistanceUnits = Doe\n", "unknown unit"),
+        ("a.mha", "ElementSpacing = Doe 2 3\n", "ElementSpacing is text of 7 character"),
+        ("a.mha", "ObjectType = Doe\n", "expected Image"),
+        ("a.mha", "CompressedData = Doe\n", "expected True or False"),
+        ("a.mha", "HeaderSize = -7 7\n", "HeaderSize is '-7 7', expected whole numbers"),
+    ],
+)
+def test_messages_quote_numbers_of_a_header_but_no_text(tmp_path, name, fields, words):
+    with pytest.raises(DataError, match=words) as error:
+        read_image(write_header(tmp_path / name, fields))
+    assert "Doe" not in str(error.value)
+
+
+@pytest.mark.parametrize("field", ["type", "encoding", "dimension", "sizes"])
+def test_messages_quote_no_text_in_place_of_what_each_header_has(tmp_path, field):
+    path = write_header(tmp_path / "a.nrrd", "")
+    path.write_bytes(re.sub(rf"{field}: [^\n]*".encode(), f"{field}: Doe".encode(), path.read_bytes()))
+    with pytest.raises(DataError, match=f"{field} is text of 3 character") as error:
+        read_image(path)
+    assert "Doe" not in str(error.value)
 
 
 def test_a_space_without_a_name_is_told(tmp_path):

@@ -19,7 +19,8 @@ from sparse3dunet.models.description import read_description
 from tests.cli.test_dicom import study
 from tests.conftest import bundle_environment, make_volume, run_sparse3dunet, run_training, write_nifti
 from tests.densify.test_run import SMALL, write_scan
-from tests.io.dicom_files import write_seg
+from tests.io.dicom_files import write_seg, write_series
+from tests.io.test_dicom_decoding import compressed
 
 NAMES = ("_target_", "$x", "@x", "%x", "__local_refs", "=1+1", "a b'\"c", "-o", "ünï", "{0}", "x::y#z")
 NAMES += ("[a]*?", "a$1_$")
@@ -73,6 +74,33 @@ def test_a_folder_whose_name_is_no_utf8(tmp_path):
     write_scan(folder)
     (pair,) = read_data_set(prepare([folder / "scan.nii.gz", folder / "annotation.nii.gz"], folder / "work")).cases
     assert pair["image"] == str(folder / "scan.nii.gz")
+
+
+def test_files_that_itk_reads_and_writes_and_whose_names_are_no_utf8(tmp_path):
+    """SimpleITK ends the process for them; in one of its own."""
+    folder = tmp_path / os.fsdecode(b"M\xfcller")
+    write_series(folder / "series", np.arange(120, dtype=np.int16).reshape(6, 5, 4))
+    compressed(folder / os.fsdecode(b"\xe9"))
+    code = """
+import os, pathlib, sys
+import numpy as np
+from sparse3dunet.io import read_image, write_map
+folder = pathlib.Path(sys.argv[1])
+assert not np.array_equal(read_image(folder / os.fsdecode(b"\\xe9")).data, 0)
+image = read_image(folder / "series")
+values = np.arange(120).reshape(6, 5, 4)
+assert np.array_equal(image.data, values)
+for name in (b"a.nrrd", b"a.mha", b"\\xe9.nrrd", b"\\xe9.mha"):
+    write_map(folder / os.fsdecode(name), values.astype(np.int16), image)
+    assert np.array_equal(read_image(folder / os.fsdecode(name)).data, values)
+(folder / "voxels.raw").write_bytes(values.astype("<i2").tobytes("F"))
+header = "NDims = 3\\nDimSize = 6 5 4\\nElementType = MET_SHORT\\nElementDataFile = voxels.raw\\n"
+(folder / os.fsdecode(b"\\xe9.mhd")).write_text("BinaryData = True\\n" + header)
+assert np.array_equal(read_image(folder / os.fsdecode(b"\\xe9.mhd")).data, values)
+assert len(list(folder.iterdir())) == 8
+"""
+    run = [sys.executable, "-W", "ignore", "-c", code, folder]
+    done(subprocess.run(run, env=bundle_environment(), capture_output=True, text=True))
 
 
 @pytest.mark.slow

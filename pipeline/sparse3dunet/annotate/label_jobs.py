@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from sparse3dunet.annotate.submitted import ANNOTATION, update_annotation
+from sparse3dunet.annotate.submitted import ANNOTATION, check_classes, update_annotation
 from sparse3dunet.bundle import running
 from sparse3dunet.errors import DataError, show_readable_errors
 from sparse3dunet.inference.processes import default_device
@@ -86,24 +86,19 @@ def _data_set(cases: Sequence[tuple[str, str, Path]], file: Path, names: Sequenc
         every: whether to declare all classes, not only those that are annotated.
 
     Raises:
-        DataError: when nothing is annotated, or a value has no name.
+        DataError: when nothing is annotated, or a label map has other classes.
     """
     found: set[int] = set()
     annotated = []
     for scan, label, folder in cases:
-        print(f"{Path(scan).name}: {update_annotation(scan, label, folder)}.", flush=True)
+        print(f"{Path(scan).name}: {update_annotation(scan, label, folder, names)}.", flush=True)
         values = {int(v) for v in np.unique(_annotation(folder))} - {UNLABELED_VALUE}
+        check_classes(label, dict.fromkeys(values - {0}, ""), names)  # of an app with fewer classes than before, too
         annotated += [(scan, folder)] if values else []
         found |= values - {0}
     if not annotated:
         raise DataError(
             "only segmentations were submitted in which nothing was corrected. Correct whole slices, and submit again."
-        )
-    unknown = [value for value in sorted(found) if value > len(names)]
-    if unknown:
-        raise DataError(
-            f"a label map has the value {unknown[0]}, but the app has {len(names)} class(es): {', '.join(names)}. Use "
-            "these segments, in this order, or write an app with more: sparse3dunet label-app --class-names."
         )
     check_structures(names, "the app's settings.json")  # in apps of version 0.15.0, too
     labels = {number: name for number, name in enumerate(names, 1) if every or number in found}

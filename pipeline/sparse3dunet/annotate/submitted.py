@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from sparse3dunet.data.finished import finished_part
 from sparse3dunet.data.slices import Slices, plane_names, slices_mask
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import read_image, write_map
+from sparse3dunet.io.formats import read_named_label
 from sparse3dunet.io.volumes import UNLABELED_VALUE, Volume, check_same_grid, on_grid_of
 from sparse3dunet.io.written import file_digest
 
@@ -103,19 +105,21 @@ def _spans_both(changed: np.ndarray) -> bool:
     return any(min(np.shape(numbers[box])) > 1 for box in ndimage.find_objects(numbers))
 
 
-def update_annotation(scan: str | Path, label: str | Path, folder: Path) -> str:
+def update_annotation(scan: str | Path, label: str | Path, folder: Path, names: Sequence[str] | None = None) -> str:
     """Write the annotation in a submitted label map to a scan's folder, unless that was done already.
 
     Args:
         scan: the image.
         label: the label map, on its grid.
         folder: the scan's folder.
+        names: names of the classes of values 1, 2, ...; None to accept any.
 
     Returns:
         What counts as annotated.
 
     Raises:
-        DataError: when the label map is no label map, empty, or on another grid.
+        DataError: when the label map is no label map, empty, on another grid, or has values or segments other than
+            the classes, see :func:`check_classes`.
     """
     note = folder / SUBMITTED
     digest = file_digest(label)
@@ -124,7 +128,7 @@ def update_annotation(scan: str | Path, label: str | Path, folder: Path) -> str:
         if known == digest:
             return reason
     image = read_image(scan)
-    values = _label_map(label, image)
+    values = _label_map(label, image, names)
     former, delivered = (_stored(folder / name, values.shape) for name in (ANNOTATION, DELIVERED))
     found = annotation_in(values, image.affine, former, delivered)
     write_map(folder / ANNOTATION, found.annotation, image)
@@ -132,9 +136,32 @@ def update_annotation(scan: str | Path, label: str | Path, folder: Path) -> str:
     return found.reason
 
 
-def _label_map(path: str | Path, image: Volume) -> np.ndarray:
+def check_classes(path: str | Path, found: Mapping[int, str], names: Sequence[str]) -> None:
+    """Raise DataError if a label map has a value without a class, or a segment with the name of another class.
+
+    Args:
+        path: the label map.
+        found: names of the values in it, but 0; empty for those without a name.
+        names: names of the classes of values 1, 2, ...
+    """
+    for value, name in sorted(found.items()):
+        if value > len(names):
+            raise DataError(
+                f"{path}: a label map has the value {value}, but the app has {len(names)} class(es): "
+                f"{', '.join(names)}. Use these segments, in this order, or write an app with more: sparse3dunet "
+                "label-app --class-names."
+            )
+        if name and name.lower() != names[value - 1].lower():
+            raise DataError(
+                f"{path}: the value {value} is the segment {name}, but {names[value - 1]} in the app, whose classes "
+                f"are {', '.join(names)}. Use these segments, in this order."
+            )
+
+
+def _label_map(path: str | Path, image: Volume, names: Sequence[str] | None) -> np.ndarray:
     """Return the label map (X, Y, Z) uint8 on an image's grid."""
-    label = on_grid_of(read_image(path), image)
+    volume, segments = read_named_label(path)
+    label = on_grid_of(volume, image)
     check_same_grid(label, image)
     values = np.asarray(label.data)
     if values.ndim != 3 or not np.isin(values, range(UNLABELED_VALUE)).all():
@@ -142,6 +169,8 @@ def _label_map(path: str | Path, image: Volume) -> np.ndarray:
         raise DataError(f"{path}: expected a label map with one whole number, 0 to {largest}, in each voxel.")
     if not values.any():
         raise DataError(f"{path}: nothing is painted. Paint the structures on some slices, and submit the label again.")
+    if names is not None:
+        check_classes(path, {int(value): segments.get(int(value), "") for value in np.unique(values) if value}, names)
     return values.astype(np.uint8)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sparse3dunet.colors import is_color
-from sparse3dunet.data.dicom_labels import with_dicom_labels
+from sparse3dunet.data.dicom_labels import check_named_segments, with_dicom_labels
 from sparse3dunet.data.layouts import SUFFIXES, Listing, read_listing
 from sparse3dunet.data.names import case_name, named
 from sparse3dunet.data.partial_labels import with_annotated_classes
@@ -110,6 +110,8 @@ def read_data_set(
     ignore = declared_ignore if ignore_index is None else _whole_numbers(ignore_index, "ignore_index")
     class_names, class_values, named_ignore = _classes(listing)
     ignore = tuple(dict.fromkeys((*ignore, *named_ignore)))
+    if not listing.is_made:
+        check_named_segments(cases)
     cases, class_names, class_values, ignore = with_dicom_labels(cases, class_names, class_values, ignore)
     if not ignore and class_values:
         ignore = (max(class_values) + 1,)

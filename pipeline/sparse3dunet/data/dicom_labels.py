@@ -9,6 +9,7 @@ from typing import Any
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.defaults import default_segments
 from sparse3dunet.io.dicom_annotation import UNLABELED, LabelOnImage, annotation_file, class_values, segment_names
+from sparse3dunet.io.formats import has_named_segments
 from sparse3dunet.io.segments import BACKGROUND, UNLABELED_NAMES, listed
 from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL, REFERENCE
 
@@ -51,6 +52,19 @@ def with_dicom_labels(
     by_name = _by_name(names, values, unlabeled)
     placed = [_placed(case, dicom, by_name, unlabeled) for case in cases]
     return placed, list(names), list(values), tuple(ignore_index)
+
+
+def check_named_segments(cases: Sequence[Case]) -> None:
+    """Raise DataError if ``--segments`` is set, but the segments of no label have names."""
+    chosen = default_segments()
+    labels = list(dict.fromkeys(path for case in cases for path in _labels(case)))
+    if not chosen or any(annotation_file(path) or has_named_segments(path) for path in labels):
+        return
+    others = f" and {len(labels) - 1} other annotation(s)" if len(labels) > 1 else ""
+    raise DataError(
+        f"{labels[0]}{others}: --segments names {listed(chosen)}, but no annotation names its segments; expected "
+        "DICOM or .seg.nrrd. Leave the option out."
+    )
 
 
 def _by_name(names: Sequence[str], values: Sequence[int], unlabeled: int) -> dict[str, int]:

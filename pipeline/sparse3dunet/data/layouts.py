@@ -40,6 +40,7 @@ class Listing:
         modalities: names of the channels, such as CT; empty if undeclared.
         num_validation: number of cases that the source sets apart for validation.
         allows_absolute: whether paths may be absolute and point anywhere.
+        is_made: whether this program made it from a scan and its annotation, of which segments were chosen then.
     """
 
     source: Path
@@ -55,6 +56,7 @@ class Listing:
     modalities: tuple[str, ...] = ()
     num_validation: int = 0
     allows_absolute: bool = False
+    is_made: bool = False
 
 
 def read_listing(path: Path, label_dir: str | None = None) -> Listing:
@@ -113,6 +115,7 @@ def _datalist(file: Path, content: Any, allows_absolute: bool) -> Listing:
         modalities=_modalities(content.get(key)),
         num_validation=len(validation),
         allows_absolute=allows_absolute,
+        is_made="made_from" in content,
     )
 
 

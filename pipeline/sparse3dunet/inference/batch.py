@@ -26,6 +26,7 @@ from sparse3dunet.inference.large import LargePrediction, Progress, predict_larg
 from sparse3dunet.inference.predictor import IN_MEMORY, Prediction, Predictor, Scratch
 from sparse3dunet.inference.processes import Processes
 from sparse3dunet.inference.records import CaseRecord, remove_empty_drafts, write_summary
+from sparse3dunet.inference.scale import scale_note
 from sparse3dunet.io import check_output, natural_suffix, read_image, write_map, write_segmentation
 from sparse3dunet.io.chunked import ChunkedArray
 from sparse3dunet.io.defaults import as_key
@@ -317,7 +318,8 @@ class Batch:
         self.outcome.done += 1
         if not volumes[0].has_voxel_size:
             self.progress.note(f"{volumes[0].path} {NO_VOXEL_SIZE}")
-        for text in volumes[0].notes:
+        doubt = scale_note(volumes[0], self.predictor.spacing)
+        for text in (*volumes[0].notes, *filter(None, [doubt])):
             self.progress.note(text)
         self.progress.done(job.record.read())
 

@@ -19,6 +19,7 @@ from sparse3dunet.data.moments import channel_moments, channels_of
 from sparse3dunet.data.regions import output_count
 from sparse3dunet.errors import DataError
 from sparse3dunet.inference.resizing import SlabResizer, resize_linear
+from sparse3dunet.inference.scale import check_scale
 from sparse3dunet.inference.slabs import SlabInferer
 from sparse3dunet.io.volumes import Volume, check_channels
 from sparse3dunet.losses.regions import Regions, class_logits
@@ -159,7 +160,8 @@ class Predictor:
             scratch: place for results too large for memory; they last as long as it does.
 
         Raises:
-            DataError: when the image has other channels than the network, or contains NaN or infinity.
+            DataError: when the image has other channels than the network, contains NaN or infinity, or has voxels of
+                another order of magnitude than those of the training.
         """
         check_channels(volumes, self.num_channels)
         image = volumes[0]
@@ -193,6 +195,8 @@ class Grid:
     @classmethod
     def of(cls, image: Volume, spacing: Sequence[float] | None) -> Grid:
         shape = image.in_ras_order(image.spatial_shape)
+        if spacing:
+            check_scale(image, spacing)
         network_shape = extent_shape(shape, image.in_ras_order(image.spacing), spacing) if spacing else shape
         return cls(nib.io_orientation(image.affine), shape, network_shape)
 

@@ -25,7 +25,7 @@ IN_MM = {
     **dict.fromkeys(("cm", "centimeter", "centimeters"), 10.0),
     **dict.fromkeys(("inch", "inches", "in"), 25.4),
     **dict.fromkeys(("m", "meter", "meters"), 1e3),
-    **dict.fromkeys(("å", "angstrom", "angstroms"), 1e-7),
+    **dict.fromkeys(("angstrom", "angstroms", "å"), 1e-7),
 }
 """Names of units of length, in lower case, in mm."""
 

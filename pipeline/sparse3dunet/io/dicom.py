@@ -11,6 +11,7 @@ import numpy as np
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.dicom_decoding import decode, read_pixels
+from sparse3dunet.io.dicom_encoded import check_encoded_file
 from sparse3dunet.io.dicom_folders import choose_series
 from sparse3dunet.io.dicom_header import (
     INTERCEPT,
@@ -138,6 +139,8 @@ def _read_pixels(file: DicomFile) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         DataError: when they cannot be decoded, or do not match the header.
     """
+    if file.is_compressed:
+        check_encoded_file(file.path)
     voxels, affine = (decode if file.is_compressed else read_pixels)(file.path)
     if voxels.shape[:3] != file.shape[:3]:
         raise DataError(

@@ -35,7 +35,7 @@ def read_pixels(path: Path) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         DataError: when it cannot be decoded.
     """
-    image = itk_read(itk_reader(path, "GDCMImageIO"), path)
+    image = itk_read(itk_reader("GDCMImageIO"), path)
     return itk_array(image), itk_affine(image)
 
 

@@ -14,6 +14,7 @@ from pydicom.datadict import tag_for_keyword
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from sparse3dunet.errors import DataError
+from sparse3dunet.io.text_header import without_texts
 
 try:
     from pydicom.pixels.utils import get_expected_length, get_nr_frames
@@ -139,7 +140,7 @@ def read_header(path: Path) -> DicomFile:
                 shape = (header.Columns, header.Rows, int(get_nr_frames(header, warn=False)), components)
                 fault = _pixel_fault(path, header)
     except Exception as error:  # pydicom raises a dozen kinds here
-        fault = " ".join(f"{type(error).__name__}: {error}".split())
+        fault = without_texts(" ".join(f"{type(error).__name__}: {error}".split()))
     if fault:
         raise DataError(
             f"{path}: a DICOM file without a readable image ({fault}); it is truncated, damaged, or not an image (a "

@@ -14,6 +14,7 @@ from pydicom.dataelem import RawDataElement
 from pydicom.uid import ImplicitVRLittleEndian
 
 from sparse3dunet.errors import DataError
+from sparse3dunet.io.dicom_encoded import check_encoded
 from sparse3dunet.io.dicom_header import (
     BY_FRAME,
     GROUPS,
@@ -260,8 +261,7 @@ def _pixels(path: Path, indices: Sequence[int]) -> Iterator[np.ndarray]:
             if "TransferSyntaxUID" not in elements.file_meta:
                 elements.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian  # the default
             is_compressed = elements.file_meta.TransferSyntaxUID.is_encapsulated
-            if not is_compressed:
-                _check_size(path, elements)
+            (check_encoded if is_compressed else _check_size)(path, elements)
             if elements.BitsAllocated == 1 and not is_compressed:
                 yield from _bits(elements, indices)
             else:

@@ -22,7 +22,7 @@ from sparse3dunet.io.dicom_header import is_dicom_image as is_dicom_image_file
 from sparse3dunet.io.hdf5 import label_dataset, read_hdf5
 from sparse3dunet.io.meta_image import read_meta_image
 from sparse3dunet.io.microscopy import readable
-from sparse3dunet.io.nrrd import read_named, read_nrrd
+from sparse3dunet.io.nrrd import has_segments, read_named, read_nrrd
 from sparse3dunet.io.ome_zarr import label_group, read_ome_zarr
 from sparse3dunet.io.parts import Part, relative, split_part
 from sparse3dunet.io.payload import check_regular
@@ -113,6 +113,18 @@ def read_named_label(source: str | Path) -> tuple[Volume, Labels]:
     check_regular(path)
     volume, names = read_named(path)
     return replace(volume, data=whole_labels(volume.data)), names
+
+
+def has_named_segments(source: str | Path) -> bool:
+    """Return whether a file is a segmentation of 3D Slicer, with names; its voxels are not read.
+
+    Raises:
+        DataError: when its header is damaged.
+    """
+    path, part = split_part(source)
+    if part is not None or image_suffix(path) not in NRRD_SUFFIXES or not path.is_file():
+        return False
+    return has_segments(path)
 
 
 def is_chunked(source: str | Path) -> bool:

@@ -13,14 +13,14 @@ import SimpleITK as sitk
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.grid import lps_geometry, ras_affine
-from sparse3dunet.io.text_header import unreadable
+from sparse3dunet.io.itk_names import name_for_itk
+from sparse3dunet.io.text_header import unreadable, without_texts
 from sparse3dunet.io.volumes import check_affine
 
 
-def itk_reader(path: str | Path, io: str) -> sitk.ImageFileReader:
-    """Return a reader for one of ITK's formats, by the name of its ``ImageIO``, for any file name."""
+def itk_reader(io: str) -> sitk.ImageFileReader:
+    """Return a reader for one of ITK's formats, by the name of its ``ImageIO``; :func:`itk_read` gives it the file."""
     reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
     reader.SetImageIO(io)
     return reader
 
@@ -31,7 +31,7 @@ def itk_header(path: str | Path, io: str) -> sitk.ImageFileReader:
     Raises:
         DataError: when the header is damaged, or not that of such a volume.
     """
-    reader = itk_reader(path, io)
+    reader = itk_reader(io)
     itk_read(reader, path, information_only=True)
     if reader.GetDimension() != 3:
         raise DataError(
@@ -55,7 +55,8 @@ def itk_read(reader: sitk.ImageFileReader, path: str | Path, information_only: b
         DataError: for any error that ITK reports.
     """
     try:
-        with itk_warnings_off():
+        with itk_warnings_off(), name_for_itk(path) as name:
+            reader.SetFileName(name)
             return reader.ReadImageInformation() if information_only else reader.Execute()
     except RuntimeError as error:
         raise unreadable(path, itk_reason(error)) from error
@@ -69,11 +70,12 @@ def itk_write(path: Path, io: str, array: np.ndarray, affine: np.ndarray, metada
             on closing the file.
     """
     writer = sitk.ImageFileWriter()
-    writer.SetFileName(str(path))
     writer.SetImageIO(io)
     writer.SetUseCompression(array.dtype.kind != "f")
     try:
-        writer.Execute(_itk_image(array, affine, metadata))
+        with name_for_itk(path) as name:
+            writer.SetFileName(name)
+            writer.Execute(_itk_image(array, affine, metadata))
     except RuntimeError as error:
         raise OSError(f"{path} cannot be written ({itk_reason(error)})") from error
 
@@ -102,10 +104,10 @@ def itk_warnings_off() -> Iterator[None]:
 
 
 def itk_reason(error: Exception) -> str:
-    """Return the informative line of an ITK exception, without source files, addresses and callers."""
+    """Return the informative line of an ITK exception, without source files, addresses, callers and quoted texts."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     line = lines[-1] if "[nrrd]" in lines[-1] else next((line for line in lines if "ERROR: " in line), lines[-1])
-    return re.sub(r"^\[nrrd\] \w+: *|^.*ERROR: (\w+\(0x[0-9a-f]+\): )?", "", line)
+    return without_texts(re.sub(r"^\[nrrd\] \w+: *|^.*ERROR: (\w+\(0x[0-9a-f]+\): )?", "", line))
 
 
 class _Voxels:

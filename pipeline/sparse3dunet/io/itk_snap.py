@@ -45,8 +45,8 @@ def read_label_descriptions(path: str | Path) -> Labels:
         found = re.fullmatch(r'\s*(\d+)\s+(\S+)\s+(\S+)\s+(\S+)\s+(?:\S+\s+){3}"(.*)"\s*', line)
         if not found or int(found[1]) in names:
             raise DataError(
-                f"{path}: line {number} is {line.strip()[:80]!r}; expected a value, its colour and its name, such as "
-                f"{EXAMPLE}, and each value once. Save the label descriptions again in ITK-SNAP."
+                f"{path}: line {number} is no label, or one with the value of another; expected a value, its colour "
+                f"and its name, such as {EXAMPLE}, and each value once. Save the label descriptions again in ITK-SNAP."
             )
         names[int(found[1])] = found[5].strip()
         if all(re.fullmatch(r"\d{1,3}", part) for part in found.groups()[1:4]):

@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparse3dunet.errors import DataError
-from sparse3dunet.io.text_header import MOST_VOXELS, decimals, header_lines, unreadable, whole_number, whole_numbers
+from sparse3dunet.io.text_header import (
+    MOST_VOXELS,
+    decimals,
+    header_lines,
+    shown,
+    unreadable,
+    whole_number,
+    whole_numbers,
+)
 
 LAST = "ElementDataFile"
 """Key of the last line."""
@@ -69,7 +77,7 @@ def read_meta_header(path: Path) -> MetaHeader:
     if LAST not in fields:
         raise unreadable(path, f"its header has no {LAST}")
     if fields.get("ObjectType", "Image") != "Image":
-        raise unreadable(path, f"ObjectType is {fields['ObjectType'][:60]!r}, expected Image")
+        raise unreadable(path, f"ObjectType is {shown(fields['ObjectType'])}, expected Image")
     count, size = _check_numbers(path, fields)
     return MetaHeader(fields, end, count, count * size)
 
@@ -84,7 +92,7 @@ def _check_numbers(path: Path, fields: dict[str, str]) -> tuple[int, int]:
     dims = whole_number(path, "NDims", fields["NDims"], 1, 10)
     size = whole_numbers(path, "DimSize", fields["DimSize"], 1, MOST_VOXELS)
     if len(size) != dims:
-        raise unreadable(path, f"DimSize is {fields['DimSize'][:60]!r}, expected {dims} numbers as NDims says")
+        raise unreadable(path, f"DimSize is {shown(fields['DimSize'])}, expected {dims} numbers as NDims says")
     for key, count in [*((key, dims * dims) for key in MATRICES), *((key, dims) for key in ORIGINS)]:
         if key in fields:
             decimals(path, key, fields[key], count)
@@ -96,13 +104,13 @@ def _check_numbers(path: Path, fields: dict[str, str]) -> tuple[int, int]:
             )
     for key in ("BinaryData", "BinaryDataByteOrderMSB", "ElementByteOrderMSB", "CompressedData"):
         if fields.get(key, "true").lower() not in ("true", "false", "t", "f", "1", "0"):
-            raise unreadable(path, f"{key} is {fields[key][:60]!r}, expected True or False")
+            raise unreadable(path, f"{key} is {shown(fields[key])}, expected True or False")
     for key in ("HeaderSize", "CompressedDataSize"):
         whole_number(path, key, fields.get(key, "0"), -1, 2**62)
     channels = whole_number(path, "ElementNumberOfChannels", fields.get("ElementNumberOfChannels", "1"), 1, 10_000)
     kind = fields["ElementType"]
     if kind.removesuffix("_ARRAY") not in ELEMENT_BYTES:
-        raise unreadable(path, f"ElementType is {kind[:60]!r}, expected one of {', '.join(ELEMENT_BYTES)}")
+        raise unreadable(path, f"ElementType is {shown(kind)}, expected one of {', '.join(ELEMENT_BYTES)}")
     return math.prod(size) * channels, ELEMENT_BYTES[kind.removesuffix("_ARRAY")]
 
 

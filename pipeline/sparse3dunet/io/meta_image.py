@@ -15,7 +15,7 @@ from sparse3dunet.io.itk import itk_affine, itk_array, itk_header, itk_read, itk
 from sparse3dunet.io.meta_header import LAST, MetaHeader, read_meta_header
 from sparse3dunet.io.payload import check_compressed, check_length, check_regular
 from sparse3dunet.io.text_geometry import meta_in_mm
-from sparse3dunet.io.text_header import unreadable, whole_number
+from sparse3dunet.io.text_header import shown, unreadable, whole_number
 from sparse3dunet.io.volumes import Volume
 
 
@@ -94,7 +94,7 @@ def _numbered(path: Path, pattern: str, slices: int) -> list[str]:
     parts = re.fullmatch(r"([^%]*%0?\d?[diu][^%]*?)\s+(\d{1,9})\s+(\d{1,9})(?:\s+(\d{1,9}))?", pattern)
     if parts is None:
         raise unreadable(
-            path, f"{LAST} is {pattern[:60]!r}, expected a file, or a pattern such as scan_%03d.raw 1 20 1"
+            path, f"{LAST} has a % ({shown(pattern)}), expected a file, or a pattern such as scan_%03d.raw 1 20 1"
         )
     text, first, last, step = parts[1], int(parts[2]), int(parts[3]), int(parts[4] or 1)
     numbers = range(first, last + 1, max(step, 1))

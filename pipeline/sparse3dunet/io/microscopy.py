@@ -6,7 +6,6 @@ the affine is a convention, ``diag(x, -y, z)``: with it, pictures show x to the 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -17,6 +16,7 @@ import numpy as np
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.defaults import IN_MM, default_axes, default_voxel_size
+from sparse3dunet.io.text_header import without_texts
 from sparse3dunet.io.volumes import Volume, check_affine
 
 SIGNS = np.array([1.0, -1.0, 1.0])
@@ -57,12 +57,6 @@ def readable(path: str | Path, what: str) -> Iterator[None]:
         elif not isinstance(error, OSError):  # whose quotes are paths
             reason = without_texts(reason)
         raise DataError(f"{path}: cannot be read ({reason[:300]}); expected {what}. {hint}") from error
-
-
-def without_texts(reason: str) -> str:
-    """Return a library's message without the parts of metadata that it quotes, in which there may be names."""
-    reason = re.sub(r"\{.*\}|\[[^\]]*['\"].*\]", "[...]", reason)
-    return re.sub(r"(?<!\w)(['\"]).*\1(?!\w)", "'...'", reason)
 
 
 def _is_missing_codec(reason: str) -> bool:

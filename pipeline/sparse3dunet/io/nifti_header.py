@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 
 from sparse3dunet.errors import DataError
+from sparse3dunet.io.text_header import shown
 
 SIZES = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
 """Header classes by sizeof_hdr."""
@@ -41,7 +42,7 @@ def check_nifti_header(path: str | Path) -> None:
 
 def _check_fields(path: str | Path, header: Any) -> None:
     if bytes(header["magic"])[:2] != b"n+":
-        raise _damaged(path, "magic", bytes(header["magic"]).decode("latin-1"), "n+1 or n+2, of a single file")
+        raise _damaged(path, "magic", shown(bytes(header["magic"]).decode("latin-1")), "n+1 or n+2, of a single file")
     dims = int(header["dim"][0])
     if not 1 <= dims <= 7:
         raise _damaged(path, "dim[0]", dims, "1 to 7")
@@ -66,6 +67,6 @@ def _check_fields(path: str | Path, header: Any) -> None:
 
 def _damaged(path: str | Path, name: str, value: Any, expected: str) -> DataError:
     return DataError(
-        f"{path}: its header is damaged, or not NIfTI: {name} is {value!r}, expected {expected}; copy or export it "
+        f"{path}: its header is damaged, or not NIfTI: {name} is {value}, expected {expected}; copy or export it "
         "again, as a whole NIfTI file."
     )

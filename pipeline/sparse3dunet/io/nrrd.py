@@ -46,6 +46,12 @@ def read_named(path: Path) -> tuple[Volume, Labels]:
     return volume, Labels({segment.label: segment.name for segment in segments}, colors)
 
 
+def has_segments(path: Path) -> bool:
+    """Return whether the header of an NRRD file lists segments."""
+    read_nrrd_header(path)  # raises for what ends ITK
+    return bool(segments_in(path, itk_header(path, "NrrdImageIO")))
+
+
 def _read(path: Path) -> tuple[Volume, list[Segment]]:
     header = read_nrrd_header(path)
     check_voxels(path, header)  # which ITK does not

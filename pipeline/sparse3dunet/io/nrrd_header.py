@@ -9,7 +9,15 @@ from pathlib import Path
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.payload import check_compressed, check_length, check_regular
-from sparse3dunet.io.text_header import MOST_VOXELS, decimals, header_lines, unreadable, whole_number, whole_numbers
+from sparse3dunet.io.text_header import (
+    MOST_VOXELS,
+    decimals,
+    header_lines,
+    shown,
+    unreadable,
+    whole_number,
+    whole_numbers,
+)
 
 _SHORT, _INT, _LONG = ("short", "short int", "int16"), ("int", "int32"), ("longlong", "long long", "int64")
 TYPE_BYTES = {
@@ -83,12 +91,12 @@ def _check_numbers(path: Path, fields: dict[str, str]) -> int:
     dims = whole_number(path, "dimension", fields["dimension"], 1, 16)
     sizes = whole_numbers(path, "sizes", fields["sizes"], 1, MOST_VOXELS)
     if len(sizes) != dims:
-        raise unreadable(path, f"sizes is {fields['sizes'][:60]!r}, expected {dims} numbers as dimension says")
+        raise unreadable(path, f"sizes is {shown(fields['sizes'])}, expected {dims} numbers as dimension says")
     if fields["encoding"].lower() not in ENCODINGS:
-        raise unreadable(path, f"encoding is {fields['encoding'][:60]!r}, expected raw, gzip or text")
+        raise unreadable(path, f"encoding is {shown(fields['encoding'])}, expected raw, gzip or text")
     kind = " ".join(fields["type"].lower().split())
     if kind not in TYPE_BYTES:
-        raise unreadable(path, f"type is {fields['type'][:60]!r}, expected one such as short, uint8 or float")
+        raise unreadable(path, f"type is {shown(fields['type'])}, expected one such as short, uint8 or float")
     for name in ("lineskip", "byteskip"):
         whole_number(path, name, fields.get(name, "0"), -1 if name == "byteskip" else 0, 2**40)
     if "spacedirections" in fields:
@@ -134,6 +142,6 @@ def _check_pattern(path: Path, name: str) -> None:
     """Raise DataError if the names of several files are none: Teem passes a pattern to C's printf."""
     if not name.startswith("LIST") and not re.fullmatch(r"[^%]*%0?\d?d[^%]*( +-?\d{1,9}){3}( +\d)?", name):
         raise DataError(
-            f"{path}: data file is {name[:60]!r}; expected a file, or a pattern such as slice_%03d.raw 1 20 1. Export "
-            "the image again."
+            f"{path}: data file has a % ({shown(name)}), but is no pattern; expected a file, or a pattern such as "
+            "slice_%03d.raw 1 20 1. Export the image again."
         )

@@ -14,6 +14,7 @@ from sparse3dunet.colors import color_text, colors_of
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.defaults import default_segments
 from sparse3dunet.io.segments import check_overlaps, overlap_notes
+from sparse3dunet.io.text_header import shown
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def _whole(path: Path, name: str, what: str, text: str, least: int, most: int) -
     if not least <= number <= most:
         bits = ": segmentations are written in 16 bits" if text.isdecimal() and what == "value" else ""
         raise DataError(
-            f"{path}: the segment {name!r} has the {what} {text[:60]!r}; expected a whole number from {least} to "
+            f"{path}: the segment {name!r} has the {what} {shown(text)}; expected a whole number from {least} to "
             f"{most}{bits}. Save the segmentation again in 3D Slicer."
         )
     return number

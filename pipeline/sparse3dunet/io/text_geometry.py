@@ -13,6 +13,8 @@ from sparse3dunet.io.defaults import IN_MM, default_voxel_size
 
 NO_UNITS = ("", "?", "???", "none", "unknown")
 """How files say that they state no unit; it is mm, then."""
+KNOWN = tuple({size: name for name, size in reversed(IN_MM.items())}.values())[::-1]
+"""A name of each unit of length."""
 PIXELS = ("pixel", "pixels", "px", "voxel", "voxels")
 """Units that are no lengths: the voxel size is not known."""
 SPATIAL_KINDS = ("domain", "space", "time", "none", "???")
@@ -67,7 +69,7 @@ def _scales(path: Path, name: str, units: Sequence[str]) -> list[float] | None:
             return None
         if key not in IN_MM and key not in NO_UNITS:
             raise DataError(
-                f"{path}: {name} is {unit[:30]!r}; expected a unit of length such as mm, um or nm. Correct the header, "
+                f"{path}: {name} has an unknown unit; expected one of length: {', '.join(KNOWN)}. Correct the header, "
                 "or export the image again."
             )
         scales.append(IN_MM.get(key, 1.0))

@@ -23,6 +23,22 @@ def unreadable(path: str | Path, reason: str) -> DataError:
     )
 
 
+def shown(text: str) -> str:
+    """Return the text of a field as a message may quote it: numbers as they are, of other text its length alone.
+
+    Names of patients get into any field of text.
+    """
+    if re.fullmatch(r"([\d\s.,+\-()eE]|nan|inf)*", text):
+        return repr(text[:60])
+    return f"text of {len(text)} character(s)"
+
+
+def without_texts(reason: str) -> str:
+    """Return a library's message without the parts of metadata that it quotes, in which there may be names."""
+    reason = re.sub(r"\{.*\}|\[[^\]]*['\"].*\]", "[...]", reason)
+    return re.sub(r"(?<!\w)(['\"]).*\1(?!\w)", "'...'", reason)
+
+
 def header_lines(path: Path, last: str) -> tuple[list[str], int]:
     """Return the lines of a header up to the one that the regular expression `last` matches, and the offset after it.
 
@@ -54,7 +70,7 @@ def whole_numbers(path: Path, name: str, text: str, low: int, high: int) -> list
     numbers = [int(word) if re.fullmatch(r"[+-]?\d{1,18}", word) else None for word in text.split()]
     found = [number for number in numbers if number is not None and low <= number <= high]
     if not found or len(found) < len(numbers):
-        raise unreadable(path, f"{name} is {text[:60]!r}, expected whole numbers from {low} to {high}")
+        raise unreadable(path, f"{name} is {shown(text)}, expected whole numbers from {low} to {high}")
     return found
 
 
@@ -62,7 +78,7 @@ def whole_number(path: Path, name: str, text: str, low: int, high: int) -> int:
     """Return the one whole number of a field, as :func:`whole_numbers` does."""
     numbers = whole_numbers(path, name, text, low, high)
     if len(numbers) > 1:
-        raise unreadable(path, f"{name} is {text[:60]!r}, expected one number")
+        raise unreadable(path, f"{name} is {shown(text)}, expected one number")
     return numbers[0]
 
 
@@ -77,5 +93,5 @@ def decimals(path: Path, name: str, text: str, count: int) -> list[float]:
     except ValueError:
         numbers = []
     if len(numbers) != count or not all(map(math.isfinite, numbers)):
-        raise unreadable(path, f"{name} is {text[:60]!r}, expected {count} finite number(s)")
+        raise unreadable(path, f"{name} is {shown(text)}, expected {count} finite number(s)")
     return numbers

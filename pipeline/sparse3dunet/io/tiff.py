@@ -20,7 +20,8 @@ import numpy as np
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.defaults import default_axes
-from sparse3dunet.io.microscopy import in_mm, package, readable, stored_order, volume_of, without_texts
+from sparse3dunet.io.microscopy import in_mm, package, readable, stored_order, volume_of
+from sparse3dunet.io.text_header import without_texts
 from sparse3dunet.io.volumes import Volume
 
 RESOLUTION_UNITS = {2: "inch", 3: "cm"}

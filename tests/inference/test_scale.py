@@ -1,0 +1,57 @@
+"""An image whose voxels are of another order of magnitude than the model's is refused or told: its unit is wrong."""
+
+import numpy as np
+import pytest
+
+from sparse3dunet.errors import DataError
+from sparse3dunet.inference.batch import Output, predict_batch
+from sparse3dunet.inference.inputs import ImageCase
+from sparse3dunet.inference.predictor import Grid
+from sparse3dunet.inference.scale import scale_note
+from sparse3dunet.io.volumes import Volume
+from tests.conftest import make_volume, write_nifti
+from tests.inference.test_large import NAMES, VALUES, predictor, random_network
+
+
+def image(size, shape=(40, 30, 20)):
+    return Volume("scan.nii.gz", np.zeros(shape, np.float32), np.diag([*np.broadcast_to(size, 3), 1.0]))
+
+
+@pytest.mark.parametrize(
+    ("size", "shape", "words"),
+    [
+        (0.002, (40, 30, 20), "0.002 x 0.002 x 0.002 mm, are 1e[+]03 times smaller"),
+        (2000, (40, 30, 20), "2000 x 2000 x 2000 mm, are 1e[+]03 times larger"),
+        ((0.001, 0.001, 2), (2000, 2000, 20), "are 159 times smaller"),
+        (0.1, (5, 5, 5), "are 20 times smaller"),
+    ],
+)
+def test_other_orders_of_magnitude_are_refused(size, shape, words):
+    volume = Volume("scan.nii.gz", np.broadcast_to(np.float32(0), shape), image(size).affine)
+    with pytest.raises(DataError, match=rf"scan\.nii\.gz: its voxels, .*{words} .* 2 x 2 x 2 mm; .*--voxel-size"):
+        Grid.of(volume, (2, 2, 2))
+    Grid.of(volume, None)
+
+
+@pytest.mark.parametrize(("size", "told"), [(2, False), (0.3, False), ((0.5, 0.5, 5), False), (0.2, True), (20, True)])
+def test_suspicious_sizes_are_told(size, told):
+    volume = image(size)
+    assert bool(scale_note(volume, (2, 2, 2))) == told
+    assert scale_note(volume, None) == ""
+    Grid.of(volume, (2, 2, 2))
+
+
+def test_a_batch_goes_on(tmp_path, capsys):
+    """With the other images, and without a file of the one that is refused."""
+    cases = []
+    for number, factor in enumerate((1, 0.1, 1000)):
+        data = make_volume(number, (20, 22, 18))[0]
+        file = write_nifti(tmp_path / f"case_{number}.nii.gz", data, np.diag([*[2.0 * factor] * 3, 1.0]))
+        cases.append(ImageCase(f"case_{number}", (str(file),)))
+    output = Output(tmp_path / "out", list(NAMES.values()), VALUES, pictures=False)
+    outcome = predict_batch(cases, predictor(random_network(), spacing=(2, 2, 2)), output, {})
+    assert outcome.done == 2
+    assert "case_2.nii.gz: its voxels" in outcome.failed[0]
+    assert "1e+03 times larger" in outcome.failed[0]
+    assert "case_1.nii.gz: its voxels" in capsys.readouterr().out.replace("\n", " ")
+    assert not list((tmp_path / "out").glob("case_2*"))
