@@ -8,9 +8,10 @@ Then `sparse3dunet check`, `run training` (for --minutes) and `predict` run as c
 `--volume-memory 0`, so that all sizes go the same way. Of volumes of more than --whole voxels one slab is predicted:
 the command is stopped as by Ctrl-C as soon as it has written one.
 
-Prints a line for each command: the largest resident set (getrusage's ru_maxrss), seconds, and voxels/s: for check of
-the volume, for predict of the voxels that were written. Most of a window's time is the network's, which empty windows
-pass once. Needs up to 2.5 bytes of disk per voxel that is stored, given back after each size.
+Prints a line for each command, and keeps the figures in --out: the largest resident set (getrusage's ru_maxrss),
+seconds, and voxels/s: for check of the volume, for predict of the voxels that were written. Most of a window's time is
+the network's, which empty windows pass once. Needs up to 2.5 bytes of disk per voxel that is stored, given back after
+each size.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import zarr
@@ -44,6 +46,7 @@ CHUNK, ANNOTATED = 128, 512
 """Length of a chunk, and largest side of an annotated slice."""
 PERIOD, RADIUS, CYLINDER = 40, 12, 0.35
 """Distance and radius of the balls in voxels, and radius of the cylinder as a share of the volume's width."""
+HEADINGS = ("voxels", "command", "peak GiB", "seconds", "voxels/s")
 SETTINGS = ["--network_def#channels", "[8,16,32]", "--num_workers", "0", "--overlay", "cpu"]
 
 
@@ -53,7 +56,7 @@ class Measured:
 
     gib: float
     seconds: float
-    voxels: float = math.nan
+    voxels: float | None = None
 
 
 def main() -> None:
@@ -63,19 +66,36 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1.0, help="duration of a training")
     parser.add_argument("--whole", type=int, default=WHOLE, help="voxels up to which a volume is predicted whole")
     parser.add_argument("--overlap", type=float, default=0.25, help="overlap of windows")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "large.json", help="results")
     parser.add_argument("--work-dir", type=Path, default=None, help="folder for the volumes")
     arguments = parser.parse_args()
-    table = Table("voxels", "command", "peak GiB", "seconds", "voxels/s", box=SIMPLE)
+    results = json.loads(arguments.out.read_text(encoding="utf-8")) if arguments.out.is_file() else {"sizes": {}}
     for text in arguments.sizes:
         shape = tuple(map(int, text.split("x"))) * (3 if "x" not in text else 1)
+        size = " x ".join(map(str, shape))
         with tempfile.TemporaryDirectory(dir=arguments.work_dir, prefix="large-") as folder:
             for name, found in measure(shape, Path(folder), arguments):
-                speed = "" if math.isnan(found.voxels) else f"{found.voxels / found.seconds:,.0f}"
-                row = (" x ".join(map(str, shape)), name, f"{found.gib:.2f}", f"{found.seconds:.0f}", speed)
-                print(*row, sep="; ", flush=True)
-                table.add_row(*row)
+                results["sizes"].setdefault(size, {})[name] = [found.gib, found.seconds, found.voxels]
+                print(*_cells(size, name, results["sizes"][size][name]), sep="; ", flush=True)
+                results["machine"] = machine()
+                arguments.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    table = Table(*HEADINGS, box=SIMPLE)
+    for row in rows(results):
+        table.add_row(*row)
     Console().print(table)
-    print(machine())
+    print(results["machine"])
+
+
+def rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Return a line for each command, by the content of --out."""
+    return [_cells(size, name, found) for size, group in results["sizes"].items() for name, found in group.items()]
+
+
+def _cells(size: str, name: str, found: Sequence[float | None]) -> tuple[str, ...]:
+    gib, seconds, voxels = found
+    assert gib is not None
+    assert seconds is not None
+    return size, name, f"{gib:.2f}", f"{seconds:.0f}", "" if voxels is None else f"{voxels / seconds:,.0f}"
 
 
 def measure(shape: Sequence[int], folder: Path, arguments: argparse.Namespace) -> Iterator[tuple[str, Measured]]:
@@ -104,7 +124,7 @@ def written(out: Path, shape: Sequence[int]) -> float:
     return 0
 
 
-def run(command: Sequence[object], voxels: float = math.nan, stop: Callable[[], bool] | None = None) -> Measured:
+def run(command: Sequence[object], voxels: float | None = None, stop: Callable[[], bool] | None = None) -> Measured:
     """Run a command of sparse3dunet, and stop it as Ctrl-C does as soon as `stop` says so."""
     started = time.perf_counter()
     process = subprocess.Popen(

@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "pipeline")]
 
 import densify_tables  # noqa: E402
+import large  # noqa: E402
 from learning_curves import curves_table, rounds_table  # noqa: E402
 
 REGION = re.compile(r"(<!-- table: (?P<name>[\w -]+) -->\n)(?P<content>.*?)(\n<!-- end of table -->)", re.S)
@@ -73,6 +74,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "densify summary": lambda: densify_tables.summary_in_markdown(results("densify")["runs"]),
     "planning": planning,
     "plans": plans,
+    "large": lambda: densify_tables.rows_in_markdown(large.HEADINGS, large.rows(results("large"))),
     "learning curves": lambda: curves_table(results("learning_curves")),
     "suggestion rounds": lambda: rounds_table(results("learning_curves")),
 }
