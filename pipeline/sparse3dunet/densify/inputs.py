@@ -229,10 +229,15 @@ def _reference(path: Path, scan: Path, image: Volume, labels: Mapping[int, str],
 
 def annotation_of(datalist: str | Path) -> str | None:
     """Return the annotation file that :func:`prepare_pair` made a datalist from; None for other data sets."""
+    content = pair_of(datalist)
+    return content["annotation"] if content and is_image_file(content["annotation"]) else None
+
+
+def pair_of(datalist: str | Path) -> dict[str, Any] | None:
+    """Return the content of a datalist that :func:`prepare_pair` made; None for other data sets."""
     with contextlib.suppress(DataError, AttributeError):
         content = read_json(Path(datalist)) if Path(datalist).name == DATALIST else {}
-        annotation = content.get("annotation")
-        return annotation if isinstance(annotation, str) and is_image_file(annotation) else None
+        return content if isinstance(content.get("annotation"), str) else None
     return None
 
 
