@@ -37,6 +37,7 @@ from sparse3dunet.io.writing import write_text
 from sparse3dunet.keys import IMAGE, LABEL, WEIGHT
 from sparse3dunet.missing import no_part_of_pair
 from sparse3dunet.models.loading import load_model
+from sparse3dunet.progress import minutes_text
 from sparse3dunet.training.resume import STATE
 
 WITHOUT = ("folds", "suggestions")
@@ -78,8 +79,9 @@ def densify_large(
         raise no_part_of_pair(annotation, "annotation")
     _check_results(scan, output_dir, settings.get("format"))
     print(
-        f"{scan} is larger than memory: a network is trained for {minutes:g} minutes on parts around the annotation, "
-        "then the scan is segmented chunk by chunk; without a preview, an estimate of the quality and suggestions.",
+        f"{scan} is larger than memory: a network is trained for {minutes_text(minutes)} on parts around the "
+        "annotation, then the scan is segmented chunk by chunk; without a preview, an estimate of the quality and "
+        "suggestions.",
         flush=True,
     )
     device = torch.device(settings.get("device") or default_device())

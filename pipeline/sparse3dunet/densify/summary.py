@@ -15,6 +15,7 @@ from sparse3dunet.densify.schedule import AUTO, FINAL, annotated_text, unlabeled
 from sparse3dunet.densify.state import State
 from sparse3dunet.inference.inputs import ImageCase
 from sparse3dunet.planning import Plan
+from sparse3dunet.progress import minutes_text
 from sparse3dunet.training.log import last_iteration
 from sparse3dunet.training.speed import FEW
 
@@ -50,8 +51,7 @@ def at_start(report: DataReport, state: State, options: Options, plan: Plan) -> 
         entries.append(("initial network", "the former run's model", "it was trained on this annotation"))
     kind = "GPU" if torch.device(options.device).type == "cuda" else "CPU"
     millions = sum(case.voxels for case in report.cases) / 1e6
-    minutes = "1 minute" if options.minutes == 1 else f"{options.minutes:g} minutes"
-    size = f"{millions:.1f} million voxels, for {minutes} on this {kind}"
+    size = f"{millions:.1f} million voxels, for {minutes_text(options.minutes)} on this {kind}"
     for name, value, reason in plan.lines():
         entries.append((name, value, size if name == "voxel size" and options.own_spacing else reason))
     return entries
