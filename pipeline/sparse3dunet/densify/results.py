@@ -272,12 +272,10 @@ def write_results(
     _write_json(results.folder / "quality.json", quality.as_json())  # again with scores; these may take a while
     scores = ReferenceScores(results.data_set.class_names, tolerances)
     sections: list[CaseSection] = []
-    by_case: dict[str, Sequence[Suggestion]] = {}
     for case in results.cases:
-        section = _section(results, case, suggestions, templates, scores, pictures=len(sections) < PICTURED)
+        sections.append(_section(results, case, suggestions, templates, scores, pictures=len(sections) < PICTURED))
         keep()
-        sections.append(section)
-        by_case[case.name] = section.suggestions
+    by_case = {section.name: section.suggestions for section in sections}
     scores.write(results.folder)
     if scores:
         _write_json(results.folder / "quality.json", {**quality.as_json(), "reference": scores.as_json()})
@@ -286,7 +284,6 @@ def write_results(
     write_json(results.folder / "suggestions.json", by_case)
     show_suggestions(by_case)
     config = results.folder / "config.yaml"
-    titles = {part: "final" if part == FINAL else f"held out {int(part.removeprefix('fold_')) + 1}" for part in work}
     made = [results.folder / section.files["template"] for section in sections if "template" in section.files]
     step = next_step(made, results.data_set)
     content = Report(
@@ -295,7 +292,7 @@ def write_results(
         cases=sections,
         quality=quality,
         scores=scores,
-        curves={titles[part]: read_log(folder / "training.csv") for part, folder in work.items()},
+        curves=_curves(work),
         plan=plan,
         command=command,
         settings=config.read_text(encoding="utf-8") if config.is_file() else "",
@@ -305,6 +302,11 @@ def write_results(
     )
     write_report(results.folder / "report.html", content)
     return step
+
+
+def _curves(work: Mapping[str, Path]) -> dict[str, Any]:
+    titles = {part: "final" if part == FINAL else f"held out {int(part.removeprefix('fold_')) + 1}" for part in work}
+    return {titles[part]: read_log(folder / "training.csv") for part, folder in work.items()}
 
 
 def _section(
