@@ -6,7 +6,7 @@ For each size, a synthetic OME-Zarr of uint8 is written chunk by chunk: a noisy 
 nothing around it, in chunks that are not stored. Balls are annotated on three axial slices of 512 x 512 voxels at most.
 Then `sparse3dunet check`, `run training` (for --minutes) and `predict` run as commands of their own with
 `--volume-memory 0`, so that all sizes go the same way. Of volumes of more than --whole voxels one slab is predicted:
-the command is stopped as by Ctrl-C as soon as it has written one.
+the command is stopped by SIGTERM as soon as it has written one.
 
 Prints a line for each command, and keeps the figures in --out: the largest resident set (getrusage's ru_maxrss),
 seconds, and voxels/s: for check of the volume, for predict of the voxels that were written. Most of a window's time is
@@ -22,7 +22,6 @@ import json
 import math
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -125,7 +124,7 @@ def written(out: Path, shape: Sequence[int]) -> float:
 
 
 def run(command: Sequence[object], voxels: float | None = None, stop: Callable[[], bool] | None = None) -> Measured:
-    """Run a command of sparse3dunet, and stop it as Ctrl-C does as soon as `stop` says so."""
+    """Run a command of sparse3dunet, and stop it by SIGTERM as soon as `stop` says so."""
     started = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-m", "sparse3dunet", *map(str, command)], stdout=subprocess.DEVNULL
@@ -136,7 +135,7 @@ def run(command: Sequence[object], voxels: float | None = None, stop: Callable[[
         if pid:
             break
         if stop is not None and not stopped and stop():
-            process.send_signal(signal.SIGINT)
+            process.terminate()
             stopped = True
         time.sleep(0.2)
     process.returncode = os.waitstatus_to_exitcode(status)

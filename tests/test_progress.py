@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from sparse3dunet.progress import minutes_text
 from tests.conftest import ROOT, bundle_environment
 
 pty = pytest.importorskip("pty")
@@ -108,3 +109,12 @@ def test_training_and_evaluation(tmp_path):
     piped = run(TRAINING, tmp_path).stdout
     assert "\x1b" not in piped
     assert piped.startswith("batch 5\nbatch 6\nbatch 7\nevaluated\nepoch 1/2  0:00:0")
+
+
+def test_minutes_in_words():
+    assert [minutes_text(minutes) for minutes in (1, 1.0, 0.5, 2)] == [
+        "1 minute",
+        "1 minute",
+        "0.5 minutes",
+        "2 minutes",
+    ]

@@ -12,6 +12,7 @@ import signal
 import sys
 import traceback
 import warnings
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -34,6 +35,25 @@ class DataError(ValueError):
 
     The message names the file, what was found, what was expected, and the remedy.
     """
+
+
+class UnknownSettingError(DataError):
+    """Error that there is no such setting.
+
+    Attributes:
+        name: the setting, as the configs spell it.
+        near: settings that are spelled in a similar way.
+        cure: what to do if there are none.
+    """
+
+    def __init__(self, name: str, near: Sequence[str], cure: str) -> None:
+        self.name, self.near, self.cure = name, near, cure
+        super().__init__(f"{name}: there is no such setting. {did_you_mean(near) or cure}")
+
+
+def did_you_mean(near: Sequence[str]) -> str:
+    """Return the question whether one of these was meant; empty if there are none."""
+    return f"Did you mean {', or '.join(near)}?" if near else ""
 
 
 def find_data_error(error: BaseException | None) -> DataError | None:

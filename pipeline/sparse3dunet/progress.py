@@ -26,6 +26,11 @@ _DRAWN_EVERY = 0.2  # seconds
 _TOLD_EVERY = 60.0  # seconds, between lines on the windows of a case in a log
 
 
+def minutes_text(minutes: float) -> str:
+    """Return a duration in words: 1 minute, 2.5 minutes."""
+    return f"{minutes:g} minute{'' if minutes == 1 else 's'}"
+
+
 class CaseProgress(Protocol):
     """What is told of the cases of a batch, see :class:`BatchProgress`."""
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -10,7 +11,9 @@ from monai.bundle import ConfigParser
 
 import sparse3dunet
 from sparse3dunet.cli.main import app
+from sparse3dunet.cli.simulate import CLEAR, next_step
 from sparse3dunet.data.slices import find_slices
+from sparse3dunet.io.volumes import UNLABELED_VALUE
 from tests.conftest import ROOT, make_dataset, run_sparse3dunet
 
 HIPPOCAMPUS = ROOT.parent / "shared" / "hippocampus"
@@ -107,11 +110,44 @@ def test_simulate(dataset, tmp_path):
     assert drawn["a"] == drawn["b"] != drawn["c"]
     assert drawn["a"][0] != drawn["a"][1]
     assert run_sparse3dunet("check", dataset, "--label-dir", "a").returncode == 0
+    places = f"--dataset_dir {dataset} --label_dir c --reference_dir labelsDense"
+    assert f"Next: sparse3dunet run training {places}\n" in result.stdout
     result = run_sparse3dunet(
         "simulate", dense / "case_0.nii.gz", "-o", tmp_path / "one", "--scribbles", 6, "--ignore-index", 255
     )
     assert result.returncode == 0, result.stderr
     assert set(np.unique(np.asarray(nib.load(tmp_path / "one/case_0.nii.gz").dataobj))) == {0, 1, 2, 255}
+
+
+@pytest.mark.parametrize(
+    ("copies", "value", "in_slices", "told"),
+    [
+        (["out/a.nii"], 3, True, "sparse3dunet densify SCAN out/a.nii -o OUT --reference data/dense/a.nii"),
+        (["out/a.nii"], 3, False, "densify SCAN out/a.nii -o OUT --ignore-index 3 --reference"),
+        (["data/few/a.nii", "data/few/b.nii"], 3, False, "--label_dir few --reference_dir dense --ignore_index 3"),
+        (["data/few/a.nii", "data/few/b.nii"], 255, False, "--label_dir few --reference_dir dense"),
+        (["my out/a.nii", "my out/b.nii"], 3, True, "put 'my out' beside the folder of the images, then: sparse3dunet"),
+    ],
+)
+def test_what_to_do_with_simulated_labels(tmp_path, monkeypatch, copies, value, in_slices, told):
+    """The value of unlabeled voxels is passed where it would not be inferred."""
+    assert CLEAR == UNLABELED_VALUE
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data/dense").mkdir(parents=True)
+    (tmp_path / "data/dense/a.nii").touch()
+    labels = Path("data/dense/a.nii") if len(copies) == 1 else Path("data/dense")
+    step = next_step(labels, [Path(copy) for copy in copies], value, in_slices)
+    assert step.startswith(told) or step.endswith(told) or told in step
+    assert ("ignore" in step) == ("ignore" in told)
+
+
+def test_slices_that_mark_what_is_labeled_are_told(dataset):
+    for options, words in (
+        (("--annotated-slices", "all", "--ignore-index", "3"), "unlabeled: 3 and outside of the annotated slices"),
+        (("--weight-dir", "labelsDense"), "unlabeled: 3 and where the weight is 0"),
+    ):
+        printed = run_sparse3dunet("check", dataset, *options).stdout
+        assert words in " ".join(printed.split())
 
 
 def test_simulate_leaves_the_values_of_declared_classes(dataset):
@@ -149,6 +185,8 @@ def test_restart_and_its_old_name(tmp_path, monkeypatch, capsys, option, expecte
     monkeypatch.setattr("sparse3dunet.bundle.running.run_quietly", lambda run, settings: given.update(settings))
     monkeypatch.setattr("sparse3dunet.densify.inputs.prepare", lambda *args, **named: tmp_path)
     sources = [str(tmp_path / name) for name in ("scan.nii.gz", "annotation.nii.gz")]
+    for source in sources:
+        Path(source).touch()
     app(["densify", *sources, "-o", str(tmp_path / "out"), *option], standalone_mode=False)
     assert given["restart"] is expected
     assert ("--restart" in capsys.readouterr().err) == (option == ["--anew"])

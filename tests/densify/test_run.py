@@ -1,6 +1,7 @@
 """The command that densifies: what it writes, going on, being killed, and what it refuses."""
 
 import csv
+import html
 import json
 import os
 import re
@@ -72,6 +73,7 @@ def test_results(done):
     assert confidence[~annotated].mean() > 128
     preview = array(out / "scan_preview.nii.gz")
     assert np.array_equal(preview[annotated], sparse[annotated])
+    assert preview.dtype == found.dtype == np.uint8
     assert set(np.unique(preview)) <= {0, 1, 2}
     assert read_description(out / "model/model.pt").class_values == (0, 1, 2)
     assert not list(out.rglob("*.part*"))
@@ -81,6 +83,20 @@ def test_results(done):
     assert " - INFO - " not in printed
     assert run_sparse3dunet("predict", out / "model", done / "scan.nii.gz", "-o", done / "new").returncode == 0
     assert array(done / "new/scan_seg.nii.gz").shape == found.shape
+
+
+def test_it_says_what_to_do_next(done):
+    """In the terminal and in the report; a network of few iterations is told once, and as what it is."""
+    printed, out = (done / "printed.txt").read_text(), done / "out"
+    files = f"densify {done / 'scan.nii.gz'} {out / 'scan_next.nii.gz'}"
+    pattern = rf"^Next: correct {out}/scan_next.nii.gz \(erase its .*\), then: .*{files} .* -o {out} "
+    assert re.search(pattern, printed[printed.index("Done in") :], re.MULTILINE)
+    report = html.unescape((out / "report.html").read_text())
+    assert re.search(pattern.replace("^", "<p>"), report)
+    assert "erase those that you did not check" in report
+    warned = re.findall(r"^warning: the network has had only \d+ iterations.*", printed, re.MULTILINE)
+    assert len(warned) <= 1
+    assert all(text in report for text in warned)
 
 
 def test_quality_is_of_annotation_that_was_held_out(done):
@@ -206,6 +222,7 @@ def test_a_template_that_nobody_changed_is_told_of_and_kept(done, tmp_path):
     result = densify(done / "scan.nii.gz", template, "-o", out, "--minutes", 0.1, "--folds", 0, *SMALL)
     assert result.returncode == 0, result.stderr
     assert "although nobody corrected it" in result.stdout
+    assert "although nobody corrected it" in (out / "report.html").read_text()
     assert template.read_bytes() == written
 
 

@@ -12,7 +12,7 @@ from monai.transforms import ClassesToIndicesd, Compose, RandWeightedCropd
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.transforms import RandBSplineElasticd, RandPatchCenter, RandPatchCenterd, UntilAnnotated
-from tests.conftest import ROOT, make_dataset
+from tests.conftest import ROOT, make_dataset, write_nifti
 
 
 def cropping(size, class_balance=0.0, classes=10):
@@ -279,15 +279,23 @@ def test_without_classes_patches_are_drawn_around_the_weight():
         RandPatchCenterd(spatial_size=6, class_balance=0.5)({"weight": weight})
 
 
-def test_the_readme_cuts_patches_around_the_annotation():
+def test_the_readme_cuts_patches_around_the_annotation(tmp_path, monkeypatch):
+    """All of the example runs as it is copied."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"## Use it in your own MONAI code\n```python\n(.*?)^network", text, re.S | re.M)
+    (code,) = re.findall(r"## Use it in your own MONAI code\n```python\n(.*?)^```$", text, re.S | re.M)
+    label = np.full((90, 90, 90), 255, np.uint8)
+    label[:30, :30, 2] = 0
+    label[5:9, 5:9, 2] = 1
+    files = {"image": "scan.nii.gz", "label": "annotation.nii.gz"}
+    write_nifti(tmp_path / files["image"], np.random.rand(90, 90, 90).astype(np.float32))
+    write_nifti(tmp_path / files["label"], label)
+    monkeypatch.chdir(tmp_path)
     names = {}
     exec(code, names)
-    label = torch.full((1, 90, 90, 90), 3.0)
-    label[0, :30, :30, 2] = 0
-    label[0, 5:9, 5:9, 2] = 1
-    item = names["split"]({"image": torch.rand(1, 90, 90, 90), "label": label})
+    assert float(names["value"].detach()) > 0
+    assert names["image"].shape == (1, 1, 64, 64, 64)
+    assert all(parameter.grad is not None for parameter in names["network"].parameters())
+    item = names["split"](files)
     names["augment"].set_random_state(1)  # of which one patch loses the annotation by its rotation
     shares = [float(names["augment"](item)["weight"].sum()) for _ in range(6)]
     assert min(shares) > 0

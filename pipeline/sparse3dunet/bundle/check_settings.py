@@ -22,7 +22,7 @@ from monai.utils import ensure_tuple
 
 from sparse3dunet.bundle.config_files import read_config
 from sparse3dunet.bundle.configs import OF_TRACKING
-from sparse3dunet.errors import DataError
+from sparse3dunet.errors import DataError, UnknownSettingError
 
 OF_COMPONENTS = {"_target_", "_disabled_", "_desc_", "_requires_", "_mode_", "_debug_"}
 """Entries that MONAI allows in any component."""
@@ -294,10 +294,8 @@ def _refuse(parents: Sequence[str], name: str, known: set[str], where: str) -> N
     path = "#".join([*parents, ""])
     near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
     option = "--" if where == "--" else ""
-    cure = "Did you mean " + ", or ".join(f"{option}{path}{n}" for n in near) + "?" if near else ""
-    if not near:
-        cure = f"There are {', '.join(sorted(known))}." if 0 < len(known) < 15 else "See the comments in train.yaml."
-    raise DataError(f"{where}{path}{name}: there is no such setting. {cure}")
+    cure = f"There are {', '.join(sorted(known))}." if 0 < len(known) < 15 else "See the comments in train.yaml."
+    raise UnknownSettingError(f"{where}{path}{name}", [f"{option}{path}{n}" for n in near], cure)
 
 
 def check_plain(files: Sequence[str | Path], settings: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import runpy
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ RUNS = {
 """The bundle's runs with the configs of each, of which later ones override earlier ones."""
 PATHS = ("_dir", "_file", "pretrained", "plan", "plan_output", "plan_copy", "bundle_root")
 """Ends of the names of settings that are paths."""
+OF_ANY_CONFIG = r'parsing config_file .*: any `"_target_"` value in it is resolved'
+"""Start of MONAI's warning that a config is a program, which tells nothing of the package's own."""
 
 
 def run_bundle(run: str, overlays: Sequence[str], arguments: Sequence[str]) -> None:
@@ -48,11 +51,13 @@ def run_bundle(run: str, overlays: Sequence[str], arguments: Sequence[str]) -> N
     tracking = settings.pop("tracking", None)
     if tracking not in (None, "mlflow"):
         raise DataError(f"--tracking {tracking}: expected mlflow; pass a file of settings as --overlay.")
-    files = _checked(run, overlays, settings)
+    files = check_run(run, overlays, settings)
     settings |= dict.fromkeys(checking.emptied(files, settings), "$None")  # None itself would be ignored
     settings |= {} if tracking is None else {"tracking": tracking}
     # The values that were checked, not the text, which the other command line might parse differently.
     options = [f"--{name}={value!r}" for name, value in settings.items()]
+    if "config_file" not in settings and all(_is_own(file) for file in files):
+        warnings.filterwarnings("ignore", OF_ANY_CONFIG, UserWarning)
     sys.argv = ["monai.bundle", "run", run, "--config_file", repr([str(file) for file in files]), *options]
     runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
 
@@ -75,7 +80,7 @@ def run_quietly(run: str, settings: Mapping[str, Any], overlays: Sequence[str] =
     """
     from monai.bundle import ConfigWorkflow
 
-    files = _checked(run, overlays, settings)
+    files = check_run(run, overlays, settings)
     logging.getLogger(ConfigWorkflow.__module__).setLevel(logging.WARNING)  # else it logs the name of the logging file
     logging_file = str(bundle_folder() / "configs" / "logging.conf")
     workflow = ConfigWorkflow([str(file) for file in files], run_id=run, logging_file=logging_file, **settings)
@@ -84,8 +89,12 @@ def run_quietly(run: str, settings: Mapping[str, Any], overlays: Sequence[str] =
     workflow.finalize()
 
 
-def _checked(run: str, overlays: Sequence[str], settings: Mapping[str, Any]) -> list[Path]:
-    """Check settings against the configs of a run; return the configs."""
+def check_run(run: str, overlays: Sequence[str], settings: Mapping[str, Any]) -> list[Path]:
+    """Check settings against the configs of a run; return the configs.
+
+    Raises:
+        DataError: as :func:`run_bundle`.
+    """
     files = [config_path(name) for name in [*RUNS[run], *overlays]]
     checking.check_plain(files, settings)
     checking.check_settings(files, settings)
@@ -108,6 +117,11 @@ def config_path(name: str) -> Path:
         known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
         raise DataError(f"{Path(name).absolute()}: there is no such config; the bundle's own are {known}.")
     return Path(name)
+
+
+def _is_own(file: Path) -> bool:
+    """Return whether a config is one of the package's."""
+    return file.resolve().parent == (bundle_folder() / "configs").resolve()
 
 
 def parse_settings(arguments: Sequence[str]) -> dict[str, Any]:

@@ -2,15 +2,53 @@
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import json
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sparse3dunet.errors import DataError
+import typer
+
+from sparse3dunet.errors import DataError, UnknownSettingError
 
 MOST_DIGITS = 9
 """Digits of a number of folds or parts: Python refuses to read numbers of thousands."""
 LARGEST_WINDOW = 65536
 """Voxels along an axis, more than any volume that fits in memory has."""
+
+
+@contextlib.contextmanager
+def as_typed(context: typer.Context, words: Sequence[str]) -> Iterator[None]:
+    """Have an unknown setting be told as it was typed, and the command's own options be proposed first.
+
+    Args:
+        context: the command's.
+        words: what follows its own options.
+
+    Raises:
+        UnknownSettingError: in place of the one that is raised within.
+    """
+    try:
+        yield
+    except UnknownSettingError as error:
+        typed = [word.partition("=")[0] for word in words]
+        name = next((word for word in typed if _as_setting(word) == error.name), None)
+        if name is None:  # of a config file, or a part of a setting
+            raise
+        own = {
+            _as_setting(option): option
+            for parameter in context.command.params
+            for option in (*parameter.opts, *parameter.secondary_opts)
+            if option.startswith("--") and not getattr(parameter, "hidden", False)
+        }
+        near = [own[option] for option in difflib.get_close_matches(error.name, own, n=3)]
+        near += [option for option in error.near if option not in own]
+        raise UnknownSettingError(name, near[:3], error.cure) from error
+
+
+def _as_setting(option: str) -> str:
+    return option[:2] + option[2:].replace("-", "_")
 
 
 def spacing(text: str) -> Any:

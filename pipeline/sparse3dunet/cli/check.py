@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from sparse3dunet import missing
 from sparse3dunet.cli import arguments, options
 from sparse3dunet.errors import DataError
 
@@ -31,12 +32,13 @@ def check(
     all_cases: Annotated[bool, typer.Option("--all", help="List each case and error.")] = False,
 ) -> None:
     """Check every file of a data set, and list its contents and errors. Exit status 1 on errors."""
-    from sparse3dunet.data import check_report, checks
-    from sparse3dunet.data.datalist import read_data_set
-    from sparse3dunet.data.set_conventions import with_marks
-    from sparse3dunet.io.defaults import set_defaults
-
     try:
+        missing.check_data_set(str(data))
+        from sparse3dunet.data import check_report, checks
+        from sparse3dunet.data.datalist import read_data_set
+        from sparse3dunet.data.set_conventions import with_marks
+        from sparse3dunet.io.defaults import set_defaults
+
         set_defaults(voxel_size, axes, series=series, segments=segments, volume_memory=volume_memory)
         with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):  # nothing but JSON there
             data_set = read_data_set(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from sparse3dunet import missing
 from sparse3dunet.cli import annotate, arguments, options
 from sparse3dunet.errors import DataError
 
@@ -61,21 +65,23 @@ def densify(
     Run again, also with more annotation, it starts from the last model. Ctrl-C ends it early. Any setting of
     bundle/configs/densify.yaml can follow, such as --learning_rate 0.001.
     """
+    sources, settings = _without_settings(sources)
+    missing.check_sources(sources)
     from sparse3dunet import io
     from sparse3dunet.bundle import running
-    from sparse3dunet.densify import inputs
     from sparse3dunet.densify.large import densify_large, is_large_pair
-    from sparse3dunet.io import folders, suffixes
+    from sparse3dunet.io import folders
     from sparse3dunet.io.defaults import set_defaults
 
     set_defaults(voxel_size, axes, series=series, segments=segments, volume_memory=volume_memory)
-    sources, settings = _without_settings(sources)
-    extra = running.parse_settings([*settings, *context.args])
+    words = [*settings, *context.args]
+    extra = _settings(words)
     ignored, slices = arguments.numbers(ignore_index, "--ignore-index"), arguments.slices(annotated_slices)
     is_large = is_large_pair(sources)
     if open_page:
         _check_page(len(sources) == 2 and not is_large)
-    output_dir = _held(output_dir)
+    with arguments.as_typed(context, words):
+        running.check_run("training" if is_large else "densify", [], extra)
     given = {
         "ignore_index": ignored,
         "background": background,
@@ -94,21 +100,15 @@ def densify(
         "restart": restart or _is_renamed(anew),
     }
     set_values = {name: value for name, value in given.items() if value is not None or name == "spacing"}
-    if is_large:
-        if reference is not None:
-            raise DataError("--reference: a scan larger than memory cannot be scored. Leave it out.")
-        densify_large(sources, output_dir, minutes, set_values, extra)
-        return
-    dataset = inputs.prepare(
-        sources,
-        output_dir / "work" / "inputs",
-        ignore_index=ignored,
-        annotated_slices=slices,
-        reference=reference if len(sources) == 2 else None,
-        keep_dicom=suffixes.format_suffix(format) in suffixes.DICOM_SUFFIXES,
-    )
-    places = {"dataset_dir": str(dataset), "output_dir": str(output_dir), "minutes": minutes}
-    running.run_quietly("densify", {**places, **set_values, **extra})
+    if is_large and reference is not None:
+        raise DataError("--reference: a scan larger than memory cannot be scored. Leave it out.")
+    with _held(output_dir) as output_dir:
+        if is_large:
+            densify_large(sources, output_dir, minutes, set_values, extra)
+            return
+        dataset = _prepared(sources, output_dir, ignored, slices, reference, format)
+        places = {"dataset_dir": dataset, "output_dir": str(output_dir), "minutes": minutes}
+        running.run_quietly("densify", {**places, **set_values, **extra})
     if open_page:
         folders.release_folder(output_dir)  # for the page's own runs
         annotate.annotate(
@@ -123,6 +123,33 @@ def densify(
             device=device,
             reference=_without_names(reference),
         )
+
+
+def _settings(words: list[str]) -> dict[str, Any]:
+    """Return the settings of the config among the words of the command line."""
+    from sparse3dunet.bundle import running
+
+    settings = running.parse_settings(words)
+    if "class_names" in settings:  # of the config, where it is a result
+        raise DataError("--class_names: there is no such setting. Did you mean --class-names?")
+    return settings
+
+
+def _prepared(
+    sources: list[str], output_dir: Path, ignored: Any, slices: Any, reference: str | None, format: str | None
+) -> str:
+    """Return the data set to densify; that of a scan and its annotation is made in the folder for results."""
+    from sparse3dunet.densify import inputs
+    from sparse3dunet.io import suffixes
+
+    return inputs.prepare(
+        sources,
+        output_dir / "work" / "inputs",
+        ignore_index=ignored,
+        annotated_slices=slices,
+        reference=reference if len(sources) == 2 else None,
+        keep_dicom=suffixes.format_suffix(format) in suffixes.DICOM_SUFFIXES,
+    )
 
 
 def _without_names(reference: str | None) -> str | None:
@@ -140,14 +167,22 @@ def _check_page(is_one_scan: bool) -> None:
         raise DataError("--open shows one scan that fits into memory; pass a scan and its annotation, or leave it out.")
 
 
-def _held(folder: Path) -> Path:
-    """Return the folder for results, checked and held for this run."""
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[Path]:
+    """Check and hold the folder for results; after an error, remove one that was made, and has no result in it."""
     from sparse3dunet import io
+    from sparse3dunet.io import folders
 
     folder = folder.expanduser()
+    is_new = not os.path.lexists(folder)
     io.check_output_dir(folder)
     io.hold_folder(folder)
-    return folder
+    try:
+        yield folder
+    except Exception:
+        if is_new:
+            folders.discard_folder(folder, folder / "work" / "inputs")
+        raise
 
 
 def _is_renamed(anew: bool) -> bool:

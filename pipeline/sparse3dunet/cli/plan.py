@@ -52,4 +52,5 @@ def plan(
         "annotated_slices": arguments.slices(annotated_slices),
     }
     chosen = {name: value for name, value in given.items() if value is not None}
-    running.run_quietly("planning", {**chosen, **running.parse_settings(context.args)}, overlay or [])
+    with arguments.as_typed(context, context.args):
+        running.run_quietly("planning", {**chosen, **running.parse_settings(context.args)}, overlay or [])

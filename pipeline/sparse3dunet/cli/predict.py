@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from sparse3dunet import missing
 from sparse3dunet.cli import arguments, options
 
 TrainedModel = Annotated[
@@ -54,6 +55,7 @@ def predict(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only failures.")] = False,
 ) -> None:
     """Segment images with a trained model, each on its own grid. Images that are already done are skipped."""
+    missing.check_prediction(str(model), images)
     from sparse3dunet.inference import run
     from sparse3dunet.inference.slabs import SlabInferer
     from sparse3dunet.io.defaults import set_defaults

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from sparse3dunet.cli import options
+from sparse3dunet import missing
+from sparse3dunet.cli import arguments, options
+
+BUILT_IN = "data/mni152"
+"""Folder of the built-in data, which is made where it is used."""
 
 
 def run(
@@ -23,8 +29,21 @@ def run(
 
     Like python -m monai.bundle run, except that settings are checked first and must be plain values.
     """
+    if folder := _data_set(context.args):
+        missing.check_data_set(folder)
     from sparse3dunet.bundle.running import run_bundle
     from sparse3dunet.io.defaults import set_defaults
 
     set_defaults(voxel_size, axes, series=series, segments=segments, volume_memory=volume_memory)
-    run_bundle(what, overlay or [], context.args)
+    with arguments.as_typed(context, context.args):
+        run_bundle(what, overlay or [], context.args)
+
+
+def _data_set(words: Sequence[str]) -> str | None:
+    """Return the folder of the data set among the words of the command line; None if there is none."""
+    for word, after in zip(words, [*words[1:], ""]):
+        name, _, value = word.replace("-", "_").partition("=")
+        if name == "__dataset_dir":
+            folder = word.partition("=")[2] if value else after
+            return None if Path(BUILT_IN) in (Path(folder), *Path(folder).parents) else folder
+    return None

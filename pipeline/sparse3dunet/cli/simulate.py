@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +11,9 @@ import typer
 
 from sparse3dunet.cli import arguments, options
 from sparse3dunet.errors import DataError
+
+CLEAR = 255
+"""Value that is inferred to mean unlabeled wherever it occurs."""
 
 
 def simulate(
@@ -58,3 +63,29 @@ def simulate(
         f"Wrote {len(done.files)} label map(s) to {output_dir}: {sum(done.shares) / len(done.shares):.2%} of the "
         f"voxels kept; the others are {done.ignore_index} (unlabeled)."
     )
+    print(f"Next: {next_step(labels.expanduser(), done.files, done.ignore_index, slices is not None)}")
+
+
+def next_step(labels: Path, copies: Sequence[Path], ignore_index: int, in_slices: bool) -> str:
+    """Return what to do with sparse copies of dense labels, as a command.
+
+    Args:
+        labels: the dense label map, or the folder of several.
+        copies: the sparse ones.
+        ignore_index: value of unlabeled voxels in them.
+        in_slices: whether whole slices are kept, around which this value is inferred.
+    """
+    is_clear = in_slices or ignore_index == CLEAR or ignore_index < 0
+    if len(copies) == 1:
+        values = [] if is_clear else ["--ignore-index", str(ignore_index)]
+        dense = ["--reference", str(labels)] if labels.is_file() else []
+        return f"sparse3dunet densify SCAN {shlex.join([str(copies[0]), '-o', 'OUT', *values, *dense])}"
+    root, folder = labels.absolute().parent, copies[0].absolute().parent
+    values = [] if is_clear or (root / "dataset.json").is_file() else ["--ignore_index", str(ignore_index)]
+    if not folder.is_relative_to(root):
+        where = "beside the folder of the images, then"
+        return f"put {shlex.quote(str(copies[0].parent))} {where}: sparse3dunet run training --dataset_dir DATA " + (
+            shlex.join(["--label_dir", folder.name, *values])
+        )
+    places = ["--dataset_dir", str(labels.parent), "--label_dir", str(folder.relative_to(root))]
+    return shlex.join(["sparse3dunet", "run", "training", *places, "--reference_dir", labels.name, *values])

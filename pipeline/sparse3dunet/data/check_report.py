@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from sparse3dunet.console import Console, Table, box, escape
+from sparse3dunet.data.datalist import DataSet
 from sparse3dunet.data.partial_labels import describe as describe_partial_labels
 from sparse3dunet.data.regions import describe as describe_regions
 from sparse3dunet.data.reports import CaseReport, DataReport
+from sparse3dunet.keys import ANNOTATED_SLICES, WEIGHT
 
 SHOWN_CASES = 20
 
@@ -63,7 +65,7 @@ def show(
     share = annotated / voxels if voxels else 0
     console.print(
         f"{len(report.cases)} case(s), {share:.1%} of the voxels annotated, {report.data_set.num_channels} channel(s); "
-        f"unlabeled: {', '.join(map(str, report.data_set.ignore_index)) or 'no value'}; "
+        f"unlabeled: {_unlabeled_text(report.data_set)}; "
         f"about {report.memory / 1e9:.2g} GB for all volumes in memory.",
         highlight=False,
     )
@@ -79,6 +81,16 @@ def show(
         console.print(f"[red]error:[/] {escape(text)}", highlight=False, soft_wrap=True)
     if len(errors) > SHOWN_CASES and not all_cases:
         console.print(f"... and {len(errors) - SHOWN_CASES} more errors: --all", highlight=False)
+
+
+def _unlabeled_text(data_set: DataSet) -> str:
+    """Return what marks unlabeled voxels: values, slices, weights."""
+    ways = {
+        ", ".join(map(str, data_set.ignore_index)): True,
+        "outside of the annotated slices": any(ANNOTATED_SLICES in case for case in data_set.cases),
+        "where the weight is 0": any(WEIGHT in case for case in data_set.cases),
+    }
+    return " and ".join(text for text, is_so in ways.items() if text and is_so) or "no value"
 
 
 def _case_table(report: DataReport, all_cases: bool) -> Table:

@@ -28,6 +28,7 @@ from sparse3dunet.io.formats import annotation_path, is_dicom_image
 from sparse3dunet.io.segments import names_fault
 from sparse3dunet.io.suffixes import is_image_file, split, suffix_among
 from sparse3dunet.keys import ANNOTATED_CLASSES, ANNOTATED_SLICES, IMAGE, LABEL, REFERENCE, WEIGHT
+from sparse3dunet.missing import no_data_set
 
 Case = dict[str, Any]
 FILE_KEYS = (IMAGE, LABEL, WEIGHT, REFERENCE)
@@ -91,10 +92,7 @@ def read_data_set(
     """
     path = Path(str(source)).expanduser()
     if not os.path.exists(path):  # unlike Path.exists, false for a name that is too long
-        raise DataError(
-            f"dataset_dir {path.absolute()} does not exist. Pass a folder with dataset.json, imagesTr/ and labelsTr/, "
-            "a folder of images and labels, or a JSON datalist: --dataset_dir FOLDER."
-        )
+        raise no_data_set(path.absolute())
     listing = read_listing(path, label_dir)
     folders = {LABEL: label_dir, WEIGHT: weight_dir, REFERENCE: reference_dir}
     _check_folders(listing, folders.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from sparse3dunet.data.large_conventions import UndecidedError
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.formats import read_label
 from sparse3dunet.io.itk_snap import read_label_descriptions
-from sparse3dunet.io.segments import names_fault
+from sparse3dunet.io.segments import BACKGROUND, names_fault
 from sparse3dunet.io.volumes import UNLABELED_VALUE
 from sparse3dunet.keys import ANNOTATED_SLICES, LABEL, WEIGHT
 
@@ -55,12 +56,22 @@ def complete(
         data_set = replace(data_set, colors={**data_set.colors, **described.colors})
         class_names = [described.get(value, name) for value, name in zip(values, data_set.class_names)]
     if len(names := list(class_names)) != len(values) or names_fault(names):
+        is_without = len(names) == len(values) - 1 and not any(_means_background(name) for name in names)
+        cure = "Correct them, or pass other values as --ignore-index."
+        if is_without:
+            cure = f"The background is missing: {shlex.join(['--class-names', ','.join([BACKGROUND, *names])])}"
         raise DataError(
-            f"{data_set.source}: --class-names gives {len(names)} name(s) ({', '.join(names)}) for {len(values)} "
+            f"--class-names gives {len(names)} name(s) ({', '.join(names)}) for {len(values)} "
             f"classes, values {', '.join(map(str, values))} ({', '.join(data_set.class_names)}); expected a different "
-            "name for each, none of them blank, in this order. Correct them, or pass other values as --ignore-index."
+            f"name for each, none of them blank, in this order. {cure}"
         )
     return replace(data_set, class_names=names)
+
+
+def _means_background(name: str) -> bool:
+    return name.strip().lower() in ("", "bg", "bkg", "back", "none", "outside", "rest", "other", "0") or (
+        BACKGROUND in name.lower()
+    )
 
 
 def with_marks(data_set: DataSet, known: Mapping[str, Any] | None = None, background: int | None = None) -> DataSet:

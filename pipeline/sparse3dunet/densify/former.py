@@ -1,13 +1,33 @@
-"""Templates of a former run in the output folder, and the command line of this one."""
+"""Templates of a former run in the output folder, the command line of this one, and what to do after it."""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from sparse3dunet.data.datalist import DataSet
+from sparse3dunet.data.slices import slices_mask
+from sparse3dunet.densify.inputs import pair_of
+from sparse3dunet.errors import DataError
+from sparse3dunet.io import read_image
+from sparse3dunet.io.formats import read_segmentation
+from sparse3dunet.io.volumes import class_numbers
 from sparse3dunet.io.written import file_digest
+from sparse3dunet.keys import ANNOTATED_SLICES, WEIGHT
+
+if TYPE_CHECKING:
+    from sparse3dunet.densify.results import Results
+
+NAMED = 3
+"""Number of templates that are named after a run."""
 
 
 def check_templates(output_dir: Path, templates: dict[str, str], files: Sequence[str]) -> list[str]:
@@ -35,9 +55,109 @@ def check_templates(output_dir: Path, templates: dict[str, str], files: Sequence
     return warnings
 
 
-def command_line() -> str:
-    """Return the command line of this process, quoted for a shell."""
+def check_annotation(results: Results, templates: dict[str, str], files: Sequence[str]) -> list[str]:
+    """Return warnings as :func:`check_templates`, and on suggested slices that were left as predicted.
+
+    Args:
+        results: results in the folder of the former run, if there was one.
+        templates: see :func:`check_templates`, as for `files`.
+        files: annotation files that were passed.
+    """
+    written = set(templates.values())
+    warnings = check_templates(results.folder, templates, files)
+    if written & {file_digest(file) for file in files}:  # which is told
+        return warnings
+    return [*warnings, *uncorrected(results)]
+
+
+def uncorrected(results: Results) -> list[str]:
+    """Return by case a note on slices suggested by the former run that are annotated just as it predicted them."""
+    notes = []
+    for case in results.cases:
+        with contextlib.suppress(DataError, OSError, ValueError, KeyError, TypeError, IndexError):  # of another run
+            rows = json.loads((results.folder / "suggestions.json").read_bytes())[case.name]
+            image, annotation = read_image(case.files[0]), results.annotation(case.files[0])
+            found = read_segmentation(results.files(case)["segmentation"], image, results.output.labels)
+            same = annotation.annotated & (class_numbers(found, results.data_set.class_values) == annotation.numbers)
+            if equal := _equal_slices(same, [(int(row["axis"]), int(row["index"])) for row in rows]):
+                notes.append(
+                    f"{case.name}: {equal} of the {len(rows)} slices suggested last time equal the prediction exactly, "
+                    "and count as annotation: correct them, or erase those that you did not check."
+                )
+    return notes
+
+
+def _equal_slices(same: np.ndarray, suggested: Sequence[tuple[int, int]]) -> int:
+    """Return the number of slices that are the same everywhere, apart from the lines where others cross them."""
+    count = 0
+    for axis, index in suggested:
+        others = [[i for a, i in suggested if a == other and a != axis] for other in range(3)]
+        crossed = slices_mask(same.shape, others)
+        count += bool((same | crossed).take(index, axis).all())
+    return count
+
+
+def next_step(templates: Sequence[Path], data_set: DataSet) -> str:
+    """Return what to do after a run, in one line; empty if there is no template, or nobody typed the command.
+
+    Args:
+        templates: label maps to be corrected.
+        data_set: the data set of the run.
+    """
+    if not templates or not _is_typed():
+        return ""
+    shown = ", ".join(shlex.quote(str(path)) for path in templates[:NAMED])
+    shown += f" and {len(templates) - NAMED} more" if len(templates) > NAMED else ""
+    ways = {
+        "list the others as annotated slices": any(
+            not isinstance(case.get(ANNOTATED_SLICES, ""), str) for case in data_set.cases
+        ),
+        "mark the others in the weight image": any(WEIGHT in case for case in data_set.cases),
+    }
+    more = "".join(f"; {text}" for text, is_needed in ways.items() if is_needed)
+    erase = f"(erase {'its' if len(templates) == 1 else 'their'} slices that you did not check{more})"
+    pair = pair_of(data_set.source)
+    if pair is None:
+        return f"Next: correct {shown} {erase}, put them in place of the labels, then: {_again()}"
+    return f"Next: correct {shown} {erase}, then: {_again(pair, templates[0], data_set)}"
+
+
+def _is_typed() -> bool:
+    return sys.argv[1:2] == ["densify"] or sys.argv[1:3] == ["run", "densify"]
+
+
+def _again(pair: dict[str, Any] | None = None, template: Path | None = None, data_set: DataSet | None = None) -> str:
+    """Return the command to run next; for a scan and its annotation, with the template as annotation."""
+    words = [word for word in sys.argv[1:] if word not in ("--restart", "--anew")]
+    if pair is None or template is None or data_set is None:
+        return command_line(words)
+    named = [i for i, word in enumerate(words) if os.path.abspath(os.path.expanduser(word)) == pair["annotation"]]
+    places = [i for i in named if words[i - 1] != "--reference"]
+    if not places:  # a folder stands for it
+        output_dir = str(template.parent)
+        return shlex.join(["sparse3dunet", "densify", str(pair["scan"]), str(template), "-o", output_dir])
+    words[places[0]] = str(template)
+    return command_line(_with_names(words, data_set) if pair.get("labels") else words)
+
+
+def _with_names(words: list[str], data_set: DataSet) -> list[str]:
+    """Return words with what the names of segments said: a template has values alone."""
+    kept: list[str] = []
+    for before, word in zip(["", *words], words):
+        if not (word.startswith("--segments") or before == "--segments"):
+            kept.append(word)
+    names, values = data_set.class_names, data_set.class_values
+    is_given = any(word.startswith("--class-names") for word in words)
+    if not is_given and not any("," in name for name in names):
+        kept += ["--class-names", ",".join(names)]
+    if values[0] != min(values) and not any(word.startswith("--background") for word in words):
+        kept += ["--background", str(values[0])]
+    return kept
+
+
+def command_line(words: Sequence[str] | None = None) -> str:
+    """Return the command line of this process, quoted for a shell; or one with other words after the program."""
     program = Path(sys.argv[0])
     module = program.parent.name if program.name == "__main__.py" else ""
     start = ["python", "-m", "monai.bundle" if module == "bundle" else module] if module else [program.name]
-    return shlex.join([*start, *sys.argv[1:]])
+    return shlex.join([*start, *(sys.argv[1:] if words is None else words)])

@@ -33,13 +33,10 @@ from sparse3dunet.io.suffixes import (
 from sparse3dunet.io.volumes import AFFINE_TOLERANCE, MOST_VALUES, Volume, check_same_grid, on_grid_of, values_found
 from sparse3dunet.io.writing import write_text
 from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL, REFERENCE
+from sparse3dunet.missing import PAIR_OR_DATA_SET, no_part_of_pair, no_source
 
 MANY_VALUES = 30
 """Number of values in an annotation above which it may be the scan."""
-EXPECTED = (
-    "a scan and its annotation (SCAN ANNOTATION: two files, or the folder of a DICOM series and a file), or a data set "
-    "(a folder, or a JSON datalist)"
-)
 LABEL_FORMATS = ".nii.gz, .nii, .nrrd, .seg.nrrd, .mha, .tif, .ome.tif, .h5, DICOM SEG, RTSTRUCT, or an OME-Zarr folder"
 AS_THEY_ARE = (*NIFTI_SUFFIXES, *MICROSCOPY_SUFFIXES)
 """Formats of files that are not converted: these are read fast, and state no orientation that NIfTI would have to."""
@@ -78,15 +75,15 @@ def prepare(
     if len(paths) != 1:
         shown = ", ".join(map(str, sources)) or "nothing"
         raise DataError(
-            f"found {len(paths)} inputs ({shown[:300]}); expected {EXPECTED}. List many scans in a datalist."
+            f"found {len(paths)} inputs ({shown[:300]}); expected {PAIR_OR_DATA_SET}. List many scans in a datalist."
         )
     (path,) = paths
     if not (os.path.exists(path) or is_image_file(path)):
-        raise DataError(f"{path} does not exist; expected {EXPECTED}.")
+        raise no_source(path)
     if is_dicom_folder(path) or (is_image_file(path) and path.suffix != ".json"):
         what = "DICOM series" if is_dicom_folder(path) else "file"
         raise DataError(
-            f"{path}: found one {what}, but no annotation; expected {EXPECTED}. "
+            f"{path}: found one {what}, but no annotation; expected {PAIR_OR_DATA_SET}. "
             "Pass the annotation as the second input."
         )
     return str(sources[0])
@@ -232,10 +229,15 @@ def _reference(path: Path, scan: Path, image: Volume, labels: Mapping[int, str],
 
 def annotation_of(datalist: str | Path) -> str | None:
     """Return the annotation file that :func:`prepare_pair` made a datalist from; None for other data sets."""
+    content = pair_of(datalist)
+    return content["annotation"] if content and is_image_file(content["annotation"]) else None
+
+
+def pair_of(datalist: str | Path) -> dict[str, Any] | None:
+    """Return the content of a datalist that :func:`prepare_pair` made; None for other data sets."""
     with contextlib.suppress(DataError, AttributeError):
         content = read_json(Path(datalist)) if Path(datalist).name == DATALIST else {}
-        annotation = content.get("annotation")
-        return annotation if isinstance(annotation, str) and is_image_file(annotation) else None
+        return content if isinstance(content.get("annotation"), str) else None
     return None
 
 
@@ -249,7 +251,7 @@ def _absolute(path: str | Path) -> Path:
 def _check_files(scan: Path, annotation: Path) -> None:
     for path, what in ((scan, "scan"), (annotation, "annotation")):
         if not (os.path.exists(path) or is_image_file(path)):
-            raise DataError(f"{path} does not exist; expected the {what}. The order is: SCAN ANNOTATION.")
+            raise no_part_of_pair(path, what)
         if path.suffix == ".json":
             raise DataError(f"{path} is a JSON file; expected the {what}. Pass a datalist alone, as the only input.")
     if same_volume(scan, annotation):

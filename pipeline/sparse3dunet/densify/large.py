@@ -22,7 +22,6 @@ from sparse3dunet.data.large_annotation import LargeAnnotation
 from sparse3dunet.data.set_conventions import known_values
 from sparse3dunet.densify.schedule import check_minutes
 from sparse3dunet.densify.state import NOT_OF_THE_RUN
-from sparse3dunet.errors import DataError
 from sparse3dunet.inference import run
 from sparse3dunet.inference.batch import Output
 from sparse3dunet.inference.inputs import find_images
@@ -36,7 +35,9 @@ from sparse3dunet.io.formats import annotation_path, is_chunked, opened_once
 from sparse3dunet.io.suffixes import format_suffix, is_image_file, split, state_of
 from sparse3dunet.io.writing import write_text
 from sparse3dunet.keys import IMAGE, LABEL, WEIGHT
+from sparse3dunet.missing import no_part_of_pair
 from sparse3dunet.models.loading import load_model
+from sparse3dunet.progress import minutes_text
 from sparse3dunet.training.resume import STATE
 
 WITHOUT = ("folds", "suggestions")
@@ -75,11 +76,12 @@ def densify_large(
     check_minutes(minutes)
     scan, annotation = (Path(source).expanduser().absolute() for source in sources)
     if not is_image_file(annotation):
-        raise DataError(f"{annotation} does not exist; expected the annotation. The order is: SCAN ANNOTATION.")
+        raise no_part_of_pair(annotation, "annotation")
     _check_results(scan, output_dir, settings.get("format"))
     print(
-        f"{scan} is larger than memory: a network is trained for {minutes:g} minutes on parts around the annotation, "
-        "then the scan is segmented chunk by chunk; without a preview, an estimate of the quality and suggestions.",
+        f"{scan} is larger than memory: a network is trained for {minutes_text(minutes)} on parts around the "
+        "annotation, then the scan is segmented chunk by chunk; without a preview, an estimate of the quality and "
+        "suggestions.",
         flush=True,
     )
     device = torch.device(settings.get("device") or default_device())

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 
+from sparse3dunet import __version__
+from sparse3dunet.densify.densifier import Annotation
 from sparse3dunet.densify.estimate import EXPLANATION, Estimate, interval_text
 from sparse3dunet.densify.reference import ReferenceScores
 from sparse3dunet.densify.suggest import Suggestion
+from sparse3dunet.io.volumes import Volume
 from sparse3dunet.io.writing import write_text
 from sparse3dunet.report.figures import CaseView, confidence_bar, course, doubt_panels, surface
 from sparse3dunet.report.jinja import render
@@ -19,6 +26,8 @@ from sparse3dunet.report.pictures import UNLABELED
 from sparse3dunet.report.scores import printed
 from sparse3dunet.training.engines import score_text
 
+PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "scikit-learn")
+"""Packages whose versions are shown."""
 SURFACES = 12
 """Maximum number of classes of a case whose surfaces are shown; the largest are chosen."""
 
@@ -60,6 +69,7 @@ class Report:
         versions: versions by name of package.
         notes: other facts that a reader must know, for example that the run was stopped early.
         scores: scores by dense labels; None, or empty, if there are no such labels.
+        next_step: what to do next, in a line; empty for nothing.
     """
 
     title: str
@@ -73,6 +83,7 @@ class Report:
     versions: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
     scores: ReferenceScores | None = None
+    next_step: str = ""
 
 
 def write_report(path: str | Path, report: Report) -> None:
@@ -97,6 +108,32 @@ def page(report: Report) -> str:
         interval=interval_text,
         ml=_ml_text,
     )
+
+
+def view_of(
+    name: str,
+    image: Volume,
+    annotation: Annotation,
+    numbers: np.ndarray,
+    confidence: np.ndarray,
+    class_names: Sequence[str],
+) -> CaseView:
+    """Return the data of a case for pictures, in RAS order."""
+    orientation = nib.io_orientation(image.affine)
+    first = image.data if image.data.ndim == 3 else image.data[..., 0]
+    arrays = (first, annotation.numbers, annotation.annotated, numbers, confidence)
+    scan, label, annotated, found, sure = (nib.apply_orientation(np.asarray(array), orientation) for array in arrays)
+    directions = dict(orientation.astype(int))
+    x, y, z = (bool(directions[axis] < 0) for axis in range(3))
+    spacing = image.in_ras_order(image.spacing)
+    return CaseView(name, scan, label, annotated, found, sure, spacing, class_names, (x, y, z), image.is_placed)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that the results depend on, and the machine."""
+    packages = {name: version(name) for name in PACKAGES}
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}"
+    return {"sparse3dunet": __version__, "Python": platform.python_version(), **packages, "machine": machine}
 
 
 def _ml_text(ml: float | None) -> str:

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 
-from sparse3dunet import __version__
 from sparse3dunet.data.checks import as_tensor
 from sparse3dunet.data.datalist import Case, DataSet
 from sparse3dunet.data.label_and_weight import SparseLabel
 from sparse3dunet.data.names import case_name
 from sparse3dunet.densify.densifier import Annotation, Densifier, decided
 from sparse3dunet.densify.estimate import Estimate, Expected
-from sparse3dunet.densify.page import CaseSection, Report, write_report
+from sparse3dunet.densify.former import next_step
+from sparse3dunet.densify.page import CaseSection, Report, versions, view_of, write_report
 from sparse3dunet.densify.propagated import Outlook
 from sparse3dunet.densify.reference import ReferenceScores
 from sparse3dunet.densify.schedule import FINAL
@@ -32,18 +29,18 @@ from sparse3dunet.densify.suggest import show as show_suggestions
 from sparse3dunet.errors import DataError
 from sparse3dunet.inference.batch import Output, predict_batch
 from sparse3dunet.inference.inputs import ImageCase
+from sparse3dunet.inference.predictor import smallest_type
 from sparse3dunet.inference.records import CaseRecord, write_summary
 from sparse3dunet.inference.slabs import SlabInferer
 from sparse3dunet.io import OUTPUT_SUFFIXES, check_output, read_image, read_label, write_segmentation
 from sparse3dunet.io.formats import read_segmentation
 from sparse3dunet.io.suffixes import MAP_SUFFIXES, format_suffix, natural_suffix, split, suffix_among
-from sparse3dunet.io.volumes import Volume, class_numbers
+from sparse3dunet.io.volumes import class_numbers
 from sparse3dunet.io.writing import replacing, write_text
 from sparse3dunet.io.written import file_digest
 from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL, REFERENCE, WEIGHT
 from sparse3dunet.models.loading import Model
 from sparse3dunet.propagation.ensemble import Propagated
-from sparse3dunet.report.figures import CaseView
 from sparse3dunet.training.log import read_log
 
 OWN_FILES = (
@@ -59,7 +56,6 @@ OWN_FILES = (
 """Files in an output folder, besides the results of each case."""
 PICTURED = 10
 """Maximum number of cases with pictures in the report."""
-PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "scikit-learn")
 
 
 class Results:
@@ -194,7 +190,7 @@ class Results:
         if self.keep:
             numbers[annotation.annotated] = annotation.numbers[annotation.annotated]
         path = self.preview(case)
-        values = np.asarray(self.data_set.class_values)[numbers].astype(np.int32)
+        values = np.asarray(self.data_set.class_values)[numbers].astype(smallest_type(self.data_set.class_values))
         write_segmentation(path, values, image, self.output.labels, is_semi_automatic=True)
         previews[path.name] = file_digest(path)
         return path
@@ -257,7 +253,7 @@ def write_results(
     work: Mapping[str, Path],
     templates: dict[str, str],
     keep: Callable[[], None],
-) -> None:
+) -> str:
     """Write ``quality.json``, ``suggestions.json``, templates, ``report.html``, and scores by dense labels, if any.
 
     Args:
@@ -271,16 +267,17 @@ def write_results(
         work: by part of the training, the folder with its ``training.csv``.
         templates: see :meth:`Results.write_template`.
         keep: called when `templates` has changed.
+
+    Returns:
+        What to do next, in one line; empty for nothing.
     """
     _write_json(results.folder / "quality.json", quality.as_json())  # again with scores; these may take a while
     scores = ReferenceScores(results.data_set.class_names, tolerances)
     sections: list[CaseSection] = []
-    by_case: dict[str, Sequence[Suggestion]] = {}
     for case in results.cases:
-        section = _section(results, case, suggestions, templates, scores, pictures=len(sections) < PICTURED)
+        sections.append(_section(results, case, suggestions, templates, scores, pictures=len(sections) < PICTURED))
         keep()
-        sections.append(section)
-        by_case[case.name] = section.suggestions
+    by_case = {section.name: section.suggestions for section in sections}
     scores.write(results.folder)
     if scores:
         _write_json(results.folder / "quality.json", {**quality.as_json(), "reference": scores.as_json()})
@@ -289,28 +286,29 @@ def write_results(
     write_json(results.folder / "suggestions.json", by_case)
     show_suggestions(by_case)
     config = results.folder / "config.yaml"
-    titles = {part: "final" if part == FINAL else f"held out {int(part.removeprefix('fold_')) + 1}" for part in work}
+    made = [results.folder / section.files["template"] for section in sections if "template" in section.files]
+    step = next_step(made, results.data_set)
     content = Report(
         title=results.cases[0].name if len(results.cases) == 1 else f"{len(results.cases)} volumes",
         class_names=results.data_set.class_names,
         cases=sections,
         quality=quality,
         scores=scores,
-        curves={titles[part]: read_log(folder / "training.csv") for part, folder in work.items()},
+        curves=_curves(work),
         plan=plan,
         command=command,
         settings=config.read_text(encoding="utf-8") if config.is_file() else "",
         versions=versions(),
         notes=notes,
+        next_step=step,
     )
     write_report(results.folder / "report.html", content)
+    return step
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of the packages that the results depend on, and the machine."""
-    packages = {name: version(name) for name in PACKAGES}
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}"
-    return {"sparse3dunet": __version__, "Python": platform.python_version(), **packages, "machine": machine}
+def _curves(work: Mapping[str, Path]) -> dict[str, Any]:
+    titles = {part: "final" if part == FINAL else f"held out {int(part.removeprefix('fold_')) + 1}" for part in work}
+    return {titles[part]: read_log(folder / "training.csv") for part, folder in work.items()}
 
 
 def _section(
@@ -334,33 +332,16 @@ def _section(
     if suggested:
         files["template"] = results.write_template(case, annotation, found, suggested, templates)
     record = CaseRecord(results.folder, case, {}).read()
-    view = _view(case.name, image, annotation, numbers, confidence, results.data_set.class_names) if pictures else None
+    names = results.data_set.class_names
+    view = view_of(case.name, image, annotation, numbers, confidence, names) if pictures else None
     return CaseSection(
         name=case.name,
-        ml={name: record["ml"][name] for name in results.data_set.class_names[1:]},
+        ml={name: record["ml"][name] for name in names[1:]},
         mean_confidence=record.get("mean_confidence"),
         suggestions=suggested,
         files={kind: path.name for kind, path in files.items()},
         view=view,
     )
-
-
-def _view(
-    name: str,
-    image: Volume,
-    annotation: Annotation,
-    numbers: np.ndarray,
-    confidence: np.ndarray,
-    class_names: Sequence[str],
-) -> CaseView:
-    orientation = nib.io_orientation(image.affine)
-    first = image.data if image.data.ndim == 3 else image.data[..., 0]
-    arrays = (first, annotation.numbers, annotation.annotated, numbers, confidence)
-    scan, label, annotated, found, sure = (nib.apply_orientation(np.asarray(array), orientation) for array in arrays)
-    directions = dict(orientation.astype(int))
-    x, y, z = (bool(directions[axis] < 0) for axis in range(3))
-    spacing = image.in_ras_order(image.spacing)
-    return CaseView(name, scan, label, annotated, found, sure, spacing, class_names, (x, y, z), image.is_placed)
 
 
 def read_prob(folder: Path, number: int, shape: Sequence[int]) -> np.ndarray:

@@ -30,7 +30,7 @@ from sparse3dunet.data.reports import DataReport
 from sparse3dunet.data.slices import Slices
 from sparse3dunet.densify import summary
 from sparse3dunet.densify.estimate import Estimate, Expected, estimate, show
-from sparse3dunet.densify.former import check_templates, command_line
+from sparse3dunet.densify.former import check_annotation, command_line
 from sparse3dunet.densify.inputs import annotation_of
 from sparse3dunet.densify.network import Trained, choose_share, network_on_held_out, trained_model
 from sparse3dunet.densify.options import Options
@@ -130,14 +130,17 @@ class _Run:
         quality = replace(quality, warnings=[*hopeless, *quality.warnings])
         methods = summary.methods_entry(self.propagation, self.results.cases, state.share, not previews)
         print(summary.text(methods), flush=True)
+        few = summary.few_iterations(self.output_dir, state, self.output_dir / MODEL)
+        facts = [*previews, *few]
+        print(*few, sep="\n", end="\n" * len(few), flush=True)
         show(quality)
-        write_results(
+        step = write_results(
             self.results,
             quality,
             tolerances=self.tolerances,
             suggestions=self.options.suggestions,
             plan=[*plan, methods],
-            notes=[*self.notes, *previews, *(["The run was stopped early, by Ctrl-C."] if state.stopped_early else [])],
+            notes=[*self.notes, *facts, *(["The run was stopped early, by Ctrl-C."] if state.stopped_early else [])],
             command=command_line(),
             work={part: self.output_dir / "work" / part for part in state.seconds},
             templates=state.templates,
@@ -149,6 +152,7 @@ class _Run:
         for text in quality.warnings[:1]:
             print(f"This result is likely to be useless: {text}", flush=True)
         print(f"Done in {seconds / 60:.1f} minutes. See {self.output_dir / 'report.html'}", flush=True)
+        print(step, end="\n" * bool(step), flush=True)
 
     # ------------------------------------------------------------ without a network
 
@@ -211,6 +215,7 @@ class _Run:
         if self.former is not None:
             changed = differences(self.former, description)
             state.goes_on = not changed
+            state.learned = 0 if changed else summary.learned(self.output_dir, before)
             if changed:
                 self._keep_aside(changed)
             elif before is not None and before.held_out and self._fold_model().is_file():
@@ -225,7 +230,7 @@ class _Run:
         if state.reason and self.options.folds:
             self._note(f"No whole slices are held out: {state.reason}.")
         files = [*(case[LABEL] for case in self.data_set.cases), annotation_of(self.data_set.source)]
-        for text in check_templates(self.output_dir, state.templates, [file for file in files if file]):
+        for text in check_annotation(self.results, state.templates, [file for file in files if file]):
             self._note(text)
         self._keep_annotation(state.goes_on)
         self.file.write(state)

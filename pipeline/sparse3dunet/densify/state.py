@@ -63,6 +63,7 @@ class State:
         goes_on: whether the run started from a former run's models.
         seconds: duration of each part (a fold, or the final training) that was started.
         share: share of the network in the result, once it was evaluated.
+        learned: iterations of the former runs' network that the run started from.
         trained: whether the final model is complete.
         stopped_early: whether the user ended the training.
         complete: whether all results are complete.
@@ -82,6 +83,7 @@ class State:
     goes_on: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
     share: float | None = None
+    learned: int = 0
     trained: bool = False
     stopped_early: bool = False
     complete: bool = False

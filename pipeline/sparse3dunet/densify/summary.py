@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
 from sparse3dunet.data.reports import DataReport
 from sparse3dunet.densify.options import Options
 from sparse3dunet.densify.propagated import Propagation
-from sparse3dunet.densify.schedule import AUTO, annotated_text, unlabeled_text
+from sparse3dunet.densify.schedule import AUTO, FINAL, annotated_text, unlabeled_text
 from sparse3dunet.densify.state import State
 from sparse3dunet.inference.inputs import ImageCase
 from sparse3dunet.planning import Plan
+from sparse3dunet.progress import minutes_text
+from sparse3dunet.training.log import last_iteration
+from sparse3dunet.training.speed import FEW
 
 Entry = tuple[str, str, str]
 """Name, value and reason."""
@@ -47,7 +51,7 @@ def at_start(report: DataReport, state: State, options: Options, plan: Plan) -> 
         entries.append(("initial network", "the former run's model", "it was trained on this annotation"))
     kind = "GPU" if torch.device(options.device).type == "cuda" else "CPU"
     millions = sum(case.voxels for case in report.cases) / 1e6
-    size = f"{millions:.1f} million voxels, for {options.minutes:g} minutes on this {kind}"
+    size = f"{millions:.1f} million voxels, for {minutes_text(options.minutes)} on this {kind}"
     for name, value, reason in plan.lines():
         entries.append((name, value, size if name == "voxel size" and options.own_spacing else reason))
     return entries
@@ -84,6 +88,35 @@ def preview_notes(propagation: Propagation, cases: Sequence[ImageCase]) -> list[
         f"{len(needed)} of {len(cases)} volume(s): there is only time for a preview, which is the result, without a "
         f"quality estimate. For more, use --minutes {math.ceil(max(needed) / 6) / 10:g}."
     ]
+
+
+def learned(output_dir: Path, before: State | None) -> int:
+    """Return the iterations of a former run's network; as many as a network needs at least, if they are not known."""
+    return FEW if before is None or FINAL not in before.seconds else _iterations(output_dir, before)
+
+
+def few_iterations(output_dir: Path, state: State, model: Path) -> list[str]:
+    """Return a warning that the network has hardly been trained; empty if it has.
+
+    Args:
+        output_dir: folder of the run.
+        state: its state, after the training.
+        model: file of the network.
+    """
+    count = _iterations(output_dir, state)
+    if count >= FEW:
+        return []
+    part = " and took no part in the result" if not state.share else ""
+    return [
+        f"warning: the network has had only {count} iterations{part}; {model.parent} is not fit for other scans, for "
+        f"which {FEW} are the least: allow more --minutes."
+    ]
+
+
+def _iterations(output_dir: Path, state: State) -> int:
+    """Return the iterations of the final network: the first part's network is its start, unless a former run's is."""
+    parts = [part for part in state.seconds if part == FINAL or not state.goes_on]
+    return state.learned + sum(last_iteration(output_dir / "work" / part / "training.csv") for part in parts)
 
 
 def hopeless(report: DataReport) -> list[str]:

@@ -17,6 +17,7 @@ from sparse3dunet.io.defaults import default_series
 from sparse3dunet.io.dicom_folders import dicom_folders, is_dicom_folder
 from sparse3dunet.io.suffixes import files_of, is_image_file, suffix_among
 from sparse3dunet.keys import IMAGE
+from sparse3dunet.missing import no_image
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def _images_of(source: str, num_channels: int) -> list[tuple[str, ...]]:
         return [(str(path.absolute()),)]
     found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
     if not found:
-        raise DataError(f"{path.absolute()} does not exist, nor does any file match it. Pass images, or their folder.")
+        raise no_image(path.absolute())
     files = [file for file in found if suffix_among(file, IMAGE_SUFFIXES)]
     folders = [folder for folder in found if folder.is_dir() and is_dicom_folder(folder)]
     if not files and not folders:

@@ -83,6 +83,25 @@ def hold_folder(folder: str | Path) -> None:
         _HELD[path] = lock
 
 
+def discard_folder(folder: str | Path, inputs: str | Path) -> None:
+    """Remove a folder that this process holds, if there is nothing in it but its lock and the files made of the inputs.
+
+    Args:
+        folder: the folder, which this process made.
+        inputs: folder in it of what was made of the inputs.
+    """
+    path, made = _place(folder), _place(inputs)
+    files = [Path(place) / name for place, _, names in os.walk(path) for name in names]
+    if any(made not in file.parents and file not in (path / LOCK, path / HOLDER) for file in files):
+        return
+    release_folder(folder)
+    with contextlib.suppress(OSError):  # another run may have begun to use it
+        for file in files:
+            file.unlink(missing_ok=True)
+        for place, _, _ in sorted(os.walk(path), reverse=True):
+            os.rmdir(place)
+
+
 def release_folder(folder: str | Path) -> None:
     """Let other processes write to a folder that this one holds (:func:`hold_folder`)."""
     lock = _HELD.pop(_place(folder), None)

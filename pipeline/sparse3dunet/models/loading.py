@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from sparse3dunet.errors import DataError
+from sparse3dunet.missing import TRAIN_ONE, no_model
 from sparse3dunet.models.description import ModelDescription, content_of, description_text, form_network
 from sparse3dunet.models.description_checks import DESCRIPTION
 from sparse3dunet.networks import UNet3D
@@ -25,7 +26,6 @@ PLACES = ("model.pt", "models/model.pt", "model.ts", "models/model.ts")
 UNPACKED_BYTES, UNPACKED_RATIO = 2**26, 20
 """Bound of an archive's unpacked size: so many bytes, and so many times its packed size."""
 _INTO_SCRIPT = f"torch.jit.save(network, file, _extra_files={{'{DESCRIPTION}': text}})."
-_CURE = "Train one (run training), or pass one: its file, or the folder of the training."
 
 
 @dataclass(frozen=True)
@@ -141,10 +141,10 @@ def _weights_file(path: Path) -> tuple[Any, str]:
     elif path.is_file():
         return path, path.suffix.lower()
     else:
-        raise DataError(f"{path.absolute()}: there is no trained model. {_CURE}")
+        raise no_model(path.absolute())
     found = [top.joinpath(place) for top in tops for place in PLACES if top.joinpath(place).is_file()]
     if not found:
-        raise DataError(f"{path.absolute()}: there is no trained model in it, none of {', '.join(PLACES)}. {_CURE}")
+        raise DataError(f"{path.absolute()}: there is no trained model in it, none of {', '.join(PLACES)}. {TRAIN_ONE}")
     return found[0], "." + found[0].name.rsplit(".", 1)[-1]
 
 
@@ -198,7 +198,9 @@ def _state_dict(content: bytes, where: str) -> dict[str, torch.Tensor]:
         ) from error
     state = state["network"] if isinstance(state, dict) and isinstance(state.get("network"), dict) else state
     if not isinstance(state, dict) or not state or not all(map(_is_weight, state, state.values())):
-        raise DataError(f"{where}: not a model file: expected real tensors by name, found {_summary(state)}. {_CURE}")
+        raise DataError(
+            f"{where}: not a model file: expected real tensors by name, found {_summary(state)}. {TRAIN_ONE}"
+        )
     return state
 
 

@@ -205,6 +205,14 @@ class EvaluationProgress:
         self.bar.close()
 
 
+def last_iteration(path: str | Path) -> int:
+    """Return the number of iterations in a ``training.csv``; 0 if there is no such file."""
+    if not Path(path).is_file():
+        return 0
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        return max((int(row["iteration"]) for row in csv.DictReader(file)), default=0)
+
+
 def read_log(path: str | Path) -> list[dict[str, float | None]]:
     """Read a ``training.csv`` by row: ``seconds``, ``loss``, and ``dice`` on annotated voxels, None if not validated.
 

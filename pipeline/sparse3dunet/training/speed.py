@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sparse3dunet.progress import minutes_text
 from sparse3dunet.training.engines import PrepareSparseBatch
 
 MEASURED = 4
@@ -71,7 +72,7 @@ def show(
         text = f"{iterations} iterations take about {iterations * seconds / 60:.1f} minutes"
     else:
         iterations = round(60 * minutes / seconds)
-        text = f"about {iterations} iterations in {minutes:g} minutes"
+        text = f"about {iterations} iterations in {minutes_text(minutes)}"
     print(f"schedule: {text} ({seconds:.2f} s an iteration, as measured on this machine)", flush=True)
     if few := warning(iterations, seconds, in_minutes=minutes is not None):
         print(few, flush=True)

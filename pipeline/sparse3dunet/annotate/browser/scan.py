@@ -17,6 +17,7 @@ from sparse3dunet.io import natural_suffix, read_image
 from sparse3dunet.io.formats import is_chunked, open_image
 from sparse3dunet.io.suffixes import is_image_file
 from sparse3dunet.io.volumes import Volume, check_finite
+from sparse3dunet.missing import no_part_of_pair
 
 SHOWN_AS_IT_IS = ("uint8", "int16", "float32")
 RAS = np.array([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0]])
@@ -96,7 +97,7 @@ def read_scan(path: str | Path) -> Scan:
     """
     source = Path(os.path.abspath(os.path.expanduser(path)))
     if not (source.exists() or is_image_file(source)):
-        raise DataError(f"{source} does not exist; expected the scan. The order is: SCAN ANNOTATION.")
+        raise no_part_of_pair(source, "scan")
     _check_size(source)
     volume = read_image(source)
     check_finite(volume)
