@@ -7,7 +7,7 @@ import sys
 import typer
 
 from sparse3dunet.cli.main import main
-from sparse3dunet.errors import leave
+from sparse3dunet.errors import ignore_signals, leave
 
 
 def run() -> None:
@@ -16,6 +16,7 @@ def run() -> None:
         main()
     except SystemExit as end:
         if not end.code:
+            ignore_signals()  # all is written
             raise
         if isinstance(end.code, str):
             print(end.code, file=sys.stderr)

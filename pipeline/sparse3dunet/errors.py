@@ -158,12 +158,20 @@ def show_readable_errors() -> None:
     sys.excepthook = hook
 
 
+def ignore_signals() -> None:
+    """Ignore SIGINT and SIGTERM from now on, as a process that has only its end before it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(ValueError):  # not in the main thread
+            signal.signal(number, signal.SIG_IGN)
+
+
 def leave(status: int) -> NoReturn:
     """End this process after what is registered for its end, but without waiting for threads.
 
     Where threads are at work, such as those that fill MONAI's caches, the interpreter's own end can abort the process:
     it unwinds their stacks, which C++ does not allow ("terminate called without an active exception").
     """
+    ignore_signals()
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):  # closed, or a disk is full
