@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Sequence
@@ -88,8 +89,18 @@ def end_in_order() -> None:
     """Have SIGTERM end this process as Ctrl-C does, and let it go on when nobody reads its output any more."""
     with contextlib.suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        sys.unraisablehook = _repeat_interrupt
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout = _Unread(sys.stdout)
+
+
+def _repeat_interrupt(unraisable: Any) -> None:
+    """Send Ctrl-C once more if it came within a destructor, where Python drops it; show any other error there."""
+    if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(unraisable)
+        return
+    with contextlib.suppress(RuntimeError):  # the interpreter is at its end
+        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
 
 
 def print_any_name() -> None:

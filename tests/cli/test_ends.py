@@ -183,6 +183,17 @@ def test_threads_at_work_do_not_abort_the_process(error, line, status):
     assert process.returncode == status
 
 
+def test_ctrl_c_within_a_destructor(tmp_path):
+    """Which Python drops, and shows as an error."""
+    code = "import signal, sys, time\nfrom sparse3dunet.errors import end_in_order\nend_in_order()\n"
+    code += "class Closed:\n    def __del__(self): signal.raise_signal(int(sys.argv[1]))\n"
+    code += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += "try:\n    Closed()\n    time.sleep(60)\nexcept KeyboardInterrupt: print('ended')"
+    for number in (signal.SIGTERM, signal.SIGINT):
+        process = python(code, int(number))
+        assert process.communicate(timeout=30) == (b"ended\n", b"")
+
+
 def test_ctrl_c_before_the_first_epoch(dataset, tmp_path):
     """While the program reads the volumes."""
     arguments = ("--dataset_dir", dataset, "--output_dir", tmp_path / "eval", "--ckpt_dir", tmp_path / "models")
