@@ -3,26 +3,40 @@
 from __future__ import annotations
 
 import sys
-
-import typer
-
-from sparse3dunet.cli.main import main
-from sparse3dunet.errors import ignore_signals, leave
+import traceback
 
 
 def run() -> None:
     """Run the command line as a program: errors and Ctrl-C end it at once, whatever its threads are doing."""
+    from sparse3dunet.errors import STOPPED, ignore_signals, leave
+
+    status = 1
     try:
+        from sparse3dunet.cli.main import main
+
         main()
+        status = 0
     except SystemExit as end:
-        if not end.code:
-            ignore_signals()  # all is written
-            raise
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
         if isinstance(end.code, str):
             print(end.code, file=sys.stderr)
-        elif isinstance(end.__context__, typer.Exit) and isinstance(end.__context__.__cause__, KeyboardInterrupt):
-            print("Stopped.", file=sys.stderr)  # what Typer says nothing about
-        leave(end.code if isinstance(end.code, int) else 1)
+        elif _is_interrupt(end):
+            print("Stopped.", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        status = STOPPED
+    except BaseException:
+        traceback.print_exc()
+    if status:
+        leave(status)
+    ignore_signals()  # all is written
+
+
+def _is_interrupt(end: SystemExit) -> bool:
+    """Return whether Typer has made Ctrl-C this exit, of which it says nothing."""
+    import typer
+
+    return isinstance(end.__context__, typer.Exit) and isinstance(end.__context__.__cause__, KeyboardInterrupt)
 
 
 if __name__ == "__main__":

@@ -164,7 +164,8 @@ def show_readable_errors() -> None:
             sys.__excepthook__(kind, error, trace)
         else:
             print(message if isinstance(error, KeyboardInterrupt) else f"error: {message}", file=sys.stderr)
-        leave(1 if isinstance(error, Exception) else STOPPED)
+        if not (sys.flags.interactive or hasattr(sys, "ps1")):  # there, the session goes on
+            leave(1 if isinstance(error, Exception) else STOPPED)
 
     sys.excepthook = hook
 

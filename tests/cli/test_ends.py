@@ -183,6 +183,24 @@ def test_threads_at_work_do_not_abort_the_process(error, line, status):
     assert process.returncode == status
 
 
+def test_an_unexpected_error_keeps_its_traceback():
+    """And does not abort the process, as its threads would."""
+    code = f"{BUSY}import sparse3dunet.__main__ as program, sparse3dunet.cli.main as cli\n"
+    process = python(f"{code}def main(): raise ZeroDivisionError\ncli.main = main\nprogram.run()")
+    assert process.communicate(timeout=120)[1].decode().endswith("ZeroDivisionError\n")
+    assert process.returncode == 1
+
+
+def test_an_interactive_session_goes_on():
+    code = "from sparse3dunet.errors import DataError, show_readable_errors\nshow_readable_errors()\n"
+    command = [sys.executable, "-i", "-c", code]
+    done = subprocess.run(
+        command, input="raise DataError('no')\nprint('on')\n", env=bundle_environment(), capture_output=True, text=True
+    )
+    assert done.stdout == "on\n"
+    assert "error: no" in done.stderr
+
+
 def test_ctrl_c_within_a_destructor(tmp_path):
     """Which Python drops, and shows as an error."""
     code = "import signal, sys, time\nfrom sparse3dunet.errors import end_in_order\nend_in_order()\n"

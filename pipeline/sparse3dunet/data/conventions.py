@@ -125,7 +125,7 @@ def _all_but_slices(
         if slices and (value in ignored or not _is_small_block(slices, label.shape)):
             number = sum(n - len(kept) for n, kept in zip(label.shape, slices))
             return Convention(
-                unlabeled, None, f"{_listed(unlabeled)} unlabeled: all other voxels form {number} whole slice(s)"
+                unlabeled, None, f"{listed(unlabeled)} unlabeled: all other voxels form {number} whole slice(s)"
             )
     return None
 
@@ -174,7 +174,7 @@ def _found_slices(
     is_sparse = annotated.any() and not annotated.all() and not _looks_dense(foreground, slices)
     if not is_sparse or not (classes or (annotated & (label == 0)).any()):  # without background, nothing is learned
         return None
-    more = f"; {_listed(ignored)} unlabeled" if ignored else ""
+    more = f"; {listed(ignored)} unlabeled" if ignored else ""
     return Convention(
         ignored,
         ALL,
@@ -200,7 +200,7 @@ def _usual_values(counts: Mapping[int, int], size: int, ignored: tuple[int, ...]
     if not ignored:
         return None
     share = sum(counts[value] for value in ignored) / size
-    return Convention(ignored, None, f"{_listed(ignored)} unlabeled, as usual: {share:.1%} of the voxels")
+    return Convention(ignored, None, f"{listed(ignored)} unlabeled, as usual: {share:.1%} of the voxels")
 
 
 def _majority(counts: Mapping[int, int], size: int, classes: Collection[int]) -> Convention | None:
@@ -211,7 +211,8 @@ def _majority(counts: Mapping[int, int], size: int, classes: Collection[int]) ->
     return Convention((value,), None, text, is_guess=True)
 
 
-def _listed(values: Sequence[int]) -> str:
+def listed(values: Sequence[int]) -> str:
+    """Return the beginning of a sentence that says what values mean."""
     return f"{' and '.join(map(str, values))} mean{'s' if len(values) == 1 else ''}"
 
 

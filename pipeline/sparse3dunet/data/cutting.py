@@ -133,7 +133,7 @@ def _check_alike(data_set: DataSet, found: Sequence[tuple[str, Sequence[int]]]) 
             )
 
 
-def _label(case: Case, image: Volume, key: str = LABEL) -> Volume:
+def large_label(case: Case, image: Volume, key: str = LABEL) -> Volume:
     """Open a map on the grid of an opened image."""
     if not is_chunked(case[key]):
         raise DataError(
@@ -164,14 +164,14 @@ def annotation_of_large(data_set: DataSet, classes: Sequence[int], key: Any) -> 
 
 
 def _annotation(case: Case, image: Volume, convention: LargeConvention, key: Any = None) -> LargeAnnotation:
-    weight = _label(case, image, WEIGHT) if WEIGHT in case else None
-    return LargeAnnotation(_label(case, image), weight, convention, key)
+    weight = large_label(case, image, WEIGHT) if WEIGHT in case else None
+    return LargeAnnotation(large_label(case, image), weight, convention, key)
 
 
 def _convention(
     case: Case, image: Volume, ignored: tuple[int, ...], classes: tuple[int, ...], infer: bool, tell: bool = True
 ) -> LargeConvention:
-    label, slices = _label(case, image), case.get(ANNOTATED_SLICES)
+    label, slices = large_label(case, image), case.get(ANNOTATED_SLICES)
     if infer and slices is None and WEIGHT not in case:
         return inferred_convention(label, ignored, classes, tell)
     return declared_convention(label, ignored, slices)

@@ -120,6 +120,18 @@ def inferred_convention(
     return convention
 
 
+def marked_values(label: Volume, classes: Collection[int]) -> tuple[set[float], set[int]]:
+    """Return all values of a label map, and of these 255 and negative ones that most voxels have, beside classes."""
+    counts = _count(label, (UNLABELED_VALUE,)).values
+    usual = _usual(counts, classes)
+    most = {v for v in usual if 2 * counts[v] > np.prod(label.spatial_shape)}
+    return set(counts), most if len(counts) - len(usual) >= (1 if classes else 2) else set()
+
+
+def _usual(values: Collection[float], classes: Collection[int]) -> tuple[int, ...]:
+    return tuple(int(v) for v in values if v not in classes and (v < 0 or v == UNLABELED_VALUE))
+
+
 def _inferred(label: Volume, declared: Sequence[int], classes: Collection[int]) -> tuple[LargeConvention, str]:
     """Return the convention and what it says; no text if it is the declared one."""
     counts = _count(label, (*declared, UNLABELED_VALUE))
@@ -128,7 +140,7 @@ def _inferred(label: Volume, declared: Sequence[int], classes: Collection[int]) 
         raise DataError(f"{label.path}: found {len(values)} different values, like in a scan; expected a label map.")
     if any(value in counts.values for value in declared):
         return LargeConvention(tuple(declared)), ""
-    usual = tuple(int(v) for v in values if v not in classes and (v < 0 or v == UNLABELED_VALUE))
+    usual = _usual(values, classes)
     if usual and len(values) - len(usual) >= (1 if classes else 2):
         return LargeConvention(usual), f"{_listed(usual)} means unlabeled, as usual"
     found = _by_slices(label, counts, classes)

@@ -12,16 +12,25 @@ from typing import Any
 import numpy as np
 
 from sparse3dunet.data import checks
-from sparse3dunet.data.conventions import OPTIONS, Convention, announcement, infer, slices_around
-from sparse3dunet.data.cutting import cut_and_infer, cut_large
+from sparse3dunet.data.conventions import (
+    MOST_CANDIDATES,
+    OPTIONS,
+    Convention,
+    announcement,
+    infer,
+    listed,
+    slices_around,
+)
+from sparse3dunet.data.cutting import cut_and_infer, large_label
 from sparse3dunet.data.datalist import Case, DataSet
-from sparse3dunet.data.large_conventions import UndecidedError
+from sparse3dunet.data.large import open_large
+from sparse3dunet.data.large_conventions import UndecidedError, marked_values
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.formats import read_label
 from sparse3dunet.io.itk_snap import read_label_descriptions
 from sparse3dunet.io.segments import BACKGROUND, names_fault
-from sparse3dunet.io.volumes import UNLABELED_VALUE
-from sparse3dunet.keys import ANNOTATED_SLICES, LABEL, WEIGHT
+from sparse3dunet.io.volumes import UNLABELED_VALUE, values_found
+from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL, WEIGHT
 
 
 def complete(
@@ -77,27 +86,26 @@ def _means_background(name: str) -> bool:
 def with_marks(data_set: DataSet, known: Mapping[str, Any] | None = None, background: int | None = None) -> DataSet:
     """Return the data set with the values that clearly mark unlabeled voxels, if it declares nothing; this is printed.
 
-    Clear are values around whole slices, and 255 and negative values beside classes. That 0 means unlabeled outside of
-    some slices is not taken for granted, as it is by :func:`complete`: the labels of a training may be dense, and those
-    of small structures look alike. Volumes larger than memory are replaced by parts of them.
+    Clear are values around whole slices, and 255 and negative values that most voxels have, beside classes; all label
+    maps with the value must show it. Other values than 255 and negative ones must be in all label maps. That 0 means
+    unlabeled is never taken for granted, as it is by :func:`complete`: the labels of a training may be dense.
 
     Args:
         data_set: as read.
         known: as for :func:`complete`.
         background: as for :func:`complete`.
-
-    Raises:
-        DataError: see :func:`~sparse3dunet.data.cutting.cut_large`.
     """
-    data_set = cut_large(data_set)
-    if _declares_voxels(data_set) or data_set.ignore_index or data_set.class_values or not data_set.cases:
+    if _declares_voxels(data_set) or data_set.ignore_index or data_set.class_values:
         return data_set
-    readable = [e for e in _inferred(data_set, tuple(known_values(known, background))) if e.is_readable]
-    found = [(e.convention, e.file) for e in readable if e.convention is not None and e.convention.is_mark]
-    values = dict.fromkeys(value for convention, _ in found for value in convention.ignore_index)
-    if not found or (len(found) < len(readable) and any(map(_may_be_class, values))):
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        marks = list(pool.map(partial(_marks, classes=tuple(known_values(known, background))), data_set.cases))
+    readable = [mark for mark in marks if mark is not None]
+    values = sorted({value for mark in readable for value in mark.clear if _is_agreed(value, readable)})
+    if not values:
         return data_set
-    print(announcement(*found[0]))
+    showing = [mark for mark in readable if mark.clear & {*values}]
+    reason = f"{listed(values)} unlabeled, as {len(showing)} of {len(marks)} label map(s) show"
+    print(announcement(Convention(tuple(values), None, reason), showing[0].file))
     return replace(data_set, ignore_index=tuple(values))
 
 
@@ -123,11 +131,6 @@ class _Inferred:
     convention: Convention | None = None
     error: DataError | None = None
     zeros_last: bool = False
-
-    @property
-    def is_readable(self) -> bool:
-        """Whether the file is a label map, even if nothing could be inferred from it."""
-        return self.error is None or isinstance(self.error, UndecidedError)
 
 
 def _with_convention(data_set: DataSet, known: Sequence[int]) -> DataSet:
@@ -214,3 +217,44 @@ def _kind(convention: Convention) -> tuple[Any, ...]:
 
 def _may_be_class(value: int) -> bool:
     return 0 <= value != UNLABELED_VALUE
+
+
+@dataclass(frozen=True)
+class _Marks:
+    """Values of one label map: all, those that clearly mark unlabeled voxels, and those around whole slices."""
+
+    file: str
+    present: frozenset[float]
+    clear: frozenset[int]
+    around: frozenset[int] = frozenset()
+
+
+def _is_agreed(value: int, marks: Sequence[_Marks]) -> bool:
+    """Return whether all label maps with a value show that it marks unlabeled voxels; all else may be background."""
+    holding = [mark for mark in marks if value in mark.present]
+    return all(value in mark.clear | mark.around for mark in holding) and (
+        len(holding) == len(marks) or not _may_be_class(value)
+    )
+
+
+def _marks(case: Case, classes: tuple[int, ...]) -> _Marks | None:
+    """Return the marks of a case's label map; None if it cannot be read, which is left to the check of all files."""
+    file = case[LABEL]
+    try:
+        if (volumes := open_large(case[IMAGE])) is not None:
+            present, clear = marked_values(large_label(case, volumes[0]), classes)
+            return _Marks(file, frozenset(present), frozenset(clear))
+        label = read_label(file).data
+        convention = infer(label, file, classes)
+    except UndecidedError:
+        convention = None
+    except DataError:
+        return None
+    counts = values_found(label)
+    often = sorted((v for v in counts if v == int(v) and v != 0 and v not in classes), key=lambda v: -counts[v])
+    around = frozenset(int(v) for v in often[:MOST_CANDIDATES] if slices_around(label, int(v), None) is not None)
+    clear = set()
+    if convention is not None and convention.is_mark:
+        usual = {v for v in convention.ignore_index if not _may_be_class(v) and 2 * counts.get(v, 0) > label.size}
+        clear = {*convention.ignore_index} & {*around, *usual}
+    return _Marks(file, frozenset(counts), frozenset(clear), around)
