@@ -12,7 +12,7 @@ import pytest
 from sparse3dunet.errors import DataError, readable
 from sparse3dunet.inference.inputs import ImageCase
 from sparse3dunet.inference.records import CaseRecord
-from sparse3dunet.io import check_output_dir, hold_folder
+from sparse3dunet.io import check_output_dir, folders, hold_folder
 from sparse3dunet.io.writing import replacing, write_text
 from tests.conftest import ROOT, bundle_environment, make_volume, run_bundle, run_training, write_nifti
 
@@ -39,6 +39,25 @@ def test_a_folder_belongs_to_one_run(tmp_path):
     hold_folder(tmp_path / "out")
     (tmp_path / "link").symlink_to(tmp_path / "out")
     hold_folder(tmp_path / "link")
+
+
+def test_a_discarded_folder_is_held_until_its_lock_is_gone(tmp_path, monkeypatch):
+    """A run that waits for the lock would otherwise hold a file that is not there, and a third one a new file."""
+    folder = tmp_path / "out"
+    hold_folder(folder)
+    (folder / "work/inputs").mkdir(parents=True)
+    (folder / "work/inputs/scan.nii").touch()
+    there = []
+    release = folders.release_folder
+    monkeypatch.setattr(folders, "release_folder", lambda path: [there.append(os.path.exists(path)), release(path)])
+    folders.discard_folder(folder, folder / "work/inputs")
+    assert there == [False]
+    assert not folder.exists()
+    hold_folder(folder)
+    assert (folder / folders.LOCK).exists()
+    (folder / "result.nii").touch()
+    folders.discard_folder(folder, folder / "work/inputs")
+    assert (folder / "result.nii").exists()
 
 
 def test_a_training_and_an_evaluation_hold_their_output_folder(trained, tmp_path):

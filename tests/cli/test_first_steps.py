@@ -9,6 +9,7 @@ import pytest
 
 from sparse3dunet.bundle import running
 from sparse3dunet.cli import run
+from sparse3dunet.cli.main import main
 from sparse3dunet.datasets.mni152 import DEFAULT_DIR
 from sparse3dunet.errors import UnknownSettingError
 from sparse3dunet.io.folders import HOLDER, LOCK
@@ -114,6 +115,22 @@ def test_the_built_in_data_need_not_exist():
     assert run.BUILT_IN == DEFAULT_DIR
     assert run._data_set(["--dataset_dir", DEFAULT_DIR]) is None
     assert run._data_set(["--resume", "--dataset_dir", "a"]) == run._data_set(["--dataset-dir=a"]) == "a"
+    assert run._data_set(["--dataset_dir", "'inf'"]) == run._data_set(["--dataset_dir", "inf"]) == "inf"
+
+
+@pytest.mark.parametrize("value", ["scans/*/t1.nii.gz", "scan_[12].nii", "['a','b']", "None", "no"])
+@pytest.mark.parametrize("what", ["inference", "training"])
+def test_what_names_images_otherwise_is_left_to_the_run(monkeypatch, error_of, what, value):
+    runs = []
+    monkeypatch.setattr(running, "run_bundle", lambda *arguments: runs.append(arguments))
+    words = ("run", what, "--dataset_dir", value)
+    if (what, value) == ("training", "no"):
+        assert "no does not exist. Pass a folder with dataset.json" in error_of(*words)
+    else:
+        monkeypatch.setattr(sys, "argv", ["sparse3dunet", *words])
+        with pytest.raises(SystemExit, match=r"^0$"):
+            main()
+        assert runs == [(what, [], ["--dataset_dir", value])]
 
 
 @pytest.mark.parametrize("own", [True, False])

@@ -22,6 +22,7 @@ from sparse3dunet.io import read_image, write_segmentation
 from sparse3dunet.io.dicom_annotation import segment_colors
 from sparse3dunet.io.formats import read_named_label
 from sparse3dunet.io.itk_snap import read_label_descriptions
+from sparse3dunet.io.slicer import _color
 from sparse3dunet.models.loading import load_model
 from tests.densify.test_inputs import IMAGE_DATA, OBLIQUE, ON_SLICES, write_segments
 from tests.io.dicom_files import write_series
@@ -49,13 +50,23 @@ def test_segments_of_slicer(tmp_path):
     assert read_label_descriptions(tmp_path / "out/labels.txt").colors == {0: "#000000", **OWN}
 
 
-@pytest.mark.parametrize("text", ["", "1 0", "red", "1 0 nan", "2 0 0", "1e9 0 0", "0.5 0.5 0.5 0.5"])
+@pytest.mark.parametrize(
+    "text", ["", "1 0", "red", "1 0 nan", "2 0 0", "1e9 0 0", "0.5 0.5 0.5 0.5", "inf 0 0", "-0.1 0 0"]
+)
 def test_a_segment_of_slicer_without_a_colour(tmp_path, text):
     path = write_segments(tmp_path / "a.seg.nrrd", ON_SLICES, NAMED)
     image = sitk.ReadImage(str(path))
     image.SetMetaData("Segment0_Color", text)
     sitk.WriteImage(image, str(path))
     assert read_named_label(path)[1].colors == {2: OWN[2]}
+
+
+@pytest.mark.parametrize(
+    ("text", "color"),
+    [("1e-05 0 1", "#0000ff"), ("1. 0 0", "#ff0000"), (f"0.{'3' * 30} 1.0 1E0", "#55ffff"), ("+1 -0 .5", "#ff0080")],
+)
+def test_numbers_of_a_colour_of_slicer(text, color):
+    assert _color(text) == color
 
 
 def test_label_descriptions_of_itk_snap(tmp_path):

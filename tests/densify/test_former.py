@@ -3,11 +3,15 @@
 import json
 import shlex
 import sys
+from pathlib import Path
 
+import h5py
 import nibabel as nib
 import numpy as np
 import pytest
 
+from sparse3dunet.cli.arguments import class_names
+from sparse3dunet.data import set_conventions
 from sparse3dunet.data.datalist import read_data_set
 from sparse3dunet.data.slices import slices_mask
 from sparse3dunet.densify.former import check_annotation, next_step
@@ -15,6 +19,7 @@ from sparse3dunet.densify.inputs import prepare_pair
 from sparse3dunet.densify.results import Results
 from sparse3dunet.densify.state import State
 from sparse3dunet.densify.summary import few_iterations, learned
+from sparse3dunet.io.itk_snap import label_descriptions
 from sparse3dunet.io.written import file_digest
 from sparse3dunet.training.log import COLUMNS
 from tests.conftest import make_dataset, make_volume, write_nifti
@@ -49,10 +54,39 @@ def test_the_command_that_continues_with_the_template(pair, monkeypatch):
     assert step.endswith("--reference annotation.nii.gz 'a scan.nii.gz' 'out/a scan_next.nii.gz' -o out")
     assert told(monkeypatch, words, data_set, []) == ""
     assert told(monkeypatch, "worker", data_set, template) == "", "nobody typed it"
-    folder = told(monkeypatch, "densify 'a scan.nii.gz' SEGMENTATIONS -o out", data_set, template)
-    assert folder.endswith(
+    listed = told(monkeypatch, "densify out/work/inputs/datalist.json -o out", data_set, template)
+    assert listed.endswith(
         shlex.join(["sparse3dunet", "densify", str(pair / "a scan.nii.gz"), str(template[0]), "-o", "out"])
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "found", "after"),
+    [
+        ("'a scan.nii.gz' lab.ome.zarr", "lab.ome.zarr/labels/cells", "'a scan.nii.gz' next.nrrd"),
+        ("'a scan.nii.gz' ./lab.ome.zarr/", "lab.ome.zarr/labels/cells", "'a scan.nii.gz' next.nrrd"),
+        ("'a scan.nii.gz' lab.ome.zarr/labels/cells", "lab.ome.zarr/labels/cells", "'a scan.nii.gz' next.nrrd"),
+        ("'a scan.nii.gz' both.h5", "both.h5:/label", "'a scan.nii.gz' next.nrrd"),
+        ("both.h5 both.h5", "both.h5:/label", "both.h5 next.nrrd"),
+        ("both.h5 both.h5:/label", "both.h5:/label", "both.h5 next.nrrd"),
+        ("'a scan.nii.gz' segmentations", "segmentations", "'a scan.nii.gz' next.nrrd"),
+    ],
+)
+def test_options_are_kept_where_the_annotation_was_found_in_a_file_or_folder(pair, monkeypatch, words, found, after):
+    path = prepare_pair("a scan.nii.gz", "annotation.nii.gz", pair / "out/work/inputs")
+    for folder in ("lab.ome.zarr/labels/cells", "two.ome.zarr/labels/a", "two.ome.zarr/labels/b", "segmentations"):
+        (pair / folder).mkdir(parents=True)
+    with h5py.File(pair / "both.h5", "w") as file:
+        file["raw"] = file["label"] = np.zeros((2, 2, 2), np.uint8)
+    scan = pair / shlex.split(words)[0]
+    pair_of = {"scan": str(scan), "annotation": str(pair / found)}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **pair_of}))
+    data_set, options = (
+        read_data_set(path),
+        "-o out --ignore-index 7 --background 3 --minutes 2 --reference two.ome.zarr",
+    )
+    step = told(monkeypatch, f"densify {words} {options}", data_set, [Path("next.nrrd")])
+    assert step.endswith(f"then: sparse3dunet densify {after} {options}")
 
 
 def test_names_of_segments_are_said_by_options_when_the_template_has_none(pair, monkeypatch):
@@ -64,6 +98,22 @@ def test_names_of_segments_are_said_by_options_when_the_template_has_none(pair, 
     step = told(monkeypatch, words, data_set, [pair / "next.nrrd"])
     assert step.endswith(f"{pair}/next.nrrd -o out --class-names 'Background,liver,big tumor' --background 1")
     assert "--segments" not in step
+
+
+def test_names_with_a_comma_are_those_in_the_label_descriptions(pair, monkeypatch):
+    path = prepare_pair("a scan.nii.gz", "annotation.nii.gz", pair / "out/work/inputs")
+    names = {0: "Background", 1: "liver", 2: "a, b"}
+    plain = read_data_set(path, ignore_index=3)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "labels": {str(v): n for v, n in names.items()}}))
+    words = """densify 'a scan.nii.gz' annotation.nii.gz -o out --segments 'liver,"a, b"'"""
+    descriptions = Path("out/labels.txt")
+    descriptions.write_text(label_descriptions(names))
+    step = told(monkeypatch, words, read_data_set(path), [Path("out/next.nrrd")])
+    assert step.endswith("'a scan.nii.gz' out/next.nrrd -o out --class-names out/labels.txt")
+    given = class_names(str(descriptions))
+    assert set_conventions.complete(plain, given).class_names == list(names.values()), "they are taken"
+    descriptions.write_text("the user's own")
+    assert "--class-names" not in told(monkeypatch, words, read_data_set(path), [Path("out/next.nrrd")])
 
 
 def test_several_volumes_have_labels_of_their_own(tmp_path, monkeypatch):

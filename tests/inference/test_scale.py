@@ -23,7 +23,6 @@ def image(size, shape=(40, 30, 20)):
         (0.002, (40, 30, 20), "0.002 x 0.002 x 0.002 mm, are 1e[+]03 times smaller"),
         (2000, (40, 30, 20), "2000 x 2000 x 2000 mm, are 1e[+]03 times larger"),
         ((0.001, 0.001, 2), (2000, 2000, 20), "are 159 times smaller"),
-        (0.1, (5, 5, 5), "are 20 times smaller"),
     ],
 )
 def test_other_orders_of_magnitude_are_refused(size, shape, words):
@@ -31,6 +30,34 @@ def test_other_orders_of_magnitude_are_refused(size, shape, words):
     with pytest.raises(DataError, match=rf"scan\.nii\.gz: its voxels, .*{words} .* 2 x 2 x 2 mm; .*--voxel-size"):
         Grid.of(volume, (2, 2, 2))
     Grid.of(volume, None)
+
+
+@pytest.mark.parametrize(
+    ("size", "shape", "spacing"),
+    [(0.1, (40, 40, 4), (1, 1, 10)), (0.04, (60, 60, 60), (0.5, 0.5, 5)), ((0.1, 0.1, 10), (40, 40, 1), (1, 1, 10))],
+)
+def test_small_voxels_of_an_image_that_is_large_enough_along_an_axis_are_predicted(size, shape, spacing):
+    volume = image(size, shape)
+    assert min(Grid.of(volume, spacing).shape) >= 1
+    turned = Volume(volume.path, volume.data.transpose(2, 0, 1), volume.affine[:, [2, 0, 1, 3]])
+    assert Grid.of(turned, spacing).shape == Grid.of(volume, spacing).shape, "axes are compared in RAS order"
+
+
+def test_an_image_smaller_than_half_a_voxel_is_refused():
+    expected = (
+        "scan.nii.gz: the whole image, 0.5 x 0.5 x 0.9 mm, is smaller than half a voxel .* 2 x 2 x 2 mm, along every"
+    )
+    with pytest.raises(DataError, match=expected):
+        Grid.of(image((0.1, 0.1, 0.3), (5, 5, 3)), (2, 2, 2))
+    Grid.of(image((0.1, 0.1, 0.3), (5, 5, 4)), (2, 2, 2))
+
+
+def test_the_cure_is_that_of_the_file_which_states_no_size():
+    with pytest.raises(DataError, match="training that stated no voxel size, train again with it as --voxel-size"):
+        Grid.of(image(0.002), (1, 1, 1))
+    unknown = Volume("scan.h5", np.zeros((40, 30, 20), np.float32), np.eye(4), has_voxel_size=False)
+    with pytest.raises(DataError, match=r"The file states no voxel size: pass it as --voxel-size\.$"):
+        Grid.of(unknown, (0.002, 0.002, 0.002))
 
 
 @pytest.mark.parametrize(("size", "told"), [(2, False), (0.3, False), ((0.5, 0.5, 5), False), (0.2, True), (20, True)])

@@ -6,16 +6,16 @@ import numpy as np
 import pydicom
 import pytest
 from PIL import Image
-from pydicom.encaps import encapsulate
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import read_image
 from sparse3dunet.io.dicom_annotation import read_on_grid
-from sparse3dunet.io.dicom_encoded import jpeg_size, rle_sizes
+from sparse3dunet.io.dicom_encoded import check_encoded_file, jpeg_size, rle_sizes
 from tests.io.dicom_files import write_seg, write_series
 from tests.io.test_dicom_decoding import compressed
-from tests.io.test_dicom_frames import resize, write_frames
+from tests.io.test_dicom_frames import edit, resize, write_frames
 from tests.io.test_formats import voxels
 
 SHAPE = (12, 10, 4)
@@ -53,10 +53,44 @@ def test_run_lengths_may_be_padded(tmp_path):
     segments = [segment + bytes([255, 0]) for segment in segments]  # one byte, twice
     starts = [2, 64, 64 + len(segments[0]), *[0] * 13]
     frame = np.array(starts, "<u4").tobytes() + b"".join(segments)
-    assert rle_sizes(frame) == [array.size + 2] * 2
+    assert rle_sizes(frame, array.size) == [array.size + 2] * 2
     elements.PixelData = encapsulate([frame])
     elements.save_as(path)
     np.testing.assert_array_equal(read_image(folder).data, slices)
+
+
+@pytest.mark.parametrize("shape", [(13, 17), (13, 1), (1, 1)])
+@pytest.mark.parametrize("zeros", [0, 1, 4, 32, 1001])
+@pytest.mark.parametrize("last", [0, 7])
+def test_run_lengths_may_end_with_zeros(shape, zeros, last):
+    """Each two of them would be a literal of one zero."""
+    pixels = bytes([*range(1, np.prod(shape)), last])[: np.prod(shape)]
+    parts = [pixels[:-1][i : i + 128] for i in range(0, len(pixels) - 1, 128)]
+    literal = [bytes([len(part) - 1]) + part for part in parts]
+    packed = b"".join([*literal, bytes([0, last])])
+    frame = np.array([1, 64, *[0] * 14], "<u4").tobytes() + packed + bytes(zeros)
+    assert rle_sizes(frame, len(pixels)) == [len(pixels)]
+    assert rle_sizes(frame[:64] + packed + bytes([0, 9]) + bytes(zeros), len(pixels)) == [len(pixels) + 1]
+
+
+def test_long_padding_is_read(tmp_path):
+    folder, slices = compressed(tmp_path / "series")
+    path = next(folder.iterdir())
+    elements = pydicom.dcmread(path)
+    (frame,) = generate_frames(elements.PixelData, number_of_frames=1)
+    elements.PixelData = encapsulate([frame + bytes(4000)])
+    elements.save_as(path)
+    np.testing.assert_array_equal(read_image(folder).data, slices)
+
+
+@pytest.mark.parametrize("name", ["Rows", "Columns", "BitsAllocated"])
+def test_files_without_a_size_are_left_to_the_decoder(tmp_path, name):
+    folder, _ = compressed(tmp_path / "series")
+    for path in folder.iterdir():
+        edit(lambda elements: elements.pop(name))(path)
+        check_encoded_file(path)
+    with pytest.raises(DataError):
+        read_image(folder)
 
 
 def segmentation(folder, syntax):

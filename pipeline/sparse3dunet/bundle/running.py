@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import re
 import runpy
 import sys
 import warnings
@@ -12,10 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fire.parser import DefaultParseValue
-
 from sparse3dunet import errors
 from sparse3dunet.bundle import check_settings as checking
+from sparse3dunet.bundle.command_line import parse_settings
 from sparse3dunet.bundle.contents import bundle_folder
 from sparse3dunet.errors import DataError
 
@@ -28,8 +25,6 @@ RUNS = {
     "planning": ["train", "plan"],
 }
 """The bundle's runs with the configs of each, of which later ones override earlier ones."""
-PATHS = ("_dir", "_file", "pretrained", "plan", "plan_output", "plan_copy", "bundle_root")
-"""Ends of the names of settings that are paths."""
 OF_ANY_CONFIG = r'parsing config_file .*: any `"_target_"` value in it is resolved'
 """Start of MONAI's warning that a config is a program, which tells nothing of the package's own."""
 
@@ -122,40 +117,3 @@ def config_path(name: str) -> Path:
 def _is_own(file: Path) -> bool:
     """Return whether a config is one of the package's."""
     return file.resolve().parent == (bundle_folder() / "configs").resolve()
-
-
-def parse_settings(arguments: Sequence[str]) -> dict[str, Any]:
-    """Parse the settings of a command line as MONAI does (by python-fire).
-
-    Raises:
-        DataError: unless they have the form ``--name value``, ``--name=value``, or ``--name`` for true.
-    """
-    settings: dict[str, Any] = {}
-    rest = list(arguments)
-    while rest:
-        option = rest.pop(0)
-        name, equals, text = option.removeprefix("--").partition("=")
-        name = name.replace("-", "_")  # as python-fire does
-        if not option.startswith("--") or not re.fullmatch(r"[\w#:]+", name):
-            raise DataError(
-                f"{option!r}: expected a setting such as --max_epochs 20; enclose values with blanks in quotes."
-            )
-        if equals:
-            settings[name] = _value(name, text)
-        elif rest and not rest[0].startswith("--"):
-            settings[name] = _value(name, rest.pop(0))
-        else:
-            settings[name] = True
-    # The shell expands --name ~/x, but not --name=~/x
-    return {
-        name: os.path.expanduser(value) if isinstance(value, str) and value.startswith("~") else value
-        for name, value in settings.items()
-    }
-
-
-def _value(name: str, text: str) -> Any:
-    """Return the value of a setting; a path stays text, also one that looks like a number or a tuple."""
-    value = DefaultParseValue(text)
-    if name.endswith(PATHS) and not (value is None or isinstance(value, (str, list))):
-        return text
-    return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -9,10 +10,13 @@ from typing import Annotated
 import typer
 
 from sparse3dunet import missing
+from sparse3dunet.bundle.command_line import parse_settings
 from sparse3dunet.cli import arguments, options
 
 BUILT_IN = "data/mni152"
 """Folder of the built-in data, which is made where it is used."""
+ON_LABELS = ("training", "evaluating", "cross_validating", "densify")
+"""Runs on one data set, by its path; inference takes patterns and lists too."""
 
 
 def run(
@@ -29,7 +33,7 @@ def run(
 
     Like python -m monai.bundle run, except that settings are checked first and must be plain values.
     """
-    if folder := _data_set(context.args):
+    if what in ON_LABELS and (folder := _data_set(context.args)):
         missing.check_data_set(folder)
     from sparse3dunet.bundle.running import run_bundle
     from sparse3dunet.io.defaults import set_defaults
@@ -40,10 +44,8 @@ def run(
 
 
 def _data_set(words: Sequence[str]) -> str | None:
-    """Return the folder of the data set among the words of the command line; None if there is none."""
-    for word, after in zip(words, [*words[1:], ""]):
-        name, _, value = word.replace("-", "_").partition("=")
-        if name == "__dataset_dir":
-            folder = word.partition("=")[2] if value else after
-            return None if Path(BUILT_IN) in (Path(folder), *Path(folder).parents) else folder
-    return None
+    """Return the path of the data set among the words of the command line; None if there is none, or it is unclear."""
+    folder = parse_settings(words).get("dataset_dir")
+    if not isinstance(folder, str) or glob.has_magic(folder):
+        return None
+    return None if Path(BUILT_IN) in (Path(folder), *Path(folder).parents) else folder

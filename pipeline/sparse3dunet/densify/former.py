@@ -18,7 +18,8 @@ from sparse3dunet.data.slices import slices_mask
 from sparse3dunet.densify.inputs import pair_of
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import read_image
-from sparse3dunet.io.formats import read_segmentation
+from sparse3dunet.io.formats import annotation_path, read_segmentation
+from sparse3dunet.io.itk_snap import may_be_replaced
 from sparse3dunet.io.volumes import class_numbers
 from sparse3dunet.io.written import file_digest
 from sparse3dunet.keys import ANNOTATED_SLICES, WEIGHT
@@ -131,25 +132,45 @@ def _again(pair: dict[str, Any] | None = None, template: Path | None = None, dat
     words = [word for word in sys.argv[1:] if word not in ("--restart", "--anew")]
     if pair is None or template is None or data_set is None:
         return command_line(words)
-    named = [i for i, word in enumerate(words) if os.path.abspath(os.path.expanduser(word)) == pair["annotation"]]
-    places = [i for i in named if words[i - 1] != "--reference"]
-    if not places:  # a folder stands for it
+    places = [i for i, word in enumerate(words) if words[i - 1] != "--reference" and _stands_for(word, pair)]
+    if not places:  # the datalist of a former run was passed
         output_dir = str(template.parent)
         return shlex.join(["sparse3dunet", "densify", str(pair["scan"]), str(template), "-o", output_dir])
-    words[places[0]] = str(template)
-    return command_line(_with_names(words, data_set) if pair.get("labels") else words)
+    is_also_scan = len(places) > 1 and _absolute(words[places[0]]) == pair["scan"]  # a file of both
+    words[places[is_also_scan]] = str(template)
+    return command_line(_with_names(words, data_set, template.parent) if pair.get("labels") else words)
 
 
-def _with_names(words: list[str], data_set: DataSet) -> list[str]:
-    """Return words with what the names of segments said: a template has values alone."""
+def _absolute(word: str) -> str:
+    return os.path.abspath(os.path.expanduser(word))
+
+
+def _stands_for(word: str, pair: dict[str, Any]) -> bool:
+    """Return whether a word is the path of the annotation, or of the file or folder that it was found in."""
+    path = _absolute(word)
+    if path == pair["annotation"]:
+        return True
+    with contextlib.suppress(DataError, OSError, ValueError):  # of a word that is no annotation
+        return annotation_path(path) == pair["annotation"]
+    return False
+
+
+def _with_names(words: list[str], data_set: DataSet, folder: Path) -> list[str]:
+    """Return words with what the names of segments said: a template has values alone.
+
+    Names with a comma, at which --class-names splits, are read from the label descriptions in the folder for results.
+    """
     kept: list[str] = []
     for before, word in zip(["", *words], words):
         if not (word.startswith("--segments") or before == "--segments"):
             kept.append(word)
     names, values = data_set.class_names, data_set.class_values
     is_given = any(word.startswith("--class-names") for word in words)
+    descriptions = folder / "labels.txt"
     if not is_given and not any("," in name for name in names):
         kept += ["--class-names", ",".join(names)]
+    elif not is_given and may_be_replaced(descriptions):  # not the user's own
+        kept += ["--class-names", str(descriptions)]
     if values[0] != min(values) and not any(word.startswith("--background") for word in words):
         kept += ["--background", str(values[0])]
     return kept

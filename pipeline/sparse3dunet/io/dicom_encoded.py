@@ -39,16 +39,20 @@ def check_encoded_file(path: Path) -> None:
 def check_encoded(path: Path, elements: Dataset) -> None:
     """Raise DataError unless the compressed frames among the elements are as large as these say.
 
-    Run lengths may give more pixels than there are, by less than a row or column: some programs pad them. JPEG,
-    JPEG-LS and JPEG 2000 state columns and rows. Frames of other kinds are not looked at.
+    Run lengths may give more pixels than there are, by less than a row or column, and end with any number of zeros:
+    some programs pad them. JPEG, JPEG-LS and JPEG 2000 state columns and rows. Frames of other kinds are not looked at,
+    nor are those of files without these elements, of which the decoder tells.
     """
-    rows, columns = int(elements.Rows), int(elements.Columns)
-    samples, bits = int(elements.get("SamplesPerPixel") or 1), int(elements.BitsAllocated)
-    is_rle = elements.file_meta.get("TransferSyntaxUID") == RLELossless
+    try:
+        rows, columns, bits = (int(elements[name].value) for name in ("Rows", "Columns", "BitsAllocated"))
+        samples = int(elements.get("SamplesPerPixel") or 1)
+        is_rle = elements.file_meta.get("TransferSyntaxUID") == RLELossless
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return
     for number, frame in enumerate(_frames(elements), 1):
         found = expected = ""
         if is_rle and bits % 8 == 0:
-            sizes, count = rle_sizes(frame), samples * bits // 8
+            sizes, count = rle_sizes(frame, rows * columns), samples * bits // 8
             spare = rows * columns // max(rows, columns, 1)
             if len(sizes) != count or not all(0 <= size - rows * columns < max(spare, 1) for size in sizes):
                 found = f"{'/'.join(map(str, dict.fromkeys(sizes)))} pixels in {len(sizes)} run-length segment(s)"
@@ -75,17 +79,26 @@ def _frames(elements: Dataset) -> Iterator[bytes]:
         return
 
 
-def rle_sizes(frame: bytes) -> list[int]:
-    """Return the number of bytes that each segment of a frame of run lengths unpacks to."""
+def rle_sizes(frame: bytes, enough: int) -> list[int]:
+    """Return the number of bytes that each segment of a frame of run lengths unpacks to.
+
+    Args:
+        frame: encoded frame.
+        enough: number of bytes from which on zeros up to a segment's end are padding, and give none.
+    """
     words = [int.from_bytes(frame[i : i + 4], "little") for i in range(0, RLE_HEADER, 4)]
     starts = words[1 : 1 + min(words[0], 15)]
-    return [_unpacked_size(frame[start:stop]) for start, stop in zip(starts, [*starts[1:], len(frame)])]
+    return [_unpacked_size(frame[start:stop], enough) for start, stop in zip(starts, [*starts[1:], len(frame)])]
 
 
-def _unpacked_size(packed: bytes) -> int:
-    """Return the number of bytes that run lengths (PackBits) give; a last byte that pads them gives none."""
+def _unpacked_size(packed: bytes, enough: int) -> int:
+    """Return the number of bytes that run lengths (PackBits) give; a last byte that pads them gives none.
+
+    Neither do zeros after enough bytes, which as run lengths would be literals of one zero each.
+    """
     place, size, end = 0, 0, len(packed)
-    while place < end - 1:
+    zeros = len(packed.rstrip(b"\0"))
+    while place < end - 1 and not (size >= enough and place >= zeros):
         code = packed[place]
         if code < 128:  # so many and one more bytes as they are
             size += code + 1

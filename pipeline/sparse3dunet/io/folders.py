@@ -94,12 +94,17 @@ def discard_folder(folder: str | Path, inputs: str | Path) -> None:
     files = [Path(place) / name for place, _, names in os.walk(path) for name in names]
     if any(made not in file.parents and file not in (path / LOCK, path / HOLDER) for file in files):
         return
-    release_folder(folder)
+    lock = path / LOCK  # removed last, and held until then: a run that waits for it would hold a file that is not there
     with contextlib.suppress(OSError):  # another run may have begun to use it
         for file in files:
-            file.unlink(missing_ok=True)
+            if file != lock:
+                file.unlink(missing_ok=True)
         for place, _, _ in sorted(os.walk(path), reverse=True):
-            os.rmdir(place)
+            if Path(place) != path:
+                os.rmdir(place)
+        lock.unlink(missing_ok=True)
+        path.rmdir()
+    release_folder(folder)
 
 
 def release_folder(folder: str | Path) -> None:

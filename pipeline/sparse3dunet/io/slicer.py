@@ -60,9 +60,12 @@ def segments_in(path: Path, header: sitk.ImageFileReader) -> list[Segment]:
 
 def _color(text: str) -> str:
     """Return a colour, three numbers from 0 to 1, as #rrggbb; "" for anything else."""
-    parts = text.split()
-    fits = len(parts) == 3 and all(re.fullmatch(r"[01]|[01]?\.\d{1,20}(e-\d{1,2})?", part) for part in parts)
-    return color_text([round(255 * float(part)) for part in parts]) if fits else ""
+    try:
+        parts = [float(part) for part in text.split()]
+    except ValueError:
+        return ""
+    fits = len(parts) == 3 and all(0 <= part <= 1 for part in parts)  # which NaN is not
+    return color_text([round(255 * part) for part in parts]) if fits else ""
 
 
 def _whole(path: Path, name: str, what: str, text: str, least: int, most: int) -> int:
