@@ -8,8 +8,8 @@ import pytest
 from sparse3dunet.data.checks import inspect_case
 from sparse3dunet.data.cutting import cut_large
 from sparse3dunet.data.datalist import declared_data_set, read_data_set, with_cases
-from sparse3dunet.data.names import case_name, distinct_names, image_name, volume_name
-from sparse3dunet.data.splits import split_cases
+from sparse3dunet.data.names import case_name, distinct_names, image_name, named, volume_name
+from sparse3dunet.data.splits import cases_to_score, split_cases
 from sparse3dunet.densify.results import Results
 from sparse3dunet.errors import DataError
 from sparse3dunet.inference.inputs import find_images
@@ -63,6 +63,31 @@ def test_a_folder_with_a_channel_number(tmp_path):
     """As before in data sets: split files and models list such a case without it."""
     (tmp_path / "CT_0000").mkdir()
     assert image_name(tmp_path / "CT_0000") == case_name({"image": str(tmp_path / "CT_0000")}) == "CT"
+
+
+def listed(*paths):
+    return named([{"image": f"/data/{path}.nii.gz"} for path in paths], "here")
+
+
+@pytest.mark.parametrize(
+    ("paths", "training", "validation", "note"),
+    [
+        (["A/t1", "B/t2", "C/t1"], ["t1"], ["t3"], "cannot tell"),
+        (["A/t1", "B/t2", "C/t1"], ["t1"], ["t2"], "was not trained"),
+        (["A/t1", "B/t2"], ["t1"], ["t3"], "was trained"),
+        (["t1"], ["A_t1"], ["t3"], "cannot tell"),
+        (["A/t1"], ["A_t1", "B_t1"], ["t3"], "cannot tell"),
+        (["P1/a/CT", "P1/b/CT", "P2/a/CT"], ["P1_CT"], ["P3_CT"], "cannot tell"),
+        (["P3/CT", "P4/CT"], ["P1_CT"], ["P2_CT"], "was not trained"),
+        (["P1/CT", "P2/CT"], ["P1_CT"], ["P2_CT"], "was not trained"),
+        (["CT", "P1/CT"], ["P1_CT"], ["CT"], "was not trained"),
+        (["A/t1"], [], [], "cannot tell"),
+    ],
+)
+def test_what_is_said_of_cases_named_otherwise_in_another_list(capsys, paths, training, validation, note):
+    cases_to_score(listed(*paths), training, validation)
+    said = capsys.readouterr().out
+    assert next(words for words in ("was not trained", "cannot tell", "was trained") if words in said) == note
 
 
 @pytest.fixture

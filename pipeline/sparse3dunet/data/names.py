@@ -87,6 +87,24 @@ def distinct_names(images: Sequence[Image], source: str) -> list[str]:
     return names
 
 
+def may_be_named(case: Mapping[Any, Any], name: str) -> bool:
+    """Return whether a case may have another name among other images: with other folders before it, or without."""
+    volume, part = split_part(_path(case))
+    own = image_name(volume) + ("" if part is None else f"_{part.name}")
+    before = name.removesuffix(own)
+    if before == name or (before and not before.endswith("_")):
+        return False
+    return case_name(case) == own or _is_made_of(before, _folders(str(volume)))
+
+
+def _is_made_of(text: str, folders: Sequence[str]) -> bool:
+    """Return whether a text is names of folders in this order, each with ``_`` after it."""
+    return not text or any(
+        text.startswith(f"{folder}_") and _is_made_of(text[len(folder) + 1 :], folders[number + 1 :])
+        for number, folder in enumerate(folders)
+    )
+
+
 def _same_names(names: Sequence[str]) -> set[int]:
     """Return the numbers of names that are there more than once."""
     counts = Counter(names)
