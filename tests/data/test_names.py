@@ -8,8 +8,8 @@ import pytest
 from sparse3dunet.data.checks import inspect_case
 from sparse3dunet.data.cutting import cut_large
 from sparse3dunet.data.datalist import declared_data_set, read_data_set, with_cases
-from sparse3dunet.data.names import case_name, distinct_names, volume_name
-from sparse3dunet.data.splits import split_cases
+from sparse3dunet.data.names import case_name, distinct_names, image_name, named, volume_name
+from sparse3dunet.data.splits import cases_to_score, split_cases
 from sparse3dunet.densify.results import Results
 from sparse3dunet.errors import DataError
 from sparse3dunet.inference.inputs import find_images
@@ -20,7 +20,14 @@ from tests.io.microscopy import voxels, write
 SAME = [
     (["P001/CT", "P002/CT"], ["P001_CT", "P002_CT"]),
     (["P001/CT", "P002/CT", "MR"], ["P001_CT", "P002_CT", "MR"]),
-    (["P001/2020/CT", "P002/2021/CT"], ["P001_CT", "P002_CT"]),
+    (["P001/scan/CT", "P002/scan/CT"], ["P001_CT", "P002_CT"]),
+    (["P001/2020/CT", "P002/2021/CT"], ["2020_CT", "2021_CT"]),
+    (["mnt/a/P1/CT", "home/x/P2/CT"], ["P1_CT", "P2_CT"]),
+    (["P001/scan/CT", "P002/CT"], ["P001_CT", "P002_CT"]),
+    (["s1/P1/CT", "s1/P2/CT", "P1_CT.nii.gz"], ["s1_P1_CT", "s1_P2_CT", "P1_CT"]),
+    (["P1_CT.nii.gz", "P1/a/CT", "P1/b/CT", "P2/c/CT"], ["P1_CT", "a_CT", "b_CT", "c_CT"]),
+    (["a_CT.nii.gz", "P1/a/CT", "P2/b/CT"], ["a_CT", "P1_a_CT", "P2_b_CT"]),
+    (["s/a/x.nii", "s/b/x.nii", "s/a/y.nii", "s/c/y.nii", "a_x.nii"], ["s_a_x", "s_b_x", "a_y", "c_y", "a_x"]),
     (["P/a/scan/t1.nii.gz", "P/b/scan/t1.nii.gz"], ["a_t1", "b_t1"]),
     (["P001/a/CT", "P001/b/CT", "P002/a/CT"], ["P001_a_CT", "P001_b_CT", "P002_a_CT"]),
     (["CT", "P002/CT"], ["CT", "P002_CT"]),
@@ -29,7 +36,6 @@ SAME = [
 ]
 ALIKE = [
     ["a/x.nii", "a/x.nrrd"],
-    ["a/x.nii", "b/x.nii", "a_x.nii"],
     ["a/b/x.nii", "a_b/x.nii", "a/x.nii", "a/c/x.nii"],
     ["a/x.nii", "b/x.nii", "a/x.nii"],
 ]
@@ -46,6 +52,42 @@ def test_what_folders_do_not_tell_apart_is_refused(tmp_path, paths):
     with pytest.raises(DataError, match=r"^here: several cases have the same name, \w+: .* and ") as error:
         distinct_names(paths, "here")
     assert "\n" not in str(error.value)
+
+
+def test_folders_above_tell_images_apart_as_well(tmp_path):
+    paths = [str(tmp_path / path) for path in ("a/x.nii", "b/x.nii", "a_x.nii")]
+    assert distinct_names(paths, "here") == [f"{tmp_path.name}_a_x", f"{tmp_path.name}_b_x", "a_x"]
+
+
+def test_a_folder_with_a_channel_number(tmp_path):
+    """As before in data sets: split files and models list such a case without it."""
+    (tmp_path / "CT_0000").mkdir()
+    assert image_name(tmp_path / "CT_0000") == case_name({"image": str(tmp_path / "CT_0000")}) == "CT"
+
+
+def listed(*paths):
+    return named([{"image": f"/data/{path}.nii.gz"} for path in paths], "here")
+
+
+@pytest.mark.parametrize(
+    ("paths", "training", "validation", "note"),
+    [
+        (["A/t1", "B/t2", "C/t1"], ["t1"], ["t3"], "cannot tell"),
+        (["A/t1", "B/t2", "C/t1"], ["t1"], ["t2"], "was not trained"),
+        (["A/t1", "B/t2"], ["t1"], ["t3"], "was trained"),
+        (["t1"], ["A_t1"], ["t3"], "cannot tell"),
+        (["A/t1"], ["A_t1", "B_t1"], ["t3"], "cannot tell"),
+        (["P1/a/CT", "P1/b/CT", "P2/a/CT"], ["P1_CT"], ["P3_CT"], "cannot tell"),
+        (["P3/CT", "P4/CT"], ["P1_CT"], ["P2_CT"], "was not trained"),
+        (["P1/CT", "P2/CT"], ["P1_CT"], ["P2_CT"], "was not trained"),
+        (["CT", "P1/CT"], ["P1_CT"], ["CT"], "was not trained"),
+        (["A/t1"], [], [], "cannot tell"),
+    ],
+)
+def test_what_is_said_of_cases_named_otherwise_in_another_list(capsys, paths, training, validation, note):
+    cases_to_score(listed(*paths), training, validation)
+    said = capsys.readouterr().out
+    assert next(words for words in ("was not trained", "cannot tell", "was trained") if words in said) == note
 
 
 @pytest.fixture

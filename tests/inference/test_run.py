@@ -100,6 +100,18 @@ def test_the_bundle_gives_the_same(trained, images, predicted, tmp_path):
             assert np.allclose(ours.affine, theirs.affine, atol=1e-6)
 
 
+def test_the_bundles_chain_in_monais_terms_names_cases_alike(trained, tmp_path):
+    """Images of one name in several folders overwrote each other's results."""
+    for number in (1, 2):
+        write_nifti(tmp_path / f"P00{number}/scan/t1.nii.gz", make_volume(number)[0])
+    config = ("--config_file", ROOT / "bundle/configs/inference.yaml", "--model_file", trained / "models/model.pt")
+    places = ("--dataset_dir", tmp_path / "P*/scan/t1.nii.gz", "--output_dir", tmp_path / "out")
+    result = run_bundle("run", "inference", *config, *places, "--inference", '["$@evaluator.run()"]')
+    assert result.returncode == 0, result.stderr
+    names = {"P001_t1_seg.nii.gz", "P002_t1_seg.nii.gz", "pictures/P001_t1.png", "pictures/P002_t1.png"}
+    assert {name for name in files_of(tmp_path / "out") if "t1" in name} == names
+
+
 def test_what_is_done_is_skipped(trained, images, predicted, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(predicted, out)

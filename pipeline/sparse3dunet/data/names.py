@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,10 @@ Image = str | Path | Sequence[str]
 
 
 def image_name(image: Image) -> str:
-    """Return the name of an image: its file's without suffix and nnU-Net's channel number ``_0000``; a folder's own."""
+    """Return the name of an image: its file's or folder's without suffix and nnU-Net's channel number ``_0000``."""
     path = _first(image)
-    if os.path.isdir(path) and not is_image_file(path):
-        return os.path.basename(os.path.abspath(path))
-    return file_stem(path).removesuffix("_0000")
+    is_folder = os.path.isdir(path) and not is_image_file(path)
+    return (os.path.basename(os.path.abspath(path)) if is_folder else file_stem(path)).removesuffix("_0000")
 
 
 def case_name(case: Mapping[Any, Any]) -> str:
@@ -52,8 +52,9 @@ def named(cases: Sequence[Mapping[str, Any]], source: str) -> list[dict[str, Any
 def distinct_names(images: Sequence[Image], source: str) -> list[str]:
     """Return the names of images, of which each has its own.
 
-    Those with the same name get the first folder before it that differs among them all: ``P001/scan/CT`` and
-    ``P002/scan/CT`` are P001_CT and P002_CT. If there is none, they get all folders that differ: P001_scan1_CT.
+    Those with the same name get the last folder before it that differs among them all: ``P001/scan/CT`` and
+    ``P002/scan/CT`` are P001_CT and P002_CT. If there is none, or another image has that name, they get all folders
+    that differ, P001_scan1_CT, and then those above.
 
     Args:
         images: path of each image, or of its channels.
@@ -62,33 +63,77 @@ def distinct_names(images: Sequence[Image], source: str) -> list[str]:
     Raises:
         DataError: when two have the same name even so.
     """
-    names = [image_name(image) for image in images]
     same: dict[str, list[int]] = {}
-    for number, name in enumerate(names):
-        same.setdefault(name, []).append(number)
+    for number, image in enumerate(images):
+        same.setdefault(image_name(image), []).append(number)
+    choices: dict[int, list[str]] = {}
     for name, numbers in same.items():
-        folders = _differing_folders([_first(images[number]) for number in numbers]) if len(numbers) > 1 else []
-        for number, own in zip(numbers, folders):
-            names[number] = "_".join((*own, name))
-    owners: dict[str, str] = {}
-    for image, name in zip(images, names):
-        path = _first(image)
-        if name in owners:
+        folders = _telling_folders([_first(images[number]) for number in numbers])
+        choices |= {number: ["_".join((*own, name)) for own in chosen] for number, chosen in zip(numbers, folders)}
+    names = first = [choices[number][0] for number in range(len(images))]
+    while clash := _same_names(names):
+        for number in itertools.chain(*(numbers for numbers in same.values() if clash.intersection(numbers))):
+            choices[number] = choices[number][1:] or choices[number]
+        former, names = names, [choices[number][0] for number in range(len(images))]
+        if names == former:
+            one = min(clash)
+            other = next(number for number in sorted(clash) if number != one and names[number] == names[one])
+            name = first[one] if first[one] == first[other] else names[one]
             raise DataError(
-                f"{source}: several cases have the same name, {name}: {owners[name]} and {path}. Cases are told apart "
-                "by the names of their images' files and folders; give each a different one, and list it once."
+                f"{source}: several cases have the same name, {name}: {_first(images[one])} and "
+                f"{_first(images[other])}. Cases are told apart by the names of their images' files and folders; give "
+                "each a different one, and list it once."
             )
-        owners[name] = path
     return names
 
 
-def _differing_folders(paths: Iterable[str]) -> list[tuple[str, ...]]:
-    """Return for each path the folders that tell it from the others."""
-    parents = [Path(os.path.abspath(split(path)[0])).parent.parts[1:] for path in paths]
-    levels = list(itertools.zip_longest(*parents, fillvalue=""))
-    alone = [level for level in levels if len(set(level)) == len(level)]
-    differing = alone[:1] or [level for level in levels if len(set(level)) > 1]
-    return [tuple(filter(None, own)) for own in zip(*differing)]
+def may_be_named(case: Mapping[Any, Any], name: str) -> bool:
+    """Return whether a case may have another name among other images: with other folders before it, or without."""
+    volume, part = split_part(_path(case))
+    own = image_name(volume) + ("" if part is None else f"_{part.name}")
+    before = name.removesuffix(own)
+    if before == name or (before and not before.endswith("_")):
+        return False
+    return case_name(case) == own or _is_made_of(before, _folders(str(volume)))
+
+
+def _is_made_of(text: str, folders: Sequence[str]) -> bool:
+    """Return whether a text is names of folders in this order, each with ``_`` after it."""
+    return not text or any(
+        text.startswith(f"{folder}_") and _is_made_of(text[len(folder) + 1 :], folders[number + 1 :])
+        for number, folder in enumerate(folders)
+    )
+
+
+def _same_names(names: Sequence[str]) -> set[int]:
+    """Return the numbers of names that are there more than once."""
+    counts = Counter(names)
+    return {number for number, name in enumerate(names) if counts[name] > 1}
+
+
+def _telling_folders(paths: Sequence[str]) -> list[list[tuple[str, ...]]]:
+    """Return for each path which folders tell it from the others: the fewest, then more of them."""
+    if len(paths) == 1:
+        return [[()]]
+    levels = list(itertools.zip_longest(*map(_folders, paths), fillvalue=""))
+    differing = [number for number, level in enumerate(levels) if len(set(level)) > 1]
+    alone = [number for number in differing if len(set(levels[number])) == len(paths)]
+    last = sorted(alone, key=lambda number: ("" not in levels[number], number))[-1:]
+    above = range(differing[0] - 1, -1, -1) if differing else ()
+    chosen = [
+        *([last] if last and last != differing else []),
+        differing,
+        *([*range(number, differing[0]), *differing] for number in above),
+    ]
+    return [
+        [tuple(filter(None, (levels[number][path] for number in numbers))) for numbers in chosen]
+        for path in range(len(paths))
+    ]
+
+
+def _folders(path: str) -> tuple[str, ...]:
+    """Return the folders that a file or folder is in, outermost first."""
+    return Path(os.path.abspath(split(path)[0])).parent.parts[1:]
 
 
 def _path(case: Mapping[Any, Any]) -> str:

@@ -11,7 +11,7 @@ from typing import TypeVar
 from sparse3dunet.data.cutting import has_parts
 from sparse3dunet.data.datalist import Case
 from sparse3dunet.data.layouts import read_json
-from sparse3dunet.data.names import case_name, volume_name
+from sparse3dunet.data.names import case_name, may_be_named, volume_name
 from sparse3dunet.errors import DataError
 
 MOST_PARTS = 8
@@ -115,14 +115,18 @@ def cases_to_score(cases: Sequence[Case], training: Sequence[str], validation: S
     """Return the cases to evaluate a model on, given the names of its training and validation cases.
 
     These are its validation cases, if the data set has them all; otherwise, for another data set, all cases. The cases
-    are printed, and whether the model was trained on them.
+    are printed, and whether the model was trained on them, as far as it can be told: which folder is in a case's name
+    depends on the cases that it is listed with.
     """
     held_out = [case for case in cases if case_name(case) in set(validation)]
     chosen = held_out if held_out and len(held_out) == len(set(validation)) else list(cases)
     names = [case_name(case) for case in chosen]
+    unseen = set(training) - {case_name(case) for case in cases}
     shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
     if set(names) & set(training):
         note = "all or some of which the model was trained on (scores on annotated voxels do not apply to others)"
+    elif not training or any(may_be_named(case, name) for case in chosen for name in unseen):
+        note = "names cannot tell whether the model was trained on them"
     else:
         note = "which the model was not trained on"
     print(f"Scoring {len(names)} volume(s), {note}: {shown}")

@@ -16,7 +16,7 @@ from sparse3dunet.errors import DataError
 from sparse3dunet.io.defaults import default_series
 from sparse3dunet.io.dicom_folders import dicom_folders, is_dicom_folder
 from sparse3dunet.io.suffixes import files_of, is_image_file, suffix_among
-from sparse3dunet.keys import IMAGE
+from sparse3dunet.keys import CASE_NAME, IMAGE
 from sparse3dunet.missing import no_image
 
 
@@ -87,12 +87,14 @@ def _check_links(files: Iterable[str]) -> None:
 
 
 def list_images(source: str | Path | None, num_channels: int = 1) -> list[dict[str, Any]]:
-    """List the images that `source` names in the form of MONAI's datasets: ``[{"image": path or paths}, ...]``.
+    """List the images that `source` names in the form of MONAI's datasets, each with its ``case_name``.
 
-    The list is empty for None; the built-in images are prepared if absent.
+    The ``image`` of each is a path, or the list of its channels' paths. The list is empty for None; the built-in images
+    are prepared if absent.
     """
     cases = [] if source is None else find_images([ensure_default(source)], num_channels)
-    return [{IMAGE: case.files[0] if len(case.files) == 1 else list(case.files)} for case in cases]
+    files = [case.files[0] if len(case.files) == 1 else list(case.files) for case in cases]
+    return [{IMAGE: image, CASE_NAME: case.name} for image, case in zip(files, cases)]
 
 
 def _images_of(source: str, num_channels: int) -> list[tuple[str, ...]]:
