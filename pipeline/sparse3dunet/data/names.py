@@ -52,7 +52,7 @@ def named(cases: Sequence[Mapping[str, Any]], source: str) -> list[dict[str, Any
 def distinct_names(images: Sequence[Image], source: str) -> list[str]:
     """Return the names of images, of which each has its own.
 
-    Those with the same name get the last folder before it that differs among them all: ``P001/scan/CT`` and
+    Those with the same name get the first folder before it that differs among them all: ``P001/scan/CT`` and
     ``P002/scan/CT`` are P001_CT and P002_CT. If there is none, or another image has that name, they get all folders
     that differ, P001_scan1_CT, and then those above.
 
@@ -118,10 +118,10 @@ def _telling_folders(paths: Sequence[str]) -> list[list[tuple[str, ...]]]:
     levels = list(itertools.zip_longest(*map(_folders, paths), fillvalue=""))
     differing = [number for number, level in enumerate(levels) if len(set(level)) > 1]
     alone = [number for number in differing if len(set(levels[number])) == len(paths)]
-    last = sorted(alone, key=lambda number: ("" not in levels[number], number))[-1:]
+    first = sorted(alone, key=lambda number: ("" in levels[number], number))[:1]
     above = range(differing[0] - 1, -1, -1) if differing else ()
     chosen = [
-        *([last] if last and last != differing else []),
+        *([first] if first and first != differing else []),
         differing,
         *([*range(number, differing[0]), *differing] for number in above),
     ]
