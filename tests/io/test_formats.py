@@ -330,6 +330,20 @@ def test_segments_of_slicer(tmp_path):
     assert "Segment9_ID" not in found
 
 
+def test_fields_whose_names_are_damaged(tmp_path):
+    """SimpleITK lists them, but cannot return them: one of a segment is missed, others are none of ours."""
+    file = tmp_path / "a.seg.nrrd"
+    write_segmentation(file, voxels(np.uint8), image_like(), {0: "background", 1: "shell"})
+    whole = file.read_bytes()
+    file.write_bytes(
+        whole.replace(b"Segmentation_Source", b"other\xff_Source").replace(b"Segmentation_M", b"x\xffegm_M")
+    )
+    assert np.array_equal(read_image(file).data, voxels(np.uint8))
+    file.write_bytes(whole.replace(b"Segment0_LabelValue", b"Segment0_Label\xffalue"))
+    with pytest.raises(DataError, match="describes a segment has a name that is not in UTF-8"):
+        read_image(file)
+
+
 def test_slicer_holds_no_negative_segments(tmp_path):
     with pytest.raises(DataError, match=r"'odd' has the value -2; expected a positive one.*\.nii\.gz"):
         write_segmentation(tmp_path / "a.seg.nrrd", voxels(), image_like(), {-1: "background", -2: "odd"})

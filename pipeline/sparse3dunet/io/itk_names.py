@@ -20,7 +20,7 @@ def name_for_itk(path: str | Path) -> Iterator[str]:
     Raises:
         DataError: when there can be no links.
     """
-    if _is_utf8(str(path)):
+    if is_utf8(str(path)):
         yield str(path)
         return
     place = Path(path).absolute()
@@ -36,20 +36,21 @@ def name_for_itk(path: str | Path) -> Iterator[str]:
 
 
 def _link(path: Path, folder: Path) -> Path:
-    if _is_utf8(path.name):
+    if is_utf8(path.name):
         parent = folder / "folder"
         parent.symlink_to(path.parent, target_is_directory=True)
         return parent / path.name
     if path.suffix.lower() in DETACHED:
         for file in path.parent.iterdir():
-            if _is_utf8(file.name):
+            if is_utf8(file.name):
                 (folder / file.name).symlink_to(file)
-    name = folder / f"links-to-header{path.suffix if _is_utf8(path.suffix) else ''}"
+    name = folder / f"links-to-header{path.suffix if is_utf8(path.suffix) else ''}"
     name.symlink_to(path)
     return name
 
 
-def _is_utf8(text: str) -> bool:
+def is_utf8(text: str) -> bool:
+    """Return whether a text, such as a file's name, was UTF-8 where Python got it from."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -13,6 +13,7 @@ import SimpleITK as sitk
 from sparse3dunet.colors import color_text, colors_of
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.defaults import default_segments
+from sparse3dunet.io.itk_names import is_utf8
 from sparse3dunet.io.segments import check_overlaps, overlap_notes
 from sparse3dunet.io.text_header import shown
 
@@ -34,9 +35,10 @@ def segments_in(path: Path, header: sitk.ImageFileReader) -> list[Segment]:
     Their values in the label map are those in the file or, where those of several layers are equal, 1, 2, ...
 
     Raises:
-        DataError: when a value or a layer cannot be one, or two segments have the same.
+        DataError: when a value or a layer cannot be one, two segments have the same, or the name of a field of a
+            segment is damaged.
     """
-    metadata = {key: header.GetMetaData(key) for key in header.GetMetaDataKeys()}
+    metadata = _metadata(path, header)
     texts = {match[1] for key in metadata if (match := re.match(r"Segment([0-9]+)_", key))}
     numbers = sorted({_whole(path, f"Segment{text[:9]}", "number", text, 0, np.iinfo(np.int32).max) for text in texts})
     layers = header.GetNumberOfComponents()
@@ -56,6 +58,18 @@ def segments_in(path: Path, header: sitk.ImageFileReader) -> list[Segment]:
     are_unique = len({value for *_, value in found}) == len(found)
     labels = [value if are_unique else number for number, (*_, value) in enumerate(found, 1)]
     return [Segment(*one, label, color) for one, label, color in zip(found, labels, colors)]
+
+
+def _metadata(path: Path, header: sitk.ImageFileReader) -> dict[str, str]:
+    """Return the fields of a header by name; SimpleITK cannot return those whose names are no UTF-8."""
+    names = header.GetMetaDataKeys()
+    readable = [name for name in names if is_utf8(name)]
+    if any(name.startswith("Segment") for name in names if name not in readable):
+        raise DataError(
+            f"{path}: a field of its header that describes a segment has a name that is not in UTF-8; expected "
+            "Segment0_Name and the like. The file is damaged; save it again."
+        )
+    return {name: header.GetMetaData(name) for name in readable}
 
 
 def _color(text: str) -> str:
