@@ -119,7 +119,7 @@ def test_what_a_training_and_a_package_contain_names_nobody(tmp_path):
     content = {"training": cases, "labels": {"0": "background", "1": "one", "2": "two"}, "ignore_index": UNLABELED}
     (tmp_path / "list.json").write_text(json.dumps({**content, "description": MARK, "reference": MARK, "name": MARK}))
     out = tmp_path / "out"
-    result = run_training(tmp_path / "list.json", out, "--spacing", "None")
+    result = run_training(tmp_path / "list.json", out, "--spacing", "$None")
     assert result.returncode == 0, result.stderr
     assert_unmarked(out, result.stdout, result.stderr)
     packaged = run_package(out / "models", tmp_path / "packaged")

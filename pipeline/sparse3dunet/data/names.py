@@ -49,6 +49,19 @@ def named(cases: Sequence[Mapping[str, Any]], source: str) -> list[dict[str, Any
     return [{**case, CASE_NAME: name} for case, name in zip(cases, names)]
 
 
+def with_writers_meta(item: Mapping[str, Any], key: str = "pred") -> Mapping[str, Any]:
+    """Return an item whose segmentation's metadata tell MONAI's ``SaveImaged`` the case, and of one channel."""
+    meta = item[key].meta
+    meta[CASE_NAME] = item.get(CASE_NAME) or image_name(meta["filename_or_obj"])
+    meta["original_channel_dim"] = float("nan")
+    return item
+
+
+def written_name(meta: Mapping[str, Any], saver: Any) -> dict[str, Any]:
+    """Return what MONAI's ``SaveImaged`` makes a file's name of (``output_name_formatter``)."""
+    return {"subject": meta[CASE_NAME], "idx": None}
+
+
 def distinct_names(images: Sequence[Image], source: str) -> list[str]:
     """Return the names of images, of which each has its own.
 
