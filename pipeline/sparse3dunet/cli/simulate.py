@@ -12,9 +12,6 @@ import typer
 from sparse3dunet.cli import arguments, options
 from sparse3dunet.errors import DataError
 
-CLEAR = 255
-"""Value that is inferred to mean unlabeled wherever it occurs."""
-
 
 def simulate(
     labels: Annotated[Path, typer.Argument(help="Dense label map, or a folder of them.")],
@@ -75,7 +72,9 @@ def next_step(labels: Path, copies: Sequence[Path], ignore_index: int, in_slices
         ignore_index: value of unlabeled voxels in them.
         in_slices: whether whole slices are kept, around which this value is inferred.
     """
-    is_clear = in_slices or ignore_index == CLEAR or ignore_index < 0
+    from sparse3dunet.io.volumes import UNLABELED_VALUE
+
+    is_clear = in_slices or ignore_index == UNLABELED_VALUE or ignore_index < 0
     if len(copies) == 1:
         values = [] if is_clear else ["--ignore-index", str(ignore_index)]
         dense = ["--reference", str(labels)] if labels.is_file() else []

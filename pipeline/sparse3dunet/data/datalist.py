@@ -27,13 +27,12 @@ from sparse3dunet.io.dicom_annotation import annotation_file
 from sparse3dunet.io.formats import annotation_path, is_dicom_image
 from sparse3dunet.io.segments import names_fault
 from sparse3dunet.io.suffixes import is_image_file, split, suffix_among
+from sparse3dunet.io.volumes import LARGEST_VALUE
 from sparse3dunet.keys import ANNOTATED_CLASSES, ANNOTATED_SLICES, IMAGE, LABEL, REFERENCE, WEIGHT
 from sparse3dunet.missing import no_data_set
 
 Case = dict[str, Any]
 FILE_KEYS = (IMAGE, LABEL, WEIGHT, REFERENCE)
-LARGEST_VALUE = 2**32
-"""Largest value of a class or of unlabeled voxels."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,16 +31,15 @@ NAMED = 3
 """Number of templates that are named after a run."""
 
 
-def check_templates(output_dir: Path, templates: dict[str, str], files: Sequence[str]) -> list[str]:
+def check_templates(output_dir: Path, templates: dict[str, str], passed: Collection[str]) -> list[str]:
     """Return warnings on templates that were passed unchanged, or changed but not passed.
 
     Args:
         output_dir: folder of the templates.
         templates: digest by file name, as written; those that were passed, which are the user's now, are removed.
-        files: annotation files that were passed.
+        passed: digests of the annotation files that were passed.
     """
     warnings = []
-    passed = {file_digest(file) for file in files}
     for name, written in list(templates.items()):
         path = output_dir / name
         now = file_digest(path) if path.exists() else written
@@ -51,7 +50,7 @@ def check_templates(output_dir: Path, templates: dict[str, str], files: Sequence
             )
         elif now != written and now not in passed:
             warnings.append(f"{path} was edited, but is not an annotation of this run; pass it to train on it.")
-        if passed & {written, now}:
+        if written in passed or now in passed:
             del templates[name]
     return warnings
 
@@ -61,14 +60,13 @@ def check_annotation(results: Results, templates: dict[str, str], files: Sequenc
 
     Args:
         results: results in the folder of the former run, if there was one.
-        templates: see :func:`check_templates`, as for `files`.
+        templates: see :func:`check_templates`.
         files: annotation files that were passed.
     """
-    written = set(templates.values())
-    warnings = check_templates(results.folder, templates, files)
-    if written & {file_digest(file) for file in files}:  # which is told
-        return warnings
-    return [*warnings, *uncorrected(results)]
+    passed = {file_digest(file) for file in files}
+    is_unchanged = not passed.isdisjoint(templates.values())  # which is told of all its slices
+    warnings = check_templates(results.folder, templates, passed)
+    return warnings if is_unchanged else [*warnings, *uncorrected(results)]
 
 
 def uncorrected(results: Results) -> list[str]:

@@ -131,8 +131,9 @@ class _Run:
         methods = summary.methods_entry(self.propagation, self.results.cases, state.share, not previews)
         print(summary.text(methods), flush=True)
         few = summary.few_iterations(self.output_dir, state, self.output_dir / MODEL)
-        facts = [*previews, *few]
-        print(*few, sep="\n", end="\n" * len(few), flush=True)
+        stopped = ["The run was stopped early, by Ctrl-C."] if state.stopped_early else []
+        for text in few:
+            print(text, flush=True)
         show(quality)
         step = write_results(
             self.results,
@@ -140,7 +141,7 @@ class _Run:
             tolerances=self.tolerances,
             suggestions=self.options.suggestions,
             plan=[*plan, methods],
-            notes=[*self.notes, *facts, *(["The run was stopped early, by Ctrl-C."] if state.stopped_early else [])],
+            notes=[*self.notes, *previews, *few, *stopped],
             command=command_line(),
             work={part: self.output_dir / "work" / part for part in state.seconds},
             templates=state.templates,
@@ -152,7 +153,8 @@ class _Run:
         for text in quality.warnings[:1]:
             print(f"This result is likely to be useless: {text}", flush=True)
         print(f"Done in {seconds / 60:.1f} minutes. See {self.output_dir / 'report.html'}", flush=True)
-        print(step, end="\n" * bool(step), flush=True)
+        if step:
+            print(step, flush=True)
 
     # ------------------------------------------------------------ without a network
 

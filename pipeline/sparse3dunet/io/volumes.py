@@ -25,6 +25,8 @@ ROUNDING = 1e-3
 """Maximum distance of a label's value from a whole number: what scaling or another type of number leaves behind."""
 UNLABELED_VALUE = 255
 """Value that means unlabeled in most programs, as negative values do."""
+LARGEST_VALUE = 2**32
+"""Largest value of a class or of unlabeled voxels."""
 MOST_VALUES = 255
 """Number of values of a label map above which it is taken for an image."""
 IN_MM = {"micron": 1e-3, "meter": 1e3}

@@ -207,10 +207,7 @@ class EvaluationProgress:
 
 def last_iteration(path: str | Path) -> int:
     """Return the number of iterations in a ``training.csv``; 0 if there is no such file."""
-    if not Path(path).is_file():
-        return 0
-    with Path(path).open(newline="", encoding="utf-8") as file:
-        return max((int(row["iteration"]) for row in csv.DictReader(file)), default=0)
+    return max((int(row["iteration"]) for row in _rows(path)), default=0)
 
 
 def read_log(path: str | Path) -> list[dict[str, float | None]]:
@@ -218,9 +215,12 @@ def read_log(path: str | Path) -> list[dict[str, float | None]]:
 
     The list is empty if there is no such file.
     """
+    names = {"seconds": "seconds", "loss": "loss", "dice": "dice_annotated"}
+    return [{key: float(row[name]) if row.get(name) else None for key, name in names.items()} for row in _rows(path)]
+
+
+def _rows(path: str | Path) -> list[dict[str, str]]:
     if not Path(path).is_file():
         return []
     with Path(path).open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    names = {"seconds": "seconds", "loss": "loss", "dice": "dice_annotated"}
-    return [{key: float(row[name]) if row.get(name) else None for key, name in names.items()} for row in rows]
+        return list(csv.DictReader(file))

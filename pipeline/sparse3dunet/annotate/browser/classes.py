@@ -10,12 +10,11 @@ from typing import Any
 from sparse3dunet.colors import Labels, class_color
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.segments import UNLABELED_NAMES, check_structures
-from sparse3dunet.io.volumes import UNLABELED_VALUE
+from sparse3dunet.io.volumes import LARGEST_VALUE, UNLABELED_VALUE
 
 MOST_CLASSES = 254
 """Maximum number of classes: a painted voxel is class number + 1 in 8 bits."""
 LONGEST_NAME = 60
-LARGEST_VALUE = 2**32  # as of data sets, whose module takes seconds to import
 BACKGROUND_COLOR = "#8c8c8c"
 
 
