@@ -78,7 +78,7 @@ def test_an_annotation_is_not_taken_over_by_another_scan(client, scan, tmp_path)
     """Though the former file is gone, and the new one has its shape."""
     moved = scan.rename(tmp_path / "moved.nii.gz")
     assert opened(moved, tmp_path / "out").scan.path == moved
-    voxels = np.array(nib.load(moved).dataobj)
+    voxels = np.asarray(nib.load(moved).dataobj).copy()
     write_nifti(scan, voxels + 1, AFFINE)
     moved.unlink()
     with pytest.raises(DataError, match="other voxels"):
