@@ -21,6 +21,7 @@ LOSSES = {
     "ce": lambda **kw: MaskedCrossEntropyLoss([1.0, 2.0, 0.5], **kw),
     "dice over volumes": lambda **kw: MaskedDiceCELoss(**kw),
     "dice over the batch": lambda **kw: MaskedDiceCELoss(batch=True, class_weight=[1.0, 2.0, 0.5], **kw),
+    "rare classes": lambda **kw: MaskedDiceCELoss(batch=True, ce_class_weight=[1.0, 1.0, 40.0], **kw),
 }
 
 

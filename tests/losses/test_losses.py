@@ -14,6 +14,7 @@ LOSSES = [
     MaskedCrossEntropyLoss(class_weight=[0.2, 1.0, 3.0]),
     MaskedDiceCELoss(),
     MaskedDiceCELoss(batch=True, include_background=False, class_weight=[0.2, 1.0, 3.0]),
+    MaskedDiceCELoss(batch=True, ce_class_weight=[1.0, 1.0, 30.0]),
 ]
 SHAPE = (5, 4, 6)
 
@@ -110,7 +111,7 @@ def test_defaults_are_monais(bundle):
     if bundle:
         parser = ConfigParser()
         parser.read_config(ROOT / "bundle/configs/train.yaml")
-        parser["loss"] = {**parser["loss"], "regions": None}
+        parser["loss"] = {**parser["loss"], "regions": None, "ce_class_weight": None}
         ours = parser.get_parsed_content("loss")
     found = ours(logits, label)
     for batch in (True, False):
@@ -124,6 +125,19 @@ def test_dense_equals_torch_cross_entropy(class_weight):
     reference = torch.nn.CrossEntropyLoss(None if class_weight is None else torch.tensor(class_weight))
     ours = MaskedCrossEntropyLoss(class_weight)(logits, label)
     torch.testing.assert_close(ours, reference(logits, label[:, 0]))
+
+
+def test_weights_of_the_cross_entropy_alone():
+    """Dice, which has a term for each class, stays as it is."""
+    logits, label, weight = example()
+    target = pack_target(label, weight)
+    factors = [1.0, 2.0, 30.0]
+    dice = MaskedDiceCELoss(batch=True, lambda_ce=0.0)(logits, target)
+    entropy = MaskedCrossEntropyLoss(factors)(logits, target)
+    ours = MaskedDiceCELoss(batch=True, lambda_dice=0.7, lambda_ce=1.3, ce_class_weight=factors)
+    torch.testing.assert_close(ours(logits, target), 0.7 * dice + 1.3 * entropy)
+    dense = MaskedDiceCELoss(lambda_dice=0.0, ce_class_weight=factors)(logits, label)
+    torch.testing.assert_close(dense, torch.nn.CrossEntropyLoss(torch.tensor(factors))(logits, label[:, 0]))
 
 
 def test_equals_torch_ignore_index():
@@ -165,6 +179,10 @@ def test_readable_errors():
         MaskedCrossEntropyLoss([1, 2])(logits, label)
     with pytest.raises(ValueError, match="class_weight"):
         MaskedCrossEntropyLoss([1, float("nan")])
+    with pytest.raises(ValueError, match="ce_class_weight has 4 entries for 3 classes"):
+        MaskedDiceCELoss(ce_class_weight=[1, 2, 3, 4])(logits, label)
+    with pytest.raises(ValueError, match="ce_class_weight must be"):
+        MaskedDiceCELoss(ce_class_weight=[1, -1, 1])
     with pytest.raises(ValueError, match="one shape"):
         pack_target(label, weight[..., :3])
     for bad in (-1.0, float("nan"), float("inf")):

@@ -59,6 +59,10 @@ def test_weighted_cross_entropy_is_the_mean_over_the_weights():
     each = torch.nn.functional.binary_cross_entropy_with_logits(logits, as_regions(label), reduction="none")
     expected = (each * weight).sum() / (3 * weight.sum())
     torch.testing.assert_close(MaskedCrossEntropyLoss(regions=NESTED)(logits, pack_target(label, weight)), expected)
+    factors = torch.tensor([1.0, 2.0, 1.0, 30.0])  # by the voxel's class
+    ours = MaskedDiceCELoss(lambda_dice=0.0, regions=NESTED, ce_class_weight=factors)
+    by_hand = MaskedCrossEntropyLoss(regions=NESTED)(logits, pack_target(label, weight * factors[label]))
+    torch.testing.assert_close(ours(logits, pack_target(label, weight)), by_hand)
 
 
 @pytest.mark.parametrize("loss", LOSSES)

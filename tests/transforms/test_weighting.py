@@ -9,7 +9,7 @@ import torch
 from monai.data import MetaTensor
 
 from sparse3dunet.errors import DataError
-from sparse3dunet.transforms.weighting import ClassWeight, ClassWeightd, class_weights
+from sparse3dunet.transforms.weighting import ClassWeight, ClassWeightd, class_weights, rare_class_weights
 
 COUNTS = [[900, 90, 10], [5, 5], [1], [10**9, 3, 0, 70], [0, 0, 4], np.array([1, 2, 3]), [0.5, 2.5]]
 
@@ -135,3 +135,24 @@ def test_dictionary_twin_keeps_metadata_and_the_rest():
 def test_dictionary_twin_with_other_keys():
     data = {"w": torch.ones(1, 1, 1, 2), "l": torch.tensor([[[[0, 1]]]])}
     assert ClassWeightd("w", "l", weights=[2, 3])(data)["w"].tolist() == [[[[2, 3]]]]
+
+
+@pytest.mark.parametrize("share", [0.001, 0.01, 0.2])
+def test_rare_classes_count_as_if_they_had_a_share(share):
+    counts = np.array([900_000, 90_000, 9_000, 900, 90])
+    weights = np.array(rare_class_weights(counts.tolist(), share, cap=math.inf))
+    rare = counts < share * counts.sum()
+    assert rare.any()
+    assert (weights[~rare] == 1).all()
+    np.testing.assert_allclose(weights[rare] * counts[rare] / counts.sum(), share)
+
+
+def test_rare_classes_are_bounded_and_absent_ones_left():
+    assert rare_class_weights([10**7, 0, 1, 10**6], 0.01) == [1, 1, 100, 1]
+    assert rare_class_weights([10**7, 0, 1, 10**6], 0.01, cap=5) == [1, 1, 5, 1]
+    assert rare_class_weights([900, 100, 0], 0.01) is None
+    assert rare_class_weights([900, 1], 0) is None
+    assert rare_class_weights([], 0.01) is None
+    for share in (-0.1, 1.5, math.nan, "much", None, True):
+        with pytest.raises(DataError, match=r"rare_share must be from 0"):
+            rare_class_weights([900, 1], share)

@@ -146,7 +146,7 @@ def _class_table(report: DataReport, weights: Sequence[float] | None) -> Table:
         table.add_column(heading, justify="left" if heading == "class" else "right")
     for number, (name, value) in enumerate(zip(report.data_set.class_names, report.data_set.class_values)):
         cases = sum(1 for case in report.cases if case.class_counts and case.class_counts[number])
-        share = f"{counts[number] / sum(counts):.1%}" if sum(counts) else ""
+        share = f"{100 * counts[number] / sum(counts):.3g}%" if sum(counts) else ""
         sought = sum(1 for case in report.cases if number == 0 or name in (case.looked_for or [name]))
         cells = [*([str(sought)] if partial else []), *([f"{weights[number]:.3g}"] if weights else [])]
         table.add_row(escape(name), str(value), f"{counts[number]:,}", share, str(cases), *cells)

@@ -41,6 +41,7 @@ class _MaskedLoss(nn.Module):
     """Base of both losses, with class weights or regions, and checked logits, labels and weights."""
 
     class_weight: torch.Tensor | None
+    ce_class_weight: torch.Tensor | None
     in_region: torch.Tensor | None
 
     def __init__(
@@ -48,15 +49,15 @@ class _MaskedLoss(nn.Module):
         class_weight: Sequence[float] | torch.Tensor | None = None,
         distributed: bool = False,
         regions: Regions | None = None,
+        ce_class_weight: Sequence[float] | torch.Tensor | None = None,
     ) -> None:
         super().__init__()
         self.distributed = distributed
-        weights = None if class_weight is None else torch.as_tensor(class_weight, dtype=torch.float32)
-        if weights is not None and (weights.ndim != 1 or not torch.isfinite(weights).all() or (weights < 0).any()):
-            raise ValueError(f"class_weight must be a list of finite numbers >= 0, got {class_weight}.")
+        weights = _checked(class_weight, "class_weight")
         if weights is not None and regions:
             raise ValueError("class_weight is for classes, and cannot be combined with regions.")
         self.register_buffer("class_weight", weights, persistent=False)
+        self.register_buffer("ce_class_weight", _checked(ce_class_weight, "ce_class_weight"), persistent=False)
         self.register_buffer("in_region", membership(regions) if regions else None, persistent=False)
 
     def _prepare(
@@ -78,8 +79,9 @@ class _MaskedLoss(nn.Module):
             raise ValueError(f"the network has {pred.shape[1]} outputs, but there are {len(self.in_region)} regions.")
         looked_for = annotated_classes(target, num_classes)
         label, weight = unpack_target(center_crop(target, list(pred.shape[2:])))
-        if self.class_weight is not None and len(self.class_weight) != num_classes:
-            raise ValueError(f"class_weight has {len(self.class_weight)} entries for {num_classes} classes.")
+        for name, factors in (("class_weight", self.class_weight), ("ce_class_weight", self.ce_class_weight)):
+            if factors is not None and len(factors) != num_classes:
+                raise ValueError(f"{name} has {len(factors)} entries for {num_classes} classes.")
         if label.numel() and (label.max() >= num_classes or label.min() < 0):
             raise ValueError(
                 f"an annotated voxel has label {int(label.max() if label.max() >= num_classes else label.min())}, "
@@ -97,8 +99,8 @@ class _MaskedLoss(nn.Module):
 
     def _cross_entropy(self, logits: torch.Tensor, label: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Compute PyTorch's weighted mean over the annotated voxels; a differentiable 0 if there are none."""
-        if self.class_weight is not None:
-            weight = weight * self.class_weight.to(label.device)[label]
+        for factors in (self.class_weight, self.ce_class_weight):
+            weight = weight if factors is None else weight * factors.to(label.device)[label]
         if self.in_region is None:
             loss = F.cross_entropy(logits, label, reduction="none")
         else:
@@ -117,6 +119,14 @@ class _MaskedLoss(nn.Module):
         """Return the differentiable sum over all processes; `part` if there is only one."""
         several = self.distributed and dist.is_initialized() and dist.get_world_size() > 1
         return _SumOverProcesses.apply(part) if several else part
+
+
+def _checked(factors: Sequence[float] | torch.Tensor | None, name: str) -> torch.Tensor | None:
+    """Return factors by class as a tensor (K,), checked."""
+    values = None if factors is None else torch.as_tensor(factors, dtype=torch.float32)
+    if values is not None and (values.ndim != 1 or not torch.isfinite(values).all() or (values < 0).any()):
+        raise ValueError(f"{name} must be a list of finite numbers >= 0, got {factors}.")
+    return values
 
 
 def _merge_into_background(logits: torch.Tensor, looked_for: torch.Tensor) -> torch.Tensor:
@@ -183,6 +193,8 @@ class MaskedDiceCELoss(_MaskedLoss):
         smooth_nr: added to Dice's numerator.
         smooth_dr: added to Dice's denominator.
         class_weight: one factor >= 0 per class, for both terms.
+        ce_class_weight: one more factor >= 0 per class, for the voxels of the cross-entropy alone: in it a class of few
+            voxels hardly counts, while Dice has a term for each class.
         lambda_dice: factor of the Dice term.
         lambda_ce: factor of the cross-entropy term.
         distributed: whether all sums are over all processes, see :class:`MaskedCrossEntropyLoss`.
@@ -208,8 +220,9 @@ class MaskedDiceCELoss(_MaskedLoss):
         lambda_ce: float = 1.0,
         distributed: bool = False,
         regions: Regions | None = None,
+        ce_class_weight: Sequence[float] | torch.Tensor | None = None,
     ) -> None:
-        super().__init__(class_weight, distributed, regions)
+        super().__init__(class_weight, distributed, regions, ce_class_weight)
         if lambda_dice < 0 or lambda_ce < 0:
             raise ValueError(f"lambda_dice and lambda_ce must be >= 0, got {lambda_dice} and {lambda_ce}.")
         self.include_background = include_background

@@ -52,6 +52,35 @@ def class_weights(counts: Sequence[float], scheme: str | None = "inverse", cap: 
     return [w * scale if n else 1.0 for w, n in zip(weights, counts)]
 
 
+def rare_class_weights(counts: Sequence[float], share: float = 0.01, cap: float = 100.0) -> list[float] | None:
+    """Return by class how much its voxels count in the cross-entropy, so that a rare class is not lost beside others.
+
+    A class with less than a `share` of the annotated voxels counts as if it had it; the others' voxels count once. With
+    the plain mean over voxels, a network in its first minutes does best to predict no such class anywhere, and then has
+    hardly a gradient, in Dice neither, to find it by.
+
+    Args:
+        counts: annotated voxels of each class in the whole data set.
+        share: 0 ... 1; 0 for no weights.
+        cap: the largest weight.
+
+    Returns:
+        Weights (K,); None if no class is that rare.
+
+    Raises:
+        DataError: when `share` is not in [0, 1].
+
+    Example:
+        >>> rare_class_weights([9940, 50, 0, 10], share=0.01)
+        [1.0, 2.0, 1.0, 10.0]
+    """
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
+        raise DataError(f"rare_share must be from 0 (no weights) to 1, a share of the annotated voxels; got {share}.")
+    least = share * sum(counts)
+    weights = [min(max(least / n, 1.0), cap) if n else 1.0 for n in counts]
+    return weights if max(weights, default=1.0) > 1 else None
+
+
 def _scheme(name: str | None) -> Callable[[float], float]:
     """Return the function from the inverse of a class's share to its weight, up to a factor."""
     if name not in _SCHEMES:
