@@ -114,8 +114,17 @@ def test_a_component_in_anothers_place(tmp_path):
         (["--a", "-1.5", "--b", "x y"], {"a": -1.5, "b": "x y"}),
         (["--a=b=c"], {"a": "b=c"}),
         (
-            ["--dataset_dir", "2024_01", "--output_dir=kidney,left", "--plan", "1e3", "--split_file", "None"],
-            {"dataset_dir": "2024_01", "output_dir": "kidney,left", "plan": "1e3", "split_file": None},
+            [
+                "--dataset_dir",
+                "2024_01",
+                "--output_dir=kidney,left",
+                "--plan",
+                "1e3",
+                "--split_file",
+                "None",
+                "--a=null",
+            ],
+            {"dataset_dir": "2024_01", "output_dir": "kidney,left", "plan": "1e3", "split_file": None, "a": None},
         ),
         (["--dataset_dir", "['a','b']", "--seed", "2024_01"], {"dataset_dir": ["a", "b"], "seed": 202401}),
         ([], {}),
@@ -283,7 +292,7 @@ def test_configs_by_name(tmp_path):
 def test_settings_of_none(trained, tmp_path):
     """MONAI's command line leaves them out. Ours does what they say; the other says so."""
     places = ("--output_dir", tmp_path / "eval", "--ckpt_dir", tmp_path / "models")
-    settings = ("--minutes", "None", "--val_interval=None", "--spacing", "None")
+    settings = ("--minutes", "None", "--val_interval=null", "--spacing", "None")
     words = ("run", "training", "--overlay", "cpu", "--dataset_dir", trained / "dataset", *places, *TINY, *settings)
     result = run_sparse3dunet(*words)
     assert result.returncode == 0, result.stderr
@@ -295,6 +304,8 @@ def test_settings_of_none(trained, tmp_path):
     assert [config[name] for name in ("minutes", "val_interval", "spacing")] == [None] * 3
     message = error_of(run_training(trained / "dataset", tmp_path, "--val_interval", "None"))
     assert "--val_interval None: MONAI ignores settings of None, and val_interval would stay 2" in message
+    message = error_of(run_training(trained / "dataset", tmp_path, "--spacing", "null"))
+    assert "--spacing null: on this command line null is a text; pass --spacing '$None'" in message
 
 
 @pytest.mark.parametrize(

@@ -42,14 +42,18 @@ def check_command_line() -> None:
     Does nothing if the config is not run by ``python -m monai.bundle run``.
 
     Raises:
-        DataError: for an unknown setting, with the nearest known ones; for one of None (:func:`emptied`); for an empty
-            list of what to run; as :func:`check_length`.
+        DataError: for an unknown setting, with the nearest known ones; for null, or one of None (:func:`emptied`); for
+            an empty list of what to run; as :func:`check_length`.
     """
     typed = _command_line()
     arguments = update_kwargs(typed.pop("args_file", None), **typed)  # as MONAI: without None
     if not typed or not arguments.get("config_file"):
         return
     files, given = ensure_tuple(arguments["config_file"]), {k: v for k, v in arguments.items() if k not in OF_RUN}
+    for name in [name for name, value in given.items() if value == "null"]:
+        raise DataError(
+            f"--{name} null: on this command line null is a text; pass --{name} '$None', or use: sparse3dunet run."
+        )
     check_settings(files, given)
     nothing = [
         name for name, value in {**typed, **given}.items() if value in (None, "$None", []) and name not in OF_RUN

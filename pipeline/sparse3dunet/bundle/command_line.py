@@ -45,7 +45,12 @@ def parse_settings(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def _value(name: str, text: str) -> Any:
-    """Return the value of a setting; a path stays text, also one that looks like a number or a tuple."""
+    """Return the value of a setting; a path stays text, also one that looks like a number or a tuple.
+
+    ``null`` is None, as in the config files, where people find it.
+    """
+    if text == "null":
+        return None
     value = DefaultParseValue(text)
     if name.endswith(PATHS) and not (value is None or isinstance(value, (str, list))):
         return text
