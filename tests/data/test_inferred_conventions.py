@@ -161,6 +161,15 @@ def test_most_voxels_have_the_largest_value():
     assert told(marked(DENSE, scribbles(), 3)) == ((3,), None)
     refused(marked(DENSE, scribbles(), 3), classes=[0, 1, 2, 3])
     refused(marked(DENSE > 0, DENSE > 0, 0))  # two values alone
+    assert told(marked(DENSE > 0, scribbles(), 7)) == ((7,), None)
+
+
+def test_what_the_number_of_voxels_alone_says_is_a_guess():
+    assert infer(marked(DENSE, scribbles(), 3), "a.nii.gz").is_guess
+    for mark in (marked(DENSE, scribbles(), 255), marked(DENSE, planes(*THREE), 3)):
+        found = infer(mark, "a.nii.gz")
+        assert found.is_mark
+        assert not found.is_guess
 
 
 @pytest.mark.parametrize("share", [0.6, 0.85])

@@ -15,6 +15,8 @@ from sparse3dunet.io.volumes import (
     check_same_grid,
     count_nifti_channels,
     on_grid_of,
+    read_volume,
+    values_found,
 )
 from sparse3dunet.io.writing import replacing
 
@@ -134,3 +136,27 @@ def test_channels_by_the_header(tmp_path, shape, channels):
     assert count_nifti_channels(path) == channels
     path.write_bytes(b"nothing")
     assert count_nifti_channels(path) == 0
+
+
+@pytest.mark.parametrize("axes", [[[1, 1, 0], [0, 0, 0], [0, 0, 1]], np.diag([1.0, 0, 1]), np.diag([1.0, np.nan, 1])])
+def test_a_file_whose_axes_span_no_volume(tmp_path, axes):
+    image = nib.Nifti1Image(np.zeros((4, 5, 6), np.uint8), None)
+    affine = np.eye(4)
+    affine[:3, :3] = axes
+    image.header.set_sform(affine, code=1)
+    nib.save(image, tmp_path / "a.nii")
+    with pytest.raises(DataError, match=r"a\.nii: the affine is degenerate"):
+        read_volume(tmp_path / "a.nii")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.uint32, np.int64, np.float32, np.float64])
+def test_values_are_counted_exactly(dtype):
+    """Identifiers of an atlas differ by 4, which 32-bit floats of their size do not."""
+    values = [0, 3, 7] if np.dtype(dtype).itemsize < 4 or dtype == np.float32 else [0, 312782546, 312782550]
+    data = np.array(values, dtype).repeat((5, 2, 1))
+    found = values_found(data)
+    if dtype == np.float64:
+        assert found == {0: 5, float(np.float32(312782550)): 3}  # as scaled integers on disk may be
+    else:
+        assert found == dict(zip(values, (5, 2, 1)))
+    assert values_found(np.array([], dtype)) == {}

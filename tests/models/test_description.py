@@ -124,6 +124,7 @@ def test_predictions_with_a_model_of_0_10_0_count_as_made_with_it(tmp_path):
     [
         ("class_names", [["a"], [], ["a", "a", "b"], ["a", 1, "b"], "abc", None, {"a": 1}]),
         ("class_values", [[0, 1, 1], [0, 1, 2.5], [0, 1, "2"], [0, 1, True], [0, 1, 1e300], None]),
+        ("class_colors", [["red", "", ""], ["#12", "", ""], "abc", [1, 2, 3], None]),
         ("patch_size", [[16, 16], [16, 16, 0], [16, 16, 16, 16], [16, 16, 8.5], 16]),
         ("network", [[], "UNet3D", 3]),
         ("in_channels", [0, -1, 1.5, "1", True, None]),
@@ -154,3 +155,10 @@ def test_notes_that_later_became_fields_are_ignored():
     """A file without a schema version has no regions, whatever somebody wrote there."""
     found = ModelDescription.from_json(json.dumps({**OLD, "regions": "a note of the ward"}), "here")
     assert found == described()
+
+
+def test_two_classes_with_colours_or_none():
+    content = json.loads(described().to_json())
+    content["network"]["out_channels"] = 2
+    content |= {"class_names": ["a", "b"], "class_values": [0, 5], "class_colors": ["", "#e69f00"]}
+    assert ModelDescription.from_json(json.dumps(content), "here").class_colors == ("", "#e69f00")

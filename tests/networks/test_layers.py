@@ -122,3 +122,12 @@ def test_signals_keep_their_size_without_normalisation(padding, length):
         network(torch.randn(1, 1, length, length, length))
     assert len(sizes) == 10
     assert all(0.3 < size < 3 for size in sizes), sizes
+
+
+def test_an_exported_norm_takes_any_number_of_volumes():
+    """Whatever the layout that it was exported with."""
+    norm, batch = InstanceNorm3d(3, affine=True), torch.export.Dim("batch", min=1, max=8)
+    for layout in LAYOUTS.values():
+        x = torch.randn(4, 3, 5, 6, 7).to(memory_format=layout)
+        exported = torch.export.export(norm, (x[:2],), dynamic_shapes=({0: batch},)).module()
+        torch.testing.assert_close(exported(x), norm(x), rtol=1e-4, atol=1e-5)

@@ -200,3 +200,11 @@ def test_loading_weights_keeps_the_parameters():
     for parameter, same, expected in zip(before, network.parameters(), other.parameters(), strict=True):
         assert parameter is same
         assert torch.equal(parameter, expected)
+
+
+def test_as_few_channels_as_there_can_be():
+    network = UNet3D(1, 2, channels=(1, 2), padding="same", halved=False).eval()
+    assert network(torch.rand(1, 1, 8, 8, 8)).shape == (1, 2, 8, 8, 8)
+    for channels in ((4,), (0, 2), (-1, 2)):
+        with pytest.raises(ValueError, match=r"channels needs at least two.* positive numbers"):
+            UNet3D(1, 2, channels=channels)

@@ -98,6 +98,10 @@ def test_ct_is_known_by_air_or_by_declaration(tmp_path):
     labels = [two_blobs()]
     assert fingerprint(write(tmp_path / "a", [a_ct()], labels)).modality == "CT"
     assert fingerprint(write(tmp_path / "b", [an_image()], labels)).modality == "other"
+    below, dark = a_ct() - 2200, a_ct() - 700  # what no scanner writes, and what some do outside of their circle
+    below[0], dark[0] = -4000, -3024
+    assert fingerprint(write(tmp_path / "e", [below], labels)).modality == "other"
+    assert fingerprint(write(tmp_path / "f", [dark], labels)).modality == "CT"
     declared = {"modality": {"0": "CT"}}
     assert fingerprint(write(tmp_path / "c", [an_image()], labels, **declared)).modality == "CT"
     declared = {"modality": {"0": "MRI"}}
@@ -145,3 +149,12 @@ def test_foreground_of_one_intensity_gives_no_scale(tmp_path):
     found = fingerprint(write(tmp_path, [image], [label]))
     assert found.modality == "CT"
     assert found.intensity is None
+
+
+def test_voxel_sizes_from_the_least_to_the_largest(tmp_path):
+    write(tmp_path, [an_image()] * 2, [two_blobs()] * 2)
+    for name in ("image_1.nii.gz", "label_1.nii.gz"):
+        image = nib.load(tmp_path / name)
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj), np.diag([1.0, 2, 3, 1])), tmp_path / name)
+    found = fingerprint(check_data(complete(read_data_set(tmp_path))))
+    assert found.spacing_range == ((1, 1, 1), (1, 2, 3))

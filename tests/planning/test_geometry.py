@@ -140,3 +140,9 @@ def test_coarser_voxels_are_as_fine_as_allowed(spacing, share):
         assert (found[changed] > 1.149 * np.array(spacing)[changed]).all()
         assert (np.array(spacing)[~changed] > found[changed].max() / 1.151).all()
     assert coarsened(extents, spacing, voxels(spacing) + 1) == list(spacing)
+
+
+def test_a_patch_of_less_than_a_voxel_has_one():
+    assert patch_lengths((500, 500, 500), (1, 1, 50), 8) == pytest.approx([10, 10, 1], rel=0.5)
+    assert patch_lengths((500, 500, 500), (1, 1, 50), 8)[2] == 1
+    assert len(steps((64, 64, 64), (1, 1, 1))[1]) == len(steps((64, 64, 64), (1, 1, 1))[0]) + 1

@@ -95,6 +95,8 @@ def test_a_plan_is_a_file(ct, tmp_path):
     assert make_plan(ct, (1, 1, 4), plan_file=path) == plan
     content = json.loads(path.read_text())
     assert content["reasons"]["flips"] == "class 1, class 2 differ by side"
+    path.write_text(json.dumps({**content, "batch_size": 1}))
+    assert read_plan(path).batch_size == 1
     path.write_text(json.dumps({**content, "patch_size": [16, 16, 4], "batch_size": 3}))
     changed = make_plan(ct, planned_spacing(ct, "auto", path), plan_file=path)
     assert (changed.patch_size, changed.batch_size, changed.spacing) == ((16, 16, 4), 3, (1, 1, 4))
@@ -300,3 +302,20 @@ def test_settings_of_no_plan(dataset, options, words):
     assert run.returncode == 1
     assert words in run.stderr, run.stderr
     assert "Traceback" not in run.stderr
+
+
+def test_the_reasons_are_those_of_the_data(ct, tmp_path):
+    """They do not make a plan another one."""
+    plan = make_plan(ct, None)
+    assert dataclasses.replace(plan, reasons={}) == plan
+    assert plan.reasons["intensities"].startswith("CT has an absolute scale")
+    assert plan.reasons["network"].startswith("an axis is pooled once")
+    for size, words in ((0.5, "voxels are nearly cubes"), (3.0, "voxels are nearly cubes")):
+        cubes = make_plan(write(tmp_path / f"{size}", [an_image()], [two_blobs()], np.diag([size] * 3 + [1])), None)
+        assert cubes.reasons["network"] == cubes.reasons["kernels"] == words
+        assert cubes.reasons["intensities"].startswith("intensities of this kind of image have no absolute scale")
+
+
+def test_patches_for_a_network_that_does_not_say_what_it_can_process(ct):
+    plan = dataclasses.replace(make_plan(ct, None), patch_size=(8, 9, 16))
+    assert plan.patch_size_for(torch.nn.Identity()) == [8, 16, 16]

@@ -47,3 +47,9 @@ def test_every_class_is_seen_every_few_iterations():
 
 def test_a_class_that_nobody_annotated():
     assert class_balance(a_report([[900, 100, 0]]), 2) == 0
+
+
+def test_a_class_that_nobody_annotated_asks_for_nothing():
+    """Beside a rare one, which is drawn as often as if there were only the others."""
+    rare = [[99_950, 50], *[[100_000, 0]] * 19]
+    assert class_balance(a_report([[*row, 0] for row in rare]), 2) == class_balance(a_report(rare), 2) > 0

@@ -153,3 +153,10 @@ def test_dice_is_that_of_a_loop():
             assert found[number] == pytest.approx(2 * hits / total)
         else:
             assert np.isnan(found[number])
+
+
+def test_no_held_out_voxel_weighs_more_than_ten_times():
+    """However few are as near to annotation as most of the others are."""
+    held, target = np.r_[0.5, np.full(9999, 9.5)], np.linspace(0, 10, 1000)
+    assert importance(held, target).max() == 10
+    assert importance(held, target).min() >= 0.1

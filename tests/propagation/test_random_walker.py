@@ -192,3 +192,38 @@ def test_gray_values_that_are_no_numbers(shape):
     image[1, 2, 3] = np.nan
     with pytest.raises(DataError, match="NaN or infinity"):
         RandomWalker().fit(image, weight, weight)
+
+
+def test_conductances_are_those_of_cubes_along_the_finest_axis():
+    image = torch.zeros(1, 3, 4, 5)
+    image[:, 1:] = 0.5
+    edges = conductances(image, (2.0, 1.0, 4.0), beta=3.0)
+    assert [tuple(edge.shape) for edge in edges] == [(2, 4, 5), (3, 3, 5), (3, 4, 4)]
+    for edge, expected in zip(edges, ((np.exp(-0.75) + 1e-4) / 2**0.5, 1 + 1e-4, (1 + 1e-4) / 2)):
+        assert float(edge.flatten()[0]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_solver_ends_when_it_is_as_exact_as_asked():
+    """Whatever the number of voxels: a looser tolerance is less exact, and a tighter one reaches the solution."""
+    random = torch.Generator().manual_seed(0)
+    edges = conductances(torch.rand(1, 8, 9, 10, generator=random), (1, 1, 1), beta=1.0)
+    fixed = torch.rand(8, 9, 10, generator=random) < 0.05
+    start = torch.rand(2, 8, 9, 10, generator=random)
+    exact = solve(edges, fixed, start, 2000, tolerance=0.0)
+    off = [float((solve(edges, fixed, start, 2000, tolerance=t) - exact).abs().max()) for t in (0.3, 1e-1, 1e-2, 1e-5)]
+    assert off[0] > off[1] > off[2] > off[3]
+    assert off[2] > 1e-5
+    assert off[3] < 1e-3
+    for scale in (1e-3, 1e3):  # of the problem, which is linear
+        found = solve(edges, fixed, scale * start, 2000, tolerance=0.1) / scale
+        torch.testing.assert_close(found, solve(edges, fixed, start, 2000, tolerance=0.1), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("shape", "spacing"), [((40, 40, 40), (1, 1, 1)), ((64, 64, 9), (1, 1, 4))])
+def test_coarser_grids_bring_annotation_far(shape, spacing):
+    """They begin with the classes' shares of what is annotated in a block, however little it is."""
+    image, label = nested(shape=shape, noise=0.1)
+    weight = np.zeros(image.shape)
+    weight[::9, ::9, :: 9 if shape[2] > 9 else 2] = 1  # single voxels
+    prob = walked(image, label, weight, spacing, iterations=1)
+    assert overlap(prob.argmax(0), label, weight == 0, 1) > 0.6

@@ -8,7 +8,10 @@ from monai.transforms import AffineGrid, Resample
 from scipy.interpolate import make_interp_spline
 from scipy.ndimage import center_of_mass, gaussian_filter, map_coordinates
 
+from sparse3dunet.errors import DataError
 from sparse3dunet.transforms import Deformation, RandBSplineElastic, RandBSplineElasticd
+from sparse3dunet.transforms.spatial.bspline_field import control_shape
+from sparse3dunet.transforms.spatial.warping import warp
 
 EVERYTHING = {
     "control_spacing": [9, 12, 16],
@@ -285,3 +288,38 @@ def test_a_patch_is_the_part_of_the_deformed_volume():
     inner = {**whole.to_dict(), "size": [32, 32, 32]}
     part = transform(volume, deformation=Deformation.from_dict(inner))
     torch.testing.assert_close(part, transform(volume, deformation=whole)[:, 14:46, 14:46, 14:46], atol=1e-5, rtol=0)
+
+
+def test_defaults_are_the_papers():
+    """Displacements of 4 voxels' deviation on a grid of 32 (Cicek et al. 2016, section 2.2)."""
+    deform = RandBSplineElastic()
+    assert (deform.control_spacing.tolist(), deform.displacement.tolist()) == ([32] * 3, [4] * 3)
+
+
+@pytest.mark.parametrize("spacing", [1, 1.5])
+def test_control_points_as_close_as_voxels(spacing):
+    drawn = RandBSplineElastic(control_spacing=spacing, displacement=0.1).set_random_state(0).draw((5, 6, 7))
+    assert drawn.displacements.any()
+    with pytest.raises(DataError, match="closer than voxels"):
+        RandBSplineElastic(control_spacing=0.99, displacement=0.1).draw((5, 6, 7))
+
+
+def test_control_points_around_the_smallest_patches():
+    assert control_shape((1, 2, 33), (32, 32, 32)) == (4, 4, 4)
+    assert control_shape((34, 65, 66), (32, 32, 32)) == (5, 5, 6)
+
+
+@pytest.mark.parametrize("size", range(1, 14))
+def test_any_number_of_voxels_on_several_threads(size):
+    image = smooth_volume((16, 3, 3))
+    deformation = RandBSplineElastic(displacement=1).set_random_state(0).draw((size, 1, 1))
+    found = []
+    for threads in (1, 2, 3):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            found.append(warp([image], deformation, ["bilinear"], ["border"])[0])
+        finally:
+            torch.set_num_threads(before)
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0])

@@ -78,19 +78,21 @@ def complete(data_set: DataSet, known: Mapping[str, Any] | None = None, backgrou
             shown = ", ".join([f"{value:.7g}" for value in sorted(values)[:10]] + ["..."] * (len(values) > 10))
             most = max(range(len(found)), key=lambda number: len(found[number]))
             raise DataError(
-                f"{data_set.source}: the label maps of {len(data_set.cases)} case(s) contain {len(values)} value(s), "
+                f"{_place(data_set)}: the label maps of {len(data_set.cases)} case(s) contain {len(values)} value(s), "
                 f"{shown}, most of them in {data_set.cases[most][LABEL]}; unlabeled is {list(data_set.ignore_index)}; "
                 f"expected 2 to {MOST_VALUES} classes, whole numbers. Check that the labels were exported, and are not "
                 "images, or declare the classes in a dataset.json."
             )
         if classes[0] < 0:
             raise DataError(
-                f"{data_set.source}: the label maps contain the value {classes[0]:g}, and no classes are declared; "
+                f"{_place(data_set)}: the label maps contain the value {classes[0]:g}, and no classes are declared; "
                 f"expected classes from 0 on. If it means unlabeled, pass it as ignore_index {classes[0]:g}; if it is "
                 "a class, declare the classes in a dataset.json."
             )
         if background is None and classes[0] != 0:
-            print(lowest_is_background(data_set.source, [int(value) for value in classes]), file=sys.stderr, flush=True)
+            print(
+                lowest_is_background(_place(data_set), [int(value) for value in classes]), file=sys.stderr, flush=True
+            )
         first = classes[0] if background is None else background
         names = ["background" if value == first else f"class {value:g}" for value in classes]
         data_set = replace(data_set, class_names=names, class_values=[int(v) for v in classes])
@@ -99,13 +101,18 @@ def complete(data_set: DataSet, known: Mapping[str, Any] | None = None, backgrou
     wide = [value for value in data_set.class_values if not -(2**15) <= value < 2**15]
     if wide:
         raise DataError(
-            f"{data_set.source}: the class value {wide[0]} is out of range; expected -32768 ... 32767: segmentations "
+            f"{_place(data_set)}: the class value {wide[0]} is out of range; expected -32768 ... 32767: segmentations "
             "are written in 16 bits. Use another value, or pass it as ignore_index if it means unlabeled."
         )
     if not data_set.num_channels:
         counts = [_channels_of(case) for case in data_set.cases]
         data_set = replace(data_set, num_channels=max(sorted({*counts} - {0}), key=counts.count, default=1))
     return data_set
+
+
+def _place(data_set: DataSet) -> str:
+    """Return what a message about the labels names: the label map, if there is only one."""
+    return str(data_set.cases[0][LABEL]) if len(data_set.cases) == 1 else str(data_set.source)
 
 
 def _label_values(case: Case) -> set[float]:

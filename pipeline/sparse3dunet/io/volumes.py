@@ -265,15 +265,18 @@ def whole_labels(data: np.ndarray) -> np.ndarray:
 
 
 def values_found(data: np.ndarray) -> dict[float, int]:
-    """Return the number of voxels of each finite value of a label map; values that are not integers as 32-bit ones."""
-    if data.dtype.kind in "iub" and data.size and int(data.max()) - int(data.min()) < 2**16:
-        low = int(data.min())
-        counts = np.bincount((data.astype(np.int64) - low).ravel())  # much faster than sorting
-        return {int(i) + low: int(counts[i]) for i in np.flatnonzero(counts)}
-    with np.errstate(over="ignore"):
-        data = data.astype(np.float32)
-    values, counts = np.unique(data[np.isfinite(data)], return_counts=True)
-    return {float(v): int(n) for v, n in zip(values, counts)}
+    """Return the number of voxels of each finite value of a label map; values of floats as 32-bit ones."""
+    if data.dtype.kind in "iub":
+        if data.size and int(data.max()) - int(data.min()) < 2**16:
+            low = int(data.min())
+            counts = np.bincount((data.astype(np.int64) - low).ravel())  # much faster than sorting
+            return {int(i) + low: int(counts[i]) for i in np.flatnonzero(counts)}
+    else:
+        with np.errstate(over="ignore"):
+            data = data.astype(np.float32)
+        data = data[np.isfinite(data)]
+    values, counts = np.unique(data, return_counts=True)
+    return {v.item(): int(n) for v, n in zip(values, counts)}
 
 
 def class_numbers(values: np.ndarray, class_values: Sequence[int]) -> np.ndarray:

@@ -72,7 +72,6 @@ def importance(held: np.ndarray, target: np.ndarray) -> np.ndarray:
     edges = np.unique(np.quantile(target, np.linspace(0, 1, BINS + 1)))
     if len(edges) < 3:
         return np.ones(len(held))
-    edges[0], edges[-1] = -np.inf, np.inf
     bins = np.digitize(held, edges[1:-1])
     wanted = np.bincount(np.digitize(target, edges[1:-1]), minlength=len(edges) - 1) / len(target)
     present = np.bincount(bins, minlength=len(edges) - 1) / len(held)
