@@ -66,36 +66,7 @@ def complete(data_set: DataSet, known: Mapping[str, Any] | None = None, backgrou
         names, numbers = list(known["class_names"]), list(known["class_values"])
         data_set = replace(data_set, class_names=names, class_values=numbers)
     if not data_set.class_values:
-        found = _in_parallel(_label_values, data_set.cases)
-        values: set[float] = set().union(*found)
-        slices = any(ANNOTATED_SLICES in case for case in data_set.cases)
-        classes = sorted({v for v in values if v == int(v)} - set(data_set.ignore_index) | ({0} if slices else set()))
-        if background is not None and background not in (*classes, *data_set.ignore_index):
-            classes = sorted([background, *classes])
-        if len(classes) < 2 or len(values) > MOST_VALUES:
-            if not values:
-                read_image(data_set.cases[0][LABEL])  # its error is the better message
-            shown = ", ".join([f"{value:.7g}" for value in sorted(values)[:10]] + ["..."] * (len(values) > 10))
-            most = max(range(len(found)), key=lambda number: len(found[number]))
-            raise DataError(
-                f"{_place(data_set)}: the label maps of {len(data_set.cases)} case(s) contain {len(values)} value(s), "
-                f"{shown}, most of them in {data_set.cases[most][LABEL]}; unlabeled is {list(data_set.ignore_index)}; "
-                f"expected 2 to {MOST_VALUES} classes, whole numbers. Check that the labels were exported, and are not "
-                "images, or declare the classes in a dataset.json."
-            )
-        if classes[0] < 0:
-            raise DataError(
-                f"{_place(data_set)}: the label maps contain the value {classes[0]:g}, and no classes are declared; "
-                f"expected classes from 0 on. If it means unlabeled, pass it as ignore_index {classes[0]:g}; if it is "
-                "a class, declare the classes in a dataset.json."
-            )
-        if background is None and classes[0] != 0:
-            print(
-                lowest_is_background(_place(data_set), [int(value) for value in classes]), file=sys.stderr, flush=True
-            )
-        first = classes[0] if background is None else background
-        names = ["background" if value == first else f"class {value:g}" for value in classes]
-        data_set = replace(data_set, class_names=names, class_values=[int(v) for v in classes])
+        data_set = _with_found_classes(data_set, background)
     if background is not None:
         data_set = with_background(data_set, background)
     wide = [value for value in data_set.class_values if not -(2**15) <= value < 2**15]
@@ -108,6 +79,38 @@ def complete(data_set: DataSet, known: Mapping[str, Any] | None = None, backgrou
         counts = [_channels_of(case) for case in data_set.cases]
         data_set = replace(data_set, num_channels=max(sorted({*counts} - {0}), key=counts.count, default=1))
     return data_set
+
+
+def _with_found_classes(data_set: DataSet, background: int | None) -> DataSet:
+    """Return the data set with the values of its label maps that do not mean "unlabeled" as classes."""
+    found = _in_parallel(_label_values, data_set.cases)
+    values: set[float] = set().union(*found)
+    slices = any(ANNOTATED_SLICES in case for case in data_set.cases)
+    classes = sorted({v for v in values if v == int(v)} - set(data_set.ignore_index) | ({0} if slices else set()))
+    if background is not None and background not in (*classes, *data_set.ignore_index):
+        classes = sorted([background, *classes])
+    if len(classes) < 2 or len(values) > MOST_VALUES:
+        if not values:
+            read_image(data_set.cases[0][LABEL])  # its error is the better message
+        shown = ", ".join([f"{value:.10g}" for value in sorted(values)[:10]] + ["..."] * (len(values) > 10))
+        most = max(range(len(found)), key=lambda number: len(found[number]))
+        raise DataError(
+            f"{_place(data_set)}: the label maps of {len(data_set.cases)} case(s) contain {len(values)} value(s), "
+            f"{shown}, most of them in {data_set.cases[most][LABEL]}; unlabeled is {list(data_set.ignore_index)}; "
+            f"expected 2 to {MOST_VALUES} classes, whole numbers. Check that the labels were exported, and are not "
+            "images, or declare the classes in a dataset.json."
+        )
+    if classes[0] < 0:
+        raise DataError(
+            f"{_place(data_set)}: the label maps contain the value {classes[0]:.10g}, and no classes are declared; "
+            f"expected classes from 0 on. If it means unlabeled, pass it as ignore_index {classes[0]:.10g}; if it is "
+            "a class, declare the classes in a dataset.json."
+        )
+    if background is None and classes[0] != 0:
+        print(lowest_is_background(_place(data_set), [int(v) for v in classes]), file=sys.stderr, flush=True)
+    first = classes[0] if background is None else background
+    names = ["background" if value == first else f"class {value:g}" for value in classes]
+    return replace(data_set, class_names=names, class_values=[int(v) for v in classes])
 
 
 def _place(data_set: DataSet) -> str:
