@@ -226,10 +226,16 @@ class Batch:
                         writing.result()
                 del volumes, done
 
-    def _jobs(self, cases: Sequence[ImageCase]) -> Iterator[_Job]:
-        """Yield the cases that are not done yet; last those that other processes are working on, if they failed."""
+    def _jobs(self, cases: Sequence[ImageCase]) -> Iterator[_Job | None]:
+        """Yield the cases that are not done yet; last those that other processes are working on, if they failed.
+
+        None comes before each of the latter: what this process holds must be done before it waits for another one,
+        which may be waiting for that.
+        """
         for wait, group in ((False, cases), (True, self.held if self.wait else ())):
             for case in group:
+                if wait:
+                    yield None
                 job, free = self._job(case, wait)
                 if not free:
                     self.held.append(case)
@@ -258,10 +264,14 @@ class Batch:
         return None, True
 
     @staticmethod
-    def _reading(jobs: Iterator[_Job], reader: ThreadPoolExecutor) -> Iterator[tuple[_Job, Future]]:
-        """Yield cases while the next one is being read, unless either is large."""
+    def _reading(jobs: Iterator[_Job | None], reader: ThreadPoolExecutor) -> Iterator[tuple[_Job, Future]]:
+        """Yield cases while the next one is being read, unless either is large or :meth:`_jobs` is about to wait."""
         ahead: deque[tuple[_Job, Future]] = deque()
         for job in jobs:
+            if job is None:
+                while ahead:
+                    yield ahead.popleft()
+                continue
             if ahead and max(job.case.size, ahead[0][0].case.size) > READ_AHEAD:
                 yield ahead.popleft()
             ahead.append((job, reader.submit(job.read)))
