@@ -177,3 +177,18 @@ def test_a_network_that_hardly_learned_is_told(tmp_path):
     log(tmp_path, "final", 100, 200)
     assert few_iterations(tmp_path, after, tmp_path / "model/model.pt") == []
     assert learned(tmp_path, State("")) == learned(tmp_path, None) == 200, "not known, and nothing is claimed"
+
+
+@pytest.mark.parametrize(
+    ("options", "after"),
+    [
+        ("", ""),
+        ("--annotated-slices all --minutes 2", "--minutes 2 --ignore-index 255"),
+        ("--annotated-slices=axial", "--ignore-index 255"),
+    ],
+)
+def test_unlabeled_voxels_of_a_template_have_a_value_of_their_own(pair, monkeypatch, options, after):
+    data_set = read_data_set(prepare_pair("a scan.nii.gz", "annotation.nii.gz", pair / "out/work/inputs"))
+    monkeypatch.setattr(sys, "argv", shlex.split(f"sparse3dunet densify 'a scan.nii.gz' annotation.nii.gz {options}"))
+    step = next_step([Path("next.nii.gz")], data_set, 255)
+    assert step.endswith(f"densify 'a scan.nii.gz' next.nii.gz {after}".rstrip())

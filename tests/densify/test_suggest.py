@@ -7,8 +7,18 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from sparse3dunet.data.slices import slices_mask
-from sparse3dunet.densify.suggest import IN_DOUBT, Suggestion, as_rows, show, suggest_slices, template, write_json
+from sparse3dunet.data.conventions import infer
+from sparse3dunet.data.slices import nonempty_slices, slices_mask
+from sparse3dunet.densify.suggest import (
+    IN_DOUBT,
+    Suggestion,
+    as_rows,
+    show,
+    suggest_slices,
+    template,
+    with_mark,
+    write_json,
+)
 
 SHAPE = (48, 40, 44)
 AFFINE = np.array([[1.0, 0, 0, -20], [0, 1.5, 0, -10], [0, 0, 2.0, 5], [0, 0, 0, 1]])
@@ -262,6 +272,32 @@ def test_template_holds_the_values_of_both(stored, unlabeled, value, expected):
     assert result.dtype == expected
     assert (result[1] == value).all()
     assert (result[0] == unlabeled).all()
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("step", [2, 3, 4, 7])
+@pytest.mark.parametrize("crossing", [0, 1, 3])
+def test_the_slices_of_a_template_are_found_again(axis, step, crossing):
+    """Where 0 is background and unlabeled: many annotated slices, and suggested ones that cross them."""
+    shape = (40, 36, 32)
+    dense = ball((20, 18, 16), 12, shape).astype(np.uint8) + ball((20, 18, 16), 5, shape)
+    stack = [i for i in range(1, shape[axis], step) if dense.take(i, axis).any()]
+    annotated = slices_mask(shape, [stack if a == axis else [] for a in range(3)])
+    others = [suggestion(a, 12 + 4 * n) for a in range(3) if a != axis for n in range(crossing)]
+    suggested = [*others, suggestion(axis, next(i for i in (15, 16, 17) if i not in stack))]
+    values = template(np.where(annotated, dense, 0).astype(np.uint8), dense, suggested, annotated)
+    marked = with_mark(values, suggested, annotated, "all", np.eye(4), 255)
+    counted = annotated | slices_mask(shape, [[s.index for s in suggested if s.axis == a] for a in range(3)])
+    convention = infer(marked, "a.nii.gz")
+    if marked is values:
+        assert convention.annotated_slices == "all"
+        assert np.array_equal(slices_mask(shape, nonempty_slices("all", values != 0, np.eye(4), "")), counted)
+    else:
+        assert (convention.ignore_index, convention.annotated_slices) == ((255,), None)
+        assert np.array_equal(marked != 255, counted)
+        assert np.array_equal(marked[counted], dense[counted])
+    if not crossing and step > 2:
+        assert marked is values
 
 
 def test_json(tmp_path):

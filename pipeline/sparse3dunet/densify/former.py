@@ -96,12 +96,13 @@ def _equal_slices(same: np.ndarray, suggested: Sequence[tuple[int, int]]) -> int
     return count
 
 
-def next_step(templates: Sequence[Path], data_set: DataSet) -> str:
+def next_step(templates: Sequence[Path], data_set: DataSet, mark: int | None = None) -> str:
     """Return what to do after a run, in one line; empty if there is no template, or nobody typed the command.
 
     Args:
         templates: label maps to be corrected.
         data_set: the data set of the run.
+        mark: value of unlabeled voxels in the template of a pair, if the annotation has none.
     """
     if not templates or not _is_typed():
         return ""
@@ -118,16 +119,23 @@ def next_step(templates: Sequence[Path], data_set: DataSet) -> str:
     pair = pair_of(data_set.source)
     if pair is None:
         return f"Next: correct {shown} {erase}, put them in place of the labels, then: {_again()}"
-    return f"Next: correct {shown} {erase}, then: {_again(pair, templates[0], data_set)}"
+    return f"Next: correct {shown} {erase}, then: {_again(pair, templates[0], data_set, mark)}"
 
 
 def _is_typed() -> bool:
     return sys.argv[1:2] == ["densify"] or sys.argv[1:3] == ["run", "densify"]
 
 
-def _again(pair: dict[str, Any] | None = None, template: Path | None = None, data_set: DataSet | None = None) -> str:
+def _again(
+    pair: dict[str, Any] | None = None,
+    template: Path | None = None,
+    data_set: DataSet | None = None,
+    mark: int | None = None,
+) -> str:
     """Return the command to run next; for a scan and its annotation, with the template as annotation."""
     words = [word for word in sys.argv[1:] if word not in ("--restart", "--anew")]
+    if mark is not None and len(without := _without(words, "--annotated-slices")) < len(words):
+        words = [*_without(without, "--ignore-index"), "--ignore-index", str(mark)]
     if pair is None or template is None or data_set is None:
         return command_line(words)
     places = [i for i, word in enumerate(words) if words[i - 1] != "--reference" and _stands_for(word, pair)]
@@ -137,6 +145,12 @@ def _again(pair: dict[str, Any] | None = None, template: Path | None = None, dat
     is_also_scan = len(places) > 1 and _absolute(words[places[0]]) == pair["scan"]  # a file of both
     words[places[is_also_scan]] = str(template)
     return command_line(_with_names(words, data_set, template.parent) if pair.get("labels") else words)
+
+
+def _without(words: Sequence[str], option: str) -> list[str]:
+    """Return words without an option and its value."""
+    pairs = zip(["", *words], words)
+    return [word for before, word in pairs if option not in (word, before) and not word.startswith(f"{option}=")]
 
 
 def _absolute(word: str) -> str:
@@ -158,10 +172,7 @@ def _with_names(words: list[str], data_set: DataSet, folder: Path) -> list[str]:
 
     Names with a comma, at which --class-names splits, are read from the label descriptions in the folder for results.
     """
-    kept: list[str] = []
-    for before, word in zip(["", *words], words):
-        if not (word.startswith("--segments") or before == "--segments"):
-            kept.append(word)
+    kept = _without(words, "--segments")
     names, values = data_set.class_names, data_set.class_values
     is_given = any(word.startswith("--class-names") for word in words)
     descriptions = folder / "labels.txt"

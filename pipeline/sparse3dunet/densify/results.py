@@ -19,12 +19,13 @@ from sparse3dunet.data.names import case_name
 from sparse3dunet.densify.densifier import Annotation, Densifier, decided
 from sparse3dunet.densify.estimate import Estimate, Expected
 from sparse3dunet.densify.former import next_step
+from sparse3dunet.densify.inputs import pair_of
 from sparse3dunet.densify.page import CaseSection, Report, versions, view_of, write_report
 from sparse3dunet.densify.propagated import Outlook
 from sparse3dunet.densify.reference import ReferenceScores
 from sparse3dunet.densify.schedule import FINAL
 from sparse3dunet.densify.state import State
-from sparse3dunet.densify.suggest import Suggestion, suggest_slices, template, write_json
+from sparse3dunet.densify.suggest import Suggestion, suggest_slices, template, with_mark, write_json
 from sparse3dunet.densify.suggest import show as show_suggestions
 from sparse3dunet.errors import DataError
 from sparse3dunet.inference.batch import Output, predict_batch
@@ -35,7 +36,7 @@ from sparse3dunet.inference.slabs import SlabInferer
 from sparse3dunet.io import OUTPUT_SUFFIXES, check_output, read_image, read_label, write_segmentation
 from sparse3dunet.io.formats import read_segmentation
 from sparse3dunet.io.suffixes import MAP_SUFFIXES, format_suffix, natural_suffix, split, suffix_among
-from sparse3dunet.io.volumes import class_numbers
+from sparse3dunet.io.volumes import UNLABELED_VALUE, class_numbers
 from sparse3dunet.io.writing import replacing, write_text
 from sparse3dunet.io.written import file_digest
 from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL, REFERENCE, WEIGHT
@@ -76,6 +77,8 @@ class Results:
         named: dict[str, Any] = {"is_semi_automatic": True, "colors": data_set.colors}
         self.output = Output(output_dir, names, values, self.format, pictures=False, **named)
         self.by_path = {_files(case)[0]: case for case in data_set.cases}
+        self.mark: int | None = None
+        """Value of unlabeled voxels in a template where the annotation has none; see :func:`with_mark`."""
 
     def annotation(self, image: str) -> Annotation:
         """Read the annotation of the case whose (first) image file is `image`."""
@@ -234,8 +237,13 @@ class Results:
         paths = (self.folder / name for name in names)
         path = next(p for p in paths if _is_ours(p, templates) and not any(_is_same(p, file) for file in own))
         values = template(annotation.raw, found, suggestions, annotation.annotated)
-        labels = self.output.labels
-        labels |= dict.fromkeys(self.data_set.ignore_index, "unlabeled")
+        specification, unlabeled = self.by_path[case.files[0]].get(ANNOTATED_SLICES), list(self.data_set.ignore_index)
+        if isinstance(specification, str) and pair_of(self.data_set.source) is not None:
+            mark = next(value for value in (*unlabeled, UNLABELED_VALUE, -1) if value not in self.data_set.class_values)
+            marked = with_mark(values, suggestions, annotation.annotated, specification, image.affine, mark)
+            if marked is not values:
+                values, self.mark, unlabeled = marked, mark, [*unlabeled, mark]
+        labels = self.output.labels | dict.fromkeys(unlabeled, "unlabeled")
         write_segmentation(path, values, image, labels)
         templates[path.name] = file_digest(path)
         return path
@@ -287,7 +295,7 @@ def write_results(
     show_suggestions(by_case)
     config = results.folder / "config.yaml"
     made = [results.folder / section.files["template"] for section in sections if "template" in section.files]
-    step = next_step(made, results.data_set)
+    step = next_step(made, results.data_set, results.mark)
     content = Report(
         title=results.cases[0].name if len(results.cases) == 1 else f"{len(results.cases)} volumes",
         class_names=results.data_set.class_names,

@@ -14,7 +14,9 @@ import numpy as np
 from scipy.ndimage import distance_transform_edt
 
 from sparse3dunet.console import Console, Table, box, escape
-from sparse3dunet.data.slices import plane_names, slices_mask
+from sparse3dunet.data.conventions import infer
+from sparse3dunet.data.slices import ALL, nonempty_slices, plane_names, slices_mask
+from sparse3dunet.errors import DataError
 from sparse3dunet.io.writing import write_text
 
 REACH = 3.0
@@ -149,11 +151,49 @@ def template(
         (X, Y, Z) with the label map's values except on the suggested slices. It has the label map's type if that can
         hold the predicted values, otherwise one that holds both; whole floating-point numbers become integers.
     """
-    slices = [[s.index for s in suggestions if s.axis == axis] for axis in range(3)]
-    filled = slices_mask(label.shape, slices) & ~np.asarray(annotated, bool)
+    filled = _on(suggestions, label.shape) & ~np.asarray(annotated, bool)
     result = np.asarray(label).astype(_wide_enough(label, segmentation))
     result[filled] = segmentation[filled]
     return result
+
+
+def _on(suggestions: Sequence[Suggestion], shape: Sequence[int]) -> np.ndarray:
+    """Return a mask (X, Y, Z) of the suggested slices."""
+    return slices_mask(shape, [[s.index for s in suggestions if s.axis == axis] for axis in range(3)])
+
+
+def with_mark(
+    values: np.ndarray,
+    suggestions: Sequence[Suggestion],
+    annotated: np.ndarray,
+    specification: str,
+    affine: np.ndarray,
+    mark: int,
+) -> np.ndarray:
+    """Return a template in which it can be told which slices count, where 0 is background and unlabeled.
+
+    Suggested slices that cross the annotated ones may hide which these are: unlabeled voxels then get a value of their
+    own.
+
+    Args:
+        values: (X, Y, Z) from :func:`template`.
+        suggestions: the suggested slices.
+        annotated: (X, Y, Z) boolean, the voxels that were annotated before.
+        specification: how the annotated slices are found: "all", or the name of a plane.
+        affine: affine of the image.
+        mark: value for unlabeled voxels, which is no class.
+
+    Returns:
+        `values` itself, if the slices are found in it.
+    """
+    counted = annotated | _on(suggestions, values.shape)
+    try:
+        found = nonempty_slices(specification, values != 0, affine, "")
+        if infer(values, "").annotated_slices == ALL and np.array_equal(slices_mask(values.shape, found), counted):
+            return values
+    except DataError:  # they are not found, or something else may be
+        pass
+    return np.where(counted, values, mark).astype(np.promote_types(values.dtype, np.min_scalar_type(mark)))
 
 
 def as_rows(suggestions: Sequence[Suggestion]) -> list[dict[str, Any]]:
