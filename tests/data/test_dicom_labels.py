@@ -6,6 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from sparse3dunet.data.checks import complete, inspect
 from sparse3dunet.data.datalist import read_data_set
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import read_image, write_segmentation
@@ -82,6 +83,22 @@ def test_chosen_segments_must_be_in_some_case(tmp_path, declared):
     set_defaults(segments="liver,tumour")
     with pytest.raises(DataError, match=r"no segment is named tumour \(--segments\); found liver, tumor"):
         read_data_set(tmp_path / "data.json")
+
+
+def test_what_is_told_of_one_case_is_not_taken_for_what_is_told_of_another(tmp_path):
+    """Notes that differ in files and figures alone are told once, all others each."""
+    two_slices, gone = box(LIVER) | box((0, 0, 3)), {"liver": box(LIVER), "lesion 1": box((4, 4, 1))}
+    masks = {**gone, "liver": two_slices, "lesion 2": box((4, 4, 2))}
+    set_defaults(segments="liver,lesion 1,lesion 2")
+    lines = inspect(complete(data_set(tmp_path, masks, gone, {"liver": box(LIVER)}))).warning_lines()
+    (slices,) = [line for line in lines if "those on which" in line]
+    assert "label0.dcm: annotated are 3 of 4 slices" in slices
+    assert slices.endswith("The same in 2 more case(s).")
+    lacking = [line.split("label")[1] for line in lines if "no segment is named" in line]
+    assert lacking == [
+        "1.dcm: no segment is named lesion 2 (--segments).",
+        "2.dcm: no segment is named lesion 1, lesion 2 (--segments).",
+    ]
 
 
 def test_segments_that_no_annotation_names(tmp_path):
