@@ -73,6 +73,20 @@ def test_segments_are_selected_in_their_order(tmp_path, declared):
 
 
 @pytest.mark.parametrize("declared", [{}, DECLARED])
+@pytest.mark.parametrize("word", ["background", "ignore"])
+def test_background_and_ignore_are_never_left_out(tmp_path, declared, word):
+    masks = {"liver": box((slice(0, 2), 0, 1)), "tumor": box((4, 4, 1)), word: box((slice(0, 4), slice(0, 3), 1))}
+    set_defaults(segments="liver,tumor")
+    expected = np.full(SHAPE, -1)
+    if word == "background":
+        expected[masks[word]] = 0
+    else:
+        expected[:, :, 1] = np.where(masks[word][:, :, 1], -1, 0)
+    expected[masks["liver"]], expected[masks["tumor"]] = 1, 2
+    np.testing.assert_array_equal(label_of(data_set(tmp_path, masks, **declared)).data, expected)
+
+
+@pytest.mark.parametrize("declared", [{}, DECLARED])
 def test_chosen_segments_must_be_in_some_case(tmp_path, declared):
     """And a case without one of them says so."""
     masks = {"liver": box(LIVER)}, {"liver": box(LIVER), "tumor": box((4, 4, 1))}

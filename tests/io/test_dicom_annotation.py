@@ -162,6 +162,23 @@ def test_segments_named_background_and_ignore(tmp_path):
     np.testing.assert_array_equal(label.data, np.where(ignore, -1, annotation()))
 
 
+def test_background_and_ignore_are_never_left_out(tmp_path):
+    """Without them, all that nobody looked at would be background; segments that are named count over them."""
+    series = write_series(tmp_path / "ct", voxels())
+    background, ignore = np.zeros(SHAPE, bool), np.zeros(SHAPE, bool)
+    background[:6, :, 1], ignore[8:, :, 1] = True, True
+    path = write_seg(tmp_path / "seg.dcm", series, {**masks(), "Background": background, "ignore": ignore})
+    set_defaults(segments="liver")
+    expected = np.full(SHAPE, -1, np.int16)
+    expected[background] = 0
+    expected[masks()["Liver"]] = 1
+    np.testing.assert_array_equal(on(read_image(series), path).data, expected)
+    ignore[:, :, 1] = True
+    path = write_seg(tmp_path / "seg.dcm", series, {**masks(), "Background": background, "ignore": ignore})
+    with pytest.raises(DataError, match=r"overlap: Background and ignore in 66 voxels"):
+        on(read_image(series), path)
+
+
 def test_overlaps_need_an_order(tmp_path):
     series = write_series(tmp_path / "ct", voxels())
     body = np.zeros(SHAPE, bool)

@@ -70,7 +70,7 @@ def check_named_segments(cases: Sequence[Case]) -> None:
 def _by_name(names: Sequence[str], values: Sequence[int], unlabeled: int) -> dict[str, int]:
     """Return the values of segments by their names in lower case; those of ``--segments`` in its order, if it is set.
 
-    The background is always among them, since its value is that of voxels in no segment.
+    Those for the background and for unlabeled voxels are always among them, and come first.
     """
     if len({name.lower() for name in names}) < len(names):
         raise DataError(
@@ -88,7 +88,8 @@ def _by_name(names: Sequence[str], values: Sequence[int], unlabeled: int) -> dic
             f"--segments names {listed(others)}, but labels declares no such class; expected some of "
             f"{listed(names)}. Declare it, or leave it out."
         )
-    return {**{name: by_name[name] for name in chosen}, BACKGROUND: values[0]}
+    always = [name for name in (*UNLABELED_NAMES, BACKGROUND) if name not in chosen]
+    return {name: by_name[name] for name in (*always, *chosen)}
 
 
 def _labels(case: Case) -> list[str]:

@@ -89,7 +89,8 @@ def annotation_file(path: str | Path) -> Path | None:
 def segment_names(*paths: Path) -> list[str]:
     """Return the different names of annotations' segments, in their order; those of ``--segments`` if it is set.
 
-    Names that differ in upper and lower case alone are the same; the first is returned.
+    With ``--segments``, those for the background and for unlabeled voxels come first, over which the others count: they
+    say what is annotated. Names that differ in upper and lower case alone are the same; the first is returned.
 
     Raises:
         DataError: when a file is damaged, or has none; or when a name of ``--segments`` is in none of the files.
@@ -107,7 +108,8 @@ def segment_names(*paths: Path) -> list[str]:
     chosen = default_segments()
     others = f" and {len(paths) - 1} other annotation(s)" if len(paths) > 1 else ""
     check_names(f"{paths[0]}{others}", chosen, list(found.values()))
-    return [found[name] for name in chosen or found]
+    always = [name for name in found if name in (BACKGROUND, *UNLABELED_NAMES) and name not in chosen]
+    return [found[name] for name in ([*always, *chosen] if chosen else found)]
 
 
 def segment_colors(path: Path) -> dict[str, str]:
@@ -312,8 +314,8 @@ class _Painted:
                 f"{self.path}: no voxel of the image ({self.grid.path}) is in a segment: {where}. Pass the image that "
                 "was annotated, or annotate some slices."
             )
-        if not default_segments():
-            check_overlaps(self.path, self.overlaps)
+        order = default_segments()
+        check_overlaps(self.path, {pair: n for pair, n in self.overlaps.items() if pair[1].lower() not in order})
 
     def label(self) -> np.ndarray:
         """Return the label map."""
