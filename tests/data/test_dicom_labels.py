@@ -115,6 +115,29 @@ def test_what_is_told_of_one_case_is_not_taken_for_what_is_told_of_another(tmp_p
     ]
 
 
+def test_a_segment_that_no_label_names_is_told(tmp_path):
+    """Its voxels count as background: of one case in two, a tumor would be learned as such without a word."""
+    others = {"Liver": box(LIVER), "Tumour": box((4, 4, 1)), "Body": box((5, 0, 1))}
+    data = data_set(tmp_path, {"liver": box(LIVER), "tumor": box((4, 4, 1))}, others, **DECLARED)
+    lines = [line for line in inspect(complete(data)).warning_lines() if "left out" in line]
+    assert len(lines) == 1
+    assert "label1.dcm: left out, since no class has this name: Tumour, Body;" in lines[0]
+    assert "The classes are liver, tumor. Did you mean tumor by Tumour?" in lines[0]
+    set_defaults(segments="liver")
+    data = read_data_set(tmp_path / "data.json")
+    assert not any("left out" in line for line in inspect(complete(data)).warning_lines())
+
+
+def test_a_segment_of_a_reference_that_no_label_names_is_told(tmp_path):
+    data_set(tmp_path, {"liver": box(LIVER)}, {"liver": box(LIVER), "tumour": box((4, 4, 1))}, **DECLARED)
+    content = json.loads((tmp_path / "data.json").read_text())
+    (one, other) = content["training"]
+    content["training"] = [{**one, "reference": other["label"]}]
+    (tmp_path / "data.json").write_text(json.dumps(content))
+    (line,) = [t for t in inspect(read_data_set(tmp_path / "data.json")).warning_lines() if "left out" in t]
+    assert "label1.dcm" in line
+
+
 def test_segments_that_no_annotation_names(tmp_path):
     """The option would do nothing; one annotation with names is enough."""
     mask = box(LIVER).astype(np.uint8)

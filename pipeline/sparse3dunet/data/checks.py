@@ -188,7 +188,9 @@ def inspect_case(case: Case, data_set: DataSet) -> CaseReport:
                 check_same_grid(volume, image)
         _describe_annotation(report, image, label, weight, case, data_set)
         if REFERENCE in case:
-            _check_reference(on_grid_of(read_label(case[REFERENCE]), label), label, data_set.class_values)
+            reference = read_label(case[REFERENCE])
+            report.warnings += notes(reference, *([] if image is None else [image.path]))
+            _check_reference(on_grid_of(reference, label), label, data_set.class_values)
     except DataError as error:
         report.errors.append(str(error))
     return report

@@ -10,7 +10,7 @@ from sparse3dunet.errors import DataError
 from sparse3dunet.io.defaults import default_segments
 from sparse3dunet.io.dicom_annotation import UNLABELED, LabelOnImage, annotation_file, class_values, segment_names
 from sparse3dunet.io.formats import has_named_segments
-from sparse3dunet.io.segments import BACKGROUND, UNLABELED_NAMES, listed
+from sparse3dunet.io.segments import BACKGROUND, SPECIAL, UNLABELED_NAMES, listed
 from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL, REFERENCE
 
 Case = dict[str, Any]
@@ -88,7 +88,7 @@ def _by_name(names: Sequence[str], values: Sequence[int], unlabeled: int) -> dic
             f"--segments names {listed(others)}, but labels declares no such class; expected some of "
             f"{listed(names)}. Declare it, or leave it out."
         )
-    always = [name for name in (*UNLABELED_NAMES, BACKGROUND) if name not in chosen]
+    always = [name for name in SPECIAL if name not in chosen]
     return {name: by_name[name] for name in (*always, *chosen)}
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from sparse3dunet.colors import Labels
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.defaults import default_segments
-from sparse3dunet.io.segments import BACKGROUND, UNLABELED_NAMES, check_names
+from sparse3dunet.io.segments import BACKGROUND, SPECIAL, UNLABELED_NAMES, check_names
 from sparse3dunet.io.volumes import Volume
 
 IGNORE = "ignore"
@@ -58,8 +58,7 @@ def only_chosen(label: Volume, segments: Labels, all_there: bool = True) -> tupl
         return label, segments
     if all_there:
         check_names(label.path, names, list(segments.values()))
-    always = (BACKGROUND, *UNLABELED_NAMES)
-    kept = {value: name for value, name in segments.items() if name.lower() in (*names, *always)}
+    kept = {value: name for value, name in segments.items() if name.lower() in (*names, *SPECIAL)}
     left_out = np.isin(label.data, [value for value in segments if value not in kept])
     data = np.where(left_out, 0, label.data).astype(label.data.dtype)
     return replace(label, data=data), Labels(kept, segments.colors)

@@ -25,7 +25,16 @@ from sparse3dunet.io import dicom_seg, rtstruct
 from sparse3dunet.io.defaults import default_segments
 from sparse3dunet.io.dicom_header import is_dicom_file
 from sparse3dunet.io.dicom_seg import Part
-from sparse3dunet.io.segments import BACKGROUND, UNLABELED_NAMES, check_names, check_overlaps, listed, overlap_notes
+from sparse3dunet.io.segments import (
+    BACKGROUND,
+    SPECIAL,
+    UNLABELED_NAMES,
+    check_names,
+    check_overlaps,
+    listed,
+    overlap_notes,
+    undeclared_note,
+)
 from sparse3dunet.io.suffixes import image_suffix, split
 from sparse3dunet.io.volumes import Volume
 
@@ -108,7 +117,7 @@ def segment_names(*paths: Path) -> list[str]:
     chosen = default_segments()
     others = f" and {len(paths) - 1} other annotation(s)" if len(paths) > 1 else ""
     check_names(f"{paths[0]}{others}", chosen, list(found.values()))
-    always = [name for name in found if name in (BACKGROUND, *UNLABELED_NAMES) and name not in chosen]
+    always = [name for name in found if name in SPECIAL and name not in chosen]
     return [found[name] for name in ([*always, *chosen] if chosen else found)]
 
 
@@ -180,6 +189,9 @@ def _paint(path: Path, grid: Volume, values: Mapping[str, int], unlabeled: int) 
             "Correct the names (--segments, or labels in the datalist)."
         )
     numbers, notes = _in_frame_of_reference(path, annotation, numbers, grid)
+    others = [name for name in dict.fromkeys(annotation.names.values()) if name.lower() not in values]
+    if others and not default_segments():  # which says itself what is left out
+        notes.append(undeclared_note(path, others, [name for name in values if name not in SPECIAL]))
     annotation = replace(annotation, notes=(*annotation.notes, *notes))
     order = {value: place for place, value in enumerate(values.values())}
     ordered = sorted(numbers, key=lambda number: order[numbers[number]])
