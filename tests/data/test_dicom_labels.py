@@ -1,6 +1,7 @@
 """Labels of data sets in DICOM: which segments count, and which values mean unlabeled."""
 
 import json
+import shutil
 
 import nibabel as nib
 import numpy as np
@@ -113,6 +114,22 @@ def test_what_is_told_of_one_case_is_not_taken_for_what_is_told_of_another(tmp_p
         "1.dcm: no segment is named lesion 2 (--segments).",
         "2.dcm: no segment is named lesion 1, lesion 2 (--segments).",
     ]
+
+
+def test_slices_outside_of_the_image_are_told(tmp_path):
+    """Also of a reference."""
+    masks = {"liver": box(LIVER) | box((0, 0, 3))}
+    data_set(tmp_path, masks)
+    image = write_series(tmp_path / "part", np.zeros((6, 5, 3), np.int16), SeriesInstanceUID="1.2.3.0")
+    for number in range(2):
+        shutil.copy(tmp_path / "label0.dcm", tmp_path / f"copy{number}.dcm")
+    case = {"image": str(image), "label": str(tmp_path / "copy0.dcm"), "reference": str(tmp_path / "copy1.dcm")}
+    (tmp_path / "data.json").write_text(json.dumps({"training": [case], **DECLARED}))
+    lines = inspect(complete(read_data_set(tmp_path / "data.json"))).warning_lines()
+    told = [line for line in lines if "1 of its slices or contours are outside" in line]
+    assert len(told) == 2
+    assert "copy0.dcm" in told[0]
+    assert "copy1.dcm" in told[1]
 
 
 def test_a_segment_that_no_label_names_is_told(tmp_path):

@@ -1,5 +1,7 @@
 """DICOM segmentations and structure sets lie on the voxels of the image that they were made on."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from matplotlib.path import Path as Outline
@@ -160,6 +162,21 @@ def test_segments_named_background_and_ignore(tmp_path):
     ignore[:, 9:, 1] = True
     label = on(read_image(series), write_seg(tmp_path / "b.dcm", series, {**masks(), "unlabeled": ignore}))
     np.testing.assert_array_equal(label.data, np.where(ignore, -1, annotation()))
+
+
+@pytest.mark.parametrize("kind", ["BINARY", "LABELMAP"])
+def test_slices_outside_of_the_image_are_told(tmp_path, kind):
+    """The series was copied in part: annotated slices must not be lost without a word."""
+    series = write_series(tmp_path / "ct", voxels())
+    seg = write_seg(tmp_path / "seg.dcm", series, masks(), kind)
+    contours = write_rtstruct(tmp_path / "rt.dcm", circles()[0])
+    half = read_image(write_series(tmp_path / "half", voxels()[:, :, :4]))
+    for path in (seg, contours):
+        (note,) = [text for text in on(half, path).notes if "are outside of" in text]
+        assert f"{path}: 1 of its slices or contours are outside of the image ({half.path})" in note
+        assert not any("are outside of" in text for text in on(read_image(series), path).notes)
+    narrow = replace(half, data=half.data[:8])  # the disc is beside it
+    assert any("1 of its slices or contours" in text for text in on(narrow, contours).notes)
 
 
 def test_background_and_ignore_are_never_left_out(tmp_path):

@@ -189,7 +189,8 @@ def inspect_case(case: Case, data_set: DataSet) -> CaseReport:
         _describe_annotation(report, image, label, weight, case, data_set)
         if REFERENCE in case:
             reference = read_label(case[REFERENCE])
-            report.warnings += notes(reference, *([] if image is None else [image.path]))
+            own = notes(reference, *([] if image is None else [image.path]))
+            report.warnings += [(f"reference: {kind}", text) for kind, text in own]  # not another case of the label's
             _check_reference(on_grid_of(reference, label), label, data_set.class_values)
     except DataError as error:
         report.errors.append(str(error))

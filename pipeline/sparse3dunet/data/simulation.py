@@ -37,11 +37,12 @@ RECORD = ".simulated.json"
 
 @dataclass(frozen=True)
 class Simulated:
-    """Result of :func:`simulate`: the files, the share of voxels kept in each, and the value of the others."""
+    """Result of :func:`simulate`: the files, the share of voxels kept in each, the value of the others, and notes."""
 
     files: list[Path]
     shares: list[float]
     ignore_index: int
+    notes: list[str]
 
 
 def simulate(
@@ -89,7 +90,7 @@ def simulate(
             f"{folder.absolute()}, the folder for the label maps, is a file or cannot be created ({error}). Pass "
             "another folder."
         ) from error
-    shares = []
+    shares, notes = [], []
     for file, copy in zip(files, targets):
         label = _read_label(file, image)
         sparse, share = _sparse(label, keep, seed, unlabeled)
@@ -101,7 +102,8 @@ def simulate(
         _write(sparse, label, copy)
         _write_record(folder, written | {copy.name: as_written(copy)})
         shares.append(share)
-    return Simulated(targets, shares, unlabeled)
+        notes += label.notes
+    return Simulated(targets, shares, unlabeled, notes)
 
 
 def _check_values(source: str | Path, unlabeled: int, used: set[float]) -> None:

@@ -376,4 +376,10 @@ def _pasted(label: Volume, image: Volume, offset: np.ndarray, outside: int) -> n
             f"{offset.tolist()} of {image.spatial_shape}; expected the annotation of a part of the scan. Check for a "
             "mix-up of files."
         )
+    lost = int((label.data != outside).sum()) - int((pasted != outside).sum())
+    if lost:
+        print(
+            f"note: {label.path}: {lost} annotated voxels are outside of the scan ({image.path}), and were left out. "
+            "Check that the scan is complete."
+        )
     return pasted

@@ -344,6 +344,11 @@ class _Painted:
         yield from self.annotation.notes
         if self._is_sparse():
             yield f"{self.path}: {self._rule()}"
+        if self.annotation.outside:
+            yield (
+                f"{self.path}: {self.annotation.outside} of its slices or contours are outside of the image "
+                f"({self.grid.path}), and were left out. Check that the series is complete."
+            )
         yield from overlap_notes(self.path, self.overlaps)
         missing = [self.names[number] for number in self.values if number not in self.seen]
         if missing:

@@ -112,7 +112,9 @@ def _parts(
         slices: dict[int, np.ndarray] = {}
         for points in filter(len, listed):
             index = _slice(path, names[number], points[:, axis], image)
-            if not 0 <= index < image.spatial_shape[axis]:
+            low, high = points[:, plane].min(axis=0), points[:, plane].max(axis=0)
+            is_beside = (high < -0.5).any() or (low > np.array(shape) - 0.5).any()
+            if is_beside or not 0 <= index < image.spatial_shape[axis]:
                 missed.append(number)
                 continue
             area = slices.setdefault(index, np.zeros(shape, bool))
