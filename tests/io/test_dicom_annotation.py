@@ -107,6 +107,26 @@ def test_contours_are_filled_as_another_rasteriser_does(tmp_path, plane):
     np.testing.assert_array_equal(label.data, expected)
 
 
+def test_contours_that_overlap_on_a_slice(tmp_path):
+    """Those within others at one height are holes; doubled ones, and others of other heights, do not cut holes."""
+    image = read_image(write_series(tmp_path / "ct", voxels()))
+    to_world = LPS @ image.affine
+
+    def square(low, high, z):
+        points = np.array([[low, low, z, 1], [high, low, z, 1], [high, high, z, 1], [low, high, z, 1]])
+        return (points @ to_world.T)[:, :3]
+
+    outer, hole = square(1.5, 8.5, 2), square(3.5, 5.5, 2.0001)
+    twice = [outer, hole, np.roll(outer, 1, axis=0)[::-1], hole]
+    heights = [square(1.5, 6.5, 4), square(3.5, 8.5, 4.2)]
+    label = on(image, write_rtstruct(tmp_path / "rt.dcm", {"a": twice + heights})).data
+    expected = np.full(SHAPE, -1)
+    expected[:, :, [2, 4]] = 0
+    expected[2:9, 2:9, 2], expected[4:6, 4:6, 2] = 1, 0
+    expected[2:7, 2:7, 4], expected[4:9, 4:9, 4] = 1, 1
+    np.testing.assert_array_equal(label, expected)
+
+
 def test_any_polygon_is_filled_as_by_scikit_image():
     """Stars that cross themselves and the image's border; the even-odd rule decides."""
     draw = np.random.default_rng(3)
