@@ -232,6 +232,9 @@ def test_sparse_copies_of_structures(tmp_path, error_of):
     kept = np.flatnonzero((found.data != 2).any((0, 1)))
     assert len(kept) == 2
     np.testing.assert_array_equal(found.data[:, :, kept], dense[:, :, kept])
+    write_series(tmp_path / "part", np.zeros((12, 10, 4), np.int16))
+    result = run_sparse3dunet(*command, "--image", tmp_path / "part", "--overwrite")
+    assert "rt.dcm: 2 of its slices or contours are outside of the image" in result.stdout
     assert "no DICOM annotation, and has a grid of its own" in error_of(
         "simulate", path, "-o", tmp_path / "other", "--slices", "1", "--image", tmp_path / "ct"
     )

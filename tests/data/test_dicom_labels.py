@@ -1,11 +1,13 @@
 """Labels of data sets in DICOM: which segments count, and which values mean unlabeled."""
 
 import json
+import shutil
 
 import nibabel as nib
 import numpy as np
 import pytest
 
+from sparse3dunet.data.checks import complete, inspect
 from sparse3dunet.data.datalist import read_data_set
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import read_image, write_segmentation
@@ -72,6 +74,20 @@ def test_segments_are_selected_in_their_order(tmp_path, declared):
 
 
 @pytest.mark.parametrize("declared", [{}, DECLARED])
+@pytest.mark.parametrize("word", ["background", "ignore"])
+def test_background_and_ignore_are_never_left_out(tmp_path, declared, word):
+    masks = {"liver": box((slice(0, 2), 0, 1)), "tumor": box((4, 4, 1)), word: box((slice(0, 4), slice(0, 3), 1))}
+    set_defaults(segments="liver,tumor")
+    expected = np.full(SHAPE, -1)
+    if word == "background":
+        expected[masks[word]] = 0
+    else:
+        expected[:, :, 1] = np.where(masks[word][:, :, 1], -1, 0)
+    expected[masks["liver"]], expected[masks["tumor"]] = 1, 2
+    np.testing.assert_array_equal(label_of(data_set(tmp_path, masks, **declared)).data, expected)
+
+
+@pytest.mark.parametrize("declared", [{}, DECLARED])
 def test_chosen_segments_must_be_in_some_case(tmp_path, declared):
     """And a case without one of them says so."""
     masks = {"liver": box(LIVER)}, {"liver": box(LIVER), "tumor": box((4, 4, 1))}
@@ -82,6 +98,61 @@ def test_chosen_segments_must_be_in_some_case(tmp_path, declared):
     set_defaults(segments="liver,tumour")
     with pytest.raises(DataError, match=r"no segment is named tumour \(--segments\); found liver, tumor"):
         read_data_set(tmp_path / "data.json")
+
+
+def test_what_is_told_of_one_case_is_not_taken_for_what_is_told_of_another(tmp_path):
+    """Notes that differ in files and figures alone are told once, all others each."""
+    two_slices, gone = box(LIVER) | box((0, 0, 3)), {"liver": box(LIVER), "lesion 1": box((4, 4, 1))}
+    masks = {**gone, "liver": two_slices, "lesion 2": box((4, 4, 2))}
+    set_defaults(segments="liver,lesion 1,lesion 2")
+    lines = inspect(complete(data_set(tmp_path, masks, gone, {"liver": box(LIVER)}))).warning_lines()
+    (slices,) = [line for line in lines if "those on which" in line]
+    assert "label0.dcm: annotated are 3 of 4 slices" in slices
+    assert slices.endswith("The same in 2 more case(s).")
+    lacking = [line.split("label")[1] for line in lines if "no segment is named" in line]
+    assert lacking == [
+        "1.dcm: no segment is named lesion 2 (--segments).",
+        "2.dcm: no segment is named lesion 1, lesion 2 (--segments).",
+    ]
+
+
+def test_slices_outside_of_the_image_are_told(tmp_path):
+    """Also of a reference."""
+    masks = {"liver": box(LIVER) | box((0, 0, 3))}
+    data_set(tmp_path, masks)
+    image = write_series(tmp_path / "part", np.zeros((6, 5, 3), np.int16), SeriesInstanceUID="1.2.3.0")
+    for number in range(2):
+        shutil.copy(tmp_path / "label0.dcm", tmp_path / f"copy{number}.dcm")
+    case = {"image": str(image), "label": str(tmp_path / "copy0.dcm"), "reference": str(tmp_path / "copy1.dcm")}
+    (tmp_path / "data.json").write_text(json.dumps({"training": [case], **DECLARED}))
+    lines = inspect(complete(read_data_set(tmp_path / "data.json"))).warning_lines()
+    told = [line for line in lines if "1 of its slices or contours are outside" in line]
+    assert len(told) == 2
+    assert "copy0.dcm" in told[0]
+    assert "copy1.dcm" in told[1]
+
+
+def test_a_segment_that_no_label_names_is_told(tmp_path):
+    """Its voxels count as background: of one case in two, a tumor would be learned as such without a word."""
+    others = {"Liver": box(LIVER), "Tumour": box((4, 4, 1)), "Body": box((5, 0, 1))}
+    data = data_set(tmp_path, {"liver": box(LIVER), "tumor": box((4, 4, 1))}, others, **DECLARED)
+    lines = [line for line in inspect(complete(data)).warning_lines() if "left out" in line]
+    assert len(lines) == 1
+    assert "label1.dcm: left out, since no class has this name: Tumour, Body;" in lines[0]
+    assert "The classes are liver, tumor. Did you mean tumor by Tumour?" in lines[0]
+    set_defaults(segments="liver")
+    data = read_data_set(tmp_path / "data.json")
+    assert not any("left out" in line for line in inspect(complete(data)).warning_lines())
+
+
+def test_a_segment_of_a_reference_that_no_label_names_is_told(tmp_path):
+    data_set(tmp_path, {"liver": box(LIVER)}, {"liver": box(LIVER), "tumour": box((4, 4, 1))}, **DECLARED)
+    content = json.loads((tmp_path / "data.json").read_text())
+    (one, other) = content["training"]
+    content["training"] = [{**one, "reference": other["label"]}]
+    (tmp_path / "data.json").write_text(json.dumps(content))
+    (line,) = [t for t in inspect(read_data_set(tmp_path / "data.json")).warning_lines() if "left out" in t]
+    assert "label1.dcm" in line
 
 
 def test_segments_that_no_annotation_names(tmp_path):

@@ -254,7 +254,7 @@ def test_a_cropped_annotation(tmp_path, scan, suffix):
         assert data_set.class_names == ["background", "shell", "core"]
 
 
-def test_an_annotation_beyond_the_scan(tmp_path):
+def test_an_annotation_beyond_the_scan(tmp_path, capsys):
     scan = write_input(tmp_path / "scan.nii.gz", IMAGE_DATA, OBLIQUE)
     larger = np.pad(ON_SLICES, ((2, 0), (0, 3), (1, 1)), constant_values=1)[:, 2:]
     affine = OBLIQUE @ nib.affines.from_matvec(np.eye(3), (-2, 2, -1))
@@ -263,6 +263,8 @@ def test_an_annotation_beyond_the_scan(tmp_path):
     expected = ON_SLICES.copy()
     expected[:, :2] = 0
     np.testing.assert_array_equal(read_volume(content["training"][0][LABEL]).data, expected)
+    lost = np.count_nonzero(larger) - np.count_nonzero(expected)
+    assert f"label.nrrd: {lost} annotated voxels are outside of the scan" in capsys.readouterr().out
 
 
 def test_within_a_tenth_of_a_voxel(tmp_path):

@@ -1,5 +1,7 @@
 """DICOM segmentations and structure sets lie on the voxels of the image that they were made on."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from matplotlib.path import Path as Outline
@@ -105,6 +107,26 @@ def test_contours_are_filled_as_another_rasteriser_does(tmp_path, plane):
     np.testing.assert_array_equal(label.data, expected)
 
 
+def test_contours_that_overlap_on_a_slice(tmp_path):
+    """Those within others at one height are holes; doubled ones, and others of other heights, do not cut holes."""
+    image = read_image(write_series(tmp_path / "ct", voxels()))
+    to_world = LPS @ image.affine
+
+    def square(low, high, z):
+        points = np.array([[low, low, z, 1], [high, low, z, 1], [high, high, z, 1], [low, high, z, 1]])
+        return (points @ to_world.T)[:, :3]
+
+    outer, hole = square(1.5, 8.5, 2), square(3.5, 5.5, 2.0001)
+    twice = [outer, hole, np.roll(outer, 1, axis=0)[::-1], hole]
+    heights = [square(1.5, 6.5, 4), square(3.5, 8.5, 4.2)]
+    label = on(image, write_rtstruct(tmp_path / "rt.dcm", {"a": twice + heights})).data
+    expected = np.full(SHAPE, -1)
+    expected[:, :, [2, 4]] = 0
+    expected[2:9, 2:9, 2], expected[4:6, 4:6, 2] = 1, 0
+    expected[2:7, 2:7, 4], expected[4:9, 4:9, 4] = 1, 1
+    np.testing.assert_array_equal(label, expected)
+
+
 def test_any_polygon_is_filled_as_by_scikit_image():
     """Stars that cross themselves and the image's border; the even-odd rule decides."""
     draw = np.random.default_rng(3)
@@ -160,6 +182,38 @@ def test_segments_named_background_and_ignore(tmp_path):
     ignore[:, 9:, 1] = True
     label = on(read_image(series), write_seg(tmp_path / "b.dcm", series, {**masks(), "unlabeled": ignore}))
     np.testing.assert_array_equal(label.data, np.where(ignore, -1, annotation()))
+
+
+@pytest.mark.parametrize("kind", ["BINARY", "LABELMAP"])
+def test_slices_outside_of_the_image_are_told(tmp_path, kind):
+    """The series was copied in part: annotated slices must not be lost without a word."""
+    series = write_series(tmp_path / "ct", voxels())
+    seg = write_seg(tmp_path / "seg.dcm", series, masks(), kind)
+    contours = write_rtstruct(tmp_path / "rt.dcm", circles()[0])
+    half = read_image(write_series(tmp_path / "half", voxels()[:, :, :4]))
+    for path in (seg, contours):
+        (note,) = [text for text in on(half, path).notes if "are outside of" in text]
+        assert f"{path}: 1 of its slices or contours are outside of the image ({half.path})" in note
+        assert not any("are outside of" in text for text in on(read_image(series), path).notes)
+    narrow = replace(half, data=half.data[:8])  # the disc is beside it
+    assert any("1 of its slices or contours" in text for text in on(narrow, contours).notes)
+
+
+def test_background_and_ignore_are_never_left_out(tmp_path):
+    """Without them, all that nobody looked at would be background; segments that are named count over them."""
+    series = write_series(tmp_path / "ct", voxels())
+    background, ignore = np.zeros(SHAPE, bool), np.zeros(SHAPE, bool)
+    background[:6, :, 1], ignore[8:, :, 1] = True, True
+    path = write_seg(tmp_path / "seg.dcm", series, {**masks(), "Background": background, "ignore": ignore})
+    set_defaults(segments="liver")
+    expected = np.full(SHAPE, -1, np.int16)
+    expected[background] = 0
+    expected[masks()["Liver"]] = 1
+    np.testing.assert_array_equal(on(read_image(series), path).data, expected)
+    ignore[:, :, 1] = True
+    path = write_seg(tmp_path / "seg.dcm", series, {**masks(), "Background": background, "ignore": ignore})
+    with pytest.raises(DataError, match=r"overlap: Background and ignore in 66 voxels"):
+        on(read_image(series), path)
 
 
 def test_overlaps_need_an_order(tmp_path):

@@ -56,6 +56,8 @@ def simulate(
         keep = transforms.KeepScribbles(scribbles or 0, length, width)
     output_dir = output_dir.expanduser()
     done = simulation.simulate(labels, output_dir, keep, seed, ignore_index, image, overwrite)
+    for note in done.notes:
+        print(f"note: {note}")
     print(
         f"Wrote {len(done.files)} label map(s) to {output_dir}: {sum(done.shares) / len(done.shares):.2%} of the "
         f"voxels kept; the others are {done.ignore_index} (unlabeled)."

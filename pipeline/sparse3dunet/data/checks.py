@@ -15,7 +15,7 @@ from monai.data import MetaTensor
 from sparse3dunet.data.background import lowest_is_background, with_background
 from sparse3dunet.data.cutting import cut_large, has_parts
 from sparse3dunet.data.datalist import Case, DataSet, with_cases
-from sparse3dunet.data.doubts import annotation_doubts, image_doubts
+from sparse3dunet.data.doubts import annotation_doubts, image_doubts, notes
 from sparse3dunet.data.finished import FINISHED
 from sparse3dunet.data.label_and_weight import SparseLabel, finished_of
 from sparse3dunet.data.measurements import measure
@@ -178,7 +178,7 @@ def inspect_case(case: Case, data_set: DataSet) -> CaseReport:
         report.errors.append(str(error))
     try:
         label = read_label(case[LABEL])
-        report.warnings += [("annotation", text) for text in label.notes]
+        report.warnings += notes(label, *([] if image is None else [image.path]))
         report.dtypes = (*report.dtypes, str(label.data.dtype))
         report.values = values_found(label.data)
         weight = read_image(case[WEIGHT]) if WEIGHT in case else None
@@ -188,7 +188,10 @@ def inspect_case(case: Case, data_set: DataSet) -> CaseReport:
                 check_same_grid(volume, image)
         _describe_annotation(report, image, label, weight, case, data_set)
         if REFERENCE in case:
-            _check_reference(on_grid_of(read_label(case[REFERENCE]), label), label, data_set.class_values)
+            reference = read_label(case[REFERENCE])
+            own = notes(reference, *([] if image is None else [image.path]))
+            report.warnings += [(f"reference: {kind}", text) for kind, text in own]  # not another case of the label's
+            _check_reference(on_grid_of(reference, label), label, data_set.class_values)
     except DataError as error:
         report.errors.append(str(error))
     return report
@@ -212,7 +215,7 @@ def _describe_image(report: CaseReport, image: Volume) -> None:
     sample = image.data.reshape(-1)[:: max(image.data.size // 100_000, 1)]  # a percentile needs no more
     report.intensity = tuple(float(v) for v in np.percentile(sample.astype(np.float64), (0.5, 99.5)))
     report.warnings += image_doubts(image)
-    report.warnings += [("slices", text) for text in image.notes]
+    report.warnings += notes(image)
     if not image.has_voxel_size:
         report.warnings.append(("voxel size", f"{image.path} {NO_VOXEL_SIZE}"))
 

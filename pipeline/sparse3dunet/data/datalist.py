@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from sparse3dunet.colors import is_color
-from sparse3dunet.data.dicom_labels import check_named_segments, with_dicom_labels
+from sparse3dunet.data.dicom_labels import with_dicom_labels
 from sparse3dunet.data.layouts import SUFFIXES, Listing, read_listing
 from sparse3dunet.data.names import case_name, named
 from sparse3dunet.data.partial_labels import with_annotated_classes
 from sparse3dunet.data.regions import declared_regions
+from sparse3dunet.data.segment_names import check_named_segments, check_same_names
 from sparse3dunet.data.slices import check_specification
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.dicom_annotation import annotation_file
@@ -109,6 +110,9 @@ def read_data_set(
     ignore = tuple(dict.fromkeys((*ignore, *named_ignore)))
     if not listing.is_made:
         check_named_segments(cases)
+    after = [max(class_values) + 1] if class_values and not ignore else []  # the default
+    stated = {**dict(zip(class_values, class_names)), **dict.fromkeys((*named_ignore, *after), "ignore")}
+    check_same_names(cases, stated, str(listing.source))
     cases, class_names, class_values, ignore = with_dicom_labels(cases, class_names, class_values, ignore)
     if not ignore and class_values:
         ignore = (max(class_values) + 1,)

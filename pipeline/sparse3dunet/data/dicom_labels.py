@@ -6,11 +6,11 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from sparse3dunet.data.segment_names import labels_of
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.defaults import default_segments
 from sparse3dunet.io.dicom_annotation import UNLABELED, LabelOnImage, annotation_file, class_values, segment_names
-from sparse3dunet.io.formats import has_named_segments
-from sparse3dunet.io.segments import BACKGROUND, UNLABELED_NAMES, listed
+from sparse3dunet.io.segments import BACKGROUND, SPECIAL, UNLABELED_NAMES, listed
 from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL, REFERENCE
 
 Case = dict[str, Any]
@@ -35,7 +35,7 @@ def with_dicom_labels(
         DataError: when an annotation is damaged, or has no segments; when a name of ``--segments`` is in none, or
             is no declared class; or when declared names differ in upper and lower case alone.
     """
-    files = {path: annotation_file(path) for case in cases for path in _labels(case)}
+    files = {path: annotation_file(path) for path in labels_of(cases)}
     dicom = {path: file for path, file in files.items() if file is not None}
     if not dicom:
         return list(cases), list(names), list(values), tuple(ignore_index)
@@ -54,23 +54,10 @@ def with_dicom_labels(
     return placed, list(names), list(values), tuple(ignore_index)
 
 
-def check_named_segments(cases: Sequence[Case]) -> None:
-    """Raise DataError if ``--segments`` is set, but the segments of no label have names."""
-    chosen = default_segments()
-    labels = list(dict.fromkeys(path for case in cases for path in _labels(case)))
-    if not chosen or any(annotation_file(path) or has_named_segments(path) for path in labels):
-        return
-    others = f" and {len(labels) - 1} other annotation(s)" if len(labels) > 1 else ""
-    raise DataError(
-        f"{labels[0]}{others}: --segments names {listed(chosen)}, but no annotation names its segments; expected "
-        "DICOM or .seg.nrrd. Leave the option out."
-    )
-
-
 def _by_name(names: Sequence[str], values: Sequence[int], unlabeled: int) -> dict[str, int]:
     """Return the values of segments by their names in lower case; those of ``--segments`` in its order, if it is set.
 
-    The background is always among them, since its value is that of voxels in no segment.
+    Those for the background and for unlabeled voxels are always among them, and come first.
     """
     if len({name.lower() for name in names}) < len(names):
         raise DataError(
@@ -88,11 +75,8 @@ def _by_name(names: Sequence[str], values: Sequence[int], unlabeled: int) -> dic
             f"--segments names {listed(others)}, but labels declares no such class; expected some of "
             f"{listed(names)}. Declare it, or leave it out."
         )
-    return {**{name: by_name[name] for name in chosen}, BACKGROUND: values[0]}
-
-
-def _labels(case: Case) -> list[str]:
-    return [case[key] for key in (LABEL, REFERENCE) if key in case]
+    always = [name for name in SPECIAL if name not in chosen]
+    return {name: by_name[name] for name in (*always, *chosen)}
 
 
 def _placed(case: Case, dicom: dict[str, Path], by_name: dict[str, int], unlabeled: int) -> Case:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,6 +18,20 @@ SHEAR_TOLD = 0.01
 
 Doubt = tuple[str, str]
 """Kind and text of a warning."""
+OWN_FIGURES = re.compile(r"\d+(\.\d+){3,}|\d[\d.]*(?= (?:of|to|mm|voxels|slices|contours)\b| \+)")
+"""UIDs and counts in a note, in which cases differ that it says the same of; names of classes may have numbers, too."""
+
+
+def notes(volume: Volume, *paths: str) -> list[Doubt]:
+    """Return the notes on how a volume was read; those that differ in a case's files and figures alone are of one kind.
+
+    Args:
+        volume: the volume.
+        paths: other files of the case that its notes may name.
+    """
+    names = sorted({volume.path, *paths}, key=len, reverse=True)  # a name may begin with another
+    own = re.compile("|".join([*map(re.escape, filter(None, names)), OWN_FIGURES.pattern]))
+    return [(own.sub("*", text), text) for text in volume.notes]
 
 
 def image_doubts(image: Volume) -> list[Doubt]:

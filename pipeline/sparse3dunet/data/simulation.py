@@ -16,14 +16,17 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Randomizable
 
+from sparse3dunet.colors import Labels
 from sparse3dunet.data.datalist import read_data_set
 from sparse3dunet.data.layouts import SUFFIXES, file_stem, list_volumes
 from sparse3dunet.data.names import image_name
+from sparse3dunet.data.segment_names import only_chosen
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.dicom_annotation import annotation_file, read_dense
 from sparse3dunet.io.folders import hold_folder
-from sparse3dunet.io.formats import annotation_path, read_grid, read_label
+from sparse3dunet.io.formats import annotation_path, named_segments, read_grid, read_label, read_named_label
 from sparse3dunet.io.json_files import parse_json
+from sparse3dunet.io.segments import BACKGROUND, UNLABELED_NAMES
 from sparse3dunet.io.suffixes import NIFTI_SUFFIXES, image_suffix, is_image_file, natural_suffix, split, suffix_among
 from sparse3dunet.io.volumes import Volume, values_found
 from sparse3dunet.io.writing import replacing, write_segmentation, write_text
@@ -37,11 +40,12 @@ RECORD = ".simulated.json"
 
 @dataclass(frozen=True)
 class Simulated:
-    """Result of :func:`simulate`: the files, the share of voxels kept in each, and the value of the others."""
+    """Result of :func:`simulate`: the files, the share of voxels kept in each, the value of the others, and notes."""
 
     files: list[Path]
     shares: list[float]
     ignore_index: int
+    notes: list[str]
 
 
 def simulate(
@@ -79,9 +83,14 @@ def simulate(
     targets = _targets(files, folder)
     if not overwrite:
         _check_replaceable(targets, _read_record(folder))
-    used = {value for file in files for value in values_found(_read_label(file, image).data)}
+    used: set[float] = set()
+    are_named = False
+    for file in files:
+        label, names = _read_label(file, image)
+        used |= {*values_found(label.data), *names}
+        are_named |= bool(names)
     unlabeled = _unlabeled_value(split(files[0])[0].parent.parent, used) if ignore_index is None else ignore_index
-    _check_values(source, unlabeled, used)
+    _check_values(source, unlabeled, used, are_named)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -89,27 +98,34 @@ def simulate(
             f"{folder.absolute()}, the folder for the label maps, is a file or cannot be created ({error}). Pass "
             "another folder."
         ) from error
-    shares = []
+    shares: list[float] = []
+    notes: list[str] = []
     for file, copy in zip(files, targets):
-        label = _read_label(file, image)
+        label, names = _read_label(file, image)
         sparse, share = _sparse(label, keep, seed, unlabeled)
         hold_folder(folder)  # now: a first label map that is refused leaves nothing behind
         written = _read_record(folder)
         if not overwrite:
             _check_replaceable([copy], written)
         _write_record(folder, written | {copy.name: None})  # first: a copy of a run that is killed may be replaced
-        _write(sparse, label, copy)
+        _write(sparse, label, copy, Labels({0: BACKGROUND, **names, unlabeled: UNLABELED_NAMES[0]}, names.colors))
         _write_record(folder, written | {copy.name: as_written(copy)})
         shares.append(share)
-    return Simulated(targets, shares, unlabeled)
+        notes += label.notes
+    return Simulated(targets, shares, unlabeled, notes)
 
 
-def _check_values(source: str | Path, unlabeled: int, used: set[float]) -> None:
-    """Raise DataError if unlabeled voxels have the value of others, or a value cannot be written exactly."""
+def _check_values(source: str | Path, unlabeled: int, used: set[float], are_named: bool) -> None:
+    """Raise DataError if unlabeled voxels have the value of others, or a value cannot be written as it is."""
     if unlabeled in used:
         raise DataError(
             f"ignore_index {unlabeled} is a value of the label maps in {source}; expected one that is none of "
             f"{sorted(used)}. Choose another."
+        )
+    if are_named and not 0 < unlabeled <= np.iinfo(np.int16).max:
+        raise DataError(
+            f"ignore_index {unlabeled} cannot be the value of a segment, as unlabeled voxels are in copies of "
+            f"{source} (.seg.nrrd); expected 1 to {np.iinfo(np.int16).max}. Choose another."
         )
     wide = [value for value in (unlabeled, *used) if abs(value) > LARGEST]
     if wide:
@@ -160,7 +176,7 @@ def _copy_name(file: Path) -> str:
     """Return the name of the copy of a label map: the same, or with the suffix of results in this format."""
     if image_suffix(file) in NIFTI_SUFFIXES:
         return file.name
-    return file_stem(file).removesuffix(".seg") + natural_suffix(file)
+    return file_stem(file).removesuffix(".seg") + (".seg.nrrd" if named_segments(file) else natural_suffix(file))
 
 
 def _unlabeled_value(root: Path, used: set[float]) -> int:
@@ -187,20 +203,23 @@ def _label_files(path: Path) -> list[Path]:
     return files
 
 
-def _read_label(file: Path, image: str | Path | None) -> Volume:
-    if image is None:
-        volume = read_label(annotation_path(str(file)))
+def _read_label(file: Path, image: str | Path | None) -> tuple[Volume, Labels]:
+    """Return a label map, of the segments that ``--segments`` names alone, and 3D Slicer's segments by value."""
+    names, annotation = Labels({}), annotation_file(file)
+    if image is None and annotation is not None:
+        volume = read_label(file)
+    elif image is None:
+        volume, names = only_chosen(*read_named_label(annotation_path(str(file))))
+    elif annotation is None:
+        raise DataError(f"{file}: no DICOM annotation, and has a grid of its own. Leave out --image.")
     else:
-        annotation = annotation_file(file)
-        if annotation is None:
-            raise DataError(f"{file}: no DICOM annotation, and has a grid of its own. Leave out --image.")
         volume = replace(read_dense(annotation, read_grid(Path(image).expanduser())), path=str(file))
     if volume.data.ndim != 3 or not (np.isfinite(volume.data) & (volume.data == np.round(volume.data))).all():
         raise DataError(
             f"{file}: expected a three-dimensional label map of whole numbers; found shape {volume.data.shape} of "
             f"{volume.data.dtype}. Pass the folder of labels, not of images."
         )
-    return volume
+    return volume, names
 
 
 def _sparse(label: Volume, keep: Randomizable, seed: int, unlabeled: int) -> tuple[np.ndarray, float]:
@@ -215,11 +234,11 @@ def _sparse(label: Volume, keep: Randomizable, seed: int, unlabeled: int) -> tup
     return np.where(kept, label.data, unlabeled).astype(dtype), float(kept.mean())
 
 
-def _write(sparse: np.ndarray, label: Volume, target: Path) -> None:
-    """Write a sparse copy atomically."""
+def _write(sparse: np.ndarray, label: Volume, target: Path, names: Labels) -> None:
+    """Write a sparse copy atomically; with the names of its segments if the format is that of 3D Slicer's."""
     suffix = suffix_among(target, SUFFIXES)
     if suffix not in NIFTI_SUFFIXES:
-        write_segmentation(target, sparse, label, {})
+        write_segmentation(target, sparse, label, names if target.name.endswith(".seg.nrrd") else {})
         return
     with replacing(target, suffix) as draft:
         nib.save(nib.Nifti1Image(sparse, label.affine), draft)

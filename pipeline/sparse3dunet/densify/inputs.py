@@ -16,9 +16,10 @@ from sparse3dunet.colors import Labels
 from sparse3dunet.data import conventions
 from sparse3dunet.data.layouts import read_json
 from sparse3dunet.data.names import image_name
+from sparse3dunet.data.segment_names import only_chosen
 from sparse3dunet.densify.dicom_pair import from_dicom, print_notes
 from sparse3dunet.densify.made import DATALIST, Converted, Made, Pair, settings
-from sparse3dunet.densify.segments import IGNORE, check_values, class_labels, only_chosen
+from sparse3dunet.densify.segments import IGNORE, check_values, class_labels
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import is_dicom_folder, read_image
 from sparse3dunet.io.dicom_annotation import annotation_file
@@ -375,5 +376,11 @@ def _pasted(label: Volume, image: Volume, offset: np.ndarray, outside: int) -> n
             f"{label.path}: the annotation lies outside of the scan ({image.path}): it starts at voxel "
             f"{offset.tolist()} of {image.spatial_shape}; expected the annotation of a part of the scan. Check for a "
             "mix-up of files."
+        )
+    lost = int((label.data != outside).sum()) - int((pasted != outside).sum())
+    if lost:
+        print(
+            f"note: {label.path}: {lost} annotated voxels are outside of the scan ({image.path}), and were left out. "
+            "Check that the scan is complete."
         )
     return pasted

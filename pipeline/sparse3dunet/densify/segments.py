@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-
-import numpy as np
 
 from sparse3dunet.colors import Labels
 from sparse3dunet.errors import DataError
-from sparse3dunet.io.defaults import default_segments
-from sparse3dunet.io.segments import BACKGROUND, UNLABELED_NAMES, check_names
-from sparse3dunet.io.volumes import Volume
+from sparse3dunet.io.segments import BACKGROUND, UNLABELED_NAMES
 
 IGNORE = "ignore"
 """Name of the value of unlabeled voxels in data sets."""
@@ -33,36 +28,6 @@ def class_labels(segments: Labels, ignore_index: Sequence[int], annotation: Path
             f"{', '.join(classes) or '(none)'}; expected at least two (background: all in no segment). Add a segment."
         )
     return Labels(labels, segments.colors)
-
-
-def only_chosen(label: Volume, segments: Labels, all_there: bool = True) -> tuple[Volume, Labels]:
-    """Return the label map and the names of those segments alone that ``--segments`` names, if it is set.
-
-    Voxels of others become 0. Segments for the background and for unlabeled voxels are never left out.
-
-    Args:
-        label: the label map.
-        segments: names by value.
-        all_there: whether each name must be that of a segment.
-
-    Raises:
-        DataError: when a name is that of none, or with `all_there` no segment has a name.
-    """
-    names = default_segments()
-    if names and not segments and all_there:
-        raise DataError(
-            f"{label.path}: --segments names {', '.join(names)}, but the file names no segments; expected an "
-            "annotation of named segments, in DICOM or .seg.nrrd. Leave the option out."
-        )
-    if not names or not segments:
-        return label, segments
-    if all_there:
-        check_names(label.path, names, list(segments.values()))
-    always = (BACKGROUND, *UNLABELED_NAMES)
-    kept = {value: name for value, name in segments.items() if name.lower() in (*names, *always)}
-    left_out = np.isin(label.data, [value for value in segments if value not in kept])
-    data = np.where(left_out, 0, label.data).astype(label.data.dtype)
-    return replace(label, data=data), Labels(kept, segments.colors)
 
 
 def check_values(path: str, values: Mapping[float, int], segments: Mapping[int, str], given: Sequence[int]) -> None:

@@ -25,7 +25,16 @@ from sparse3dunet.io import dicom_seg, rtstruct
 from sparse3dunet.io.defaults import default_segments
 from sparse3dunet.io.dicom_header import is_dicom_file
 from sparse3dunet.io.dicom_seg import Part
-from sparse3dunet.io.segments import BACKGROUND, UNLABELED_NAMES, check_names, check_overlaps, listed, overlap_notes
+from sparse3dunet.io.segments import (
+    BACKGROUND,
+    SPECIAL,
+    UNLABELED_NAMES,
+    check_names,
+    check_overlaps,
+    listed,
+    overlap_notes,
+    undeclared_note,
+)
 from sparse3dunet.io.suffixes import image_suffix, split
 from sparse3dunet.io.volumes import Volume
 
@@ -89,7 +98,8 @@ def annotation_file(path: str | Path) -> Path | None:
 def segment_names(*paths: Path) -> list[str]:
     """Return the different names of annotations' segments, in their order; those of ``--segments`` if it is set.
 
-    Names that differ in upper and lower case alone are the same; the first is returned.
+    With ``--segments``, those for the background and for unlabeled voxels come first, over which the others count: they
+    say what is annotated. Names that differ in upper and lower case alone are the same; the first is returned.
 
     Raises:
         DataError: when a file is damaged, or has none; or when a name of ``--segments`` is in none of the files.
@@ -107,7 +117,8 @@ def segment_names(*paths: Path) -> list[str]:
     chosen = default_segments()
     others = f" and {len(paths) - 1} other annotation(s)" if len(paths) > 1 else ""
     check_names(f"{paths[0]}{others}", chosen, list(found.values()))
-    return [found[name] for name in chosen or found]
+    always = [name for name in found if name in SPECIAL and name not in chosen]
+    return [found[name] for name in ([*always, *chosen] if chosen else found)]
 
 
 def segment_colors(path: Path) -> dict[str, str]:
@@ -178,6 +189,9 @@ def _paint(path: Path, grid: Volume, values: Mapping[str, int], unlabeled: int) 
             "Correct the names (--segments, or labels in the datalist)."
         )
     numbers, notes = _in_frame_of_reference(path, annotation, numbers, grid)
+    others = [name for name in dict.fromkeys(annotation.names.values()) if name.lower() not in values]
+    if others and not default_segments():  # which says itself what is left out
+        notes.append(undeclared_note(path, others, [name for name in values if name not in SPECIAL]))
     annotation = replace(annotation, notes=(*annotation.notes, *notes))
     order = {value: place for place, value in enumerate(values.values())}
     ordered = sorted(numbers, key=lambda number: order[numbers[number]])
@@ -312,8 +326,8 @@ class _Painted:
                 f"{self.path}: no voxel of the image ({self.grid.path}) is in a segment: {where}. Pass the image that "
                 "was annotated, or annotate some slices."
             )
-        if not default_segments():
-            check_overlaps(self.path, self.overlaps)
+        order = default_segments()
+        check_overlaps(self.path, {pair: n for pair, n in self.overlaps.items() if pair[1].lower() not in order})
 
     def label(self) -> np.ndarray:
         """Return the label map."""
@@ -330,6 +344,11 @@ class _Painted:
         yield from self.annotation.notes
         if self._is_sparse():
             yield f"{self.path}: {self._rule()}"
+        if self.annotation.outside:
+            yield (
+                f"{self.path}: {self.annotation.outside} of its slices or contours are outside of the image "
+                f"({self.grid.path}), and were left out. Check that the series is complete."
+            )
         yield from overlap_notes(self.path, self.overlaps)
         missing = [self.names[number] for number in self.values if number not in self.seen]
         if missing:

@@ -218,7 +218,7 @@ def _group(own: Dataset, shared: Dataset, group: str, keyword: str) -> np.ndarra
 
 
 def _parts(path: Path, header: Dataset, numbers: Sequence[int], image: Volume, missed: list[Any]) -> Iterator[Part]:
-    """Yield the part of a segment in each frame, in the order of `numbers`; frames outside of the image are counted."""
+    """Yield the part of a segment in each frame, in the order of `numbers`; slices outside of the image are counted."""
     to_voxels = np.linalg.inv(image.affine)
     rank = {number: place for place, number in enumerate(numbers)}
     frames = [frame for frame in _frames(path, header) if frame.number is None or frame.number in rank]
@@ -235,9 +235,10 @@ def _parts(path: Path, header: Dataset, numbers: Sequence[int], image: Volume, m
         if frame.number is None:
             _check_values(path, values, listed)
         within = ((indices >= 0) & (indices < image.spatial_shape)).all(axis=1)
-        if len(indices) and not within.any():
-            missed.append(frame.index)
         axis = int(np.flatnonzero(~step[:3, :2].any(axis=1))[0])
+        own = np.isin(values, numbers)
+        if own.any() and not (own & within).any() and (place := (axis, int(indices[0, axis]))) not in missed:
+            missed.append(place)
         for number in numbers if frame.number is None else [frame.number]:
             yield Part(number, axis, indices[within & (values == number)])
 

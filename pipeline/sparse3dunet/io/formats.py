@@ -22,7 +22,7 @@ from sparse3dunet.io.dicom_header import is_dicom_image as is_dicom_image_file
 from sparse3dunet.io.hdf5 import label_dataset, read_hdf5
 from sparse3dunet.io.meta_image import read_meta_image
 from sparse3dunet.io.microscopy import readable
-from sparse3dunet.io.nrrd import has_segments, read_named, read_nrrd
+from sparse3dunet.io.nrrd import read_named, read_nrrd, segments_of
 from sparse3dunet.io.ome_zarr import label_group, read_ome_zarr
 from sparse3dunet.io.parts import Part, relative, split_part
 from sparse3dunet.io.payload import check_regular
@@ -115,16 +115,16 @@ def read_named_label(source: str | Path) -> tuple[Volume, Labels]:
     return replace(volume, data=whole_labels(volume.data)), names
 
 
-def has_named_segments(source: str | Path) -> bool:
-    """Return whether a file is a segmentation of 3D Slicer, with names; its voxels are not read.
+def named_segments(source: str | Path) -> dict[int, str]:
+    """Return the names of the segments of a segmentation of 3D Slicer, by value; empty for others. No voxel is read.
 
     Raises:
         DataError: when its header is damaged.
     """
     path, part = split_part(source)
     if part is not None or image_suffix(path) not in NRRD_SUFFIXES or not path.is_file():
-        return False
-    return has_segments(path)
+        return {}
+    return segments_of(path)
 
 
 def is_chunked(source: str | Path) -> bool:

@@ -46,10 +46,14 @@ def read_named(path: Path) -> tuple[Volume, Labels]:
     return volume, Labels({segment.label: segment.name for segment in segments}, colors)
 
 
-def has_segments(path: Path) -> bool:
-    """Return whether the header of an NRRD file lists segments."""
+def segments_of(path: Path) -> dict[int, str]:
+    """Return the names of the segments that the header of an NRRD file lists, by value; empty if there are none.
+
+    Raises:
+        DataError: when the header is damaged.
+    """
     read_nrrd_header(path)  # raises for what ends ITK
-    return bool(segments_in(path, itk_header(path, "NrrdImageIO")))
+    return {segment.label: segment.name for segment in segments_in(path, itk_header(path, "NrrdImageIO"))}
 
 
 def _read(path: Path) -> tuple[Volume, list[Segment]]:

@@ -1,8 +1,8 @@
 """DICOM structure sets (RTSTRUCT): closed planar contours, filled on the slices of an image.
 
-A voxel is in a structure if its centre is inside of the contour. Of several contours of a structure on one slice, inner
-ones are holes (even-odd rule), as most planning systems write them. Other kinds of contours, such as points, are no
-areas and are left out.
+A voxel is in a structure if its centre is inside of the contour. Of several contours of a structure at one height,
+inner ones are holes (even-odd rule), as most planning systems write them; several heights on one slice are united.
+Other kinds of contours, such as points, are no areas and are left out.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ FARTHEST = 1e6
 """Largest coordinate of a contour, in mm."""
 PLANE_TOLERANCE = 0.25
 """Distance from the nearest slice, in slices, up to which a contour was drawn on it."""
+SAME_HEIGHT = 0.02
+"""Distance of contours, in slices, up to which they were drawn at one height, where those within others are holes."""
 
 
 def read(path: Path) -> DicomAnnotation:
@@ -109,17 +111,36 @@ def _parts(
     plane = [a for a in range(3) if a != axis]
     shape = (image.spatial_shape[plane[0]], image.spatial_shape[plane[1]])
     for number, listed in voxels.items():
-        slices: dict[int, np.ndarray] = {}
+        slices: dict[int, list[np.ndarray]] = {}
         for points in filter(len, listed):
             index = _slice(path, names[number], points[:, axis], image)
-            if not 0 <= index < image.spatial_shape[axis]:
+            low, high = points[:, plane].min(axis=0), points[:, plane].max(axis=0)
+            is_beside = (high < -0.5).any() or (low > np.array(shape) - 0.5).any()
+            if is_beside or not 0 <= index < image.spatial_shape[axis]:
                 missed.append(number)
                 continue
-            area = slices.setdefault(index, np.zeros(shape, bool))
-            area ^= filled(points[:, plane], shape)
-        for index, area in slices.items():
+            slices.setdefault(index, []).append(points)
+        for index, on_slice in slices.items():
+            area = _area(on_slice, axis, plane, shape)
             indices = np.insert(np.argwhere(area), axis, index, axis=1)
             yield Part(number, axis, indices)
+
+
+def _area(contours: list[np.ndarray], axis: int, plane: list[int], shape: tuple[int, int]) -> np.ndarray:
+    """Return the mask of a structure on a slice: holes are cut at each height, and the heights are united.
+
+    A contour that is there twice, from whichever point and in whichever direction, counts once.
+    """
+    area, here = np.zeros(shape, bool), np.zeros(shape, bool)
+    height, seen = -np.inf, set[bytes]()
+    for points in sorted(contours, key=lambda points: float(points[:, axis].mean())):
+        if points[:, axis].mean() - height > SAME_HEIGHT:
+            area, here, height, seen = area | here, np.zeros(shape, bool), points[:, axis].mean(), set()
+        key = (np.unique(np.round(points, 2), axis=0) + 0.0).tobytes()  # -0 is 0
+        if key not in seen:
+            here ^= filled(points[:, plane], shape)
+        seen.add(key)
+    return area | here
 
 
 def filled(points: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

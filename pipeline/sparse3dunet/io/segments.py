@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from sparse3dunet.errors import DataError
 BACKGROUND = "background"
 UNLABELED_NAMES = ("ignore", "ignored", "unlabeled", "unlabelled", "unannotated")
 """Names of segments that cover unlabeled voxels."""
+SPECIAL = (*UNLABELED_NAMES, BACKGROUND)
+"""Names of segments that are no structures, in lower case; ``--segments`` leaves none of them out."""
 NAMES_SHOWN = 30
 Overlaps = Mapping[tuple[str, str], int]
 """Number of voxels by the names of two segments, of which the second counts."""
@@ -36,7 +39,7 @@ def names_fault(names: Sequence[str]) -> str:
 
 def check_structures(names: Sequence[str], source: str) -> None:
     """Raise DataError if a structure has a name that means the background or unlabeled voxels, in annotations."""
-    reserved = [name for name in names if name.lower() in (BACKGROUND, *UNLABELED_NAMES)]
+    reserved = [name for name in names if name.lower() in SPECIAL]
     if reserved:
         meaning = BACKGROUND if reserved[0].lower() == BACKGROUND else "unlabeled"
         raise DataError(
@@ -53,6 +56,23 @@ def check_overlaps(path: Path, overlaps: Overlaps) -> None:
             f"{path}: segments overlap: {shown}; expected at most one class for each voxel. Name the segments to use, "
             f"later ones over earlier ones, for example --segments '{','.join(map(quoted, next(iter(overlaps))))}'."
         )
+
+
+def undeclared_note(path: Path, names: Sequence[str], declared: Sequence[str]) -> str:
+    """Return what a user must know of segments that no class is named after; the nearest class is proposed.
+
+    Args:
+        path: the file.
+        names: their names.
+        declared: names of the classes, in lower case.
+    """
+    near = {name: difflib.get_close_matches(name.lower(), declared, n=1) for name in names[:NAMES_SHOWN]}
+    guesses = [f"Did you mean {quoted(found[0])} by {quoted(name)}? " for name, found in near.items() if found]
+    return (
+        f"{path}: left out, since no class has this name: {listed(names)}; the voxels count as in no segment. The "
+        f"classes are {listed(declared)}. {''.join(guesses)}Correct the name, here or in labels; or name the segments "
+        "to use with --segments."
+    )
 
 
 def overlap_notes(path: Path, overlaps: Overlaps) -> tuple[str, ...]:
