@@ -6,7 +6,10 @@ Sources: ilastik's ``axistags`` (JSON of VIGRA's AxisTags: a key for each dimens
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -133,21 +136,51 @@ def _check_sources(h5py: Any, path: Path, dataset: Any) -> None:
         left -= min(size, left)
     if not dataset.is_virtual:
         return
-    folder = Path(dataset.file.filename).parent
     for name, inner in sorted({(source.file_name, source.dset_name) for source in dataset.virtual_sources()}):
         if "%b" in name + inner:  # a pattern, for as many as there are
             continue
-        short = Path(name).name if Path(name).is_absolute() else name
-        places = (Path(name), folder / short, Path(short))  # where HDF5 looks
-        file = next((place for place in places if place.is_file()), None) if name != "." else dataset.file.filename
+        file = next(iter(_found_by_hdf5(name, Path(dataset.file.filename))), name)
         try:
-            with h5py.File(file or name, "r") as content:
+            with h5py.File(file, "r") as content:
                 _check_sources(h5py, path, content[inner])
         except (OSError, KeyError) as error:
             raise DataError(
                 f"{path}: it shows the dataset {inner} of {name}, which is missing or damaged; expected all files that "
                 "it consists of. Copy them, too, to the same folder."
             ) from error
+
+
+def _found_by_hdf5(name: str, file: Path) -> list[Path]:
+    """Return the existing files that the name of a virtual dataset's source in `file` stands for, by HDF5's rules."""
+    if name == ".":
+        return [file]
+    short = Path(name).name if Path(name).is_absolute() else name
+    for place in (name, str(file.parent / short), short):
+        pattern = "*".join(map(glob.escape, place.split("%b")))
+        if found := [Path(other) for other in glob.glob(pattern) if os.path.isfile(other)]:
+            return found
+    return []
+
+
+def source_files(file: Path) -> list[Path]:
+    """Return the other files that the voxels of a file's datasets are in, and those of the files found."""
+    h5py = package("h5py", file)
+    found: set[Path] = set()
+
+    def visit(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset):
+            found.update(Path(external) for external, _, _ in item.external or ())
+            sources = {source.file_name for source in item.virtual_sources()} if item.is_virtual else set()
+            shown.update(other for source in sources for other in _found_by_hdf5(source, Path(item.file.filename)))
+
+    seen: set[Path] = set()
+    shown = {file}
+    while left := shown - seen:
+        seen |= left
+        for one in left:
+            with contextlib.suppress(OSError), h5py.File(one, "r") as content:  # a damaged one is told by who reads it
+                content.visititems(visit)
+    return sorted(found | seen)
 
 
 def _axes_of(dataset: Any) -> str | None:

@@ -26,7 +26,7 @@ def read_meta_image(path: Path) -> Volume:
         DataError: when it is damaged, or has another format.
     """
     header = read_meta_header(path)
-    files = _voxel_files(path, header)
+    files = voxel_files(path, header)
     reader = itk_header(path, "MetaImageIO")
     if len(files) == 1:
         _check_voxels(path, files[0], header)
@@ -59,7 +59,7 @@ def _ascii_line(text: str) -> str:
     return " ".join(text.split()).encode("ascii", "backslashreplace").decode()
 
 
-def _voxel_files(path: Path, header: MetaHeader) -> list[Path]:
+def voxel_files(path: Path, header: MetaHeader) -> list[Path]:
     """Return the files of the voxels: one, or one for each slice.
 
     Raises:
