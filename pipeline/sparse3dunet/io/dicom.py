@@ -24,6 +24,7 @@ from sparse3dunet.io.dicom_header import (
     name_with_tag,
     read_header,
 )
+from sparse3dunet.io.dicom_inverted import shown_plainly
 from sparse3dunet.io.dicom_stack import stack
 from sparse3dunet.io.volumes import Volume, check_affine
 
@@ -138,7 +139,8 @@ def _read_pixels(file: DicomFile) -> np.ndarray:
     """
     if file.is_compressed:
         check_encoded_file(file.path)
-    voxels = (decode if file.is_compressed else read_pixels)(file.path)
+    with shown_plainly(file) as path:
+        voxels = (decode if file.is_compressed else read_pixels)(path)
     if voxels.shape[:3] != file.shape[:3]:
         raise DataError(
             f"{file.path}: the pixels decode to {voxels.shape[:3]} columns, rows and frames; expected "

@@ -48,8 +48,8 @@ def grid_without_positions(file: DicomFile, num_positions: int) -> FrameGrid:
     gap = decimals(header, GAP)
     if len(gap) != 1 or not gap[0]:
         raise DataError(
-            f"{file.path}: {num_positions} of {num_frames} frames have a position ({name_with_tag(POSITION)}); expected "
-            "a position for each frame. Convert the file to NIfTI, and set its voxel size."
+            f"{file.path}: {num_positions} of {num_frames} frames have a position ({name_with_tag(POSITION)}); "
+            "expected a position for each frame. Convert the file to NIfTI, and set its voxel size."
         )
     _check_one_volume(file)
     pixel = file.by_frame(PIXEL_SPACING)[0][::-1]  # DICOM names rows first
