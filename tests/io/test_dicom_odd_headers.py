@@ -101,3 +101,21 @@ def test_values_of_other_encodings_that_are_shown_inverted(tmp_path):
     with pytest.raises(DataError, match=path.name):
         read_image(folder)
     assert sorted(path.name for path in folder.iterdir()) == before
+
+
+@pytest.mark.parametrize("keyword", ["PatientID", "FrameOfReferenceUID"])
+def test_slices_of_several_scans_are_told_without_their_values(tmp_path, keyword):
+    folder = write_series(tmp_path / "ct", VOXELS, **{keyword: lambda k: f"1.2.777.{k // 3}"})
+    volume = read_image(folder)
+    np.testing.assert_array_equal(volume.data, VOXELS)
+    assert [f"differ in {keyword} (" in note for note in volume.notes] == [True]
+    assert "777" not in volume.notes[0]
+    assert read_image(write_series(tmp_path / "one", VOXELS)).notes == ()
+
+
+def test_a_table_of_values_is_told(tmp_path):
+    table = Dataset()
+    table.LUTDescriptor, table.ModalityLUTType, table.LUTData = [2, 0, 16], "HU", b"\5\0\6\0"
+    volume = read_image(write_series(tmp_path / "ct", VOXELS, ModalityLUTSequence=[table]))
+    np.testing.assert_array_equal(volume.data, VOXELS)
+    assert ["is not applied" in note for note in volume.notes] == [True]

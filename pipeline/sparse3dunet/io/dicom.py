@@ -28,6 +28,7 @@ from sparse3dunet.io.dicom_inverted import shown_plainly
 from sparse3dunet.io.dicom_stack import stack
 from sparse3dunet.io.volumes import Volume, check_affine
 
+TABLE = "ModalityLUTSequence"
 COSINE_TOLERANCE = 1e-3
 """Maximum difference of direction cosines within a volume, from the rounding of decimal strings."""
 
@@ -76,7 +77,7 @@ def read_dicom_folder(path: str | Path, pixels: bool = True) -> Volume:
     files = tuple(files[i] for i in order)
     data = _read_slices(files) if pixels else np.broadcast_to(np.int8(0), (*files[0].shape[:2], len(files)))
     source = DicomSource(tuple(file.path for file in files), (), files[0].text("FrameOfReferenceUID"))
-    return Volume(str(path), data, affine, source, notes=notes)
+    return Volume(str(path), data, affine, source, notes=notes + _doubts(path, files))
 
 
 def read_dicom_file(path: str | Path) -> Volume:
@@ -105,7 +106,26 @@ def read_dicom_file(path: str | Path) -> Volume:
     check_affine(path, affine)
     data = data if (np.diff(order) == 1).all() else data[:, :, order]
     source = DicomSource((Path(path),), tuple(order.tolist()), file.text("FrameOfReferenceUID"))
-    return Volume(str(path), data, affine, source, has_orientation, has_voxel_size, notes)
+    return Volume(str(path), data, affine, source, has_orientation, has_voxel_size, notes + _doubts(path, [file]))
+
+
+def _doubts(path: str | Path, files: Sequence[DicomFile]) -> tuple[str, ...]:
+    """Return notes on what the files of a volume say, without any of the values, which identify a patient."""
+    keys = ("PatientID", "FrameOfReferenceUID")
+    differing = [key for key in keys if len({file.text(key) for file in files} - {""}) > 1]
+    notes = []
+    if differing:
+        notes.append(
+            f"{path}: its slices differ in {' and '.join(map(name_with_tag, differing))}, though they are of one series; "
+            "they are read as one volume. Check that they belong together."
+        )
+    if any(TABLE in file.header for file in files):
+        notes.append(
+            f"{path}: the table of values in {name_with_tag(TABLE)} is not applied: values are taken as they are "
+            "stored. If they must be comparable, such as Hounsfield units, convert the series with a tool that applies "
+            "it."
+        )
+    return tuple(notes)
 
 
 def _plane(file: DicomFile) -> tuple[np.ndarray, list[float]]:
