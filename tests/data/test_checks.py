@@ -207,3 +207,21 @@ def test_doubts_about_valid_volumes(tmp_path):
     assert "axes of its affine are not orthogonal" in text
     assert "axial [4]" not in text
     assert "axial 4 show(s) far less foreground" in text
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_values_outside_of_the_listed_slices_are_no_classes(tmp_path, listed):
+    image, label = np.random.default_rng(0).normal(size=(20, 24, 9)), np.full((20, 24, 9), 255, np.uint8)
+    label[..., 2:5:2] = 0
+    label[4:16, 4:20, 2:5:2] = 1
+    label[8:12, 8:12, 2:5:2] = 2
+    (tmp_path / "pairs").mkdir()
+    for name, array in (("images", image.astype(np.float32)), ("labels", label)):
+        (tmp_path / "pairs" / name).mkdir()
+        nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / "pairs" / name / "a.nii.gz")
+    slices = {"axial": [2, 4]} if listed else {"axial": [2, 4, 5]}
+    data_set = checks.complete(read_data_set(tmp_path / "pairs", annotated_slices=slices))
+    assert data_set.class_values == ([0, 1, 2] if listed else [0, 1, 2, 255])
+    report = check_data(data_set)
+    assert report.class_counts[1] == 2 * (12 * 16 - 16)
+    assert sum(report.class_counts) == 20 * 24 * (2 if listed else 3)

@@ -6,7 +6,7 @@ import pytest
 import SimpleITK as sitk
 
 from sparse3dunet.errors import DataError
-from sparse3dunet.io import natural_suffix, read_image
+from sparse3dunet.io import check_output, natural_suffix, read_image
 from tests.io.test_formats import LPS, voxels
 from tests.io.test_formats_dicom import CT, SPACING, ct, series  # noqa: F401
 from tests.io.test_formats_files import cut, put
@@ -201,3 +201,53 @@ def test_series_of_single_frames_with_groups(series):  # noqa: F811
         edit(enhance)(series / name)
     np.testing.assert_array_equal(read_image(series).data, expected.data)
     np.testing.assert_allclose(read_image(series).affine, expected.affine)
+
+
+def without_groups(path, sop_class, **elements):
+    """Rewrites a file as one of a kind whose frames have no elements of their own; returns its path."""
+
+    def change(file):
+        del file.PerFrameFunctionalGroupsSequence, file.SharedFunctionalGroupsSequence
+        file.SOPClassUID = file.file_meta.MediaStorageSOPClassUID = sop_class
+        file.update(elements)
+
+    edit(change)(path)
+    return path
+
+
+SECONDARY, NUCLEAR = "1.2.840.10008.5.1.4.1.1.7.3", "1.2.840.10008.5.1.4.1.1.20"
+SIZES = {"PixelSpacing": [1.3, 0.7], "SpacingBetweenSlices": 2.5}
+PLACE = {"ImagePositionPatient": [1, 2, 30], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
+
+
+def test_sizes_of_frames_without_a_position(tmp_path):
+    volume = read_image(without_groups(write_frames(tmp_path / "frames.dcm"), SECONDARY, **SIZES))
+    np.testing.assert_array_equal(volume.data, ct())
+    np.testing.assert_allclose(volume.spacing, (0.7, 1.3, 2.5))
+    assert not volume.is_placed
+    assert volume.has_voxel_size
+    assert "no position in the patient" in volume.notes[0]
+    with pytest.raises(DataError, match=r"states no position. Write to \.nii\.gz"):
+        check_output(tmp_path / "out.rtstruct.dcm", volume, {0: "background", 1: "liver"})
+    volume = read_image(without_groups(write_frames(tmp_path / "b.dcm"), SECONDARY, SpacingBetweenSlices=2.5))
+    assert (volume.has_voxel_size, volume.is_placed) == (False, False)
+
+
+@pytest.mark.parametrize("in_detector", [False, True])
+def test_frames_against_the_normal_of_nuclear_medicine(tmp_path, in_detector):
+    detector = pydicom.Dataset()
+    detector.update(PLACE)
+    place = {"DetectorInformationSequence": [detector]} if in_detector else PLACE
+    sizes = {**SIZES, "SpacingBetweenSlices": -2.5, "NumberOfSlices": 5, "NumberOfTimeSlots": 8}
+    volume = read_image(without_groups(write_frames(tmp_path / "frames.dcm"), NUCLEAR, **sizes, **place))
+    np.testing.assert_allclose(
+        volume.affine, LPS @ [[0.7, 0, 0, 1], [0, 1.3, 0, 2], [0, 0, -2.5, 30], [0, 0, 0, 1]], atol=1e-12
+    )
+    assert volume.is_placed
+
+
+@pytest.mark.parametrize("several", [{"NumberOfTimeSlots": 2}, {"NumberOfSlices": 1, "NumberOfRRIntervals": 5}])
+def test_several_volumes_of_nuclear_medicine(tmp_path, several):
+    path = without_groups(write_frames(tmp_path / "frames.dcm"), NUCLEAR, **SIZES, **PLACE, **several)
+    with pytest.raises(DataError, match=r"frames\.dcm: 5 frames, which are several volumes \(NumberOf"):
+        read_image(path)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from pydicom import Dataset, dcmread
+from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import is_dicom_folder, read_image
@@ -71,3 +72,50 @@ def test_two_slices_nearly_at_one_position(tmp_path, distance, same):
     assert ("are at the same position" in str(error.value)) == same
     assert ("are 0.050 mm apart, other slices" in str(error.value)) != same
     assert "IM" in str(error.value)
+
+
+@pytest.mark.parametrize("bits", [16, 12])
+def test_values_of_slices_that_are_shown_inverted(tmp_path, bits):
+    """Of all or some: what is stored does not depend on how it is shown, also where values have fewer bits."""
+    inverted = {"BitsStored": bits, "HighBit": bits - 1, "RescaleSlope": 2}
+    for name, kind in (("all", "MONOCHROME1"), ("some", lambda k: f"MONOCHROME{1 + k % 2}")):
+        folder = write_series(tmp_path / name, VOXELS, PhotometricInterpretation=kind, **inverted)
+        np.testing.assert_array_equal(read_image(folder).data, 2 * VOXELS)
+
+
+def test_values_of_other_encodings_that_are_shown_inverted(tmp_path):
+    voxels = np.tile(VOXELS, (4, 5, 1))
+    for name, syntax in (("deflated", DeflatedExplicitVRLittleEndian), ("packed", RLELossless)):
+        folder = write_series(tmp_path / name, voxels, PhotometricInterpretation="MONOCHROME1")
+        for path in folder.iterdir():
+            elements = dcmread(path)
+            if syntax == RLELossless:
+                elements.compress(syntax)
+            else:
+                elements.file_meta.TransferSyntaxUID = syntax
+            elements.save_as(path)
+        np.testing.assert_array_equal(read_image(folder).data, voxels)
+    before = sorted(path.name for path in folder.iterdir())
+    path = next(folder.iterdir())
+    path.write_bytes(path.read_bytes()[:-90])
+    with pytest.raises(DataError, match=path.name):
+        read_image(folder)
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
+@pytest.mark.parametrize("keyword", ["PatientID", "FrameOfReferenceUID"])
+def test_slices_of_several_scans_are_told_without_their_values(tmp_path, keyword):
+    folder = write_series(tmp_path / "ct", VOXELS, **{keyword: lambda k: f"1.2.777.{k // 3}"})
+    volume = read_image(folder)
+    np.testing.assert_array_equal(volume.data, VOXELS)
+    assert [f"differ in {keyword} (" in note for note in volume.notes] == [True]
+    assert "777" not in volume.notes[0]
+    assert read_image(write_series(tmp_path / "one", VOXELS)).notes == ()
+
+
+def test_a_table_of_values_is_told(tmp_path):
+    table = Dataset()
+    table.LUTDescriptor, table.ModalityLUTType, table.LUTData = [2, 0, 16], "HU", b"\5\0\6\0"
+    volume = read_image(write_series(tmp_path / "ct", VOXELS, ModalityLUTSequence=[table]))
+    np.testing.assert_array_equal(volume.data, VOXELS)
+    assert ["is not applied" in note for note in volume.notes] == [True]

@@ -73,7 +73,8 @@ def mutations(path: Path, count: int):
             if what <= 1:
                 lines[at] = lines[at].split(separator)[0] + separator + rng.choice(VALUES.split("|"))
             elif what == 2:
-                lines.insert(at, rng.choice(KEYS[path.suffix]) + separator + rng.choice(VALUES.split("|")))
+                between = rng.choice((separator, separator, ":=", " : ", "\n", "\r="))
+                lines.insert(at, rng.choice(KEYS[path.suffix]) + between + rng.choice(VALUES.split("|")))
             elif what == 3 and len(lines) > 1:
                 del lines[at]
             else:

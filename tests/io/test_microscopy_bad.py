@@ -13,6 +13,7 @@ import zarr
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import check_output, read_image
 from sparse3dunet.io.defaults import parse_axes, parse_voxel_size
+from sparse3dunet.io.hdf5 import label_dataset
 from tests.io.microscopy import KINDS, SHAPE, voxels, write
 from tests.io.test_microscopy import OUTPUTS, image_like
 
@@ -138,6 +139,32 @@ def test_virtual_datasets(tmp_path, fault):
         np.testing.assert_array_equal(read_image(tmp_path / "a.h5").data, array)
     else:
         assert "the dataset raw of parts/3.h5, which is missing or damaged" in error_of(tmp_path / "a.h5")
+
+
+def test_links(tmp_path):
+    """Those within the file are followed; one to another file is not: it may name any file of the user's."""
+    array, small = voxels((8, 7, 6)), voxels((4, 5, 6))
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["raw"] = array.T
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["deep/er/volume"] = array.T
+        file["small"] = small.T
+        file["flat"] = small[0]
+        file["deep/link"] = h5py.SoftLink("er/volume")
+        file["raw"] = h5py.SoftLink("/deep/link")
+        file["group"] = h5py.SoftLink("deep")
+        for name, target in (("circle", "/circle"), ("nothing", "/deep/none"), ("through", "/out/raw")):
+            file[name] = h5py.SoftLink(target)
+        file["label"] = h5py.ExternalLink("other.h5", "/raw")
+        file["out"] = h5py.ExternalLink("other.h5", "/")
+    for name in ("", ":/raw", ":/group/er/volume", ":/group/link", "/deep/link"):
+        np.testing.assert_array_equal(read_image(f"{tmp_path}/a.h5{name}").data, array)
+    for name in ("label", "out/raw", "through"):
+        assert "link to another file, which is not followed" in error_of(f"{tmp_path}/a.h5:/{name}")
+    for name in ("circle", "nothing", "deep", "raw/raw"):
+        assert "no dataset" in error_of(f"{tmp_path}/a.h5:/{name}")
+    assert "found shape (5, 6)" in error_of(f"{tmp_path}/a.h5:/flat")
+    assert label_dataset(f"{tmp_path}/a.h5") == f"{tmp_path}/a.h5"
 
 
 def test_voxels_in_a_truncated_file(tmp_path):

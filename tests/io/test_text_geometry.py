@@ -98,6 +98,24 @@ def test_messages_quote_no_text_in_place_of_what_each_header_has(tmp_path, field
     assert "Doe" not in str(error.value)
 
 
-def test_a_space_without_a_name_is_told(tmp_path):
-    path = write_header(tmp_path / "a.nrrd", PLACE.replace("space: RAS", "space dimension: 3"))
-    assert ["does not name its space" in text for text in read_image(path).notes] == [True]
+@pytest.mark.parametrize(
+    "space",
+    [
+        *("space dimension: 3", "space: scanner-xyz", "space: 3D-right-handed", "space: 3D-left-handed", ""),
+        *("space: right-anterior-superior", "space: LPS", "space: left-anterior-superior"),
+    ],
+)
+def test_a_space_that_is_not_the_patients_is_told(tmp_path, space):
+    fields = PLACE.replace("space: RAS", space) if space else "spacings: 1 2 3\n"
+    notes = read_image(write_header(tmp_path / "a.nrrd", fields)).notes
+    is_named = "rior" in space or "LPS" in space
+    assert ["does not name its space" in text for text in notes] == [True] * (not is_named)
+
+
+@pytest.mark.parametrize(("slope", "offset"), [("2", "0"), ("1", "-1024.0"), ("1", "0"), ("", "")])
+def test_an_intensity_function_is_told(tmp_path, slope, offset):
+    lines = f"ElementToIntensityFunctionSlope = {slope}\nElementToIntensityFunctionOffset = {offset}\n" if slope else ""
+    volume = read_image(write_header(tmp_path / "a.mha", f"ElementSpacing = 1 2 3\n{lines}"))
+    np.testing.assert_array_equal(volume.data, voxels())
+    is_told = (slope, offset) not in (("1", "0"), ("", ""))
+    assert ["is not applied" in text for text in volume.notes] == [True] * is_told

@@ -49,7 +49,7 @@ def make_images(folder: Path, array: np.ndarray) -> list[Path]:
     marked_nifti(folder / "nifti.nii.gz", array)
     marked_nifti(folder / "plain.nii", array)
     image = sitk.GetImageFromArray(array.T)
-    for key in ("Name", "Comment", "patient", MARK):
+    for key in ("Name", "Comment", "patient", "0010|0010", MARK):
         image.SetMetaData(key, MARK)
     for name in ("a.nrrd", "b.mha", "c.nhdr", "d.mhd"):
         sitk.WriteImage(image, str(folder / name))

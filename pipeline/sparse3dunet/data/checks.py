@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +24,7 @@ from sparse3dunet.data.memory import machine_memory
 from sparse3dunet.data.names import case_name
 from sparse3dunet.data.partial_labels import looked_for
 from sparse3dunet.data.reports import CaseReport, DataReport
-from sparse3dunet.data.slices import find_slices, plane_names
+from sparse3dunet.data.slices import ALL, find_slices, listed_slices, plane_names, slices_mask
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.formats import count_channels, read_image, read_label
 from sparse3dunet.io.volumes import (
@@ -119,11 +120,19 @@ def _place(data_set: DataSet) -> str:
 
 
 def _label_values(case: Case) -> set[float]:
-    """Return the values of a label map; none if the file is bad, which the check of all files reports."""
+    """Return the values of a label map, of its annotated slices if they are listed.
+
+    None if the file is bad, which the check of all files reports, as it does slices that are not there.
+    """
     try:
-        return set(values_found(read_label(case[LABEL]).data))
+        label = read_label(case[LABEL])
     except DataError:
         return set()
+    data, shape = label.data, label.spatial_shape
+    with suppress(DataError):
+        slices = listed_slices(case.get(ANNOTATED_SLICES, ALL), shape, label.affine, label.path)
+        data = data if slices is None else data[slices_mask(shape, slices)]
+    return set(values_found(data))
 
 
 def _channels_of(case: Case) -> int:

@@ -169,7 +169,7 @@ def _by_slices(label: Volume, counts: _Counts, classes: Collection[int]) -> tupl
 
 def _count(label: Volume, ignored: Collection[int]) -> _Counts:
     """Count an annotation's voxels; what was counted is kept until the file changes, as training asks again."""
-    state = state_of(split(label.path)[0]) or []
+    state = state_of(split(label.path)[0])
     return _counted(label.path, tuple(ignored), (*state, *as_key().items()))
 
 

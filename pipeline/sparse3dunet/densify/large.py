@@ -136,7 +136,7 @@ def _digest(data_set: DataSet, settings: Mapping[str, Any]) -> str:
     places = (*NOT_OF_THE_RUN, "dataset_dir", "ckpt_dir")
     kept = {name: value for name, value in settings.items() if name not in places}
     (case,) = data_set.cases
-    files = [(state_of(split(case[name])[0]) or [])[1:] for name in (IMAGE, LABEL, WEIGHT) if name in case]
+    files = [state_of(split(case[name])[0])[1:] for name in (IMAGE, LABEL, WEIGHT) if name in case]
     values = [files, kept, __version__, as_key()]
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
 

@@ -78,6 +78,5 @@ class Made:
         if not (file.is_file() and states == self.former.get(name)):
             (self.folder / DATALIST).unlink(missing_ok=True)  # it describes the former file
             write_map(file, data, image)
-        if None not in states:
-            self.states[name] = states
+        self.states[name] = states
         return str(file)

@@ -13,6 +13,7 @@ from sparse3dunet.errors import DataError
 from sparse3dunet.io.dicom_decoding import decode, read_pixels
 from sparse3dunet.io.dicom_encoded import check_encoded_file
 from sparse3dunet.io.dicom_folders import choose_series
+from sparse3dunet.io.dicom_frames import grid_without_positions
 from sparse3dunet.io.dicom_header import (
     INTERCEPT,
     ORIENTATION,
@@ -20,13 +21,14 @@ from sparse3dunet.io.dicom_header import (
     POSITION,
     SLOPE,
     DicomFile,
-    decimals,
     name_with_tag,
     read_header,
 )
+from sparse3dunet.io.dicom_inverted import shown_plainly
 from sparse3dunet.io.dicom_stack import stack
 from sparse3dunet.io.volumes import Volume, check_affine
 
+TABLE = "ModalityLUTSequence"
 COSINE_TOLERANCE = 1e-3
 """Maximum difference of direction cosines within a volume, from the rounding of decimal strings."""
 
@@ -75,7 +77,7 @@ def read_dicom_folder(path: str | Path, pixels: bool = True) -> Volume:
     files = tuple(files[i] for i in order)
     data = _read_slices(files) if pixels else np.broadcast_to(np.int8(0), (*files[0].shape[:2], len(files)))
     source = DicomSource(tuple(file.path for file in files), (), files[0].text("FrameOfReferenceUID"))
-    return Volume(str(path), data, affine, source, notes=notes)
+    return Volume(str(path), data, affine, source, notes=notes + _doubts(path, files))
 
 
 def read_dicom_file(path: str | Path) -> Volume:
@@ -92,22 +94,38 @@ def read_dicom_file(path: str | Path) -> Volume:
             "in one folder. Pass the folder that contains them all."
         )
     _check_frames_alike(file)
-    data, affine = _read_pixels(file)
+    data = _read_pixels(file)
     positions = [position for position in file.by_frame(POSITION) if len(position) == 3]
     order = np.arange(num_frames)
-    notes: tuple[str, ...] = ()
+    has_orientation = has_voxel_size = True
     if len(positions) == num_frames:  # GDCM takes them for ascending and even
         names = [Path(f"frame {i + 1}") for i in range(num_frames)]
         order, affine, notes = stack(names, np.array(positions), *_plane(file), f"{path}: ")
-        data = data if (np.diff(order) == 1).all() else data[:, :, order]
-    elif not len(decimals(file.header, "SpacingBetweenSlices")):
-        raise DataError(
-            f"{path}: {len(positions)} of {num_frames} frames have a position ({name_with_tag(POSITION)}); expected a "
-            "position for each frame. Convert the file to NIfTI, and set its voxel size."
-        )
+    else:
+        affine, has_orientation, has_voxel_size, notes = grid_without_positions(file, len(positions))
     check_affine(path, affine)
+    data = data if (np.diff(order) == 1).all() else data[:, :, order]
     source = DicomSource((Path(path),), tuple(order.tolist()), file.text("FrameOfReferenceUID"))
-    return Volume(str(path), data, affine, source, notes=notes)
+    return Volume(str(path), data, affine, source, has_orientation, has_voxel_size, notes + _doubts(path, [file]))
+
+
+def _doubts(path: str | Path, files: Sequence[DicomFile]) -> tuple[str, ...]:
+    """Return notes on what the files of a volume say, without any of the values, which identify a patient."""
+    keys = ("PatientID", "FrameOfReferenceUID")
+    differing = [key for key in keys if len({file.text(key) for file in files} - {""}) > 1]
+    notes = []
+    if differing:
+        notes.append(
+            f"{path}: its slices differ in {' and '.join(map(name_with_tag, differing))}, though they are of one series; "
+            "they are read as one volume. Check that they belong together."
+        )
+    if any(TABLE in file.header for file in files):
+        notes.append(
+            f"{path}: the table of values in {name_with_tag(TABLE)} is not applied: values are taken as they are "
+            "stored. If they must be comparable, such as Hounsfield units, convert the series with a tool that applies "
+            "it."
+        )
+    return tuple(notes)
 
 
 def _plane(file: DicomFile) -> tuple[np.ndarray, list[float]]:
@@ -133,21 +151,22 @@ def _check_alike(files: Sequence[DicomFile]) -> None:
             )
 
 
-def _read_pixels(file: DicomFile) -> tuple[np.ndarray, np.ndarray]:
-    """Decode a file's pixels; return (X, Y, Z) or (X, Y, Z, C) voxels, Z the frames, and ITK's affine.
+def _read_pixels(file: DicomFile) -> np.ndarray:
+    """Decode a file's pixels to (X, Y, Z) or (X, Y, Z, C) voxels, Z the frames.
 
     Raises:
         DataError: when they cannot be decoded, or do not match the header.
     """
     if file.is_compressed:
         check_encoded_file(file.path)
-    voxels, affine = (decode if file.is_compressed else read_pixels)(file.path)
+    with shown_plainly(file) as path:
+        voxels = (decode if file.is_compressed else read_pixels)(path)
     if voxels.shape[:3] != file.shape[:3]:
         raise DataError(
             f"{file.path}: the pixels decode to {voxels.shape[:3]} columns, rows and frames; expected "
             f"{file.shape[:3]} as in the header. Copy or export it again."
         )
-    return voxels, affine
+    return voxels
 
 
 def _read_slices(files: Sequence[DicomFile]) -> np.ndarray:
@@ -155,7 +174,7 @@ def _read_slices(files: Sequence[DicomFile]) -> np.ndarray:
     data: Any = None
     for i, file in enumerate(files):
         # One by one: ITK's reader of series would round all to the first one's type, which depends on its slope.
-        pixels = _read_pixels(file)[0][:, :, 0]
+        pixels = _read_pixels(file)[:, :, 0]
         if data is None:
             data = np.empty((*pixels.shape[:2], len(files), *pixels.shape[2:]), pixels.dtype, order="F")
         data = data.astype(np.promote_types(data.dtype, pixels.dtype), copy=False)

@@ -2,7 +2,7 @@
 
 JPEG, JPEG-LS, JPEG 2000 and RLE are decoded by libraries in C, which a damaged or hostile file may end, or have write
 over memory. That process reads paths, a line of JSON each, and answers each with a line of JSON: ``{"error": ...}``, or
-affine, type and shape, after which the voxels follow, first axis fastest. It lives as long as this one.
+type and shape, after which the voxels follow, first axis fastest. It lives as long as this one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from sparse3dunet.errors import DataError
-from sparse3dunet.io.itk import itk_affine, itk_array, itk_read, itk_reader
+from sparse3dunet.io.itk import itk_array, itk_read, itk_reader
 
 LONGEST = 300.0
 """Seconds that decoding a file may take."""
@@ -29,17 +29,16 @@ _START = (
 )
 
 
-def read_pixels(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Decode a file in this process; return (X, Y, Z) or (X, Y, Z, C) voxels, Z the frames, and ITK's affine.
+def read_pixels(path: Path) -> np.ndarray:
+    """Decode a file in this process to (X, Y, Z) or (X, Y, Z, C) voxels, Z the frames.
 
     Raises:
         DataError: when it cannot be decoded.
     """
-    image = itk_read(itk_reader("GDCMImageIO"), path)
-    return itk_array(image), itk_affine(image)
+    return itk_array(itk_read(itk_reader("GDCMImageIO"), path))
 
 
-def decode(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def decode(path: Path) -> np.ndarray:
     """Decode a compressed file as :func:`read_pixels` does, but in the process for that.
 
     Raises:
@@ -65,7 +64,7 @@ class _Decoder:
             start_new_session=True,
         )
 
-    def decode(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    def decode(self, path: Path) -> np.ndarray:
         clock = threading.Timer(LONGEST, self.process.kill)
         clock.start()
         requests: Any = self.process.stdin
@@ -79,7 +78,7 @@ class _Decoder:
             voxels = np.empty(answer["shape"], answer["dtype"], order="F")
             if voxels.size and answers.readinto(voxels.T.data.cast("B")) < voxels.nbytes:
                 raise EOFError
-            return voxels, np.array(answer["affine"])
+            return voxels
         except DataError:
             raise
         except (OSError, ValueError, EOFError) as error:  # nothing, or a part of an answer
@@ -150,8 +149,8 @@ def serve() -> None:
         answer: dict[str, Any]
         voxels = np.empty(0)
         try:
-            voxels, affine = read_pixels(Path(json.loads(line)))
-            answer = {"affine": affine.tolist(), "dtype": voxels.dtype.str, "shape": voxels.shape}
+            voxels = read_pixels(Path(json.loads(line)))
+            answer = {"dtype": voxels.dtype.str, "shape": voxels.shape}
         except DataError as error:
             answer = {"error": str(error)}
         answers.write(json.dumps(answer).encode() + b"\n")

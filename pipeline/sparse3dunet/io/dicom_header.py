@@ -38,8 +38,10 @@ PIXELS = ("Rows", "Columns", "BitsAllocated", "PixelData")
 USUAL = {"SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2"}
 """Defaults for files without these elements."""
 KEYWORDS = (
-    *("SeriesInstanceUID", "SeriesNumber", "Modality", "NumberOfFrames", "SpacingBetweenSlices"),
-    "FrameOfReferenceUID",
+    *("SeriesInstanceUID", "SeriesNumber", "Modality", "NumberOfFrames", "FrameOfReferenceUID"),
+    *("PatientID", "ModalityLUTSequence"),
+    *("SpacingBetweenSlices", "DetectorInformationSequence", "NumberOfSlices", "NumberOfTimeSlots"),
+    *("NumberOfRRIntervals", "NumberOfPhases", "NumberOfTimeSlices", "NumberOfEnergyWindows"),
     *(BY_FRAME, SHARED, *GROUPS, *USUAL, *PIXELS),
 )
 """Elements that are read."""

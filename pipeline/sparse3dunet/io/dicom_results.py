@@ -62,6 +62,11 @@ def check_dicom_output(path: str | Path, like: Volume, class_names: Mapping[int,
             f"{path}: results in DICOM refer to the series that they were made from, but {like.path} is not DICOM. "
             "Write to .nii.gz or .nrrd, or pass the DICOM series."
         )
+    if not like.has_orientation:
+        raise DataError(
+            f"{path}: results in DICOM are placed in the patient, but {like.path} states no position. Write to .nii.gz "
+            "or .nrrd."
+        )
     if suffix == DICOM_SEG_SUFFIX:
         package("highdicom", path, "dicom")
     labels = [class_code(name).label for name in list(class_names.values())[1:]]

@@ -6,7 +6,10 @@ Sources: ilastik's ``axistags`` (JSON of VIGRA's AxisTags: a key for each dimens
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,8 @@ USUAL = ("raw", "exported_data", "data", "volume", "label")
 """Names of datasets to read where none is given, in this order."""
 LABEL, MAP = "label", "data"
 """Names of the datasets that are written."""
+MOST_LINKS = 32
+"""Number of links from one to the next, as these may be a circle."""
 TYPE_FLAGS = {"c": 1, "x": 2, "y": 2, "z": 2, "t": 8}
 
 
@@ -55,7 +60,11 @@ def label_dataset(path: str) -> str:
         return path
     h5py = package("h5py", path)
     with readable(path, "a whole HDF5 file"), h5py.File(file, "r") as content:
-        return f"{path}:/{LABEL}" if isinstance(content.get(LABEL), h5py.Dataset) else path
+        try:
+            is_there = isinstance(_linked(h5py, Path(path), content, LABEL), h5py.Dataset)
+        except DataError:  # a link to another file
+            return path
+        return f"{path}:/{LABEL}" if is_there else path
 
 
 def write_hdf5(
@@ -106,22 +115,60 @@ def _dataset(h5py: Any, path: Path, content: Any, inner: str) -> Any:
     found: dict[str, tuple[int, ...]] = {}
 
     def visit(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset) and len(item.shape) >= 3:
+        if isinstance(item, h5py.Dataset) and len(item.shape or ()) >= 3:
             found[name] = item.shape
 
-    content.visititems(visit)
-    name = inner or next((name for name in USUAL if name in found), next(iter(found), "") if len(found) == 1 else "")
-    if name in found:
-        _check_sources(h5py, path, content[name])
-        return content[name]
-    if name and isinstance(content.get(name), h5py.Dataset):
-        raise DataError(f"{path}: found shape {content[name].shape}; expected a volume of three dimensions.")
+    content.visititems(visit)  # which follows no links
+    outside: DataError | None = None
+    for name in [inner] if inner else [*USUAL, *(found if len(found) == 1 else ())]:
+        try:
+            item = _linked(h5py, path, content, name)
+        except DataError as error:
+            outside = error
+            continue
+        if isinstance(item, h5py.Dataset) and len(item.shape or ()) >= 3:
+            _check_sources(h5py, path, item)
+            return item
+        if isinstance(item, h5py.Dataset) and inner:
+            raise DataError(f"{path}: found shape {item.shape}; expected a volume of three dimensions.")
+    if outside is not None:
+        raise outside
     listed = ", ".join(f"{key} {shape}" for key, shape in list(found.items())[:10]) or "none"
     what = f"no dataset {inner}" if inner else "no dataset is named, and none has a usual name"
     raise DataError(
         f"{path}: {what}; expected a volume. Datasets of three or more dimensions: {listed}. Pass one: "
         f"{split(path)[0].name}:/{next(iter(found), 'raw')}."
     )
+
+
+def _linked(h5py: Any, path: Path, content: Any, name: str) -> Any:
+    """Return what a name leads to, also by links within the file; None if to nothing.
+
+    Raises:
+        DataError: for a link to another file: a file from elsewhere must not choose which others are read.
+    """
+    item, steps, followed = content, name.split("/"), 0
+    while steps:
+        step = steps.pop(0)
+        if step in ("", "."):
+            continue
+        links, key = getattr(item.id, "links", None), step.encode(errors="surrogateescape")
+        if links is None or not links.exists(key):
+            return None
+        kind = links.get_info(key).type
+        if kind == h5py.h5l.TYPE_EXTERNAL:
+            raise DataError(
+                f"{path}: {name} is, or is in, a link to another file, which is not followed; expected a dataset of "
+                "the file itself. Pass the other file, with its dataset, such as other.h5:/raw."
+            )
+        if kind == h5py.h5l.TYPE_SOFT:
+            target = links.get_val(key).decode(errors="surrogateescape")
+            item, steps, followed = content if target.startswith("/") else item, target.split("/") + steps, followed + 1
+            if followed > MOST_LINKS:
+                return None
+            continue
+        item = item[key]
+    return item
 
 
 def _check_sources(h5py: Any, path: Path, dataset: Any) -> None:
@@ -133,21 +180,51 @@ def _check_sources(h5py: Any, path: Path, dataset: Any) -> None:
         left -= min(size, left)
     if not dataset.is_virtual:
         return
-    folder = Path(dataset.file.filename).parent
     for name, inner in sorted({(source.file_name, source.dset_name) for source in dataset.virtual_sources()}):
         if "%b" in name + inner:  # a pattern, for as many as there are
             continue
-        short = Path(name).name if Path(name).is_absolute() else name
-        places = (Path(name), folder / short, Path(short))  # where HDF5 looks
-        file = next((place for place in places if place.is_file()), None) if name != "." else dataset.file.filename
+        file = next(iter(_found_by_hdf5(name, Path(dataset.file.filename))), name)
         try:
-            with h5py.File(file or name, "r") as content:
+            with h5py.File(file, "r") as content:
                 _check_sources(h5py, path, content[inner])
         except (OSError, KeyError) as error:
             raise DataError(
                 f"{path}: it shows the dataset {inner} of {name}, which is missing or damaged; expected all files that "
                 "it consists of. Copy them, too, to the same folder."
             ) from error
+
+
+def _found_by_hdf5(name: str, file: Path) -> list[Path]:
+    """Return the existing files that the name of a virtual dataset's source in `file` stands for, by HDF5's rules."""
+    if name == ".":
+        return [file]
+    short = Path(name).name if Path(name).is_absolute() else name
+    for place in (name, str(file.parent / short), short):
+        pattern = "*".join(map(glob.escape, place.split("%b")))
+        if found := [Path(other) for other in glob.glob(pattern) if os.path.isfile(other)]:
+            return found
+    return []
+
+
+def source_files(file: Path) -> list[Path]:
+    """Return the other files that the voxels of a file's datasets are in, and those of the files found."""
+    h5py = package("h5py", file)
+    found: set[Path] = set()
+
+    def visit(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset):
+            found.update(Path(external) for external, _, _ in item.external or ())
+            sources = {source.file_name for source in item.virtual_sources()} if item.is_virtual else set()
+            shown.update(other for source in sources for other in _found_by_hdf5(source, Path(item.file.filename)))
+
+    seen: set[Path] = set()
+    shown = {file}
+    while left := shown - seen:
+        seen |= left
+        for one in left:
+            with contextlib.suppress(OSError), h5py.File(one, "r") as content:  # a damaged one is told by who reads it
+                content.visititems(visit)
+    return sorted(found | seen)
 
 
 def _axes_of(dataset: Any) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,12 +24,14 @@ LAST = "ElementDataFile"
 MATRICES, ORIGINS = ("TransformMatrix", "Rotation", "Orientation"), ("Offset", "Position", "Origin")
 LONG_KEYS = (LAST, "DimSize", "ElementSpacing", "ElementSize", *MATRICES, *ORIGINS)
 """Keys of numbers, checked one by one, and of names of files, which may be longer than LONGEST_TEXT."""
-TEXT_KEYS = re.compile(
+OWN_KEYS = re.compile(
     "ObjectType|ObjectSubType|Name|Comment|TransformType|AcquisitionDate|AnatomicalOrientation|DistanceUnits|Color|ID|"
-    "ParentID|Modality|SequenceID|CenterOfRotation|Binary.*|Compress.*|Element.*|Header.*|NDims"
+    "ParentID|Modality|SequenceID|CenterOfRotation|Binary.*|Compress.*|Element.*|Header.*|NDims|" + "|".join(LONG_KEYS)
 )
-LONGEST_TEXT = 250
-"""MetaIO copies the values of its own keys, TEXT_KEYS, to arrays of 255 characters, without a check."""
+"""Keys of MetaIO itself."""
+BLANK = " \t\n\r\v\f"
+LONGEST_KEY, LONGEST_TEXT = 200, 250
+"""MetaIO copies keys, and the values of its own ones, to arrays of 255 characters, without a check."""
 ELEMENT_BYTES = {
     **dict.fromkeys(("MET_CHAR", "MET_UCHAR"), 1),
     **dict.fromkeys(("MET_SHORT", "MET_USHORT"), 2),
@@ -41,7 +44,7 @@ ELEMENT_BYTES = {
 
 @dataclass(frozen=True)
 class MetaHeader:
-    """Fields of a MetaImage's header by key, the offset of its end, and how many numbers and bytes its voxels are."""
+    """MetaIO's own fields of a header by key, the offset of its end, and how many numbers and bytes its voxels are."""
 
     fields: dict[str, str]
     end: int
@@ -58,18 +61,12 @@ def read_meta_header(path: Path) -> MetaHeader:
     Raises:
         DataError: when a field that matters is missing, doubled or has no sensible value.
     """
-    lines, end = header_lines(path, rf"\s*{LAST}\s*=")
+    lines, end = header_lines(path, rf"\s*{LAST}\s*[=:]")
     fields: dict[str, str] = {}
-    for number, line in enumerate(lines, 1):
-        parts = re.fullmatch(r"\s*([\w.\- ]{1,200}?)\s*=\s*(.*?)\s*", line)
-        if parts is None:
-            if line.strip():
-                raise unreadable(path, f"line {number} of its header is not KEY = VALUE")
-            continue
-        key, value = parts.groups()
+    for number, key, value in _entries(path, lines):
         if key in fields and key != "Comment":
             raise unreadable(path, f"line {number} of its header repeats a key")
-        if len(value) > LONGEST_TEXT and key not in LONG_KEYS and TEXT_KEYS.fullmatch(key):
+        if len(value) > LONGEST_TEXT and key not in LONG_KEYS:
             raise unreadable(
                 path, f"line {number} of its header has {len(value)} characters, expected {LONGEST_TEXT} at most"
             )
@@ -80,6 +77,29 @@ def read_meta_header(path: Path) -> MetaHeader:
         raise unreadable(path, f"ObjectType is {shown(fields['ObjectType'])}, expected Image")
     count, size = _check_numbers(path, fields)
     return MetaHeader(fields, end, count, count * size)
+
+
+def _entries(path: Path, lines: list[str]) -> Iterator[tuple[int, str, str]]:
+    """Yield line number, key and value of MetaIO's own keys, as MetaIO understands the lines.
+
+    Other keys are those of other formats, such as ``dim[0]`` and ``0008|0060``, and their values any text, which may
+    have several lines. MetaIO takes one without a separator for a key, and what follows the next separator for its
+    value.
+
+    Raises:
+        DataError: when it would not see one of its own keys so.
+    """
+    is_open = False
+    for number, line in enumerate(lines, 1):
+        separator = re.search("[=:]", line)
+        head = line[: separator.start() if separator else None].strip(BLANK)
+        key = head.split("\r")[0].strip(BLANK)
+        is_own = OWN_KEYS.fullmatch(key) is not None
+        if len(key) > LONGEST_KEY or (is_own and (is_open or not separator or key != head)):
+            raise unreadable(path, f"line {number} of its header is not KEY = VALUE")
+        if is_own and separator:
+            yield number, key, line.partition(separator[0])[2].lstrip("=:" + BLANK).rstrip(BLANK)
+        is_open = separator is None and (is_open or bool(head))
 
 
 def _check_numbers(path: Path, fields: dict[str, str]) -> tuple[int, int]:

@@ -18,6 +18,8 @@ from sparse3dunet.io.text_geometry import meta_in_mm
 from sparse3dunet.io.text_header import shown, unreadable, whole_number
 from sparse3dunet.io.volumes import Volume
 
+FUNCTION = "ElementToIntensityFunction"
+
 
 def read_meta_image(path: Path) -> Volume:
     """Read a MetaImage, in one file or more, to an (X, Y, Z) or (X, Y, Z, C) volume.
@@ -26,12 +28,27 @@ def read_meta_image(path: Path) -> Volume:
         DataError: when it is damaged, or has another format.
     """
     header = read_meta_header(path)
-    files = _voxel_files(path, header)
+    files = voxel_files(path, header)
     reader = itk_header(path, "MetaImageIO")
     if len(files) == 1:
         _check_voxels(path, files[0], header)
     affine, is_sized = meta_in_mm(path, header.fields, itk_affine(reader))
-    return Volume(str(path), itk_array(itk_read(reader, path)), affine, has_voxel_size=is_sized)
+    notes = _intensity_notes(path, header)
+    return Volume(str(path), itk_array(itk_read(reader, path)), affine, has_voxel_size=is_sized, notes=notes)
+
+
+def _intensity_notes(path: Path, header: MetaHeader) -> tuple[str, ...]:
+    """Return a note on a function from stored values to intensities, which ITK and other programs ignore."""
+    slope, offset = (header.fields.get(key) for key in (f"{FUNCTION}Slope", f"{FUNCTION}Offset"))
+    try:
+        if (float(slope or 1), float(offset or 0)) == (1, 0):
+            return ()
+    except ValueError:  # no number
+        pass
+    return (
+        f"{path}: its {FUNCTION} (slope {shown(slope or '1')}, offset {shown(offset or '0')}) is not applied: "
+        "values are taken as they are stored, as ITK does. If they are needed, convert the image.",
+    )
 
 
 def write_meta_image(path: Path, array: np.ndarray, affine: np.ndarray, metadata: Mapping[str, str]) -> None:
@@ -59,7 +76,7 @@ def _ascii_line(text: str) -> str:
     return " ".join(text.split()).encode("ascii", "backslashreplace").decode()
 
 
-def _voxel_files(path: Path, header: MetaHeader) -> list[Path]:
+def voxel_files(path: Path, header: MetaHeader) -> list[Path]:
     """Return the files of the voxels: one, or one for each slice.
 
     Raises:

@@ -15,6 +15,12 @@ from sparse3dunet.io.slicer import Segment, label_map, segments_in
 from sparse3dunet.io.text_geometry import nrrd_in_mm
 from sparse3dunet.io.volumes import Volume
 
+PATIENT_SPACES = (
+    *("left-posterior-superior", "right-anterior-superior", "left-anterior-superior"),
+    *("lps", "ras", "las", "lpst", "rast", "last"),
+)
+"""Spaces whose axes are those of the patient; ITK takes all others for the first one."""
+
 
 def read_nrrd(path: Path) -> Volume:
     """Read an NRRD file to an (X, Y, Z) or (X, Y, Z, C) volume; a segmentation in layers to a label map (X, Y, Z).
@@ -63,8 +69,11 @@ def _read(path: Path) -> tuple[Volume, list[Segment]]:
     segments = segments_in(path, reader)
     voxels, notes = label_map(path, itk_array(itk_read(reader, path)), segments)
     affine, is_sized = nrrd_in_mm(path, header.fields, itk_affine(reader))
-    if "spacedimension" in header.fields and "space" not in header.fields:
-        notes += (f"{path}: its header does not name its space, so x, y and z are taken for left, back and head.",)
+    if header.fields.get("space", "").lower().removesuffix("-time") not in PATIENT_SPACES:
+        notes += (
+            f"{path}: its header does not name its space in the patient, such as left-posterior-superior, so x, y and "
+            "z are taken for left, back and head.",
+        )
     return Volume(str(path), voxels, affine, has_voxel_size=is_sized, notes=notes), segments
 
 

@@ -39,17 +39,23 @@ FIELDS = {
     *("spaceorigin", "spacedirections", "measurementframe", "kinds", "sampleunits", "datafile", "lineskip", "byteskip"),
 }
 """Names of fields, without blanks and in lower case."""
+MOST_FILES = 100_000
+"""Number of files that the voxels may be in."""
 LONGEST_VALUE, LONGEST_WORD = 500, 100
 """Characters; Teem copies words and numbers to arrays on the stack without a check."""
 
 
 @dataclass(frozen=True)
 class NrrdHeader:
-    """Fields of an NRRD header by lower-case name, the offset of its end, and the number of bytes of its voxels."""
+    """Fields of an NRRD header by lower-case name, the offset of its end, and the number of bytes of its voxels.
+
+    `listed` are the lines after ``data file: LIST``, each the name of a file.
+    """
 
     fields: dict[str, str]
     end: int
     num_bytes: int
+    listed: tuple[str, ...] = ()
 
 
 def read_nrrd_header(path: Path) -> NrrdHeader:
@@ -62,6 +68,7 @@ def read_nrrd_header(path: Path) -> NrrdHeader:
     if not lines or not re.fullmatch(r"NRRD000[1-9]", lines[0].strip()):
         raise unreadable(path, "it does not begin with NRRD0004 or the like")
     fields: dict[str, str] = {}
+    listed: tuple[str, ...] = ()
     for number, line in enumerate(lines[1:], 2):
         if line.startswith("#") or not line or ":=" in line:  # a comment, the end, or a key of other programs
             continue
@@ -79,8 +86,9 @@ def read_nrrd_header(path: Path) -> NrrdHeader:
             raise unreadable(path, f"line {number} of its header is too long")
         fields[name] = value.strip()
         if name == "datafile" and value.strip().startswith("LIST"):
+            listed = tuple(lines[number:])
             break
-    return NrrdHeader(fields, end, _check_numbers(path, fields))
+    return NrrdHeader(fields, end, _check_numbers(path, fields), listed)
 
 
 def _check_numbers(path: Path, fields: dict[str, str]) -> int:
@@ -118,11 +126,12 @@ def check_voxels(path: Path, header: NrrdHeader) -> None:
     fields = header.fields
     name = fields.get("datafile", "")
     encoding = ENCODINGS[fields["encoding"].lower()]
-    if name.startswith("LIST") or "%" in name:
-        _check_pattern(path, name)
+    files = voxel_files(path, header)
+    for other in files:
+        check_regular(other, path)
+    if len(files) > 1 or name.startswith("LIST") or "%" in name:
         return
-    file, start = (path.parent / name, 0) if name else (path, header.end)
-    check_regular(file, path)
+    file, start = files[0], 0 if name else header.end
     skip, lines = int(fields.get("byteskip", "0")), int(fields.get("lineskip", "0"))
     if lines:
         with file.open("rb") as stream:
@@ -138,10 +147,24 @@ def check_voxels(path: Path, header: NrrdHeader) -> None:
         check_compressed(path, file, start, found, header.num_bytes + max(skip, 0))
 
 
-def _check_pattern(path: Path, name: str) -> None:
-    """Raise DataError if the names of several files are none: Teem passes a pattern to C's printf."""
-    if not name.startswith("LIST") and not re.fullmatch(r"[^%]*%0?\d?d[^%]*( +-?\d{1,9}){3}( +\d)?", name):
+def voxel_files(path: Path, header: NrrdHeader) -> list[Path]:
+    """Return the files of the voxels: the image's own, the one that it names, or one for each of some slices.
+
+    Raises:
+        DataError: when the names of several files are none: Teem passes a pattern to C's printf.
+    """
+    name = header.fields.get("datafile", "")
+    if name.startswith("LIST"):
+        return [path.parent / line.strip() for line in header.listed if line.strip()]
+    if "%" not in name:
+        return [path.parent / name if name else path]
+    parts = re.fullmatch(r"([^%]*%0?\d?d[^%]*?) +(-?\d{1,9}) +(-?\d{1,9}) +(-?\d{1,9})(?: +\d)?", name)
+    numbers = range(0)
+    if parts and (step := int(parts[4])):
+        numbers = range(int(parts[2]), int(parts[3]) + (1 if step > 0 else -1), step)
+    if parts is None or not 0 < len(numbers) <= MOST_FILES:
         raise DataError(
             f"{path}: data file has a % ({shown(name)}), but is no pattern; expected a file, or a pattern such as "
             "slice_%03d.raw 1 20 1. Export the image again."
         )
+    return [path.parent / (parts[1] % number) for number in numbers]

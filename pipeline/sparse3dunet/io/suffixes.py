@@ -135,24 +135,24 @@ def same_volume(one: str | Path, other: str | Path) -> bool:
 def files_of(path: str | Path) -> list[str]:
     """Return the files on disk that a volume is read from: of a folder, its DICOM images, or all files below it.
 
-    Other files next to DICOM images do not count, such as a DICOMDIR or results.
+    Other files next to DICOM images do not count, such as a DICOMDIR or results. Of a file, also those that it names
+    for its voxels, such as the ``.raw`` of a ``.mhd``.
     """
     from sparse3dunet.io.dicom_folders import dicom_images
+    from sparse3dunet.io.voxel_files import voxel_files
 
     file, _ = split(path)
     if not os.path.isdir(file):
-        return [str(file)]
+        return [str(file), *voxel_files(file)]
     images = [] if suffix_among(path, ZARR_SUFFIXES) else dicom_images(file)
     below = (os.path.join(place, name) for place, _, names in os.walk(file) for name in names)
     return sorted(map(str, images) if images else below)
 
 
-def state_of(source: Path) -> list[str | int] | None:
-    """Return path, number of files, size and time of the last change in ns of a file, or of a folder's files.
+def state_of(source: Path) -> list[str | int]:
+    """Return path, number of files, size, and sum of the times of the last change in ns, of :func:`files_of`.
 
-    None if the voxels are in another file, which may change alone.
+    The sum, as the last one would stay if a file were replaced by an older one.
     """
-    if source.suffix.lower() in (".nhdr", ".mhd"):
-        return None
     files = [os.stat(file) for file in files_of(source)]
-    return [str(source), len(files), sum(file.st_size for file in files), max(file.st_mtime_ns for file in files)]
+    return [str(source), len(files), sum(file.st_size for file in files), sum(file.st_mtime_ns for file in files)]

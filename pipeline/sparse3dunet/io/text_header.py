@@ -53,7 +53,7 @@ def header_lines(path: Path, last: str) -> tuple[list[str], int]:
         while line := file.readline(LONGEST_LINE + 1):
             if len(line) > LONGEST_LINE or file.tell() > LONGEST_HEADER:
                 raise unreadable(path, f"line {len(lines) + 1} of its header is too long")
-            if re.search(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]", line):
+            if re.search(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]", line):
                 raise unreadable(path, f"line {len(lines) + 1} of its header is no text")
             lines.append(line.decode("latin-1").rstrip("\r\n"))
             if re.match(last, lines[-1]):

@@ -1,6 +1,7 @@
 """TIFF stacks, ImageJ's hyperstacks and OME-TIFF, with tifffile.
 
-Sources: the OME-TIFF specification 6; ImageJ's ``TiffDecoder`` for its description ("spacing", "unit").
+Sources: the OME-TIFF specification 6; ImageJ's ``TiffDecoder`` and ``FileOpener`` for its description
+("spacing", "unit", "zunit", "cf").
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import re
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from threading import get_ident
 from typing import Any
@@ -28,6 +30,8 @@ RESOLUTION_UNITS = {2: "inch", 3: "cm"}
 """Values of the tag ResolutionUnit."""
 LARGEST_IMAGEJ = 2**32 - 2**20
 """Bytes of voxels that fit in an ImageJ TIFF, whose offsets have 32 bits."""
+INTEGERS = ("uint8", "int16", "uint16", "int32", "uint32")
+"""Types of calibrated whole numbers, in the order of preference."""
 IMAGEJ_TYPES = ("uint8", "uint16", "float32")
 
 
@@ -41,8 +45,8 @@ def read_tiff(path: Path) -> Volume:
     with readable(path, "a whole TIFF stack"), _complaints(path), tifffile.TiffFile(path) as file:
         series = _only_series(path, file)
         array = _voxels(path, file, series)
-        axes = _axes_of(series)
-        return volume_of(path, array, axes, _sizes(file))
+        array, notes = _calibrated(path, array, (file.imagej_metadata or {}) if file.is_imagej else {})
+        return replace(volume_of(path, array, _axes_of(series), _sizes(file)), notes=notes)
 
 
 def is_ome(path: str | Path) -> bool:
@@ -154,6 +158,34 @@ def _check_imagej_pages(path: Path, file: Any, series: Any) -> None:
         )
 
 
+def _calibrated(path: Path, array: np.ndarray, metadata: Mapping[str, Any]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return the calibrated values of an ImageJ TIFF, and notes: signed integers are stored as unsigned ones.
+
+    ImageJ calibrates integers alone, with function 0, a straight line, and curves.
+    """
+    if "cf" not in metadata or array.dtype.kind != "u" or array.dtype.itemsize > 2:
+        return array, ()
+    try:
+        offset, factor = (float(metadata.get(key, 0)) for key in ("c0", "c1"))
+        is_line = int(metadata["cf"]) == 0 and bool(factor) and bool(np.isfinite([offset, factor]).all())
+    except (TypeError, ValueError, OverflowError):
+        is_line = False
+    if not is_line:
+        return array, (
+            f"{path}: its calibration in ImageJ is no straight line, so the values are taken as they are stored. For "
+            "calibrated ones, apply it in Fiji, and save the image with 32 bits.",
+        )
+    if (offset, factor) == (0, 1):
+        return array, ()
+    low, high = sorted((offset, offset + factor * np.iinfo(array.dtype).max))
+    kinds = [kind for kind in INTEGERS if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max]
+    is_whole = offset.is_integer() and factor.is_integer()
+    values = np.empty(array.shape, kinds[0] if kinds and is_whole else "float32")
+    for stored, calibrated in zip(array, values):  # plane by plane, as the stored ones may be on disk
+        calibrated[...] = offset + factor * stored.astype(np.float64)
+    return values, ()
+
+
 def _axes_of(series: Any) -> str | None:
     """Return the axes of a series; None if they are not known."""
     axes = series.axes.lower()
@@ -172,11 +204,14 @@ def _sizes(file: Any) -> dict[str, float | None]:
     tags = file.pages[0].tags
     unit = RESOLUTION_UNITS.get(int(tags["ResolutionUnit"].value)) if "ResolutionUnit" in tags else None
     depth: Any = None
+    units = dict.fromkeys("xyz", unit)
     if file.is_imagej:
         metadata = file.imagej_metadata or {}
         unit = metadata.get("unit") or unit
+        units = {"x": unit, "y": metadata.get("yunit") or unit, "z": metadata.get("zunit") or unit}
         depth = metadata.get("spacing", 1)  # ImageJ leaves out a spacing of 1
-    return {"x": in_mm(_per_pixel(tags, "X"), unit), "y": in_mm(_per_pixel(tags, "Y"), unit), "z": in_mm(depth, unit)}
+    sizes = {"x": _per_pixel(tags, "X"), "y": _per_pixel(tags, "Y"), "z": depth}
+    return {axis: in_mm(size, units[axis]) for axis, size in sizes.items()}
 
 
 def _per_pixel(tags: Any, axis: str) -> float | None:

@@ -1,0 +1,54 @@
+"""Files beside an image's own that its voxels are in, so that a change of these is seen, too."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from sparse3dunet.errors import DataError
+from sparse3dunet.io.hdf5 import source_files
+from sparse3dunet.io.meta_header import read_meta_header
+from sparse3dunet.io.meta_image import voxel_files as meta_files
+from sparse3dunet.io.microscopy import package, readable
+from sparse3dunet.io.nrrd_header import read_nrrd_header
+from sparse3dunet.io.nrrd_header import voxel_files as nrrd_files
+from sparse3dunet.io.suffixes import HDF5_SUFFIXES, META_SUFFIXES, NRRD_SUFFIXES, TIFF_SUFFIXES, suffix_among
+
+
+def voxel_files(file: Path) -> list[str]:
+    """Return the other existing files of the voxels, sorted; none of those that cannot be read, which reading tells."""
+    kind = next((kind for kind in _FINDERS if suffix_among(file, kind)), None)
+    if kind is None or not file.is_file():
+        return []
+    try:
+        found = _FINDERS[kind](file)
+    except (DataError, OSError, ValueError):
+        return []
+    return sorted({str(other) for other in found if other.is_file() and not other.samefile(file)})
+
+
+def _of_meta(file: Path) -> list[Path]:
+    return meta_files(file, read_meta_header(file))
+
+
+def _of_nrrd(file: Path) -> list[Path]:
+    return nrrd_files(file, read_nrrd_header(file))
+
+
+def _of_ome(file: Path) -> list[Path]:
+    """Return the files that an OME-TIFF names; the pages of several files are one stack."""
+    tifffile = package("tifffile", file)
+    with readable(file, "a whole TIFF stack"), tifffile.TiffFile(file) as content:
+        xml = content.ome_metadata or "" if content.is_ome else ""
+    names = re.findall(r"""\bFileName\s*=\s*["']([^"']*)["']""", xml)
+    return [file.parent / html.unescape(name) for name in dict.fromkeys(names)]
+
+
+_FINDERS: dict[tuple[str, ...], Callable[[Path], list[Path]]] = {
+    META_SUFFIXES: _of_meta,
+    NRRD_SUFFIXES: _of_nrrd,
+    TIFF_SUFFIXES: _of_ome,
+    HDF5_SUFFIXES: source_files,
+}

@@ -1,0 +1,116 @@
+"""Voxels in other files than the image's own: a change of these is a change of the image."""
+
+import os
+from functools import partial
+
+import h5py
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import tifffile
+
+from sparse3dunet.errors import DataError
+from sparse3dunet.inference.inputs import find_images
+from sparse3dunet.inference.records import CaseRecord
+from sparse3dunet.io import read_image
+from sparse3dunet.io.suffixes import state_of
+from tests.inference.test_records import do
+from tests.io.microscopy import voxels
+
+NRRD = "NRRD0005\ntype: uint8\ndimension: 3\nsizes: 7 6 5\nspacings: 1 1 1\nencoding: raw\ndata file: "
+ARRAY = voxels()
+
+
+def write_itk(path, array):
+    sitk.WriteImage(sitk.GetImageFromArray(array.T), str(path))
+    return path.with_suffix(".raw")
+
+
+def write_slices(lines):
+    def write(path, array):
+        path.write_text(NRRD + lines + "\n")
+        for k in range(5):
+            (path.parent / f"s{k}.raw").write_bytes(array[:, :, k].tobytes("F"))
+        return path.parent / "s3.raw"
+
+    return write
+
+
+def write_ome(path, array):
+    """As Bio-Formats writes several files: the first one holds the OME-XML of all."""
+    tifffile.imwrite(path, array.T, ome=True, metadata={"axes": "ZYX"}, photometric="minisblack")
+    xml = tifffile.TiffFile(path).ome_metadata
+    data = "".join(
+        f'<TiffData IFD="0" FirstZ="{k}" PlaneCount="1"><UUID FileName="{name}">urn:uuid:{k}</UUID></TiffData>'
+        for k, name in enumerate([path.name, *(f"z&amp;{k}.ome.tif" for k in range(1, 5))])
+    )
+    xml = xml[: xml.index("<TiffData")] + data + xml[xml.index("</Pixels>") :]
+    for k in range(5):
+        name = path if not k else path.with_name(f"z&{k}.ome.tif")
+        tifffile.imwrite(name, array.T[k], description=xml, metadata=None, photometric="minisblack")
+    return path.with_name("z&3.ome.tif")
+
+
+def write_external(path, array):
+    with h5py.File(path, "w") as file:
+        raw = [(str(path.with_name("a.raw")), 0, h5py.h5f.UNLIMITED)]
+        file.create_dataset("raw", shape=(5, 6, 7), dtype="u1", external=raw)[...] = array.T
+    return path.with_name("a.raw")
+
+
+def write_virtual(path, array, pattern=False):
+    layout = h5py.VirtualLayout((5, 6, 7), np.uint8)
+    for k in range(5):
+        with h5py.File(path.with_name(f"p{k}.h5"), "w") as file:
+            file["raw"] = array.T[k]
+        layout[k] = h5py.VirtualSource(f"p{k}.h5", "raw", (6, 7))
+    with h5py.File(path, "w") as file:
+        if not pattern:
+            file.create_virtual_dataset("raw", layout)
+            return path.with_name("p3.h5")
+        many, plane = h5py.h5s.UNLIMITED, h5py.h5s.create_simple((6, 7))
+        space = h5py.h5s.create_simple((5, 6, 7), (many, 6, 7))
+        space.select_hyperslab((0, 0, 0), (many, 1, 1), block=(1, 6, 7))
+        options = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        options.set_virtual(space, b"p%b.h5", b"raw", plane)
+        h5py.h5d.create(file.id, b"raw", h5py.h5t.NATIVE_UINT8, space, options)
+    return path.with_name("p3.h5")
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        *(("a.mhd", write_itk), ("a.nhdr", write_itk), ("a.ome.tif", write_ome), ("a.h5", write_external)),
+        *(("b.nhdr", write_slices("LIST\n" + "\n".join(f"s{k}.raw" for k in range(5)))), ("a.hdf5", write_virtual)),
+        ("b.h5", partial(write_virtual, pattern=True)),
+        *(("c.nhdr", write_slices("s%d.raw 0 4 1")), ("d.nhdr", write_slices("s%d.raw 4 0 -1 2"))),
+    ],
+)
+def test_a_change_of_the_voxels_is_seen(tmp_path, name, write):
+    other = write(tmp_path / name, ARRAY)
+    expected = ARRAY[:, :, ::-1] if name == "d.nhdr" else ARRAY
+    np.testing.assert_array_equal(read_image(tmp_path / name).data, expected)
+    (case,) = find_images([tmp_path / name])
+    before = state_of(tmp_path / name)
+    do(tmp_path / "out", case)
+    assert CaseRecord(tmp_path / "out", case, {"model": "one"}).is_done()
+    assert state_of(tmp_path / name) == before
+    os.utime(other, ns=(1, 1))  # an older file in its place, of the same size
+    assert state_of(tmp_path / name) != before
+    assert not CaseRecord(tmp_path / "out", case, {"model": "one"}).is_done()
+
+
+@pytest.mark.parametrize("lines", ["s%d.raw 0 999999999 1", "s%d.raw 0 4 0", "s%d.raw 4 0 1", "s%s.raw 0 4 1"])
+def test_patterns_that_are_none(tmp_path, lines):
+    write_slices(lines)(tmp_path / "a.nhdr", ARRAY)
+    with pytest.raises(DataError, match=r"a\.nhdr: data file has a %"):
+        read_image(tmp_path / "a.nhdr")
+    assert state_of(tmp_path / "a.nhdr")[1] == 1
+
+
+def test_listed_files_are_files(tmp_path):
+    write_slices("LIST\n" + "\n".join(f"s{k}.raw" for k in range(5)))(tmp_path / "a.nhdr", ARRAY)
+    (tmp_path / "s2.raw").unlink()
+    os.mkfifo(tmp_path / "s2.raw")
+    with pytest.raises(DataError, match=r"a\.nhdr: .*s2\.raw is a named pipe"):
+        read_image(tmp_path / "a.nhdr")
