@@ -7,6 +7,7 @@ from pydicom import Dataset, dcmread
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import read_image
 from sparse3dunet.io.dicom_annotation import class_values, read_on_grid, segment_names
+from sparse3dunet.io.rtstruct import filled
 from tests.io.dicom_files import write_rtstruct, write_seg, write_series
 from tests.io.test_dicom_annotation import circles, masks, on, options, voxels  # noqa: F401
 
@@ -116,3 +117,26 @@ def test_structures_without_contours_and_structure_zero_are_read(tmp_path):
     assert class_values(segment_names(tmp_path / "a.dcm")) == {"undrawn": 1, "ring": 2, "disc": 3}
     label = read_on_grid(tmp_path / "a.dcm", read_image(series), {"ring": 1, "disc": 2})
     np.testing.assert_array_equal(label.data, expected)
+
+
+def test_far_points_take_no_memory(tmp_path):
+    square = np.array([[2.0, -1e9], [2, 1e9], [1e12, 1e9], [1e12, -1e9]]) + 0.5
+    expected = np.zeros((13, 11), bool)
+    expected[3:] = True
+    np.testing.assert_array_equal(filled(square, expected.shape), expected)
+    series = write_series(tmp_path / "ct", voxels())
+    for far in (1e12, 1e300):
+        path = write_rtstruct(tmp_path / "rt.dcm", {"a": [[[10, -20, 5], [far, -20, 5], [14, -25, 5]]]})
+        with pytest.raises(DataError, match=r"no x, y, z of points in mm; expected .* at most 1e\+06"):
+            on(read_image(series), path)
+
+
+@pytest.mark.parametrize("gap", [0, 1e-9])
+def test_a_grid_of_its_own_is_of_plausible_size(tmp_path, gap):
+    series = write_series(tmp_path / "ct", voxels())
+    path = write_seg(tmp_path / "seg.dcm", series, masks() if gap else {"a": masks()["Spleen"]})
+    elements = dcmread(path)
+    elements.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SpacingBetweenSlices = gap
+    elements.save_as(path)
+    with pytest.raises(DataError, match=r"mm apart .* at most 10000 slices"):
+        read_image(path)
