@@ -83,6 +83,9 @@ def test_a_label_map_without_a_place_of_its_own_lies_on_its_image():
         (replace(sized, has_orientation=True), moved),  # both have a place
     ):
         assert on_grid_of(given, image) is given
+    one = Volume("b.nii", np.zeros(SHAPE), np.eye(4))  # as of a program that knows no size
+    unplaced = replace(moved, has_orientation=False)
+    assert np.array_equal(on_grid_of(one, unplaced).affine, moved.affine)
     unsized = replace(other, has_voxel_size=False)
     assert np.array_equal(on_grid_of(unsized, moved).affine, moved.affine)
 

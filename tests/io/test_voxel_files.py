@@ -10,7 +10,8 @@ import SimpleITK as sitk
 import tifffile
 
 from sparse3dunet.errors import DataError
-from sparse3dunet.inference.inputs import find_images
+from sparse3dunet.inference.batch import largest_first
+from sparse3dunet.inference.inputs import ImageCase, find_images
 from sparse3dunet.inference.records import CaseRecord
 from sparse3dunet.io import read_image
 from sparse3dunet.io.suffixes import state_of
@@ -114,3 +115,22 @@ def test_listed_files_are_files(tmp_path):
     os.mkfifo(tmp_path / "s2.raw")
     with pytest.raises(DataError, match=r"a\.nhdr: .*s2\.raw is a named pipe"):
         read_image(tmp_path / "a.nhdr")
+
+
+def test_damaged_images_do_not_end_a_batch(tmp_path):
+    """Neither their size nor their state is known, or they are; reading them tells what is wrong."""
+    with h5py.File(tmp_path / "whole.h5", "w") as file:
+        file["raw"] = voxels((6, 5, 4))
+        file["more/label"] = voxels((6, 5, 4))
+    whole, random = (tmp_path / "whole.h5").read_bytes(), np.random.default_rng(0)
+    for number in range(100):
+        damaged = bytearray(whole)
+        for place in random.integers(0, min(len(whole), 2500), 8):
+            damaged[place] = random.integers(256)
+        (tmp_path / f"images/{number}.h5").parent.mkdir(exist_ok=True)
+        (tmp_path / f"images/{number}.h5").write_bytes(damaged)
+    (tmp_path / "images/long.nhdr").write_text(f"NRRD0004\ntype: uchar\ndimension: 3\ndata file: {'a' * 300}.raw\n")
+    cases = [ImageCase(file.name, (str(file),)) for file in (tmp_path / "images").iterdir()]
+    assert len(largest_first(cases)) == 101
+    for case in cases:
+        state_of(case.files[0])

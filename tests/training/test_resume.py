@@ -324,6 +324,20 @@ def test_killed_and_resumed_ends_in_the_same_weights(trained, tmp_path):
     assert_same(bundle_outcome(out), bundle_outcome(tmp_path / "reference"))
 
 
+@pytest.mark.parametrize(("options", "is_refused"), [((), True), (("--rare_share", 0), False)])
+def test_a_training_that_a_version_without_weights_of_rare_classes_began(trained, tmp_path, options, is_refused):
+    """It goes on as it began, and is told by the one setting that decides."""
+    shutil.copytree(trained / "models", tmp_path / "models")
+    file = tmp_path / "models/state/last.pt"
+    state = torch.load(file, weights_only=True)
+    for name in ("rare_share", "rare_class_weights", "loss#ce_class_weight"):
+        del state["recipe"][name]
+    torch.save(state, file)
+    result = run_training(trained / "dataset", tmp_path, "--max_epochs", 3, "--resume", *options)
+    assert result.returncode == int(is_refused), result.stderr
+    assert ("began with other settings: rare_share 0 -> 0.01. Pass those" in result.stderr) == is_refused
+
+
 def test_the_state_holds_no_pickled_object(trained):
     state = torch.load(trained / "models/state/last.pt", weights_only=True)
     assert state.pop("recipe")["train#deform#prob"] == 0.8

@@ -14,6 +14,7 @@ from sparse3dunet.data.datalist import DataSet
 from sparse3dunet.data.partial_labels import describe as describe_partial_labels
 from sparse3dunet.data.regions import describe as describe_regions
 from sparse3dunet.data.reports import CaseReport, DataReport
+from sparse3dunet.io.volumes import value_text
 from sparse3dunet.keys import ANNOTATED_SLICES, WEIGHT
 
 SHOWN_CASES = 20
@@ -43,7 +44,7 @@ def as_json(report: DataReport) -> str:
 def _case(case: CaseReport) -> dict[str, Any]:
     content = dataclasses.asdict(dataclasses.replace(case, measurements=None))
     del content["measurements"]
-    return {**content, "values": {f"{value:.7g}": count for value, count in case.values.items()}}
+    return {**content, "values": {value_text(value): count for value, count in case.values.items()}}
 
 
 def show(

@@ -35,6 +35,7 @@ from sparse3dunet.io.volumes import (
     check_finite,
     check_same_grid,
     on_grid_of,
+    value_text,
     values_found,
 )
 from sparse3dunet.keys import ANNOTATED_CLASSES, ANNOTATED_SLICES, IMAGE, LABEL, REFERENCE, WEIGHT
@@ -93,7 +94,7 @@ def _with_found_classes(data_set: DataSet, background: int | None) -> DataSet:
     if len(classes) < 2 or len(values) > MOST_VALUES:
         if not values:
             read_image(data_set.cases[0][LABEL])  # its error is the better message
-        shown = ", ".join([f"{value:.10g}" for value in sorted(values)[:10]] + ["..."] * (len(values) > 10))
+        shown = ", ".join([value_text(value) for value in sorted(values)[:10]] + ["..."] * (len(values) > 10))
         most = max(range(len(found)), key=lambda number: len(found[number]))
         raise DataError(
             f"{_place(data_set)}: the label maps of {len(data_set.cases)} case(s) contain {len(values)} value(s), "
@@ -102,10 +103,11 @@ def _with_found_classes(data_set: DataSet, background: int | None) -> DataSet:
             "images, or declare the classes in a dataset.json."
         )
     if classes[0] < 0:
+        least = value_text(classes[0])
         raise DataError(
-            f"{_place(data_set)}: the label maps contain the value {classes[0]:.10g}, and no classes are declared; "
-            f"expected classes from 0 on. If it means unlabeled, pass it as ignore_index {classes[0]:.10g}; if it is "
-            "a class, declare the classes in a dataset.json."
+            f"{_place(data_set)}: the label maps contain the value {least}, and no classes are declared; expected "
+            f"classes from 0 on. If it means unlabeled, pass it as ignore_index {least}; if it is a class, declare the "
+            "classes in a dataset.json."
         )
     if background is None and classes[0] != 0:
         print(lowest_is_background(_place(data_set), [int(v) for v in classes]), file=sys.stderr, flush=True)
@@ -268,7 +270,7 @@ def _check_reference(reference: Volume, label: Volume, class_values: Sequence[in
     found = values_found(reference.data)
     bad = reference.data.size - sum(count for value, count in found.items() if value in class_values)
     if bad:
-        shown = ", ".join(f"{v:.7g}" for v in found if v not in class_values)[:100] or "NaN or infinity"
+        shown = ", ".join(value_text(v) for v in found if v not in class_values)[:100] or "NaN or infinity"
         raise DataError(
             f"{reference.path}: label value {shown} in {bad} of {reference.data.size} voxels is not a class; expected "
             f"a dense label for scoring, with only {', '.join(map(str, class_values))}. Correct it, or leave it out."

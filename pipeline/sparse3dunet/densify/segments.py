@@ -8,6 +8,7 @@ from pathlib import Path
 from sparse3dunet.colors import Labels
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.segments import BACKGROUND, UNLABELED_NAMES
+from sparse3dunet.io.volumes import value_text
 
 IGNORE = "ignore"
 """Name of the value of unlabeled voxels in data sets."""
@@ -41,7 +42,7 @@ def check_values(path: str, values: Mapping[float, int], segments: Mapping[int, 
     """
     strays = [value for value in values if value and value not in {*segments, *given}]
     if segments and strays:
-        shown = ", ".join(f"{value:.7g}" for value in strays[:5])
+        shown = ", ".join(value_text(value) for value in strays[:5])
         raise DataError(
             f"{path}: {sum(values[value] for value in strays)} voxels have a value that no segment has ({shown}); the "
             f"segments have {', '.join(map(str, segments))}. Save the segmentation again in 3D Slicer; or pass "

@@ -38,7 +38,7 @@ class ImageCase:
         """Bytes on disk; 0 if unknown."""
         try:
             return sum(os.path.getsize(file) for file in self.all_files())
-        except OSError:
+        except (OSError, ValueError):
             return 0
 
     def all_files(self) -> list[str]:

@@ -116,8 +116,8 @@ def _doubts(path: str | Path, files: Sequence[DicomFile]) -> tuple[str, ...]:
     notes = []
     if differing:
         notes.append(
-            f"{path}: its slices differ in {' and '.join(map(name_with_tag, differing))}, though they are of one series; "
-            "they are read as one volume. Check that they belong together."
+            f"{path}: its slices differ in {' and '.join(map(name_with_tag, differing))}, though they are of one "
+            "series; they are read as one volume. Check that they belong together."
         )
     if any(TABLE in file.header for file in files):
         notes.append(

@@ -222,7 +222,8 @@ def source_files(file: Path) -> list[Path]:
     while left := shown - seen:
         seen |= left
         for one in left:
-            with contextlib.suppress(OSError), h5py.File(one, "r") as content:  # a damaged one is told by who reads it
+            # A damaged file raises errors of many kinds, and is told by who reads it
+            with contextlib.suppress(Exception), h5py.File(one, "r") as content:
                 content.visititems(visit)
     return sorted(found | seen)
 

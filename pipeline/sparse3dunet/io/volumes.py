@@ -244,11 +244,12 @@ def on_grid_of(volume: Volume, image: Volume) -> Volume:
     """Return a label map with the affine of its image, if one of the two has no orientation or voxel size of its own.
 
     Their voxels then belong together by their indices: the affine of a format without orientation is a convention. It
-    is returned as it is if the shapes differ, or if both state voxel sizes and these differ.
+    is returned as it is if the shapes differ, or if both state voxel sizes and these differ; 1 mm along all axes is
+    what programs write that know none.
     """
     unplaced = not (volume.has_orientation and image.has_orientation)
     both_sized = volume.has_voxel_size and image.has_voxel_size
-    alike = not both_sized or np.allclose(volume.spacing, image.spacing, rtol=1e-3, atol=0)
+    alike = not both_sized or any(np.allclose(volume.spacing, size, rtol=1e-3, atol=0) for size in (image.spacing, 1))
     if unplaced and alike and volume.spatial_shape == image.spatial_shape:
         return replace(volume, affine=image.affine)
     return volume
@@ -277,6 +278,11 @@ def values_found(data: np.ndarray) -> dict[float, int]:
         data = data[np.isfinite(data)]
     values, counts = np.unique(data, return_counts=True)
     return {v.item(): int(n) for v, n in zip(values, counts)}
+
+
+def value_text(value: float) -> str:
+    """Return a value of a label map for people; whole numbers exactly."""
+    return f"{value:.0f}" if float(value).is_integer() else f"{value:.7g}"
 
 
 def class_numbers(values: np.ndarray, class_values: Sequence[int]) -> np.ndarray:

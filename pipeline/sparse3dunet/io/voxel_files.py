@@ -23,10 +23,11 @@ def voxel_files(file: Path) -> list[str]:
     if kind is None or not file.is_file():
         return []
     try:
-        found = _FINDERS[kind](file)
+        with readable(file, "a whole file"):
+            found = _FINDERS[kind](file)
+        return sorted({str(other) for other in found if other.is_file() and not other.samefile(file)})
     except (DataError, OSError, ValueError):
         return []
-    return sorted({str(other) for other in found if other.is_file() and not other.samefile(file)})
 
 
 def _of_meta(file: Path) -> list[Path]:

@@ -48,15 +48,17 @@ def hold_folders(*places: str | Path) -> None:
             folders.hold_folder(folder)
 
 
-def show_data(report: DataReport, class_weights: Sequence[float] | None = None) -> None:
+def show_data(report: DataReport, class_weights: Sequence[float] | None = None, loss: nn.Module | None = None) -> None:
     """Print a data set's classes and warnings, in the first process only.
 
     Args:
         report: report on the data set.
         class_weights: weight of a voxel of each class, shown with the classes.
+        loss: the loss, whose own weights in the cross-entropy are shown instead, if it has any.
     """
     if idist.get_rank() == 0:
-        check_report.show(report, cases=False, class_weights=class_weights)
+        own = getattr(loss, "ce_class_weight", None)
+        check_report.show(report, cases=False, class_weights=class_weights if own is None else own.tolist())
 
 
 def show_plan(plan: Plan, path: str | Path | None, keep: bool = False) -> None:

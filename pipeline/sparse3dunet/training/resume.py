@@ -206,7 +206,7 @@ class ResumableTraining:
             )
         changed = _changes({**state["settings"], PRETRAINED: given}, self.settings)  # the file may have moved
         if self.recipe and state["recipe"]:
-            changed += _changes(state["recipe"], self.recipe)
+            changed += _changes(_with_new_settings(state["recipe"], self.recipe), self.recipe)
         if changed:
             more = f"; and {len(changed) - 8} more" if len(changed) > 8 else ""
             raise DataError(
@@ -321,6 +321,14 @@ def _progress(part: Any, state: dict[str, Any]) -> dict[str, Any]:
 def _changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     names = [name for name in {**then, **now} if _place_free(now.get(name)) != _place_free(then.get(name))]
     return [f"{name} {then.get(name)} -> {now.get(name)}" for name in names]
+
+
+def _with_new_settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the recipe of a former version with settings that it did not have, as it trained without them."""
+    if "rare_share" in then:
+        return dict(then)
+    follow = {name: now[name] for name in ("rare_class_weights", "loss#ce_class_weight") if name in now}
+    return {**then, "rare_share": 0, **follow}  # 0.17 and before
 
 
 def _place_free(value: Any) -> Any:
