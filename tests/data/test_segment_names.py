@@ -45,7 +45,7 @@ DECLARED = {"labels": {"0": "background", "1": "liver", "2": "tumor"}}
     ("names", "declared", "words"),
     [
         ({1: "tumor", 2: "liver"}, {}, r"label1\.seg\.nrrd: the value 1 is the segment tumor, but Liver in .*label0"),
-        ({1: "spleen", 2: "tumor"}, {}, r"label1\.seg\.nrrd: the value 1 is the segment spleen, but Liver in"),
+        ({1: "background", 2: "tumor"}, {}, r"label1\.seg\.nrrd: the value 1 is the segment background, but Liver in"),
         ({1: "Segment_1", 3: "tumor"}, {}, r"label1\.seg\.nrrd: the segment tumor has the value 3, but 2 in .*label0"),
         ({1: "tumor", 2: "liver"}, DECLARED, r"1 is the segment tumor, but liver in .*data\.json \(labels\)"),
         ({1: "liver", 2: "tumor", 3: "body"}, DECLARED, r"3 is the segment body, but ignore in .*data\.json"),
@@ -71,6 +71,25 @@ def test_names_that_contradict_each_other_are_refused(tmp_path, names, declared,
 def test_other_names_are_taken(tmp_path, names, declared):
     """Those that say nothing, and those that are the same but for letters' cases."""
     assert inspect(complete(data_set(tmp_path, NAMES, names, **declared))).all_errors == []
+
+
+@pytest.mark.parametrize(
+    ("names", "declared", "words"),
+    [
+        ({1: "spleen"}, {}, "label1.seg.nrrd: the value 1 is the segment spleen, but Liver in"),
+        ({2: "P002_tumor"}, {}, "label1.seg.nrrd: the value 2 is the segment P002_tumor, but tumor in"),
+        ({2: "Tumour"}, DECLARED, "2 is the segment Tumour, but tumor in {} (labels). Did you mean tumor (2)? Classes"),
+        ({1: "Tumour"}, DECLARED, "1 is the segment Tumour, but liver in {} (labels). Did you mean tumor (2)? Classes"),
+        ({1: "Hepar"}, DECLARED, "1 is the segment Hepar, but liver in {} (labels). Classes are told by value"),
+    ],
+)
+def test_names_that_merely_differ_are_told(tmp_path, names, declared, words):
+    """They may be synonyms, or those of patients: data sets that trained were refused."""
+    report = inspect(complete(data_set(tmp_path, NAMES, names, names, **declared)))
+    assert report.all_errors == []
+    (line,) = [line for line in report.warning_lines() if "is the segment" in line]
+    assert words.format(tmp_path / "data.json") in line
+    assert line.endswith("The same in 1 more case(s).")
 
 
 def test_segments_that_a_data_set_cannot_leave_out(tmp_path, monkeypatch):
