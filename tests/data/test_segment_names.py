@@ -135,3 +135,22 @@ def test_sparse_copies_of_chosen_segments(tmp_path, monkeypatch):
     nib.save(nib.Nifti1Image(LABEL, np.eye(4)), tmp_path / "dense.nii.gz")
     with pytest.raises(DataError, match=r"dense\.nii\.gz: --segments names tumor, but the file names no segments"):
         simulate(tmp_path / "dense.nii.gz", tmp_path / "other", KeepSlices(1))
+
+
+@pytest.mark.parametrize("declared", [{}, {"ignore_index": 7}])
+def test_unlabeled_voxels_never_have_the_value_of_a_segment_left_out(tmp_path, monkeypatch, declared):
+    """They had that of the tumor, and counted as it where the copy was read with the data set's classes."""
+    data_set(tmp_path, NAMES, **DECLARED)
+    (tmp_path / "labelsTr").mkdir()
+    (tmp_path / "label0.seg.nrrd").rename(tmp_path / "labelsTr/a.seg.nrrd")
+    case = {"image": "scan0.nii", "label": "labelsTr/a.seg.nrrd"}
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": [case], **DECLARED, **declared}))
+    monkeypatch.setenv(SEGMENTS, "liver")
+    expected = declared.get("ignore_index", 3)
+    done = simulate(tmp_path / "labelsTr", tmp_path / "out", KeepSlices([0, 0, 2]))
+    assert done.ignore_index == expected
+    label, names = read_named_label(done.files[0])
+    assert names == {1: "Liver", expected: "ignore"}
+    assert set(np.unique(label.data)) == {0, 1, expected}
+    (tmp_path / "dataset.json").unlink()
+    assert simulate(tmp_path / "labelsTr", tmp_path / "out", KeepSlices([0, 0, 2])).ignore_index == 3

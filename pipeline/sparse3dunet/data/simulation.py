@@ -22,6 +22,7 @@ from sparse3dunet.data.layouts import SUFFIXES, file_stem, list_volumes
 from sparse3dunet.data.names import image_name
 from sparse3dunet.data.segment_names import only_chosen
 from sparse3dunet.errors import DataError
+from sparse3dunet.io.defaults import all_segments
 from sparse3dunet.io.dicom_annotation import annotation_file, read_dense
 from sparse3dunet.io.folders import hold_folder
 from sparse3dunet.io.formats import annotation_path, named_segments, read_grid, read_label, read_named_label
@@ -86,7 +87,7 @@ def simulate(
     used: set[float] = set()
     are_named = False
     for file in files:
-        label, names = _read_label(file, image)
+        label, names = _read_label(file, image)  # all segments: those left out have values of classes, too
         used |= {*values_found(label.data), *names}
         are_named |= bool(names)
     unlabeled = _unlabeled_value(split(files[0])[0].parent.parent, used) if ignore_index is None else ignore_index
@@ -101,7 +102,7 @@ def simulate(
     shares: list[float] = []
     notes: list[str] = []
     for file, copy in zip(files, targets):
-        label, names = _read_label(file, image)
+        label, names = only_chosen(*_read_label(file, image), all_there=False)
         sparse, share = _sparse(label, keep, seed, unlabeled)
         hold_folder(folder)  # now: a first label map that is refused leaves nothing behind
         written = _read_record(folder)
@@ -182,7 +183,8 @@ def _copy_name(file: Path) -> str:
 def _unlabeled_value(root: Path, used: set[float]) -> int:
     """Return the value that training uses for unlabeled, so that it is not a declared class that no file contains."""
     try:
-        declared = read_data_set(root).ignore_index if (root / "dataset.json").is_file() else ()
+        with all_segments():  # data sets leave out none of .seg.nrrd
+            declared = read_data_set(root).ignore_index if (root / "dataset.json").is_file() else ()
     except DataError:  # unrelated to the label maps
         declared = ()
     return declared[0] if declared else int(max(used)) + 1
@@ -204,12 +206,13 @@ def _label_files(path: Path) -> list[Path]:
 
 
 def _read_label(file: Path, image: str | Path | None) -> tuple[Volume, Labels]:
-    """Return a label map, of the segments that ``--segments`` names alone, and 3D Slicer's segments by value."""
+    """Return a label map and 3D Slicer's segments by value, all of them; of DICOM, those that ``--segments`` names."""
     names, annotation = Labels({}), annotation_file(file)
     if image is None and annotation is not None:
         volume = read_label(file)
     elif image is None:
-        volume, names = only_chosen(*read_named_label(annotation_path(str(file))))
+        volume, names = read_named_label(annotation_path(str(file)))
+        only_chosen(volume, names)  # raises if it lacks one
     elif annotation is None:
         raise DataError(f"{file}: no DICOM annotation, and has a grid of its own. Leave out --image.")
     else:
