@@ -154,3 +154,20 @@ def test_unlabeled_voxels_never_have_the_value_of_a_segment_left_out(tmp_path, m
     assert set(np.unique(label.data)) == {0, 1, expected}
     (tmp_path / "dataset.json").unlink()
     assert simulate(tmp_path / "labelsTr", tmp_path / "out", KeepSlices([0, 0, 2])).ignore_index == 3
+
+
+def test_a_chosen_segment_need_not_be_in_all_files_of_a_folder(tmp_path, monkeypatch):
+    """As in data sets; a case without tumor was refused."""
+    data_set(tmp_path, {1: "liver", 2: "tumor"}, {1: "liver", 2: "vessel"})
+    (tmp_path / "dense").mkdir()
+    for file in tmp_path.glob("*.seg.nrrd"):
+        file.rename(tmp_path / "dense" / file.name)
+    monkeypatch.setenv(SEGMENTS, "liver,tumor")
+    done = simulate(tmp_path / "dense", tmp_path / "out", KeepSlices([0, 0, 2]))
+    assert [read_named_label(file)[1] for file in done.files] == [
+        {1: "liver", 2: "tumor", 3: "ignore"},
+        {1: "liver", 3: "ignore"},
+    ]
+    monkeypatch.setenv(SEGMENTS, "liver,tumour")
+    with pytest.raises(DataError, match=r"label0.* and 1 other annotation.* no segment is named tumour \(--segments\)"):
+        simulate(tmp_path / "dense", tmp_path / "out", KeepSlices([0, 0, 2]))

@@ -22,12 +22,12 @@ from sparse3dunet.data.layouts import SUFFIXES, file_stem, list_volumes
 from sparse3dunet.data.names import image_name
 from sparse3dunet.data.segment_names import only_chosen
 from sparse3dunet.errors import DataError
-from sparse3dunet.io.defaults import all_segments
+from sparse3dunet.io.defaults import all_segments, default_segments
 from sparse3dunet.io.dicom_annotation import annotation_file, read_dense
 from sparse3dunet.io.folders import hold_folder
 from sparse3dunet.io.formats import annotation_path, named_segments, read_grid, read_label, read_named_label
 from sparse3dunet.io.json_files import parse_json
-from sparse3dunet.io.segments import BACKGROUND, UNLABELED_NAMES
+from sparse3dunet.io.segments import BACKGROUND, UNLABELED_NAMES, check_names
 from sparse3dunet.io.suffixes import NIFTI_SUFFIXES, image_suffix, is_image_file, natural_suffix, split, suffix_among
 from sparse3dunet.io.volumes import Volume, values_found
 from sparse3dunet.io.writing import replacing, write_segmentation, write_text
@@ -75,7 +75,8 @@ def simulate(
 
     Raises:
         DataError: when there is no label map, or one is unreadable or without foreground, when `ignore_index` is a
-            value of the label maps, or when the copies would replace the originals, each other, or other files.
+            value of the label maps, when a segment of ``--segments`` is in none, or when the copies would replace the
+            originals, each other, or other files.
     """
     files = _label_files(Path(source).expanduser())
     folder = Path(output_dir).expanduser()
@@ -86,10 +87,15 @@ def simulate(
         _check_replaceable(targets, _read_record(folder))
     used: set[float] = set()
     are_named = False
+    found: dict[str, None] = {}  # names of segments
     for file in files:
         label, names = _read_label(file, image)  # all segments: those left out have values of classes, too
         used |= {*values_found(label.data), *names}
         are_named |= bool(names)
+        found |= dict.fromkeys(names.values())
+    if are_named:
+        others = f" and {len(files) - 1} other annotation(s)" if len(files) > 1 else ""
+        check_names(f"{files[0]}{others}", default_segments(), list(found))
     unlabeled = _unlabeled_value(split(files[0])[0].parent.parent, used) if ignore_index is None else ignore_index
     _check_values(source, unlabeled, used, are_named)
     try:
@@ -212,7 +218,8 @@ def _read_label(file: Path, image: str | Path | None) -> tuple[Volume, Labels]:
         volume = read_label(file)
     elif image is None:
         volume, names = read_named_label(annotation_path(str(file)))
-        only_chosen(volume, names)  # raises if it lacks one
+        if not names and volume.data.any():
+            only_chosen(volume, names)  # raises: what to leave out is unknown
     elif annotation is None:
         raise DataError(f"{file}: no DICOM annotation, and has a grid of its own. Leave out --image.")
     else:
