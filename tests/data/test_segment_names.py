@@ -6,6 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from sparse3dunet.cli.simulate import next_step
 from sparse3dunet.data.checks import complete, inspect
 from sparse3dunet.data.datalist import read_data_set
 from sparse3dunet.data.simulation import simulate
@@ -171,3 +172,21 @@ def test_a_chosen_segment_need_not_be_in_all_files_of_a_folder(tmp_path, monkeyp
     monkeypatch.setenv(SEGMENTS, "liver,tumour")
     with pytest.raises(DataError, match=r"label0.* and 1 other annotation.* no segment is named tumour \(--segments\)"):
         simulate(tmp_path / "dense", tmp_path / "out", KeepSlices([0, 0, 2]))
+
+
+def test_the_command_after_simulate_takes_the_same_segments(tmp_path, monkeypatch):
+    """The dense label has others, which densify refused as a reference without the option."""
+    data_set(tmp_path, NAMES)
+    dense = tmp_path / "label0.seg.nrrd"
+    monkeypatch.setenv(SEGMENTS, "tumor")
+    done = simulate(dense, tmp_path / "out", KeepSlices([0, 0, 2]))
+    assert done.leaves_out
+    step = next_step(dense, done.files, done.ignore_index, True, "tumor", done.leaves_out)
+    assert step == f"sparse3dunet densify SCAN {done.files[0]} -o OUT --segments tumor --reference {dense}"
+    pair = prepare_pair(tmp_path / "scan0.nii", done.files[0], tmp_path / "pair", reference=dense)
+    report = inspect(complete(read_data_set(pair)))
+    assert report.all_errors == []
+    assert (report.data_set.class_names, report.data_set.class_values) == (["background", "tumor"], [0, 2])
+    copies = [tmp_path / "few/a.seg.nrrd", tmp_path / "few/b.seg.nrrd"]
+    assert "--reference_dir" not in next_step(tmp_path / "dense", copies, 3, True, "tumor", True)
+    assert "--reference_dir dense" in next_step(tmp_path / "dense", copies, 3, True, "tumor,liver", False)

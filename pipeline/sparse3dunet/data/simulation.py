@@ -41,12 +41,21 @@ RECORD = ".simulated.json"
 
 @dataclass(frozen=True)
 class Simulated:
-    """Result of :func:`simulate`: the files, the share of voxels kept in each, the value of the others, and notes."""
+    """Result of :func:`simulate`.
+
+    Attributes:
+        files: the copies.
+        shares: share of the voxels kept in each.
+        ignore_index: value of the others.
+        notes: what a user must know of how the label maps were read.
+        leaves_out: whether ``--segments`` left a segment out, or gave those in DICOM values of their own.
+    """
 
     files: list[Path]
     shares: list[float]
     ignore_index: int
     notes: list[str]
+    leaves_out: bool = False
 
 
 def simulate(
@@ -107,8 +116,10 @@ def simulate(
         ) from error
     shares: list[float] = []
     notes: list[str] = []
+    leaves_out = bool(default_segments()) and any(map(annotation_file, files))
     for file, copy in zip(files, targets):
-        label, names = only_chosen(*_read_label(file, image), all_there=False)
+        label, names = only_chosen(*(dense := _read_label(file, image)), all_there=False)
+        leaves_out |= len(names) < len(dense[1])
         sparse, share = _sparse(label, keep, seed, unlabeled)
         hold_folder(folder)  # now: a first label map that is refused leaves nothing behind
         written = _read_record(folder)
@@ -119,7 +130,7 @@ def simulate(
         _write_record(folder, written | {copy.name: as_written(copy)})
         shares.append(share)
         notes += label.notes
-    return Simulated(targets, shares, unlabeled, notes)
+    return Simulated(targets, shares, unlabeled, notes, leaves_out)
 
 
 def _check_values(source: str | Path, unlabeled: int, used: set[float], are_named: bool) -> None:
