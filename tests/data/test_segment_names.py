@@ -190,3 +190,22 @@ def test_the_command_after_simulate_takes_the_same_segments(tmp_path, monkeypatc
     copies = [tmp_path / "few/a.seg.nrrd", tmp_path / "few/b.seg.nrrd"]
     assert "--reference_dir" not in next_step(tmp_path / "dense", copies, 3, True, "tumor", True)
     assert "--reference_dir dense" in next_step(tmp_path / "dense", copies, 3, True, "tumor,liver", False)
+
+
+def test_a_former_copy_by_another_name_is_removed(tmp_path):
+    """0.17 wrote a.nrrd: a folder of labels had two of the same case after the command was run again."""
+    data_set(tmp_path, NAMES)
+    (copy,) = simulate(tmp_path / "label0.seg.nrrd", tmp_path / "out", KeepSlices(1)).files
+    record = tmp_path / "out/.simulated.json"
+    for is_changed in (False, True):
+        former = copy.with_name("label0.nrrd")
+        copy.rename(former)
+        record.write_text(record.read_text().replace(copy.name, former.name))
+        if is_changed:
+            former.write_bytes(b"painted")
+            with pytest.raises(DataError, match=r"label0\.nrrd exists and is not what this command wrote there"):
+                simulate(tmp_path / "label0.seg.nrrd", tmp_path / "out", KeepSlices(1))
+            assert not copy.exists()
+        simulate(tmp_path / "label0.seg.nrrd", tmp_path / "out", KeepSlices(1), overwrite=is_changed)
+        assert list((tmp_path / "out").glob("[!.]*")) == [copy]
+        assert list(json.loads(record.read_text())) == [copy.name]

@@ -28,7 +28,15 @@ from sparse3dunet.io.folders import hold_folder
 from sparse3dunet.io.formats import annotation_path, named_segments, read_grid, read_label, read_named_label
 from sparse3dunet.io.json_files import parse_json
 from sparse3dunet.io.segments import BACKGROUND, UNLABELED_NAMES, check_names
-from sparse3dunet.io.suffixes import NIFTI_SUFFIXES, image_suffix, is_image_file, natural_suffix, split, suffix_among
+from sparse3dunet.io.suffixes import (
+    NIFTI_SUFFIXES,
+    NRRD_SUFFIXES,
+    image_suffix,
+    is_image_file,
+    natural_suffix,
+    split,
+    suffix_among,
+)
 from sparse3dunet.io.volumes import Volume, values_found
 from sparse3dunet.io.writing import replacing, write_segmentation, write_text
 from sparse3dunet.io.written import as_written, is_as_written
@@ -74,7 +82,7 @@ def simulate(
     Args:
         source: a label map, or a folder of them (subfolders are ignored).
         output_dir: folder of the copies, which have the same names (``a.tiff`` becomes ``a.tif``); former copies are
-            replaced, but no other files.
+            replaced, also those that earlier versions named ``a.nrrd`` instead of ``a.seg.nrrd``, but no other files.
         keep: :class:`~sparse3dunet.transforms.KeepSlices` or similar; called with a label map (1, X, Y, Z).
         seed: random seed; the draw depends only on it and the file's name.
         ignore_index: value of unlabeled voxels; default: that of the ``dataset.json`` in the parent folder, otherwise
@@ -93,7 +101,7 @@ def simulate(
         raise DataError(f"{folder.absolute()} contains the dense label maps; pass another folder for the sparse ones.")
     targets = _targets(files, folder)
     if not overwrite:
-        _check_replaceable(targets, _read_record(folder))
+        _check_replaceable([*targets, *_former(targets, _read_record(folder))], _read_record(folder))
     used: set[float] = set()
     are_named = False
     found: dict[str, None] = {}  # names of segments
@@ -123,10 +131,14 @@ def simulate(
         sparse, share = _sparse(label, keep, seed, unlabeled)
         hold_folder(folder)  # now: a first label map that is refused leaves nothing behind
         written = _read_record(folder)
+        former = [old for old in _former(targets, written) if _stem(old) == _stem(copy)]
         if not overwrite:
-            _check_replaceable([copy], written)
+            _check_replaceable([copy, *former], written)
         _write_record(folder, written | {copy.name: None})  # first: a copy of a run that is killed may be replaced
         _write(sparse, label, copy, Labels({0: BACKGROUND, **names, unlabeled: UNLABELED_NAMES[0]}, names.colors))
+        for old in former:
+            old.unlink(missing_ok=True)
+            written.pop(old.name)
         _write_record(folder, written | {copy.name: as_written(copy)})
         shares.append(share)
         notes += label.notes
@@ -166,6 +178,22 @@ def _targets(files: Sequence[Path], folder: Path) -> list[Path]:
     return [folder / name for name in originals]
 
 
+def _former(targets: Sequence[Path], written: dict[str, Any]) -> list[Path]:
+    """Return recorded copies of the same originals by another name: before 0.18, those of .seg.nrrd were .nrrd."""
+    names, stems = {target.name for target in targets}, {_stem(target) for target in targets if _is_nrrd(target)}
+    folder = targets[0].parent
+    others = [folder / name for name in written if name not in names and Path(name).name == name]
+    return [path for path in others if _is_nrrd(path) and _stem(path) in stems]
+
+
+def _is_nrrd(path: Path) -> bool:
+    return image_suffix(path) in NRRD_SUFFIXES
+
+
+def _stem(path: Path) -> str:
+    return file_stem(path).removesuffix(".seg")
+
+
 def _check_replaceable(targets: Sequence[Path], written: dict[str, Any]) -> None:
     """Raise DataError if a file would be replaced that is none of the copies in the record, as they were written."""
     for target in targets:
@@ -194,7 +222,7 @@ def _copy_name(file: Path) -> str:
     """Return the name of the copy of a label map: the same, or with the suffix of results in this format."""
     if image_suffix(file) in NIFTI_SUFFIXES:
         return file.name
-    return file_stem(file).removesuffix(".seg") + (".seg.nrrd" if named_segments(file) else natural_suffix(file))
+    return _stem(file) + (".seg.nrrd" if named_segments(file) else natural_suffix(file))
 
 
 def _unlabeled_value(root: Path, used: set[float]) -> int:
