@@ -138,11 +138,21 @@ def test_a_segment_that_no_label_names_is_told(tmp_path):
     data = data_set(tmp_path, {"liver": box(LIVER), "tumor": box((4, 4, 1))}, others, **DECLARED)
     lines = [line for line in inspect(complete(data)).warning_lines() if "left out" in line]
     assert len(lines) == 1
-    assert "label1.dcm: left out, since no class has this name: Tumour, Body;" in lines[0]
-    assert "The classes are liver, tumor. Did you mean tumor by Tumour?" in lines[0]
+    told = "no class has this name: Tumour (did you mean tumor?), and 1 other structure(s);"
+    assert f"label1.dcm: left out, since {told}" in lines[0]
+    assert "The classes are liver, tumor. Correct the name" in lines[0]
     set_defaults(segments="liver")
     data = read_data_set(tmp_path / "data.json")
     assert not any("left out" in line for line in inspect(complete(data)).warning_lines())
+
+
+def test_structures_that_no_label_names_are_counted(tmp_path):
+    """Structure sets have many; a line of names for each case hid all else. A class that is there is not misspelled."""
+    masks = {"liver": box(LIVER), "tumor": box((4, 4, 1)), "Body": box((5, 0, 1)), "Liver 2": box((5, 1, 1))}
+    data = data_set(tmp_path, masks, {**masks, "Couch": box((5, 2, 1))}, **DECLARED)
+    (line,) = [line for line in inspect(complete(data)).warning_lines() if "left out" in line]
+    assert "label0.dcm: 2 structure(s) that no declared class names are left out; the voxels count as in no" in line
+    assert line.endswith("The classes are liver, tumor. The same in 1 more case(s).")
 
 
 def test_a_segment_of_a_reference_that_no_label_names_is_told(tmp_path):

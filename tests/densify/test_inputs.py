@@ -270,6 +270,17 @@ def test_an_annotation_beyond_the_scan(tmp_path, capsys):
     assert f"label.nrrd: {lost} annotated voxels are outside of the scan" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("given", [None, [255, 254]])
+def test_unlabeled_voxels_beyond_the_scan_are_not_told(tmp_path, capsys, given):
+    """They counted as annotated if their value was a guess, or one of several."""
+    scan = write_input(tmp_path / "scan.nii.gz", IMAGE_DATA, OBLIQUE)
+    label = np.full((8, 10, 10), 254 if given else 7, np.uint8)  # most voxels have the largest value: a guess
+    label[3, 3:6, 3:6], label[5, 3, 3:6], label[0, 2, 2] = 1, 0, 2
+    write_input(tmp_path / "label.nrrd", label, OBLIQUE @ nib.affines.from_matvec(np.eye(3), (-2, 0, 0)))
+    prepare_pair(scan, tmp_path / "label.nrrd", tmp_path / "out", ignore_index=given)
+    assert "label.nrrd: 1 annotated voxels are outside of the scan" in capsys.readouterr().out
+
+
 def test_within_a_tenth_of_a_voxel(tmp_path):
     scan = write_input(tmp_path / "scan.nii.gz", IMAGE_DATA, OBLIQUE)
     for off, number in ((0.08, 0), (0.3, 1)):

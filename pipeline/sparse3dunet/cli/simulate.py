@@ -62,10 +62,18 @@ def simulate(
         f"Wrote {len(done.files)} label map(s) to {output_dir}: {sum(done.shares) / len(done.shares):.2%} of the "
         f"voxels kept; the others are {done.ignore_index} (unlabeled)."
     )
-    print(f"Next: {next_step(labels.expanduser(), done.files, done.ignore_index, slices is not None)}")
+    chosen = (segments, done.leaves_out)
+    print(f"Next: {next_step(labels.expanduser(), done.files, done.ignore_index, slices is not None, *chosen)}")
 
 
-def next_step(labels: Path, copies: Sequence[Path], ignore_index: int, in_slices: bool) -> str:
+def next_step(
+    labels: Path,
+    copies: Sequence[Path],
+    ignore_index: int,
+    in_slices: bool,
+    segments: str | None = None,
+    leaves_out: bool = False,
+) -> str:
     """Return what to do with sparse copies of dense labels, as a command.
 
     Args:
@@ -73,13 +81,19 @@ def next_step(labels: Path, copies: Sequence[Path], ignore_index: int, in_slices
         copies: the sparse ones.
         ignore_index: value of unlabeled voxels in them.
         in_slices: whether whole slices are kept, around which this value is inferred.
+        segments: names of the segments that copies have alone, as an option; None for all.
+        leaves_out: whether the dense labels have others, or other values for these: then they cannot be references of
+            data sets, in which segments are told by value.
     """
     from sparse3dunet.io.volumes import UNLABELED_VALUE
 
     is_clear = in_slices or ignore_index == UNLABELED_VALUE or ignore_index < 0
     if len(copies) == 1:
         values = [] if is_clear else ["--ignore-index", str(ignore_index)]
-        dense = ["--reference", str(labels)] if labels.is_file() else []
+        is_named = copies[0].name.endswith(".seg.nrrd")
+        if segments is not None and is_named:
+            values += ["--segments", segments]
+        dense = ["--reference", str(labels)] if labels.is_file() and (segments is None or is_named) else []
         return f"sparse3dunet densify SCAN {shlex.join([str(copies[0]), '-o', 'OUT', *values, *dense])}"
     root, folder = labels.absolute().parent, copies[0].absolute().parent
     values = [] if is_clear or (root / "dataset.json").is_file() else ["--ignore_index", str(ignore_index)]
@@ -89,4 +103,5 @@ def next_step(labels: Path, copies: Sequence[Path], ignore_index: int, in_slices
             shlex.join(["--label_dir", folder.name, *values])
         )
     places = ["--dataset_dir", str(labels.parent), "--label_dir", str(folder.relative_to(root))]
-    return shlex.join(["sparse3dunet", "run", "training", *places, "--reference_dir", labels.name, *values])
+    dense = [] if leaves_out else ["--reference_dir", labels.name]
+    return shlex.join(["sparse3dunet", "run", "training", *places, *dense, *values])

@@ -145,6 +145,7 @@ def _channels_of(case: Case) -> int:
 def inspect(data_set: DataSet) -> DataReport:
     """Read every file of a data set and return a report with all errors, without raising."""
     report = DataReport(data_set, _in_parallel(lambda case: inspect_case(case, data_set), data_set.cases))
+    report.warnings += data_set.warnings
     _inspect_classes(report)
     _inspect_images(report)
     return report

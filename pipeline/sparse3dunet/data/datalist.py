@@ -51,6 +51,7 @@ class DataSet:
         modalities: names of the channels, such as CT; empty if undeclared.
         regions: class numbers by the name of the region, in the order in which they are written; empty if undeclared.
         colors: colours by value on disk, as #rrggbb, of classes that have one of their own.
+        warnings: kind and text of each warning on what its files state.
     """
 
     cases: list[Case]
@@ -63,6 +64,7 @@ class DataSet:
     modalities: tuple[str, ...] = ()
     regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     colors: Mapping[int, str] = field(default_factory=dict)
+    warnings: tuple[tuple[str, str], ...] = ()
 
 
 def read_data_set(
@@ -112,7 +114,7 @@ def read_data_set(
         check_named_segments(cases)
     after = [max(class_values) + 1] if class_values and not ignore else []  # the default
     stated = {**dict(zip(class_values, class_names)), **dict.fromkeys((*named_ignore, *after), "ignore")}
-    check_same_names(cases, stated, str(listing.source))
+    warnings = check_same_names(cases, stated, str(listing.source))
     cases, class_names, class_values, ignore = with_dicom_labels(cases, class_names, class_values, ignore)
     if not ignore and class_values:
         ignore = (max(class_values) + 1,)
@@ -122,7 +124,7 @@ def read_data_set(
     _check_regions(listing, regions, cases)
     validation = tuple(case_name(case) for case in cases[len(cases) - listing.num_validation :])
     source = str(listing.source.absolute())
-    declared = (listing.num_channels, validation, source, listing.modalities, regions, _colors(listing))
+    declared = (listing.num_channels, validation, source, listing.modalities, regions, _colors(listing), warnings)
     return DataSet(cases, class_names, class_values, ignore, *declared)
 
 

@@ -18,7 +18,9 @@ SHEAR_TOLD = 0.01
 
 Doubt = tuple[str, str]
 """Kind and text of a warning."""
-OWN_FIGURES = re.compile(r"\d+(\.\d+){3,}|\d[\d.]*(?= (?:of|to|mm|voxels|slices|contours)\b| \+)")
+OWN_FIGURES = re.compile(
+    r"\d+(\.\d+){3,}|\d[\d.]*(?= (?:of|to|mm|voxels|slices|contours|structure|other structure)\b| \+)"
+)
 """UIDs and counts in a note, in which cases differ that it says the same of; names of classes may have numbers, too."""
 
 

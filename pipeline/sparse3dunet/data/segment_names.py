@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import re
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from sparse3dunet.errors import DataError
 from sparse3dunet.io.defaults import default_segments
 from sparse3dunet.io.dicom_annotation import annotation_file
 from sparse3dunet.io.formats import named_segments
-from sparse3dunet.io.segments import SPECIAL, UNLABELED_NAMES, check_names, listed
+from sparse3dunet.io.segments import BACKGROUND, SPECIAL, UNLABELED_NAMES, check_names, listed
 from sparse3dunet.io.volumes import Volume
 from sparse3dunet.keys import LABEL, REFERENCE
 
@@ -84,35 +85,60 @@ def only_chosen(label: Volume, segments: Labels, all_there: bool = True) -> tupl
     return replace(label, data=data), Labels(kept, segments.colors)
 
 
-def check_same_names(cases: Sequence[Case], declared: Mapping[int, str], source: str) -> None:
-    """Raise DataError if 3D Slicer's segmentations, or they and the declared classes, name a value differently.
+def check_same_names(cases: Sequence[Case], declared: Mapping[int, str], source: str) -> tuple[tuple[str, str], ...]:
+    """Return warnings if 3D Slicer's segmentations, or they and the declared classes, name a value differently.
 
-    Classes are told by value, so that two structures would be mixed up. Names that say nothing, such as Segment_1, are
-    left aside, and so are damaged files, which the check of all files reports.
+    Classes are told by value, so that structures would be mixed up if a name is that of another value. A name that is
+    merely another one may be a synonym, or that of a patient. Names that say nothing, such as Segment_1, are left
+    aside, and so are damaged files, which the check of all files reports.
 
     Args:
         cases: the cases.
         declared: names of classes and unlabeled values by value; empty if undeclared.
         source: where the classes are declared, for messages.
+
+    Returns:
+        Kind and text of each warning, one kind for each value.
+
+    Raises:
+        DataError: when a name has two values, or a value means unlabeled, or background, in one place alone.
     """
-    names: dict[int, tuple[str, str]] = {}  # and where each was found
-    values: dict[str, tuple[int, str]] = {}
-    found = [(value, name, f"{source} (labels)") for value, name in declared.items()]
+    place_of_classes = f"{source} (labels)"
+    found = [(value, name, place_of_classes) for value, name in declared.items()]
     for path in labels_of(cases):
         try:
             found += [(value, name, path) for value, name in named_segments(path).items()]
         except DataError:
             continue
+    found = [(value, name, place) for value, name, place in found if not GENERIC.fullmatch(_key(name))]
+    names: dict[int, tuple[str, str]] = {}  # and where each was found
+    values: dict[str, tuple[int, str]] = {}
     for value, name, place in found:
-        key = _key(name)
-        if GENERIC.fullmatch(key):
-            continue
-        other, where = names.setdefault(value, (name, place))
-        if _key(other) != key:
+        names.setdefault(value, (name, place))
+        values.setdefault(_key(name), (value, place))
+    warnings = []
+    for value, name, place in found:
+        key, (other, where) = _key(name), names[value]
+        before, elsewhere = values[key]
+        has_two_values = before != value and elsewhere != place and key != UNLABELED_NAMES[0]
+        pair = {key, _key(other)}
+        means_two = UNLABELED_NAMES[0] in pair or (BACKGROUND in pair and where != place_of_classes)
+        if len(pair) > 1 and (has_two_values or means_two):
             raise DataError(f"{place}: the value {value} is the segment {name}, but {other} in {where}; {CURE}")
-        before, where = values.setdefault(key, (value, place))
-        if before != value and where != place and key != UNLABELED_NAMES[0]:
-            raise DataError(f"{place}: the segment {name} has the value {value}, but {before} in {where}; {CURE}")
+        if has_two_values:
+            raise DataError(f"{place}: the segment {name} has the value {value}, but {before} in {elsewhere}; {CURE}")
+        if len(pair) > 1:
+            text = f"{place}: the value {value} is the segment {name}, but {other} in {where}. {_guess(name, declared)}"
+            cure = "Classes are told by value, so both count as one. Check that they are the same structure."
+            warnings.append((f"segment names of {value}", text + cure))
+    return tuple(warnings)
+
+
+def _guess(name: str, declared: Mapping[int, str]) -> str:
+    """Return which declared name is nearly this one, as a question; empty if none is."""
+    by_key = {_key(other): (value, other) for value, other in declared.items() if _key(other) not in SPECIAL}
+    near = difflib.get_close_matches(_key(name), by_key, n=1)
+    return f"Did you mean {by_key[near[0]][1]} ({by_key[near[0]][0]})? " if near else ""
 
 
 def labels_of(cases: Sequence[Case]) -> list[str]:

@@ -22,12 +22,21 @@ from sparse3dunet.data.layouts import SUFFIXES, file_stem, list_volumes
 from sparse3dunet.data.names import image_name
 from sparse3dunet.data.segment_names import only_chosen
 from sparse3dunet.errors import DataError
+from sparse3dunet.io.defaults import all_segments, default_segments
 from sparse3dunet.io.dicom_annotation import annotation_file, read_dense
 from sparse3dunet.io.folders import hold_folder
 from sparse3dunet.io.formats import annotation_path, named_segments, read_grid, read_label, read_named_label
 from sparse3dunet.io.json_files import parse_json
-from sparse3dunet.io.segments import BACKGROUND, UNLABELED_NAMES
-from sparse3dunet.io.suffixes import NIFTI_SUFFIXES, image_suffix, is_image_file, natural_suffix, split, suffix_among
+from sparse3dunet.io.segments import BACKGROUND, UNLABELED_NAMES, check_names
+from sparse3dunet.io.suffixes import (
+    NIFTI_SUFFIXES,
+    NRRD_SUFFIXES,
+    image_suffix,
+    is_image_file,
+    natural_suffix,
+    split,
+    suffix_among,
+)
 from sparse3dunet.io.volumes import Volume, values_found
 from sparse3dunet.io.writing import replacing, write_segmentation, write_text
 from sparse3dunet.io.written import as_written, is_as_written
@@ -40,12 +49,21 @@ RECORD = ".simulated.json"
 
 @dataclass(frozen=True)
 class Simulated:
-    """Result of :func:`simulate`: the files, the share of voxels kept in each, the value of the others, and notes."""
+    """Result of :func:`simulate`.
+
+    Attributes:
+        files: the copies.
+        shares: share of the voxels kept in each.
+        ignore_index: value of the others.
+        notes: what a user must know of how the label maps were read.
+        leaves_out: whether ``--segments`` left a segment out, or gave those in DICOM values of their own.
+    """
 
     files: list[Path]
     shares: list[float]
     ignore_index: int
     notes: list[str]
+    leaves_out: bool = False
 
 
 def simulate(
@@ -64,7 +82,7 @@ def simulate(
     Args:
         source: a label map, or a folder of them (subfolders are ignored).
         output_dir: folder of the copies, which have the same names (``a.tiff`` becomes ``a.tif``); former copies are
-            replaced, but no other files.
+            replaced, also those that earlier versions named ``a.nrrd`` instead of ``a.seg.nrrd``, but no other files.
         keep: :class:`~sparse3dunet.transforms.KeepSlices` or similar; called with a label map (1, X, Y, Z).
         seed: random seed; the draw depends only on it and the file's name.
         ignore_index: value of unlabeled voxels; default: that of the ``dataset.json`` in the parent folder, otherwise
@@ -74,7 +92,8 @@ def simulate(
 
     Raises:
         DataError: when there is no label map, or one is unreadable or without foreground, when `ignore_index` is a
-            value of the label maps, or when the copies would replace the originals, each other, or other files.
+            value of the label maps, when a segment of ``--segments`` is in none, or when the copies would replace the
+            originals, each other, or other files.
     """
     files = _label_files(Path(source).expanduser())
     folder = Path(output_dir).expanduser()
@@ -82,13 +101,18 @@ def simulate(
         raise DataError(f"{folder.absolute()} contains the dense label maps; pass another folder for the sparse ones.")
     targets = _targets(files, folder)
     if not overwrite:
-        _check_replaceable(targets, _read_record(folder))
+        _check_replaceable([*targets, *_former(targets, _read_record(folder))], _read_record(folder))
     used: set[float] = set()
     are_named = False
+    found: dict[str, None] = {}  # names of segments
     for file in files:
-        label, names = _read_label(file, image)
+        label, names = _read_label(file, image)  # all segments: those left out have values of classes, too
         used |= {*values_found(label.data), *names}
         are_named |= bool(names)
+        found |= dict.fromkeys(names.values())
+    if are_named:
+        others = f" and {len(files) - 1} other annotation(s)" if len(files) > 1 else ""
+        check_names(f"{files[0]}{others}", default_segments(), list(found))
     unlabeled = _unlabeled_value(split(files[0])[0].parent.parent, used) if ignore_index is None else ignore_index
     _check_values(source, unlabeled, used, are_named)
     try:
@@ -100,19 +124,25 @@ def simulate(
         ) from error
     shares: list[float] = []
     notes: list[str] = []
+    leaves_out = bool(default_segments()) and any(map(annotation_file, files))
     for file, copy in zip(files, targets):
-        label, names = _read_label(file, image)
+        label, names = only_chosen(*(dense := _read_label(file, image)), all_there=False)
+        leaves_out |= len(names) < len(dense[1])
         sparse, share = _sparse(label, keep, seed, unlabeled)
         hold_folder(folder)  # now: a first label map that is refused leaves nothing behind
         written = _read_record(folder)
+        former = [old for old in _former(targets, written) if _stem(old) == _stem(copy)]
         if not overwrite:
-            _check_replaceable([copy], written)
+            _check_replaceable([copy, *former], written)
         _write_record(folder, written | {copy.name: None})  # first: a copy of a run that is killed may be replaced
         _write(sparse, label, copy, Labels({0: BACKGROUND, **names, unlabeled: UNLABELED_NAMES[0]}, names.colors))
+        for old in former:
+            old.unlink(missing_ok=True)
+            written.pop(old.name)
         _write_record(folder, written | {copy.name: as_written(copy)})
         shares.append(share)
         notes += label.notes
-    return Simulated(targets, shares, unlabeled, notes)
+    return Simulated(targets, shares, unlabeled, notes, leaves_out)
 
 
 def _check_values(source: str | Path, unlabeled: int, used: set[float], are_named: bool) -> None:
@@ -148,6 +178,22 @@ def _targets(files: Sequence[Path], folder: Path) -> list[Path]:
     return [folder / name for name in originals]
 
 
+def _former(targets: Sequence[Path], written: dict[str, Any]) -> list[Path]:
+    """Return recorded copies of the same originals by another name: before 0.18, those of .seg.nrrd were .nrrd."""
+    names, stems = {target.name for target in targets}, {_stem(target) for target in targets if _is_nrrd(target)}
+    folder = targets[0].parent
+    others = [folder / name for name in written if name not in names and Path(name).name == name]
+    return [path for path in others if _is_nrrd(path) and _stem(path) in stems]
+
+
+def _is_nrrd(path: Path) -> bool:
+    return image_suffix(path) in NRRD_SUFFIXES
+
+
+def _stem(path: Path) -> str:
+    return file_stem(path).removesuffix(".seg")
+
+
 def _check_replaceable(targets: Sequence[Path], written: dict[str, Any]) -> None:
     """Raise DataError if a file would be replaced that is none of the copies in the record, as they were written."""
     for target in targets:
@@ -176,13 +222,14 @@ def _copy_name(file: Path) -> str:
     """Return the name of the copy of a label map: the same, or with the suffix of results in this format."""
     if image_suffix(file) in NIFTI_SUFFIXES:
         return file.name
-    return file_stem(file).removesuffix(".seg") + (".seg.nrrd" if named_segments(file) else natural_suffix(file))
+    return _stem(file) + (".seg.nrrd" if named_segments(file) else natural_suffix(file))
 
 
 def _unlabeled_value(root: Path, used: set[float]) -> int:
     """Return the value that training uses for unlabeled, so that it is not a declared class that no file contains."""
     try:
-        declared = read_data_set(root).ignore_index if (root / "dataset.json").is_file() else ()
+        with all_segments():  # data sets leave out none of .seg.nrrd
+            declared = read_data_set(root).ignore_index if (root / "dataset.json").is_file() else ()
     except DataError:  # unrelated to the label maps
         declared = ()
     return declared[0] if declared else int(max(used)) + 1
@@ -204,12 +251,14 @@ def _label_files(path: Path) -> list[Path]:
 
 
 def _read_label(file: Path, image: str | Path | None) -> tuple[Volume, Labels]:
-    """Return a label map, of the segments that ``--segments`` names alone, and 3D Slicer's segments by value."""
+    """Return a label map and 3D Slicer's segments by value, all of them; of DICOM, those that ``--segments`` names."""
     names, annotation = Labels({}), annotation_file(file)
     if image is None and annotation is not None:
         volume = read_label(file)
     elif image is None:
-        volume, names = only_chosen(*read_named_label(annotation_path(str(file))))
+        volume, names = read_named_label(annotation_path(str(file)))
+        if not names and volume.data.any():
+            only_chosen(volume, names)  # raises: what to leave out is unknown
     elif annotation is None:
         raise DataError(f"{file}: no DICOM annotation, and has a grid of its own. Leave out --image.")
     else:

@@ -24,6 +24,7 @@ from sparse3dunet.errors import DataError
 from sparse3dunet.io import is_dicom_folder, read_image
 from sparse3dunet.io.dicom_annotation import annotation_file
 from sparse3dunet.io.formats import annotation_path, is_dicom_image, read_named_label
+from sparse3dunet.io.segments import UNLABELED_NAMES
 from sparse3dunet.io.suffixes import (
     MICROSCOPY_SUFFIXES,
     NIFTI_SUFFIXES,
@@ -160,9 +161,10 @@ def _from_label_map(scan: Path, annotation: Path, given: list[int], annotated_sl
     label, segments = only_chosen(label, segments)
     is_declared = bool(given) or annotated_slices is not None
     is_part = sorted(label.data.shape) != sorted(image.spatial_shape)
-    inferred = _unlabeled_in(label) if is_part and not segments and not is_declared else ()
+    inferred, likely = _unlabeled_in(label) if is_part and not segments and not is_declared else ((), ())
     outside = 0 if segments else next(iter(given or inferred), 0)
-    placed = _on_grid_of(image, label, outside)
+    named = [value for value, name in segments.items() if name.lower() in UNLABELED_NAMES]
+    placed = _on_grid_of(image, label, outside, (*given, *likely, *named))
     labels = class_labels(segments, given, annotation)
     declared: dict[str, Any] = {"ignore_index": list(inferred)} if inferred else {}
     if labels and not is_declared:
@@ -310,10 +312,11 @@ def _infer(label: np.ndarray, annotation: Path, labels: dict[int, str]) -> dict[
 # Grids
 
 
-def _on_grid_of(image: Volume, label: Volume, outside: int) -> np.ndarray:
+def _on_grid_of(image: Volume, label: Volume, outside: int, unlabeled: Sequence[int] = ()) -> np.ndarray:
     """Return the label map (X, Y, Z) on the scan's grid, with the value `outside` elsewhere.
 
-    The same array is returned if the label map is on the scan's grid.
+    The same array is returned if the label map is on the scan's grid. Voxels that lie outside of the scan are told, but
+    for those of `outside` and of `unlabeled`.
 
     Raises:
         DataError: when its grid is no part of the scan's.
@@ -333,7 +336,7 @@ def _on_grid_of(image: Volume, label: Volume, outside: int) -> np.ndarray:
             f"and at most {AFFINE_TOLERANCE} voxels. Export it on the scan's grid (in 3D Slicer: with the scan as "
             "reference volume), or check for a mix-up of files."
         )
-    return _pasted(turned, image, offset.astype(int), outside)
+    return _pasted(turned, image, offset.astype(int), outside, unlabeled)
 
 
 def _turned(label: Volume, image: Volume) -> Volume:
@@ -346,23 +349,23 @@ def _turned(label: Volume, image: Volume) -> Volume:
     return Volume(label.path, data, label.affine @ nib.orientations.inv_ornt_aff(turn, label.data.shape))
 
 
-def _unlabeled_in(label: Volume) -> tuple[int, ...]:
-    """Return the unlabeled values in a label map of a part of the scan.
+def _unlabeled_in(label: Volume) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the unlabeled values in a label map of a part of the scan, and all that likely are.
 
-    Empty if 0 is unlabeled only outside of some slices, or if it would be a guess by voxel counts, which depend on the
-    cropping.
+    The former are empty if 0 is unlabeled only outside of some slices, or if it would be a guess by voxel counts, which
+    depend on the cropping.
     """
     try:
         convention = conventions.infer(label.data, label.path)
     except DataError:
-        return ()
+        return (), ()
     if convention.annotated_slices is not None or convention.is_guess:
-        return ()
+        return (), convention.ignore_index
     print(conventions.announcement(convention, label.path))
-    return convention.ignore_index
+    return convention.ignore_index, convention.ignore_index
 
 
-def _pasted(label: Volume, image: Volume, offset: np.ndarray, outside: int) -> np.ndarray:
+def _pasted(label: Volume, image: Volume, offset: np.ndarray, outside: int, unlabeled: Sequence[int]) -> np.ndarray:
     """Return an array of the scan's shape with the label map pasted at `offset`."""
     shape = np.array(image.spatial_shape)
     start, stop = np.maximum(offset, 0), np.minimum(offset + label.data.shape, shape)
@@ -377,7 +380,8 @@ def _pasted(label: Volume, image: Volume, offset: np.ndarray, outside: int) -> n
             f"{offset.tolist()} of {image.spatial_shape}; expected the annotation of a part of the scan. Check for a "
             "mix-up of files."
         )
-    lost = int((label.data != outside).sum()) - int((pasted != outside).sum())
+    in_all, left = (int((~np.isin(data, [outside, *unlabeled])).sum()) for data in (label.data, pasted))
+    lost = in_all - left
     if lost:
         print(
             f"note: {label.path}: {lost} annotated voxels are outside of the scan ({image.path}), and were left out. "

@@ -10,6 +10,8 @@ from __future__ import annotations
 import csv
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from sparse3dunet.errors import DataError
 
@@ -87,6 +89,17 @@ def default_series() -> str:
 def default_segments() -> list[str]:
     """Return the names, in lower case, of the segments to use of a DICOM or 3D Slicer annotation; empty for all."""
     return _names(os.environ.get(SEGMENTS, ""))
+
+
+@contextmanager
+def all_segments() -> Iterator[None]:
+    """Leave ``--segments`` aside for a while."""
+    before = os.environ.pop(SEGMENTS, None)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[SEGMENTS] = before
 
 
 def default_volume_memory() -> int | None:

@@ -191,7 +191,9 @@ def _paint(path: Path, grid: Volume, values: Mapping[str, int], unlabeled: int) 
     numbers, notes = _in_frame_of_reference(path, annotation, numbers, grid)
     others = [name for name in dict.fromkeys(annotation.names.values()) if name.lower() not in values]
     if others and not default_segments():  # which says itself what is left out
-        notes.append(undeclared_note(path, others, [name for name in values if name not in SPECIAL]))
+        there = {name.lower() for name in annotation.names.values()}
+        classes = [name for name in values if name not in SPECIAL]
+        notes.append(undeclared_note(path, others, classes, [name for name in classes if name not in there]))
     annotation = replace(annotation, notes=(*annotation.notes, *notes))
     order = {value: place for place, value in enumerate(values.values())}
     ordered = sorted(numbers, key=lambda number: order[numbers[number]])

@@ -58,20 +58,28 @@ def check_overlaps(path: Path, overlaps: Overlaps) -> None:
         )
 
 
-def undeclared_note(path: Path, names: Sequence[str], declared: Sequence[str]) -> str:
-    """Return what a user must know of segments that no class is named after; the nearest class is proposed.
+def undeclared_note(path: Path, names: Sequence[str], declared: Sequence[str], lacking: Sequence[str]) -> str:
+    """Return what a user must know of segments that no class is named after.
+
+    Those nearly named as a class without a segment are named, as they are likely misspelled; others, of which clinical
+    structure sets have many, are counted.
 
     Args:
         path: the file.
         names: their names.
         declared: names of the classes, in lower case.
+        lacking: those of them that no segment has.
     """
-    near = {name: difflib.get_close_matches(name.lower(), declared, n=1) for name in names[:NAMES_SHOWN]}
-    guesses = [f"Did you mean {quoted(found[0])} by {quoted(name)}? " for name, found in near.items() if found]
+    near = {name: difflib.get_close_matches(name.lower(), lacking, n=1) for name in names}
+    guesses = {name: found[0] for name, found in near.items() if found}
+    shown = [f"{quoted(name)} (did you mean {quoted(guess)}?)" for name, guess in list(guesses.items())[:NAMES_SHOWN]]
+    more, classes = len(names) - len(shown), f"the voxels count as in no segment. The classes are {listed(declared)}."
+    if not shown:
+        return f"{path}: {more} structure(s) that no declared class names are left out; {classes}"
+    others = f", and {more} other structure(s)" if more else ""
     return (
-        f"{path}: left out, since no class has this name: {listed(names)}; the voxels count as in no segment. The "
-        f"classes are {listed(declared)}. {''.join(guesses)}Correct the name, here or in labels; or name the segments "
-        "to use with --segments."
+        f"{path}: left out, since no class has this name: {', '.join(shown)}{others}; {classes} Correct the name, here "
+        "or in labels; or name the segments to use with --segments."
     )
 
 
