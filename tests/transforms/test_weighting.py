@@ -152,6 +152,8 @@ def test_rare_classes_are_bounded_and_absent_ones_left():
     assert rare_class_weights([10**7, 0, 1, 10**6], 0.01, cap=5) == [1, 1, 5, 1]
     assert rare_class_weights([900, 100, 0], 0.01) is None
     assert rare_class_weights([900, 1], 0) is None
+    assert rare_class_weights([900, 1], 0.01, "inverse") is None
+    assert rare_class_weights([900, 1], 0.01, "none") == rare_class_weights([900, 1], 0.01)
     assert rare_class_weights([], 0.01) is None
     for share in (-0.1, 1.5, math.nan, "much", None, True):
         with pytest.raises(DataError, match=r"rare_share must be from 0"):

@@ -52,7 +52,9 @@ def class_weights(counts: Sequence[float], scheme: str | None = "inverse", cap: 
     return [w * scale if n else 1.0 for w, n in zip(weights, counts)]
 
 
-def rare_class_weights(counts: Sequence[float], share: float = 0.01, cap: float = 100.0) -> list[float] | None:
+def rare_class_weights(
+    counts: Sequence[float], share: float = 0.01, scheme: str | None = None, cap: float = 100.0
+) -> list[float] | None:
     """Return by class how much its voxels count in the cross-entropy, so that a rare class is not lost beside others.
 
     A class with less than a `share` of the annotated voxels counts as if it had it; the others' voxels count once. With
@@ -62,6 +64,7 @@ def rare_class_weights(counts: Sequence[float], share: float = 0.01, cap: float 
     Args:
         counts: annotated voxels of each class in the whole data set.
         share: 0 ... 1; 0 for no weights.
+        scheme: that of :func:`class_weights`, if all classes have such a weight: then there are none of these.
         cap: the largest weight.
 
     Returns:
@@ -74,6 +77,8 @@ def rare_class_weights(counts: Sequence[float], share: float = 0.01, cap: float 
         >>> rare_class_weights([9940, 50, 0, 10], share=0.01)
         [1.0, 2.0, 1.0, 10.0]
     """
+    if scheme not in (None, "none"):
+        return None
     if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
         raise DataError(f"rare_share must be from 0 (no weights) to 1, a share of the annotated voxels; got {share}.")
     least = share * sum(counts)
