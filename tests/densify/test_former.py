@@ -98,6 +98,10 @@ def test_names_of_segments_are_said_by_options_when_the_template_has_none(pair, 
     step = told(monkeypatch, words, data_set, [pair / "next.nrrd"])
     assert step.endswith(f"{pair}/next.nrrd -o out --class-names 'Background,liver,big tumor' --background 1")
     assert "--segments" not in step
+    for reference, stays in (("dense.seg.nrrd", False), ("dense.nii.gz", True)):
+        step = told(monkeypatch, f"{words} --reference {reference}", data_set, [pair / "next.nrrd"])
+        assert ("--reference" in step) == stays
+        assert (reference in step) == stays
 
 
 def test_names_with_a_comma_are_those_in_the_label_descriptions(pair, monkeypatch):

@@ -153,6 +153,14 @@ def _without(words: Sequence[str], option: str) -> list[str]:
     return [word for before, word in pairs if option not in (word, before) and not word.startswith(f"{option}=")]
 
 
+def _value(words: Sequence[str], option: str) -> list[str]:
+    """Return the value of an option, if it is given."""
+    pairs = zip(["", *words], words)
+    return [
+        word.removeprefix(f"{option}=") for before, word in pairs if before == option or word.startswith(f"{option}=")
+    ]
+
+
 def _absolute(word: str) -> str:
     return os.path.abspath(os.path.expanduser(word))
 
@@ -173,6 +181,10 @@ def _with_names(words: list[str], data_set: DataSet, folder: Path) -> list[str]:
     Names with a comma, at which --class-names splits, are read from the label descriptions in the folder for results.
     """
     kept = _without(words, "--segments")
+    if len(kept) < len(words) and not any(
+        word.lower().endswith((".nii", ".nii.gz")) for word in _value(kept, "--reference")
+    ):
+        kept = _without(kept, "--reference")  # of which segments were left out, which --class-names does not say
     names, values = data_set.class_names, data_set.class_values
     is_given = any(word.startswith("--class-names") for word in words)
     descriptions = folder / "labels.txt"
