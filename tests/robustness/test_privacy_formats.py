@@ -127,3 +127,15 @@ def test_what_a_training_and_a_package_contain_names_nobody(tmp_path):
     assert_unmarked(tmp_path / "packaged", packaged.stdout, packaged.stderr)
     checked = run_sparse3dunet("check", tmp_path / "list.json", "--json")
     assert MARK not in checked.stdout + checked.stderr
+
+
+@pytest.mark.parametrize("name", ["a.raw", "b=SURNAME", "b\tSURNAME"])
+def test_a_missing_file_of_voxels_is_named_if_nothing_else_is_in_its_name(tmp_path, name):
+    """A damaged header's next line may be."""
+    (tmp_path / "c.nhdr").write_text(
+        f"NRRD0004\ntype: uchar\ndimension: 3\nsizes: 2 2 2\nencoding: raw\ndata file: {name}\n"
+    )
+    with pytest.raises(DataError, match=r"c\.nhdr: .* cannot be read \(No such file") as error:
+        read_image(tmp_path / "c.nhdr")
+    assert ("a.raw" in str(error.value)) == (name == "a.raw")
+    assert "SURNAME" not in str(error.value)
