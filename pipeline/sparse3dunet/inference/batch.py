@@ -215,7 +215,7 @@ class Batch:
         """Predict cases; those that fail are reported, and the others continue."""
         with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
             writing: Future | None = None
-            for job, reading in self._reading(self._jobs(cases), reader):
+            for job, reading in self._all(cases, reader):
                 volumes, done = self._predict(job, reading)
                 if writing is not None:
                     writing.result()
@@ -226,21 +226,23 @@ class Batch:
                         writing.result()
                 del volumes, done
 
-    def _jobs(self, cases: Sequence[ImageCase]) -> Iterator[_Job | None]:
+    def _all(self, cases: Sequence[ImageCase], reader: ThreadPoolExecutor) -> Iterator[tuple[_Job, Future]]:
         """Yield the cases that are not done yet; last those that other processes are working on, if they failed.
 
-        None comes before each of the latter: what this process holds must be done before it waits for another one,
-        which may be waiting for that.
+        The latter one by one: what this process holds must be done before it waits for another one, which may be
+        waiting for that.
         """
-        for wait, group in ((False, cases), (True, self.held if self.wait else ())):
-            for case in group:
-                if wait:
-                    yield None
-                job, free = self._job(case, wait)
-                if not free:
-                    self.held.append(case)
-                elif job is not None:
-                    yield job
+        yield from self._reading(self._jobs(cases, wait=False), reader)
+        for case in list(self.held) if self.wait else ():
+            yield from self._reading(self._jobs([case], wait=True), reader)
+
+    def _jobs(self, cases: Sequence[ImageCase], wait: bool) -> Iterator[_Job]:
+        for case in cases:
+            job, free = self._job(case, wait)
+            if not free:
+                self.held.append(case)
+            elif job is not None:
+                yield job
 
     def _job(self, case: ImageCase, wait: bool) -> tuple[_Job | None, bool]:
         """Return the job of a case, None if there is nothing to do; and whether no other process holds the case."""
@@ -264,14 +266,10 @@ class Batch:
         return None, True
 
     @staticmethod
-    def _reading(jobs: Iterator[_Job | None], reader: ThreadPoolExecutor) -> Iterator[tuple[_Job, Future]]:
-        """Yield cases while the next one is being read, unless either is large or :meth:`_jobs` is about to wait."""
+    def _reading(jobs: Iterator[_Job], reader: ThreadPoolExecutor) -> Iterator[tuple[_Job, Future]]:
+        """Yield cases while the next one is being read, unless either is large."""
         ahead: deque[tuple[_Job, Future]] = deque()
         for job in jobs:
-            if job is None:
-                while ahead:
-                    yield ahead.popleft()
-                continue
             if ahead and max(job.case.size, ahead[0][0].case.size) > READ_AHEAD:
                 yield ahead.popleft()
             ahead.append((job, reader.submit(job.read)))

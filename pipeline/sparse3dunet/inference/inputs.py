@@ -6,6 +6,7 @@ import glob
 import os
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,9 @@ class ImageCase:
     name: str
     files: tuple[str, ...]
 
-    @property
+    @cached_property
     def size(self) -> int:
-        """Bytes on disk; 0 if unknown."""
+        """Bytes on disk, looked up once, for which headers are read; 0 if unknown."""
         try:
             return sum(os.path.getsize(file) for file in self.all_files())
         except (OSError, ValueError):
