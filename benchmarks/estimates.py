@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +25,7 @@ from augmentation import machine
 from scans import KINDS, UNLABELED, AbsentError, Loaded, Scan, read_pair, stack
 from trainings import call, show, table
 
+from sparse3dunet.io.writing import write_text
 from sparse3dunet.transforms.simulate import choose_slices
 
 OF_KIND = {
@@ -36,9 +36,8 @@ OF_KIND = {
     "thick": ("axial2", "axial4"),
     "wide": ("axial3", "axial6"),
 }
-OF_HIPPOCAMPI = (
-    *("coronal4", "3ax1", "axial5", "3ax2", "sagittal4", "coronal7", "3ax1", "axial4", "3ax3", "coronal3"),
-)  # two of each hippocampus, in turn
+OF_HIPPOCAMPI = ["coronal4", "3ax1", "axial5", "3ax2", "sagittal4", "coronal7", "3ax1", "axial4", "3ax3", "coronal3"]
+"""Two of each hippocampus, in turn."""
 MINUTES = {"hippocampus": 0.25, "wide": 1.5}
 AXES = "3ax"
 
@@ -144,9 +143,7 @@ def main() -> None:
             if title in stored["runs"] or not title.startswith(tuple(options.only) or ("",)):
                 continue
             stored["runs"][title] = measure(annotated(name, load(), way)) | {"machine": machine()}
-            draft = options.out.with_suffix(".draft")
-            draft.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
-            os.replace(draft, options.out)
+            write_text(options.out, json.dumps(stored, indent=1) + "\n")
             print(f"{title}: {_summary([stored['runs'][title]])}", flush=True)
     report(stored["runs"])
 

@@ -50,10 +50,11 @@ def check_command_line() -> None:
     if not typed or not arguments.get("config_file"):
         return
     files, given = ensure_tuple(arguments["config_file"]), {k: v for k, v in arguments.items() if k not in OF_RUN}
-    for name in [name for name, value in given.items() if value == "null"]:
-        raise DataError(
-            f"--{name} null: on this command line null is a text; pass --{name} '$None', or use: sparse3dunet run."
-        )
+    for name, value in given.items():
+        if value == "null":
+            raise DataError(
+                f"--{name} null: on this command line null is a text; pass --{name} '$None', or use: sparse3dunet run."
+            )
     check_settings(files, given)
     nothing = [
         name for name, value in {**typed, **given}.items() if value in (None, "$None", []) and name not in OF_RUN

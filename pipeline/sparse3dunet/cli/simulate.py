@@ -62,8 +62,9 @@ def simulate(
         f"Wrote {len(done.files)} label map(s) to {output_dir}: {sum(done.shares) / len(done.shares):.2%} of the "
         f"voxels kept; the others are {done.ignore_index} (unlabeled)."
     )
-    chosen = (segments, done.leaves_out)
-    print(f"Next: {next_step(labels.expanduser(), done.files, done.ignore_index, slices is not None, *chosen)}")
+    in_slices = slices is not None
+    step = next_step(labels.expanduser(), done.files, done.ignore_index, in_slices, segments, done.leaves_out)
+    print(f"Next: {step}")
 
 
 def next_step(

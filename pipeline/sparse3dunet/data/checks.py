@@ -190,7 +190,8 @@ def inspect_case(case: Case, data_set: DataSet) -> CaseReport:
         report.errors.append(str(error))
     try:
         label = read_label(case[LABEL])
-        report.warnings += notes(label, *([] if image is None else [image.path]))
+        images = [] if image is None else [image.path]
+        report.warnings += notes(label, *images)
         report.dtypes = (*report.dtypes, str(label.data.dtype))
         report.values = values_found(label.data)
         weight = read_image(case[WEIGHT]) if WEIGHT in case else None
@@ -201,7 +202,7 @@ def inspect_case(case: Case, data_set: DataSet) -> CaseReport:
         _describe_annotation(report, image, label, weight, case, data_set)
         if REFERENCE in case:
             reference = read_label(case[REFERENCE])
-            own = notes(reference, *([] if image is None else [image.path]))
+            own = notes(reference, *images)
             report.warnings += [(f"reference: {kind}", text) for kind, text in own]  # not another case of the label's
             _check_reference(on_grid_of(reference, label), label, data_set.class_values)
     except DataError as error:

@@ -16,7 +16,7 @@ from sparse3dunet.errors import DataError
 from sparse3dunet.io.defaults import default_segments
 from sparse3dunet.io.dicom_annotation import annotation_file
 from sparse3dunet.io.formats import named_segments
-from sparse3dunet.io.segments import BACKGROUND, SPECIAL, UNLABELED_NAMES, check_names, listed
+from sparse3dunet.io.segments import BACKGROUND, SPECIAL, UNLABELED_NAMES, check_names, first_of, listed
 from sparse3dunet.io.volumes import Volume
 from sparse3dunet.keys import LABEL, REFERENCE
 
@@ -38,7 +38,6 @@ def check_named_segments(cases: Sequence[Case]) -> None:
     if not chosen:
         return
     labels = labels_of(cases)
-    others = f" and {len(labels) - 1} other annotation(s)" if len(labels) > 1 else ""
     named = {path: list(found.values()) for path in labels if (found := named_segments(path))}
     for path, names in named.items():
         if left_out := [name for name in names if name.lower() not in (*chosen, *SPECIAL)]:
@@ -50,10 +49,10 @@ def check_named_segments(cases: Sequence[Case]) -> None:
         return
     if not named:
         raise DataError(
-            f"{labels[0]}{others}: --segments names {listed(chosen)}, but no annotation names its segments; expected "
+            f"{first_of(labels)}: --segments names {listed(chosen)}, but no annotation names its segments; expected "
             "DICOM or .seg.nrrd. Leave the option out."
         )
-    check_names(f"{labels[0]}{others}", chosen, list(dict.fromkeys(itertools.chain(*named.values()))))
+    check_names(first_of(labels), chosen, list(dict.fromkeys(itertools.chain(*named.values()))))
 
 
 def only_chosen(label: Volume, segments: Labels, all_there: bool = True) -> tuple[Volume, Labels]:

@@ -27,7 +27,7 @@ from sparse3dunet.io.dicom_annotation import annotation_file, read_dense
 from sparse3dunet.io.folders import hold_folder
 from sparse3dunet.io.formats import annotation_path, named_segments, read_grid, read_label, read_named_label
 from sparse3dunet.io.json_files import parse_json
-from sparse3dunet.io.segments import BACKGROUND, UNLABELED_NAMES, check_names
+from sparse3dunet.io.segments import BACKGROUND, UNLABELED_NAMES, check_names, first_of
 from sparse3dunet.io.suffixes import (
     NIFTI_SUFFIXES,
     NRRD_SUFFIXES,
@@ -101,20 +101,13 @@ def simulate(
         raise DataError(f"{folder.absolute()} contains the dense label maps; pass another folder for the sparse ones.")
     targets = _targets(files, folder)
     if not overwrite:
-        _check_replaceable([*targets, *_former(targets, _read_record(folder))], _read_record(folder))
-    used: set[float] = set()
-    are_named = False
-    found: dict[str, None] = {}  # names of segments
-    for file in files:
-        label, names = _read_label(file, image)  # all segments: those left out have values of classes, too
-        used |= {*values_found(label.data), *names}
-        are_named |= bool(names)
-        found |= dict.fromkeys(names.values())
-    if are_named:
-        others = f" and {len(files) - 1} other annotation(s)" if len(files) > 1 else ""
-        check_names(f"{files[0]}{others}", default_segments(), list(found))
+        written = _read_record(folder)
+        _check_replaceable([*targets, *_former(targets, written)], written)
+    used, found = _values_and_names(files, image)
+    if found:
+        check_names(first_of(files), default_segments(), found)
     unlabeled = _unlabeled_value(split(files[0])[0].parent.parent, used) if ignore_index is None else ignore_index
-    _check_values(source, unlabeled, used, are_named)
+    _check_values(source, unlabeled, used, bool(found))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -143,6 +136,17 @@ def simulate(
         shares.append(share)
         notes += label.notes
     return Simulated(targets, shares, unlabeled, notes, leaves_out)
+
+
+def _values_and_names(files: Sequence[Path], image: str | Path | None) -> tuple[set[float], list[str]]:
+    """Return the values of label maps and of segments, and the segments' names: also of segments that are left out."""
+    used: set[float] = set()
+    found: dict[str, None] = {}
+    for file in files:
+        label, names = _read_label(file, image)
+        used |= {*values_found(label.data), *names}
+        found |= dict.fromkeys(names.values())
+    return used, list(found)
 
 
 def _check_values(source: str | Path, unlabeled: int, used: set[float], are_named: bool) -> None:

@@ -20,6 +20,7 @@ from sparse3dunet.errors import DataError
 from sparse3dunet.io import read_image
 from sparse3dunet.io.formats import annotation_path, read_segmentation
 from sparse3dunet.io.itk_snap import may_be_replaced
+from sparse3dunet.io.suffixes import NIFTI_SUFFIXES, suffix_among
 from sparse3dunet.io.volumes import class_numbers
 from sparse3dunet.io.written import file_digest
 from sparse3dunet.keys import ANNOTATED_SLICES, WEIGHT
@@ -134,8 +135,9 @@ def _again(
 ) -> str:
     """Return the command to run next; for a scan and its annotation, with the template as annotation."""
     words = [word for word in sys.argv[1:] if word not in ("--restart", "--anew")]
-    if mark is not None and len(without := _without(words, "--annotated-slices")) < len(words):
-        words = [*_without(without, "--ignore-index"), "--ignore-index", str(mark)]
+    without, slices = _apart(words, "--annotated-slices")
+    if mark is not None and slices is not None:
+        words = [*_apart(without, "--ignore-index")[0], "--ignore-index", str(mark)]
     if pair is None or template is None or data_set is None:
         return command_line(words)
     places = [i for i, word in enumerate(words) if words[i - 1] != "--reference" and _stands_for(word, pair)]
@@ -147,18 +149,16 @@ def _again(
     return command_line(_with_names(words, data_set, template.parent) if pair.get("labels") else words)
 
 
-def _without(words: Sequence[str], option: str) -> list[str]:
-    """Return words without an option and its value."""
-    pairs = zip(["", *words], words)
-    return [word for before, word in pairs if option not in (word, before) and not word.startswith(f"{option}=")]
-
-
-def _value(words: Sequence[str], option: str) -> list[str]:
-    """Return the value of an option, if it is given."""
-    pairs = zip(["", *words], words)
-    return [
-        word.removeprefix(f"{option}=") for before, word in pairs if before == option or word.startswith(f"{option}=")
-    ]
+def _apart(words: Sequence[str], option: str) -> tuple[list[str], str | None]:
+    """Return words without an option and its value, and this value; None if the option is not given."""
+    rest: list[str] = []
+    value = None
+    for before, word in zip(["", *words], words):
+        if before == option or word.startswith(f"{option}="):
+            value = word.removeprefix(f"{option}=")
+        elif word != option:
+            rest.append(word)
+    return rest, value
 
 
 def _absolute(word: str) -> str:
@@ -180,11 +180,10 @@ def _with_names(words: list[str], data_set: DataSet, folder: Path) -> list[str]:
 
     Names with a comma, at which --class-names splits, are read from the label descriptions in the folder for results.
     """
-    kept = _without(words, "--segments")
-    if len(kept) < len(words) and not any(
-        word.lower().endswith((".nii", ".nii.gz")) for word in _value(kept, "--reference")
-    ):
-        kept = _without(kept, "--reference")  # of which segments were left out, which --class-names does not say
+    kept, segments = _apart(words, "--segments")
+    without, reference = _apart(kept, "--reference")
+    if segments is not None and reference is not None and not suffix_among(reference, NIFTI_SUFFIXES):
+        kept = without  # of the reference, too, segments were left out, which --class-names does not say
     names, values = data_set.class_names, data_set.class_values
     is_given = any(word.startswith("--class-names") for word in words)
     descriptions = folder / "labels.txt"

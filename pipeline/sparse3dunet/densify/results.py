@@ -243,7 +243,8 @@ class Results:
             marked = with_mark(values, suggestions, annotation.annotated, specification, image.affine, mark)
             if marked is not values:
                 values, self.mark, unlabeled = marked, mark, [*unlabeled, mark]
-        labels = self.output.labels | dict.fromkeys(unlabeled, "unlabeled")
+        labels = self.output.labels
+        labels |= dict.fromkeys(unlabeled, "unlabeled")  # in place: `|` would leave out the colours
         write_segmentation(path, values, image, labels)
         templates[path.name] = file_digest(path)
         return path

@@ -20,6 +20,7 @@ from sparse3dunet.io.dicom_header import (
     PIXEL_SPACING,
     POSITION,
     SLOPE,
+    TABLE,
     DicomFile,
     name_with_tag,
     read_header,
@@ -28,7 +29,6 @@ from sparse3dunet.io.dicom_inverted import shown_plainly
 from sparse3dunet.io.dicom_stack import stack
 from sparse3dunet.io.volumes import Volume, check_affine
 
-TABLE = "ModalityLUTSequence"
 COSINE_TOLERANCE = 1e-3
 """Maximum difference of direction cosines within a volume, from the rounding of decimal strings."""
 

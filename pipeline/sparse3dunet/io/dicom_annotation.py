@@ -31,6 +31,7 @@ from sparse3dunet.io.segments import (
     UNLABELED_NAMES,
     check_names,
     check_overlaps,
+    first_of,
     listed,
     overlap_notes,
     undeclared_note,
@@ -115,8 +116,7 @@ def segment_names(*paths: Path) -> list[str]:
         for name in names:
             found.setdefault(name.lower(), name)
     chosen = default_segments()
-    others = f" and {len(paths) - 1} other annotation(s)" if len(paths) > 1 else ""
-    check_names(f"{paths[0]}{others}", chosen, list(found.values()))
+    check_names(first_of(paths), chosen, list(found.values()))
     always = [name for name in found if name in SPECIAL and name not in chosen]
     return [found[name] for name in ([*always, *chosen] if chosen else found)]
 

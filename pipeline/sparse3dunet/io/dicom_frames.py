@@ -10,9 +10,13 @@ from pydicom import Dataset
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.defaults import default_voxel_size
 from sparse3dunet.io.dicom_header import (
+    DETECTORS,
+    GAP,
     ORIENTATION,
     PIXEL_SPACING,
     POSITION,
+    SLICES,
+    TIMES,
     DicomFile,
     decimals,
     name_with_tag,
@@ -20,11 +24,6 @@ from sparse3dunet.io.dicom_header import (
 )
 from sparse3dunet.io.dicom_stack import slice_axes
 from sparse3dunet.io.grid import ras_affine
-
-GAP, DETECTORS = "SpacingBetweenSlices", "DetectorInformationSequence"
-SLICES = "NumberOfSlices"
-TIMES = ("NumberOfTimeSlots", "NumberOfRRIntervals", "NumberOfPhases", "NumberOfTimeSlices", "NumberOfEnergyWindows")
-"""Numbers of volumes in a file, of NM and PET."""
 
 
 class FrameGrid(NamedTuple):

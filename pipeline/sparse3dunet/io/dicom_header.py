@@ -37,11 +37,14 @@ PIXELS = ("Rows", "Columns", "BitsAllocated", "PixelData")
 """Elements without which there is no image."""
 USUAL = {"SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2"}
 """Defaults for files without these elements."""
+GAP, DETECTORS, SLICES = "SpacingBetweenSlices", "DetectorInformationSequence", "NumberOfSlices"
+TIMES = ("NumberOfTimeSlots", "NumberOfRRIntervals", "NumberOfPhases", "NumberOfTimeSlices", "NumberOfEnergyWindows")
+"""Numbers of volumes in a file, of NM and PET."""
+TABLE = "ModalityLUTSequence"
+"""Table from stored values to those that they mean."""
 KEYWORDS = (
-    *("SeriesInstanceUID", "SeriesNumber", "Modality", "NumberOfFrames", "FrameOfReferenceUID"),
-    *("PatientID", "ModalityLUTSequence"),
-    *("SpacingBetweenSlices", "DetectorInformationSequence", "NumberOfSlices", "NumberOfTimeSlots"),
-    *("NumberOfRRIntervals", "NumberOfPhases", "NumberOfTimeSlices", "NumberOfEnergyWindows"),
+    *("SeriesInstanceUID", "SeriesNumber", "Modality", "NumberOfFrames", "FrameOfReferenceUID", "PatientID"),
+    *(TABLE, GAP, DETECTORS, SLICES, *TIMES),
     *(BY_FRAME, SHARED, *GROUPS, *USUAL, *PIXELS),
 )
 """Elements that are read."""

@@ -91,6 +91,11 @@ def overlap_notes(path: Path, overlaps: Overlaps) -> tuple[str, ...]:
     )
 
 
+def first_of(files: Sequence[object]) -> str:
+    """Return the first of the files with annotations, and how many others there are, for a message."""
+    return f"{files[0]}" + (f" and {len(files) - 1} other annotation(s)" if len(files) > 1 else "")
+
+
 def listed(names: Sequence[str]) -> str:
     """Return names for a message; of many, the first."""
     return ", ".join(map(quoted, names[:NAMES_SHOWN])) + (", ..." if len(names) > NAMES_SHOWN else "")

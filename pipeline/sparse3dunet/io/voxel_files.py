@@ -41,7 +41,7 @@ def _of_nrrd(file: Path) -> list[Path]:
 def _of_ome(file: Path) -> list[Path]:
     """Return the files that an OME-TIFF names; the pages of several files are one stack."""
     tifffile = package("tifffile", file)
-    with readable(file, "a whole TIFF stack"), tifffile.TiffFile(file) as content:
+    with tifffile.TiffFile(file) as content:
         xml = content.ome_metadata or "" if content.is_ome else ""
     names = re.findall(r"""\bFileName\s*=\s*["']([^"']*)["']""", xml)
     return [file.parent / html.unescape(name) for name in dict.fromkeys(names)]
