@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.propagation import Ensemble, ensemble
-from tests.propagation.scans import SHAPE, assert_probabilities, nested, on_slices, overlap, quick
+from sparse3dunet.propagation.field import Field
+from sparse3dunet.propagation.scan import enlarged, one_hot, pooled
+from tests.propagation.scans import SHAPE, assert_probabilities, nested, on_slices, overlap, quick, scan_of
 
 WEIGHT = on_slices(SHAPE, [12], [], [3, 8, 12])
 SMALL = (16, 14, 12)
@@ -233,6 +236,35 @@ def test_a_large_scan_is_worked_on_coarsely():
     place = tuple(found.held.place.T)
     assert overlap(label[place] > 0, found.held.label > 0, found.held.label >= 0, True) > 0.8
     assert (found.held.place < shape).all()
+
+
+def test_coarse_borders_move_to_the_edges_of_the_image():
+    shape, step = (48, 48, 24), (4, 4, 2)
+    image, label = nested(shape=shape, noise=0.05)
+    scan = scan_of(image, label, on_slices(shape, [], [], [12]))
+    votes = pooled(one_hot(torch.from_numpy(label), torch.ones(shape, dtype=torch.bool), 3), step)
+    coarse = one_hot(votes.argmax(0), torch.ones(votes.shape[1:], dtype=torch.bool), 3)
+    fine = Field(tuple(slice(0, n) for n in shape), step).fine(coarse.numpy(), scan)
+    free = ~scan.known.numpy()
+    before, after = (float((p.argmax(0) != label)[free].mean()) for p in (enlarged(coarse, step, shape).numpy(), fine))
+    assert after < 0.5 * before
+
+
+@pytest.mark.parametrize("axis", range(3))
+def test_a_large_stack_is_finest_across_its_slices(axis):
+    """Only a few voxels lie between two annotated ones; slices on three axes prefer none of them."""
+    shape = [64, 64, 64]
+    shape[axis] = 24
+    spacing = np.where(np.arange(3) == axis, 2.0, 0.8)
+    image, label = np.zeros(shape), np.zeros(shape, int)
+    label[8:-8, 8:-8, 8:-8] = 1
+    stack = [range(2, 24, 4) if a == axis else [] for a in range(3)]
+    weight = on_slices(shape, *stack)
+    crossing = on_slices(shape, *([n // 2] for n in shape))
+    steps = [Field.of(scan_of(image, label, given, spacing=spacing), 3e4).step for given in (weight, crossing)]
+    assert steps[0][axis] == 1
+    assert min(np.delete(steps[0], axis)) >= 3
+    assert steps[1][axis] == 2
 
 
 def test_slices_to_hold_out_may_be_given():

@@ -55,7 +55,10 @@ def run_and_kill(number: int, after: float, module: str, *arguments: object) -> 
         time.sleep(0.002)
     is_killed = running.poll() is None
     if is_killed:
-        os.kill(running.pid, number)
+        try:
+            os.kill(running.pid, number)
+        except ProcessLookupError:  # it has just ended
+            is_killed = False
     done = running.finish(LONGEST_END)
     return done if is_killed else None
 

@@ -18,8 +18,13 @@ LEAST_MARGIN = 8
 """Minimum margin in voxels."""
 MOST_WALKED = 2**27
 """Maximum voxels times classes of the box for moving borders to the edges of the image."""
-WALK = 8
-"""Iterations of the random walk that moves coarse borders to the edges of the image."""
+WALK, PRIOR_WEIGHT = 8, 0.5
+"""Iterations of the random walk that moves coarse borders to the edges of the image, and the weight of these borders.
+
+Measured on seven scans: with a weight of 1, borders stayed too coarse; with 0.3, a thin tube in noise was lost.
+"""
+ACROSS = 2**0.5
+"""Factor by which voxels count as larger across a single stack of slices: only few lie between two annotated ones."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +52,9 @@ class Field:
         box = _box(scan)
         shape = np.array([b.stop - b.start for b in box])
         step = np.ones(3, int)
+        counted = scan.spacing * _across_stack(scan)
         while np.prod(np.ceil(shape / step)) * (scan.num_classes + 1) > most and (shape > 2 * step).any():
-            sizes = np.where(shape > 2 * step, scan.spacing * step, np.inf)
+            sizes = np.where(shape > 2 * step, counted * step, np.inf)
             step[int(np.argmin(sizes))] += 1
         return cls(box, tuple(int(s) for s in step))  # type: ignore[arg-type]
 
@@ -79,7 +85,7 @@ class Field:
         prior = enlarged(torch.from_numpy(prob), self.step, inside.shape)
         if prior.numel() > MOST_WALKED:  # a walk needs eight times this memory
             return prior.numpy()
-        walker = PriorWalker(prior.numpy(), iterations=WALK)
+        walker = PriorWalker(prior.numpy(), gamma=PRIOR_WEIGHT, iterations=WALK)
         return walker.fit_scan(inside).predict_proba()
 
     def places(self, indices: np.ndarray, shape: Sequence[int]) -> np.ndarray:
@@ -87,6 +93,13 @@ class Field:
         coarse = np.stack(np.unravel_index(indices, tuple(shape)), 1)
         start, stop = ([getattr(b, end) for b in self.box] for end in ("start", "stop"))
         return np.minimum(coarse * self.step + np.array(self.step) // 2 + start, np.array(stop) - 1)
+
+
+def _across_stack(scan: Scan) -> np.ndarray:
+    """Return the factors (3,) by which voxels count as larger when an axis is to become coarser."""
+    slices = find_slices(scan.known.numpy()) or [[], [], []]
+    annotated = np.array([bool(of_axis) for of_axis in slices])
+    return np.where(annotated & (annotated.sum() == 1), ACROSS, 1.0)
 
 
 def _box(scan: Scan) -> tuple[slice, slice, slice]:
