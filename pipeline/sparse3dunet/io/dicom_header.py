@@ -208,6 +208,11 @@ def name_with_tag(keyword: str) -> str:
     return f"{keyword} ({tag >> 16:04x}|{tag & 0xFFFF:04x})"
 
 
+def uid_text(uid: str) -> str:
+    """Return a UID for messages; of other text, in which there may be names, its length alone."""
+    return uid if re.fullmatch(r"[\d.]{1,64}", uid) else f"no UID but text of {len(uid)} character(s)"
+
+
 def check_sequences(elements: Dataset) -> None:
     """Raise ValueError if an element is a sequence in the file alone, or in the standard alone, at any depth."""
     for element in elements:
