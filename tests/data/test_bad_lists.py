@@ -124,6 +124,12 @@ DECATHLON = {  # the fault, the file that the message names, and words for found
         "not readable as JSON",
         "Correct",
     ),
+    "a class twice": (
+        text('{"labels": {"0": "background", "1": "liver", "1": "kidney"}}'),
+        LIST,
+        "the key '1' is there twice",
+        "Correct",
+    ),
     "JSON too deep": (text("[" * 99999), LIST, "not readable as JSON", "Correct"),
     "JSON list": (text('["a.nii.gz"]'), LIST, "found list", *OBJECT),
     "JSON number": (text("5"), LIST, "found int", *OBJECT),

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sparse3dunet.data.checks import check_data
 from sparse3dunet.data.datalist import read_data_set
 from sparse3dunet.data.names import case_name, image_name
 from sparse3dunet.data.splits import cases_to_score, split_cases
@@ -36,6 +37,35 @@ def test_other_folders(dataset):
     cases = read_data_set(dataset, label_dir="labelsDense", reference_dir="labelsTr").cases
     assert Path(cases[0]["label"]).parent.name == "labelsDense"
     assert Path(cases[0]["reference"]).parent.name == "labelsTr"
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [("weigth", "weight"), ("Weight", "weight"), ("annotated_slice", "annotated_slices"), ("fold", None)],
+)
+def test_a_mistyped_key_of_a_case_is_told(dataset, key, meant):
+    """Its annotation was read as if nothing was declared."""
+    training = json.loads((dataset / "dataset.json").read_text())["training"]
+    change_json(dataset, training=[training[0], {**training[1], key: "masks/b.nii.gz"}, training[2]])
+    told = [text for _, text in read_data_set(dataset).warnings]
+    assert len(told) == (meant is not None)
+    expected = f"training case 1: the key '{key}' is not known, and ignored; did you mean '{meant}'?"
+    assert all(expected in text for text in told)
+
+
+def test_mistyped_keys_of_a_list_are_told(dataset):
+    usual = {"name": "a", "description": "", "reference": "", "licence": "", "numTraining": 3, "tensorImageSize": "3D"}
+    change_json(dataset, **usual, ignoreIndex=3, annotated_slice="axial")
+    told = " ".join(text for _, text in check_data(read_data_set(dataset)).warnings)
+    assert told.count("did you mean") == 2
+    assert "'ignoreIndex' is not known, and ignored; did you mean 'ignore_index'?" in told
+
+
+def test_a_byte_order_mark_is_no_fault(dataset):
+    """Programs on Windows write one."""
+    path = dataset / "dataset.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert len(read_data_set(dataset).cases) == 3
 
 
 @pytest.mark.skipif(not HIPPOCAMPUS.is_dir(), reason="../shared/hippocampus is not on this machine")

@@ -71,6 +71,16 @@ def segments(edit, kind="BINARY"):
     return spoil
 
 
+def as_text(keyword):
+    """A fault: the element is text, in which a patient's name may be."""
+
+    def edit(elements):
+        del elements[keyword]
+        elements.add_new(keyword, "LO", "Doe^John")
+
+    return edit
+
+
 def malformed_number(path, series):
     content = write_rtstruct(path, {"a": [SQUARE]}).read_bytes()
     path.write_bytes(content.replace(b"\x22\0IS\x02\x0011", b"\x22\0IS\x02\0ab"))
@@ -88,6 +98,13 @@ def malformed_number(path, series):
         (segments(lambda e: e.SegmentSequence.pop()), "is of segment 2, which the header does not list"),
         (segments(lambda e: e.SegmentSequence.pop(), "LABELMAP"), "voxels have the value 2, which is no segment's"),
         (segments(lambda e: e.PerFrameFunctionalGroupsSequence.pop()), "2 frames have a place, but NumberOfFrames"),
+        (segments(as_text("ReferencedSeriesSequence")), r"cannot be read \(ValueError\); expected a whole DICOM segm"),
+        (segments(as_text("SegmentSequence")), r"cannot be read \(ValueError\)"),
+        (segments(lambda e: as_text("PixelMeasuresSequence")(e.SharedFunctionalGroupsSequence[0])), "cannot be read"),
+        (structures(as_text("ReferencedFrameOfReferenceSequence")), "expected a whole DICOM structure set"),
+        (structures(lambda e: as_text("ContourSequence")(e.ROIContourSequence[0])), "cannot be read"),
+        (segments(as_text("Rows")), r"Rows \(0028\|0010\) is no positive whole number"),
+        (segments(as_text("MaximumFractionalValue"), "FRACTIONAL"), r"MaximumFractionalValue .* is no positive whole"),
         (segments(lambda e: setattr(e, "Rows", 7)), r"\(54 bytes\); expected 35: 13 columns x 7 rows x 3 frame"),
         (segments(lambda e: setattr(e, "Rows", 7), "FRACTIONAL"), r"\(430 bytes\); expected 273: 13 columns x 7"),
     ],

@@ -88,6 +88,22 @@ def set_in_frame(number, group, **values):
     return edit(change)
 
 
+@pytest.mark.parametrize("keyword", ["SharedFunctionalGroupsSequence", "PlanePositionSequence"])
+def test_places_of_frames_that_are_text(tmp_path, keyword):
+    def spoil(elements):
+        elements.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian  # which states kinds
+        place = elements if keyword in elements else elements.PerFrameFunctionalGroupsSequence[1]
+        del place[keyword]
+        place.add_new(keyword, "LO", "Doe^John")
+        elements["PixelData"].VR = "OW"
+
+    path = write_frames(tmp_path / "frames.dcm")
+    edit(spoil)(path)
+    with pytest.raises(DataError, match=r"frames\.dcm: a DICOM file without a readable image") as error:
+        read_image(path)
+    assert "Doe" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [

@@ -63,6 +63,20 @@ def test_numbers_that_are_padded(tmp_path):
     assert_read(folder)
 
 
+def test_rescaling_that_is_empty(tmp_path):
+    assert_read(write_series(tmp_path / "ct", VOXELS, RescaleSlope=None, RescaleIntercept=None))
+
+
+@pytest.mark.parametrize("keyword", ["RescaleSlope", "RescaleIntercept"])
+@pytest.mark.parametrize("stored", ["0,75", "1\\2 ", "abcd", "    "])
+def test_rescaling_that_is_no_number(tmp_path, keyword, stored):
+    """Such as with a decimal comma: values were rescaled by what comes before it, or anything."""
+    folder = write_series(tmp_path / "ct", VOXELS, **{keyword: "7.25"})
+    patched(folder, (b"7.25", stored.encode()))
+    with pytest.raises(DataError, match=rf"ct/IM\d: {keyword} \(0028\|105[23]\) is no number such as 0.75"):
+        read_image(folder)
+
+
 @pytest.mark.parametrize(("distance", "same"), [(0.0, True), (0.001, True), (0.02, True), (0.05, False)])
 def test_two_slices_nearly_at_one_position(tmp_path, distance, same):
     """Within a hundredth of the largest distance they are duplicates, and told as such; else a slice is off."""

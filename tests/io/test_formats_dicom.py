@@ -254,6 +254,10 @@ def test_series_in_nested_folders(series, tmp_path):
     replace("other", uid="1.2.5")(tmp_path / "DISC/PAT0/SE0")
     with pytest.raises(DataError, match=r"found 2 DICOM series: 1.2.3.4 \(CT, 5 slice.*--series 1.2.3.4; or move each"):
         read_image(tmp_path)
+    replace("other", uid="Doe^John")(tmp_path / "DISC/PAT0/SE0")
+    with pytest.raises(DataError, match=r"no UID but text of 8 character\(s\) \(CT") as error:
+        read_image(tmp_path)
+    assert "Doe" not in str(error.value)
 
 
 def test_one_slice_is_no_volume(series):

@@ -118,6 +118,22 @@ def test_a_flipped_bit_of_compressed_voxels_is_found(tmp_path, suffix):
     np.testing.assert_array_equal(read_image(path).data, good)
 
 
+@pytest.mark.parametrize("lines", ["LIST\n" + "\n".join(f"s{k}.gz" for k in range(5)), "s%d.gz 0 4 1 2"])
+def test_damaged_slices_of_a_detached_nrrd_are_found(tmp_path, lines):
+    """The checksums of several files were not looked at."""
+    array, path = voxels(np.uint8), tmp_path / "a.nhdr"
+    header = "NRRD0005\ntype: uint8\ndimension: 3\nsizes: 7 6 5\nspacings: 1 1 1\nencoding: gzip\ndata file: "
+    path.write_text(f"{header}{lines}\n")
+    for k in range(5):
+        (tmp_path / f"s{k}.gz").write_bytes(gzip.compress(array[:, :, k].tobytes("F"), 0))
+    np.testing.assert_array_equal(read_image(path).data, array)
+    content = bytearray((tmp_path / "s3.gz").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "s3.gz").write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.nhdr: the voxels in s3\.gz are damaged"):
+        read_image(path)
+
+
 @pytest.mark.parametrize("pack", [gzip.compress, lambda data: b" ".join(b"%d" % v for v in data[::2])])
 def test_nrrd_of_other_encodings(tmp_path, pack):
     array = voxels(np.uint8).astype(np.int16)

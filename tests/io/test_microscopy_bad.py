@@ -112,6 +112,15 @@ def test_no_message_quotes_the_names_of_axes(tmp_path):
     assert not re.search("doe|neil", error_of(path), re.IGNORECASE)
 
 
+@pytest.mark.parametrize("axes", ["zy", "zyxc"])
+def test_as_many_axes_as_dimensions(tmp_path, axes):
+    """It was said that the file is damaged."""
+    path = write(tmp_path / "ilastik.h5", voxels())
+    with h5py.File(path, "a") as file:
+        file["exported_data"].attrs["axistags"] = f'{{"axes": {[{"key": axis} for axis in axes]}}}'.replace("'", '"')
+    assert f"the file states {len(axes)} axes, {axes.upper()}, but found 3 dimensions" in error_of(path)
+
+
 @pytest.mark.parametrize("fault", [None, "missing", "damaged", "another dataset", "in this file"])
 def test_virtual_datasets(tmp_path, fault):
     """HDF5 reads zeros where it does not find what a virtual dataset shows."""

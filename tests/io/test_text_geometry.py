@@ -34,6 +34,7 @@ PLACE = "space: RAS\nspace directions: (0,2,0) (1,0,0) (0,0,3)\nspace origin: (9
         ("a.nrrd", 'spacings: 1 2 3\nunits: "cm" "mm" "um"\n', (10, 2, 0.003)),
         ("a.nrrd", 'spacings: 1 2 3\nunits: "pixel" "pixel" "pixel"\n', None),
         ("a.nrrd", "spacings: 1 nan 2\n", None),
+        ("a.nrrd", "space: RAS\nspace directions: (2,0,0) (0,2,0) none\n", None),
         ("a.nrrd", "", None),
         ("a.mha", "ElementSpacing = 1 2 3\n", (1, 2, 3)),
         ("a.mha", "ElementSpacing = 1 2 3\nDistanceUnits = um\n", (0.001, 0.002, 0.003)),

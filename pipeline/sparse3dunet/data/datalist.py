@@ -114,7 +114,7 @@ def read_data_set(
         check_named_segments(cases)
     after = [max(class_values) + 1] if class_values and not ignore else []  # the default
     stated = {**dict(zip(class_values, class_names)), **dict.fromkeys((*named_ignore, *after), "ignore")}
-    warnings = check_same_names(cases, stated, str(listing.source))
+    warnings = (*listing.warnings, *check_same_names(cases, stated, str(listing.source)))
     cases, class_names, class_values, ignore = with_dicom_labels(cases, class_names, class_values, ignore)
     if not ignore and class_values:
         ignore = (max(class_values) + 1,)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sparse3dunet.data.mistyped import mistyped_keys
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.parts import split_part
 from sparse3dunet.io.suffixes import IMAGE_SUFFIXES, split, suffix_among
@@ -41,6 +42,7 @@ class Listing:
         num_validation: number of cases that the source sets apart for validation.
         allows_absolute: whether paths may be absolute and point anywhere.
         is_made: whether this program made it from a scan and its annotation, of which segments were chosen then.
+        warnings: kind and text of each warning on what it lists.
     """
 
     source: Path
@@ -57,6 +59,7 @@ class Listing:
     num_validation: int = 0
     allows_absolute: bool = False
     is_made: bool = False
+    warnings: tuple[tuple[str, str], ...] = ()
 
 
 def read_listing(path: Path, label_dir: str | None = None) -> Listing:
@@ -116,6 +119,7 @@ def _datalist(file: Path, content: Any, allows_absolute: bool) -> Listing:
         num_validation=len(validation),
         allows_absolute=allows_absolute,
         is_made="made_from" in content,
+        warnings=mistyped_keys(file, content, [*entries, *validation]),
     )
 
 
@@ -157,6 +161,7 @@ def _nnunet(file: Path, content: dict[str, Any]) -> Listing:
         regions=content.get("regions"),
         num_channels=num_channels,
         modalities=_modalities(content["channel_names"]),
+        warnings=mistyped_keys(file, content, entries),
     )
 
 
@@ -314,16 +319,26 @@ def file_stem(path: str | Path) -> str:
     return name[: len(name) - len(suffix)] + ("" if part is None else f"_{part.name}")
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object; raise ValueError if a key is there twice, of which Python would take the last one."""
+    keys = [key for key, _ in pairs]
+    twice = next((key for key in keys if keys.count(key) > 1), None) if len(set(keys)) < len(keys) else None
+    if twice is not None:
+        raise ValueError(f"the key {twice!r} is there twice")
+    return dict(pairs)
+
+
 def read_json(path: Path) -> Any:
     """Return a JSON file's content.
 
     Raises:
-        DataError: when it does not exist or is not JSON.
+        DataError: when it does not exist, is not JSON, or has a key twice.
     """
     if not path.is_file():
         raise DataError(f"{path.absolute()} does not exist.")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        # Programs on Windows begin files with a byte order mark
+        return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_once)
     except (ValueError, OSError, RecursionError) as error:
         raise DataError(
             f"{path}: not readable as JSON ({error}); expected text as in {EXAMPLE}. Correct it, or export it again."

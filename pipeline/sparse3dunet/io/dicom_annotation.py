@@ -23,7 +23,7 @@ from sparse3dunet.colors import color_text
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import dicom_seg, rtstruct
 from sparse3dunet.io.defaults import default_segments
-from sparse3dunet.io.dicom_header import is_dicom_file
+from sparse3dunet.io.dicom_header import is_dicom_file, uid_text
 from sparse3dunet.io.dicom_seg import Part
 from sparse3dunet.io.segments import (
     BACKGROUND,
@@ -261,15 +261,17 @@ def _in_frame_of_reference(
     own = getattr(grid.header, "frame_of_reference", "")
     kept = {n: value for n, value in numbers.items() if not own or uids[n] in ("", own)}
     if not kept:
-        found = ", ".join(dict.fromkeys(uids[n] for n in numbers))
+        found = ", ".join(dict.fromkeys(uid_text(uids[n]) for n in numbers))
         raise DataError(
-            f"{path}: its frame of reference is {found}, that of the image {own} ({grid.path}); expected the same, "
-            "since positions are comparable only within one. Pass the series that it was drawn on."
+            f"{path}: its frame of reference is {found}, that of the image {uid_text(own)} ({grid.path}); expected the "
+            "same, since positions are comparable only within one. Pass the series that it was drawn on."
         )
     notes = []
-    others = [f"{annotation.names[n]} ({uids[n]})" for n in numbers if n not in kept]
+    others = [f"{annotation.names[n]} ({uid_text(uids[n])})" for n in numbers if n not in kept]
     if others:
-        notes.append(f"{path}: left out, in other frames of reference than the image ({own}): {listed(others)}.")
+        notes.append(
+            f"{path}: left out, in other frames of reference than the image ({uid_text(own)}): {listed(others)}."
+        )
     if not own and len({uids[n] for n in kept} - {""}) > 1:
         notes.append(
             f"{path}: the segments are in several frames of reference, and the image ({grid.path}) states none; all "

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.defaults import default_series
-from sparse3dunet.io.dicom_header import DicomFile, is_dicom_file, is_dicom_image, read_header
+from sparse3dunet.io.dicom_header import DicomFile, is_dicom_file, is_dicom_image, read_header, uid_text
 
 MOST_FILES = 50_000
 """Number of files in sub-folders up to which series are looked for in them."""
@@ -35,7 +35,8 @@ class DicomSeries:
         number = f"number {self.number}, " if self.number else ""
         kind = first.text("Modality")
         kind = kind if re.fullmatch(r"[A-Z]{2,16}", kind) else "unknown modality"
-        return f"{self.uid or 'without UID'} ({number}{kind}, {slices} slice(s))"
+        uid = uid_text(self.uid) if self.uid else "without UID"
+        return f"{uid} ({number}{kind}, {slices} slice(s))"
 
 
 def is_dicom_folder(path: str | Path) -> bool:
@@ -102,7 +103,7 @@ def choose_series(path: str | Path) -> DicomSeries:
 
 def _shortest_name(series: Sequence[DicomSeries]) -> str:
     number = series[0].number
-    return number if number and [one.number for one in series].count(number) == 1 else series[0].uid
+    return number if number and [one.number for one in series].count(number) == 1 else uid_text(series[0].uid)
 
 
 def _below(folder: Path) -> Iterator[Path]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from pydicom import Dataset, dcmread
 from pydicom.config import disable_value_validation
-from pydicom.datadict import tag_for_keyword
+from pydicom.datadict import dictionary_has_tag, dictionary_VR, tag_for_keyword
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from sparse3dunet.errors import DataError
@@ -98,10 +98,24 @@ class DicomFile:
 
     def by_frame(self, keyword: str) -> list[np.ndarray]:
         """Return the decimal numbers of an element for each frame: its own, or the shared ones; empty if missing."""
+        return [decimals(place, keyword) for place in self._places(keyword)]
+
+    def check_number(self, keyword: str) -> None:
+        """Raise DataError if an element is not empty, but is not one number."""
+        for place in self._places(keyword):
+            value = getattr(place.get_item(keyword), "value", None)
+            if value not in (None, b"", "") and len(decimals(place, keyword)) != 1:
+                raise DataError(
+                    f"{self.path}: {name_with_tag(keyword)} is no number such as 0.75 or -1024, and values cannot be "
+                    "computed from stored ones. Correct it, or export the series again."
+                )
+
+    def _places(self, keyword: str) -> list[Dataset]:
+        """Return the elements that an element is among, for each frame."""
         group = GROUPS[keyword]
         shared = (self.header.get(SHARED) or [Dataset()])[0].get(group) or [self.header]
         frames = self.header.get(BY_FRAME) or [Dataset()]
-        return [decimals((frame.get(group) or shared)[0], keyword) for frame in frames]
+        return [(frame.get(group) or shared)[0] for frame in frames]
 
 
 def is_dicom_file(path: Path) -> bool:
@@ -143,6 +157,7 @@ def read_header(path: Path) -> DicomFile:
                         setattr(header, keyword, value)
                 components = 3 if header.PhotometricInterpretation == "PALETTE COLOR" else header.SamplesPerPixel
                 shape = (header.Columns, header.Rows, int(get_nr_frames(header, warn=False)), components)
+                _check_groups(header)
                 fault = _pixel_fault(path, header)
     except Exception as error:  # pydicom raises a dozen kinds here
         fault = without_texts(" ".join(f"{type(error).__name__}: {error}".split()))
@@ -154,6 +169,15 @@ def read_header(path: Path) -> DicomFile:
     pixels: Any = header.get_item("PixelData", keep_deferred=True)
     del header.PixelData
     return DicomFile(path, shape, header, pixels.length == UNDEFINED)
+
+
+def _check_groups(header: Dataset) -> None:
+    """Raise an error unless what places the frames are sequences of elements."""
+    for keyword in (BY_FRAME, SHARED, DETECTORS):
+        for item in header.get(keyword) or ():
+            for group in set(GROUPS.values()):
+                if not all(isinstance(part, Dataset) for part in item.get(group) or ()):
+                    raise ValueError(f"{group} is no sequence")
 
 
 def _pixel_fault(path: Path, header: Dataset) -> str:
@@ -182,6 +206,21 @@ def name_with_tag(keyword: str) -> str:
     """Return an element's keyword and tag, for messages."""
     tag = tag_for_keyword(keyword) or 0
     return f"{keyword} ({tag >> 16:04x}|{tag & 0xFFFF:04x})"
+
+
+def uid_text(uid: str) -> str:
+    """Return a UID for messages; of other text, in which there may be names, its length alone."""
+    return uid if re.fullmatch(r"[\d.]{1,64}", uid) else f"no UID but text of {len(uid)} character(s)"
+
+
+def check_sequences(elements: Dataset) -> None:
+    """Raise ValueError if an element is a sequence in the file alone, or in the standard alone, at any depth."""
+    for element in elements:
+        is_sequence = element.VR == "SQ"
+        if dictionary_has_tag(element.tag) and is_sequence != (dictionary_VR(element.tag) == "SQ"):
+            raise ValueError(f"{element.keyword} is {'a' if is_sequence else 'no'} sequence")
+        for item in element.value if is_sequence else ():
+            check_sequences(item)
 
 
 def decimals(elements: Dataset, keyword: str) -> np.ndarray:

@@ -23,6 +23,7 @@ from sparse3dunet.io.dicom_header import (
     POSITION,
     SHARED,
     UNDEFINED,
+    check_sequences,
     decimals,
     name_with_tag,
     whole_number,
@@ -97,7 +98,7 @@ def read(path: Path) -> DicomAnnotation:
     if header.get("SegmentationType") == "FRACTIONAL":
         notes.append(
             f"{path}: a fractional segmentation; voxels with at least half of the largest value "
-            f"({header.get('MaximumFractionalValue')}) count as in the segment."
+            f"({_positive(path, header, 'MaximumFractionalValue')}) count as in the segment."
         )
     uids = {str(item.get("SeriesInstanceUID") or "") for item in header.get("ReferencedSeriesSequence") or []}
     missed: list[Any] = []
@@ -120,6 +121,7 @@ def read_elements(path: Path, what: str) -> Dataset:
         with disable_value_validation():
             elements = dcmread(path, stop_before_pixels=True, force=True)  # old files have no preamble
             _check_lengths(elements)
+            check_sequences(elements)
             return elements
     except Exception as error:  # pydicom raises a dozen kinds here
         raise DataError(
@@ -155,6 +157,21 @@ def numbered(path: Path, what: str, items: Sequence[Dataset], keyword: str) -> d
             )
         found[number] = item
     return found
+
+
+def _positive(path: Path, header: Dataset, keyword: str) -> int:
+    """Return a positive whole number; 1 if it is not stated.
+
+    Raises:
+        DataError: when it is something else.
+    """
+    number = 1 if header.get(keyword) is None else whole_number(header, keyword)
+    if number is None or number < 1:
+        raise DataError(
+            f"{path}: {name_with_tag(keyword)} is no positive whole number; expected one. The segmentation is damaged; "
+            "export it again."
+        )
+    return number
 
 
 def _segments(path: Path, header: Dataset) -> dict[int, Dataset]:
@@ -223,9 +240,10 @@ def _parts(path: Path, header: Dataset, numbers: Sequence[int], image: Volume, m
     rank = {number: place for place, number in enumerate(numbers)}
     frames = [frame for frame in _frames(path, header) if frame.number is None or frame.number in rank]
     frames.sort(key=lambda frame: -1 if frame.number is None else rank[frame.number])
-    steps = [_steps(path, header, frame, to_voxels, image) for frame in frames]
-    threshold = HALF * float(header.get("MaximumFractionalValue") or 1)
+    size = (_positive(path, header, "Columns"), _positive(path, header, "Rows"))
+    steps = [_steps(path, size, frame, to_voxels, image) for frame in frames]
     is_fractional = header.get("SegmentationType") == "FRACTIONAL"
+    threshold = HALF * (_positive(path, header, "MaximumFractionalValue") if is_fractional else 1)
     listed = [0, whole_number(header, "PixelPaddingValue") or 0, *_segments(path, header)]
     for frame, step, pixels in zip(frames, steps, _pixels(path, [frame.index for frame in frames])):
         inside = pixels >= threshold if is_fractional else pixels > 0
@@ -301,7 +319,7 @@ def _bits(elements: Dataset, indices: Sequence[int]) -> Iterator[np.ndarray]:
         yield bits[start % 8 : start % 8 + size].reshape(elements.Rows, elements.Columns)
 
 
-def _steps(path: Path, header: Dataset, frame: _Frame, to_voxels: np.ndarray, image: Volume) -> np.ndarray:
+def _steps(path: Path, shape: tuple[int, int], frame: _Frame, to_voxels: np.ndarray, image: Volume) -> np.ndarray:
     """Return the integer matrix (3, 3) from (column, row, 1) of a frame to voxels of the image.
 
     Raises:
@@ -309,7 +327,7 @@ def _steps(path: Path, header: Dataset, frame: _Frame, to_voxels: np.ndarray, im
     """
     plane = to_voxels @ frame.affine()[:, [0, 1, 3]]
     steps = np.round(plane[:3]).astype(int)
-    size = np.array([int(header.get("Columns") or 1) - 1, int(header.get("Rows") or 1) - 1, 1])
+    size = np.array([shape[0] - 1, shape[1] - 1, 1])
     off = (np.abs(plane[:3] - steps) * np.maximum(size, 1)).sum(axis=1).max()
     units = np.abs(steps[:, :2])
     if off > AFFINE_TOLERANCE or units.sum() != 2 or (units.sum(axis=0) != 1).any() or (units.sum(axis=1) > 1).any():
@@ -350,5 +368,5 @@ def own_grid(segmentation: DicomAnnotation) -> Volume:
             f"{path}: the frames are at uneven distances along the slices' normal, at least {gap:.3f} mm; expected "
             "multiples of one distance. Pass it together with its image."
         )
-    shape = (int(header.Columns), int(header.Rows), int(counts[-1].round()) + 1)
+    shape = (_positive(path, header, "Columns"), _positive(path, header, "Rows"), int(counts[-1].round()) + 1)
     return Volume(str(path), np.broadcast_to(np.int8(0), shape), lowest.affine(gap))

@@ -125,6 +125,11 @@ def _axes(path: str | Path, shape: tuple[int, ...], axes: str | None) -> str:
                 f"{path}: found {len(shape)} dimensions, shape {tuple(shape)}, and {said}; expected a volume. Pass a "
                 "letter for each dimension, for example --axes zyx, or --axes czyx if the first one is the channels."
             )
+    if len(axes) != len(shape):
+        raise DataError(
+            f"{path}: the file states {len(axes)} axes, {axes.upper()}, but found {len(shape)} dimensions, shape "
+            f"{tuple(shape)}; expected an axis for each. Correct the axes in the file, or export it again."
+        )
     axes = "".join(CHANNELS.get(axis, axis) if CHANNELS.get(axis, "") not in axes else axis for axis in axes)
     kept = "".join(axis for axis, n in zip(axes, shape) if n > 1 or axis in "xyzc")
     if not set("xyz") <= set(kept) or not set(kept) <= set("xyzct") or len(set(axes)) < len(axes):

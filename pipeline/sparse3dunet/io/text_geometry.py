@@ -34,7 +34,10 @@ def nrrd_in_mm(path: Path, fields: Mapping[str, str], affine: np.ndarray) -> tup
     """
     kinds = fields.get("kinds", "").lower().split()
     axes = [i for i in range(int(fields["dimension"])) if i >= len(kinds) or kinds[i] in SPATIAL_KINDS]
-    if "spacedirections" not in fields:
+    if "spacedirections" in fields:
+        if fields["spacedirections"].count("(") < len(axes):  # "none" along an axis, which ITK takes for 1 mm
+            return _scaled(affine, None)
+    else:
         sizes = fields.get("spacings", "").lower().split()
         if any(i >= len(sizes) or "nan" in sizes[i] for i in axes):
             return _scaled(affine, None)
