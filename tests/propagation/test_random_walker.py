@@ -227,3 +227,17 @@ def test_coarser_grids_bring_annotation_far(shape, spacing):
     weight[::9, ::9, :: 9 if shape[2] > 9 else 2] = 1  # single voxels
     prob = walked(image, label, weight, spacing, iterations=1)
     assert overlap(prob.argmax(0), label, weight == 0, 1) > 0.6
+
+
+@pytest.mark.parametrize("spacing", [(1, 1, 1), (2, 2, 1), (1, 3, 2)])
+@pytest.mark.parametrize(("shape", "order"), [((128, 120, 1), (0, 1, 2)), ((128, 120, 4), (2, 0, 1))])
+def test_annotation_reaches_far_in_thin_volumes(shape, order, spacing):
+    """Also if the thin axis has the finest voxels."""
+    label = np.zeros(shape, int)
+    label[:, 60:] = 1
+    image = label + np.random.default_rng(0).normal(0, 0.02, shape)
+    weight = on_slices(shape, [3])
+    given = [a.transpose(order) for a in (image, label, weight)]
+    prob = walked(*given, [spacing[axis] for axis in order], beta=200)
+    assert (prob.argmax(0) == given[1]).mean() > 0.99
+    assert prob.max(0).mean() > 0.9

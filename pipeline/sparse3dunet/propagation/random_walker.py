@@ -13,6 +13,9 @@ FLOOR = 1e-4
 """Minimum conductance of an edge, so that no voxel is isolated."""
 SMALLEST = 4000
 """Maximum voxels of the coarsest grid."""
+SHORTEST, LONGEST = 8, 24
+"""Length in voxels up to which an axis is not halved for a coarser grid, and maximum length of the coarsest one: a few
+iterations reach no farther."""
 
 
 class RandomWalker(Propagator):
@@ -139,8 +142,10 @@ def _walk(
 ) -> torch.Tensor:
     """Solve on coarser grids first; `seeds` and `counts`: one-hot classes and annotation, averaged over blocks."""
     shape = counts.shape
-    step = [2 if size <= 1.5 * spacing.min() and n > 8 else 1 for size, n in zip(spacing, shape)]
-    if counts.numel() > SMALLEST and max(step) > 1:
+    # An axis that is too short to be halved sets no limit to the others: in a thin volume, none would be halved
+    finest = min((size for size, n in zip(spacing, shape) if n > SHORTEST), default=np.inf)
+    step = [2 if size <= 1.5 * finest and n > SHORTEST else 1 for size, n in zip(spacing, shape)]
+    if (counts.numel() > SMALLEST or max(shape) > LONGEST) and max(step) > 1:
         smaller, sums, share = (pooled(part, step) for part in (image, seeds, counts[None]))
         coarse = _walk(smaller, sums, share[0], spacing * step, beta, iterations)
         start = enlarged(coarse, step, shape)
