@@ -85,6 +85,16 @@ def test_an_edge_in_any_channel_counts():
     assert overlap(prob.argmax(0), label, WEIGHT == 0, 2) > 0.8
 
 
+def test_channels_do_not_add_up():
+    """The same ones change nothing, and more that show the same with other noise make it better."""
+    channels = [nested(seed, noise=0.4)[0] for seed in range(4)]
+    label = nested()[1]
+    one = walked(channels[0], label, beta=200)
+    np.testing.assert_allclose(walked(np.stack(channels[:1] * 3), label, beta=200), one, atol=1e-4)
+    more = walked(np.stack(channels), label, beta=200)
+    assert (more.argmax(0) == label).mean() > (one.argmax(0) == label).mean()
+
+
 def test_thick_slices_are_farther_apart():
     """Halfway between planes of two classes both are as likely; where voxels are longer that way, the other is."""
     shape, label, weight = (9, 9, 9), np.zeros((9, 9, 9), int), np.zeros((9, 9, 9))

@@ -26,7 +26,8 @@ class RandomWalker(Propagator):
 
     Args:
         beta: penalty on intensity steps: the conductance of an edge is exp(-beta d^2 / (10 s)) for the intensity
-            difference d (intensities from 0 to 1) and the standard deviation s, as in scikit-image.
+            difference d (intensities from 0 to 1) and the standard deviation s, as in scikit-image. Of several channels
+            d^2 is the mean: with a sum, noise of many would be edges everywhere.
         iterations: maximum number on each grid.
         num_classes: K; None: as many as are annotated.
     """
@@ -85,7 +86,7 @@ def conductances(image: torch.Tensor, spacing: Sequence[float] | np.ndarray, bet
     """
     nearest = min(spacing)
     return [
-        (torch.exp(-beta * image.diff(dim=axis + 1).square().sum(0)) + FLOOR) * float(nearest / spacing[axis]) ** 0.5
+        (torch.exp(-beta * image.diff(dim=axis + 1).square().mean(0)) + FLOOR) * float(nearest / spacing[axis]) ** 0.5
         for axis in range(3)
     ]
 
@@ -172,11 +173,11 @@ def _dots(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def roughness(image: torch.Tensor) -> float:
-    """Return the 90th percentile of squared differences of neighbours in (C, X, Y, Z).
+    """Return the 90th percentile of squared differences of neighbours in (C, X, Y, Z), the mean over the channels.
 
     If nine of ten are 0, as around a masked organ, it is that of the others: otherwise any difference would be an edge.
     """
-    squares = [image.diff(dim=axis).square().sum(0).flatten().numpy() for axis in (1, 2, 3)]
+    squares = [image.diff(dim=axis).square().mean(0).flatten().numpy() for axis in (1, 2, 3)]
     mean = float(np.mean([np.percentile(part, 90) for part in squares if part.size]))
     if mean == 0:
         different = np.concatenate(squares)
