@@ -111,6 +111,15 @@ def test_the_decision_is_optimal_for_one_class():
     assert expected_dice(prob, classes) == pytest.approx(best, abs=1e-3)
 
 
+def test_there_are_no_gaps_between_classes():
+    """Where two are equally probable, neither may gain by the voxel: but the background is not there either."""
+    prob = np.full((3, 3000), 0.005, np.float32)
+    prob[1, :1400] = prob[2, 1400:2800] = prob[0, 2900:] = 0.99
+    prob[:, 2800:2900] = np.array([[0.06], [0.475], [0.465]])
+    classes, _ = decide(prob, np.ones(3000, bool))
+    np.testing.assert_array_equal(classes, prob.argmax(0))
+
+
 def test_labeled_voxels_keep_their_class():
     random = np.random.default_rng(0)
     prob = calibrated(random, spread=0.7)

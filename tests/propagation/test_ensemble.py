@@ -267,6 +267,34 @@ def test_a_large_stack_is_finest_across_its_slices(axis):
     assert steps[1][axis] == 2
 
 
+@pytest.mark.parametrize("axis", range(3))
+@pytest.mark.parametrize(
+    ("annotated", "reach"), [([30], 40), ([30, 31], 39), ([20, 30, 40], 10), ([10, 30, 50], 20), ([29, 30, 31, 32], 8)]
+)
+def test_what_is_seen_on_one_slice_may_reach_far(axis, annotated, reach):
+    """As far as it is wide; with several slices, as far as these are apart. It ends within a run of slices."""
+    shape, spacing = [60, 60, 60], [1.0, 1.0, 1.0]
+    spacing[axis] = 0.5
+    label = np.zeros(shape, int)
+    label[20:40, 20:40, 20:40] = 1
+    if len(annotated) == 4:
+        np.moveaxis(label, axis, 0)[[29, 32]] = 0
+    weight = np.zeros(shape)
+    np.moveaxis(weight, axis, 0)[annotated] = 1
+    box = Field.of(scan_of(label, label, weight, spacing), most=1e5).box[axis]
+    shown = [index for index in annotated if np.moveaxis(label, axis, 0)[index].any()]
+    assert (box.start, box.stop) == (max(shown[0] - reach, 0), min(shown[-1] + 1 + reach, 60))
+
+
+def test_what_is_scribbled_on_one_slice_may_reach_far():
+    shape = (60, 60, 60)
+    label, weight = np.zeros(shape, int), np.zeros(shape)
+    label[0:40, 20:40] = 1  # up to the border, beyond which nothing is
+    weight[::3, ::3, 30] = 1
+    box = Field.of(scan_of(label, label, weight), most=1e5).box
+    assert [(b.start, b.stop) for b in box] == [(0, 48), (13, 48), (0, 60)]
+
+
 def test_slices_to_hold_out_may_be_given():
     """Also where a scan is worked on coarsely."""
     image, label = nested()

@@ -85,6 +85,16 @@ def test_an_edge_in_any_channel_counts():
     assert overlap(prob.argmax(0), label, WEIGHT == 0, 2) > 0.8
 
 
+def test_channels_do_not_add_up():
+    """The same ones change nothing, and more that show the same with other noise make it better."""
+    channels = [nested(seed, noise=0.4)[0] for seed in range(4)]
+    label = nested()[1]
+    one = walked(channels[0], label, beta=200)
+    np.testing.assert_allclose(walked(np.stack(channels[:1] * 3), label, beta=200), one, atol=1e-4)
+    more = walked(np.stack(channels), label, beta=200)
+    assert (more.argmax(0) == label).mean() > (one.argmax(0) == label).mean()
+
+
 def test_thick_slices_are_farther_apart():
     """Halfway between planes of two classes both are as likely; where voxels are longer that way, the other is."""
     shape, label, weight = (9, 9, 9), np.zeros((9, 9, 9), int), np.zeros((9, 9, 9))
@@ -227,3 +237,17 @@ def test_coarser_grids_bring_annotation_far(shape, spacing):
     weight[::9, ::9, :: 9 if shape[2] > 9 else 2] = 1  # single voxels
     prob = walked(image, label, weight, spacing, iterations=1)
     assert overlap(prob.argmax(0), label, weight == 0, 1) > 0.6
+
+
+@pytest.mark.parametrize("spacing", [(1, 1, 1), (2, 2, 1), (1, 3, 2)])
+@pytest.mark.parametrize(("shape", "order"), [((128, 120, 1), (0, 1, 2)), ((128, 120, 4), (2, 0, 1))])
+def test_annotation_reaches_far_in_thin_volumes(shape, order, spacing):
+    """Also if the thin axis has the finest voxels."""
+    label = np.zeros(shape, int)
+    label[:, 60:] = 1
+    image = label + np.random.default_rng(0).normal(0, 0.02, shape)
+    weight = on_slices(shape, [3])
+    given = [a.transpose(order) for a in (image, label, weight)]
+    prob = walked(*given, [spacing[axis] for axis in order], beta=200)
+    assert (prob.argmax(0) == given[1]).mean() > 0.99
+    assert prob.max(0).mean() > 0.9

@@ -83,7 +83,8 @@ def decide(prob: np.ndarray, unlabeled: np.ndarray, rounds: int = 8) -> tuple[np
 
     A voxel increases a class's Dice D if its probability is above D / 2 (Lipton et al., Optimal Thresholding of
     Classifiers to Maximize F1 Measure, ECML 2014), which is below one half for uncertain classes. Taking the most
-    probable class would lose small or uncertain structures.
+    probable class would lose small or uncertain structures. Where no class is above, as between two that are equally
+    probable, it is the most probable one, which need not be the background: that would leave gaps between classes.
 
     Args:
         prob: (K, N) calibrated probabilities.
@@ -95,13 +96,13 @@ def decide(prob: np.ndarray, unlabeled: np.ndarray, rounds: int = 8) -> tuple[np
     """
     chosen = prob.argmax(0)
     inside = np.ascontiguousarray(prob[:, unlabeled])
-    classes, volume = inside.argmax(0), inside.sum(1, dtype=float)
-    expected = _expected_dice(inside, classes, volume)
+    likeliest, volume = inside.argmax(0), inside.sum(1, dtype=float)
+    classes, expected = likeliest, _expected_dice(inside, likeliest, volume)
     for _ in range(rounds if len(prob) > 1 else 0):
         threshold = np.clip(np.nan_to_num(expected[1:]), 2 * LEAST_THRESHOLD, 1)
         gain = 2 * inside[1:] - threshold[:, None].astype(np.float32)
         best = gain.argmax(0)
-        classes = np.where(gain.max(0) > 0, best + 1, 0)
+        classes = np.where(gain.max(0) > 0, best + 1, likeliest)
         expected = 0.5 * expected + 0.5 * _expected_dice(inside, classes, volume)
     chosen[unlabeled] = classes
     return chosen, _expected_dice(inside, classes, volume)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from sparse3dunet.data.slices import find_slices
+from sparse3dunet.data.slices import crossed, find_slices
 from sparse3dunet.propagation.random_walker import PriorWalker
 from sparse3dunet.propagation.scan import Scan, enlarged, one_hot, pooled
 
@@ -104,14 +104,21 @@ def _across_stack(scan: Scan) -> np.ndarray:
 
 def _box(scan: Scan) -> tuple[slice, slice, slice]:
     """Return the box of the foreground with a margin for what may lie between slices and beyond the last ones."""
-    foreground = (scan.known & (scan.label > 0)).numpy()
+    known = scan.known.numpy()
+    foreground = known & (scan.label > 0).numpy()
     if not foreground.any():
         return tuple(slice(0, n) for n in scan.shape)  # type: ignore[return-value]
-    slices = find_slices(scan.known.numpy()) or [[], [], []]
+    slices = find_slices(known) or [[], [], []]
+    shown = [np.flatnonzero(crossed(foreground, axis)) for axis in range(3)]
+    extent = np.array([indices[-1] - indices[0] + 1 for indices in shown])
+    widest = float((extent * scan.spacing).max())
     result = []
     for axis, n in enumerate(scan.shape):
-        shown = np.flatnonzero(foreground.any(tuple(a for a in range(3) if a != axis)))
+        first, last = int(shown[axis][0]), int(shown[axis][-1])
         gap = int(np.diff(slices[axis]).max()) if len(slices[axis]) > 1 else 0
-        margin = max(LEAST_MARGIN, gap, round(MARGIN * (shown[-1] - shown[0] + 1)))
-        result.append(slice(max(int(shown[0]) - margin, 0), min(int(shown[-1]) + 1 + margin, n)))
+        # All that is annotated lies on one slice, or on adjacent ones: nothing tells where structures end
+        if np.array_equal(np.flatnonzero(crossed(known, axis)), range(first, last + 1)):
+            gap = round(widest / scan.spacing[axis]) - (last - first)
+        margin = max(LEAST_MARGIN, gap, round(MARGIN * extent[axis]))
+        result.append(slice(max(first - margin, 0), min(last + 1 + margin, n)))
     return tuple(result)  # type: ignore[return-value]

@@ -13,6 +13,9 @@ FLOOR = 1e-4
 """Minimum conductance of an edge, so that no voxel is isolated."""
 SMALLEST = 4000
 """Maximum voxels of the coarsest grid."""
+SHORTEST, LONGEST = 8, 24
+"""Length in voxels up to which an axis is not halved for a coarser grid, and maximum length of the coarsest one: a few
+iterations reach no farther."""
 
 
 class RandomWalker(Propagator):
@@ -23,7 +26,8 @@ class RandomWalker(Propagator):
 
     Args:
         beta: penalty on intensity steps: the conductance of an edge is exp(-beta d^2 / (10 s)) for the intensity
-            difference d (intensities from 0 to 1) and the standard deviation s, as in scikit-image.
+            difference d (intensities from 0 to 1) and the standard deviation s, as in scikit-image. Of several channels
+            d^2 is the mean: with a sum, noise of many would be edges everywhere.
         iterations: maximum number on each grid.
         num_classes: K; None: as many as are annotated.
     """
@@ -82,7 +86,7 @@ def conductances(image: torch.Tensor, spacing: Sequence[float] | np.ndarray, bet
     """
     nearest = min(spacing)
     return [
-        (torch.exp(-beta * image.diff(dim=axis + 1).square().sum(0)) + FLOOR) * float(nearest / spacing[axis]) ** 0.5
+        (torch.exp(-beta * image.diff(dim=axis + 1).square().mean(0)) + FLOOR) * float(nearest / spacing[axis]) ** 0.5
         for axis in range(3)
     ]
 
@@ -139,8 +143,10 @@ def _walk(
 ) -> torch.Tensor:
     """Solve on coarser grids first; `seeds` and `counts`: one-hot classes and annotation, averaged over blocks."""
     shape = counts.shape
-    step = [2 if size <= 1.5 * spacing.min() and n > 8 else 1 for size, n in zip(spacing, shape)]
-    if counts.numel() > SMALLEST and max(step) > 1:
+    # An axis that is too short to be halved sets no limit to the others: in a thin volume, none would be halved
+    finest = min((size for size, n in zip(spacing, shape) if n > SHORTEST), default=np.inf)
+    step = [2 if size <= 1.5 * finest and n > SHORTEST else 1 for size, n in zip(spacing, shape)]
+    if (counts.numel() > SMALLEST or max(shape) > LONGEST) and max(step) > 1:
         smaller, sums, share = (pooled(part, step) for part in (image, seeds, counts[None]))
         coarse = _walk(smaller, sums, share[0], spacing * step, beta, iterations)
         start = enlarged(coarse, step, shape)
@@ -167,11 +173,11 @@ def _dots(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def roughness(image: torch.Tensor) -> float:
-    """Return the 90th percentile of squared differences of neighbours in (C, X, Y, Z).
+    """Return the 90th percentile of squared differences of neighbours in (C, X, Y, Z), the mean over the channels.
 
     If nine of ten are 0, as around a masked organ, it is that of the others: otherwise any difference would be an edge.
     """
-    squares = [image.diff(dim=axis).square().sum(0).flatten().numpy() for axis in (1, 2, 3)]
+    squares = [image.diff(dim=axis).square().mean(0).flatten().numpy() for axis in (1, 2, 3)]
     mean = float(np.mean([np.percentile(part, 90) for part in squares if part.size]))
     if mean == 0:
         different = np.concatenate(squares)

@@ -16,6 +16,8 @@ from sparse3dunet.errors import DataError
 
 PERCENTILES = (0.5, 99.5)
 """Percentiles of the intensities that are scaled to 0 and 1; values outside are clipped."""
+OF_CLASS = (5, 95)
+"""Percentiles of each class's annotated intensities that are not clipped either, however rare the class."""
 THICK = 2.5
 """Multiple of the median voxel size above which slices are thick: filters work only within them."""
 Self = TypeVar("Self", bound="Propagator")
@@ -71,7 +73,7 @@ class Scan:
         classes = int(numbers.max()) + 1 if num_classes is None else num_classes
         if int(numbers.min()) < 0 or int(numbers.max()) >= classes:
             raise DataError(f"labels are {int(numbers.min())} to {int(numbers.max())}, expected 0 to {classes - 1}.")
-        return cls(torch.stack([_rescaled(c) for c in gray.float()]), numbers, known, size, classes)
+        return cls(torch.stack([_rescaled(c, numbers, known) for c in gray.float()]), numbers, known, size, classes)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -146,11 +148,14 @@ def enlarged(values: torch.Tensor, step: Sequence[int], shape: Sequence[int]) ->
     return fine[:, : shape[0], : shape[1], : shape[2]]
 
 
-def _rescaled(channel: torch.Tensor) -> torch.Tensor:
-    values = channel.numpy()
+def _rescaled(channel: torch.Tensor, label: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    values, shown, classes = channel.numpy(), channel[known].numpy(), label[known].numpy()
     low, high = np.percentile(values[:: max(1, values.shape[0] // 256)], PERCENTILES)
     if high <= low:
         low, high = float(values.min()), float(values.max())
     if not np.isfinite([low, high]).all() or np.isnan(values).any():
         raise DataError("the image contains NaN or infinity; expected finite numbers.")
+    # Small bright structures lie above the percentiles of a whole scan: clipped, they would all look alike
+    ends = np.array([np.percentile(shown[classes == number], OF_CLASS) for number in np.unique(classes)])
+    low, high = min(low, ends.min()), max(high, ends.max())
     return ((channel - low) / max(high - low, 1e-20)).clamp(0, 1)
