@@ -160,17 +160,20 @@ class _Run:
 
     def _propagate(self) -> None:
         """Write a preview of each volume, then refine it without a network; finished volumes are kept on disk."""
-        for case in self.results.cases:
-            preview = self.propagation.preview(case, self._slices_of(case.name))
-            path = self.results.write_preview(case, preview, self.state.previews)
-            self.file.write(self.state)
-            seconds = self.total + time.perf_counter() - self.started
-            print(f"Preview after {seconds:.0f} s: {path}", flush=True)
+        cases, found = self.results.cases, 0
         try:
-            with run_progress(len(self.results.cases)) as advance:
-                for case in self.results.cases:
+            for found, case in enumerate(cases, 1):
+                preview = self.propagation.preview(case, self._slices_of(case.name))
+                path = self.results.write_preview(case, preview, self.state.previews)
+                self.file.write(self.state)
+                seconds = self.total + time.perf_counter() - self.started
+                print(f"Preview after {seconds:.0f} s: {path}", flush=True)
+            with run_progress(len(cases)) as advance:
+                for case in cases:
                     self.propagation.refine(case, self._slices_of(case.name), advance)
         except KeyboardInterrupt:
+            if found < len(cases) or self.propagation.best(cases[-1]) is None:
+                raise  # nothing was found for some volumes
             self.state.stopped_early = True
             self._note("Ctrl-C: writing the results with what was found so far; press it again to end at once.")
         for text in self._previews_alone():
