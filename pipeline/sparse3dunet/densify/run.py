@@ -160,9 +160,9 @@ class _Run:
 
     def _propagate(self) -> None:
         """Write a preview of each volume, then refine it without a network; finished volumes are kept on disk."""
-        cases, found = self.results.cases, 0
+        cases = self.results.cases
         try:
-            for found, case in enumerate(cases, 1):
+            for case in cases:
                 preview = self.propagation.preview(case, self._slices_of(case.name))
                 path = self.results.write_preview(case, preview, self.state.previews)
                 self.file.write(self.state)
@@ -172,8 +172,8 @@ class _Run:
                 for case in cases:
                     self.propagation.refine(case, self._slices_of(case.name), advance)
         except KeyboardInterrupt:
-            if found < len(cases) or self.propagation.best(cases[-1]) is None:
-                raise  # nothing was found for some volumes
+            if self.propagation.best(cases[-1]) is None:
+                raise  # nothing was found yet for some volumes
             self.state.stopped_early = True
             self._note("Ctrl-C: writing the results with what was found so far; press it again to end at once.")
         for text in self._previews_alone():
