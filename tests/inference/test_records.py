@@ -219,6 +219,24 @@ def test_another_images_results_stay(tmp_path, case):
     do(out, ImageCase("sub/a", (str(tmp_path / "moved.nii.gz"),)), "three")
 
 
+def test_an_error_of_another_image_does_not_take_the_results(tmp_path, case):
+    """Else the next try would find them to be its own, and replace them."""
+    out = tmp_path / "out"
+    do(out, case)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "a.nii.gz").write_bytes(b"another image")
+    other = ImageCase("sub/a", (str(tmp_path / "other" / "a.nii.gz"),))
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"the results named sub/a are those of"):
+            do(out, other)
+        CaseRecord(out, other, {"model": "one"}).fail("refused")
+    assert CaseRecord(out, case, {"model": "one"}).is_done(NAMES)
+    do(out, other, content=b"wanted", overwrite=True)
+    assert (out / NAMES[0]).read_bytes() == b"wanted"
+    CaseRecord(out, other, {"model": "two"}).fail("damaged")
+    assert CaseRecord(out, other, {"model": "two"}).read()["error"] == "damaged"
+
+
 def test_overwrite_does_what_was_changed_again(tmp_path, case):
     out = tmp_path / "out"
     record = do(out, case)

@@ -139,12 +139,14 @@ class CaseRecord:
         self._clear()
 
     def fail(self, error: str, goes_on: bool = False, **facts: Any) -> None:
-        """Record an error; earlier results and their entries stay.
+        """Record an error; earlier results and their entries stay, and the whole record if it is another image's.
 
         With `goes_on`, so do drafts, for the next run. If only moving them failed, the next run does that.
         """
         record = self.read()
         if record.get("status") == DONE and record.get("key") == self.key and self.drafts.exists():
+            return
+        if record.get("results") and self._other_image(record) is not None:
             return
         if not goes_on:
             self._clear()
