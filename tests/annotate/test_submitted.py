@@ -173,6 +173,32 @@ def test_an_app_keeps_its_data_and_other_folders_are_left_alone(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("text", ['{"editor.tabSize": 4}', "[]", "", '{"version": "1", "class_names": ["shell"]}'])
+def test_settings_of_another_program_are_left_alone(tmp_path, text):
+    (tmp_path / SETTINGS).write_text(text)
+    for overwrite in (False, True):
+        with pytest.raises(DataError, match="no app of this command"):
+            write_app(tmp_path, ["shell"], overwrite)
+    assert (tmp_path / SETTINGS).read_text() == text
+    assert not (tmp_path / "main.py").exists()
+
+
+@pytest.mark.parametrize("part", ["scans", "model"])
+def test_the_numbers_of_an_app_with_data_keep_their_meaning(tmp_path, part):
+    """Annotation and models have numbers: with the names in another order, a tumor would be a liver."""
+    app = write_app(tmp_path / "app", ["shell", "core"])
+    write_app(app, ["core", "shell"], overwrite=True)  # there are no data yet
+    (app / part / "x").mkdir(parents=True)
+    before = (app / SETTINGS).read_text()
+    for names in (["shell", "core"], ["shell"], ["core", "rim", "shell"]):
+        with pytest.raises(DataError, match="of the classes core, shell, by number"):
+            write_app(app, names, overwrite=True)
+    assert (app / SETTINGS).read_text() == before
+    for names in (["core", "shell", "rim"], ["core"]):
+        write_app(app, names, overwrite=True)
+        assert json.loads((app / SETTINGS).read_text())["class_names"] == names
+
+
 def test_slices_that_were_corrected_in_single_voxels():
     """Errors lie along borders, and corrections of a slice are rarely whole areas."""
     changed = np.random.default_rng(0).random(SHAPE) < 0.15

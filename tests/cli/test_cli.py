@@ -205,3 +205,23 @@ def test_restart_by_monais_command(changes):
 def test_version():
     result = run_sparse3dunet("--version")
     assert (result.returncode, result.stdout) == (0, f"sparse3dunet {sparse3dunet.__version__}\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--learning_rate", -1), "optimizer (torch.optim.AdamW): ValueError: Invalid learning rate: -1"),
+        (("--network_def#channels", "[8]"), "network_def (sparse3dunet.networks.UNet3D): "),
+        (("--minutes", "nan"), "minutes must be a number above 0"),
+        (("--class_balance", 2), "class_balance is 2; expected a number from 0 to 1"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_ends_a_training_in_one_line(dataset, tmp_path, options, words):
+    """And leaves no plan, which the next training in the folder would refuse."""
+    places = ("--dataset_dir", dataset, "--ckpt_dir", tmp_path / "models", "--output_dir", tmp_path / "eval")
+    result = run_sparse3dunet("run", "training", *places, *options)
+    assert result.returncode == 1
+    assert f"error: {words}" in result.stderr, result.stderr
+    assert "Traceback" not in result.stderr
+    if options[0] != "--learning_rate":  # the plan of which is right
+        assert not (tmp_path / "models" / "plan.json").exists()

@@ -25,7 +25,8 @@ def test_options_that_are_none(tmp_path, error_of, options, words):
     ("options", "words"),
     [
         (["--minutes", "-1"], "minutes must be a number above 0"),
-        (["--ignore-index", "7"], "every voxel counts as annotated (the classes are 0, 1, 2, 255)"),
+        (["--ignore-index", "7"], "annotation.nii.gz: every voxel counts as annotated (the classes are 0, 1, 2, 255)"),
+        (["--background", "9"], "annotation.nii.gz: no voxel of any case is labelled background (value 9)"),
         (["--class-names", "a,b"], "class"),
         (["--segments", "liver"], "--segments names liver, but the file names no segments"),
         (["--class-names", "background,,core"], "none of them blank"),
@@ -43,8 +44,15 @@ def test_bad_options(tmp_path, options, words):
 
 
 @pytest.mark.parametrize(
-    "options", [{"minutes": 0}, {"minutes": 5, "format": "png"}, {"minutes": 5, "suggestions": -1}]
+    "options",
+    [
+        {"minutes": 0},
+        {"minutes": 5, "format": "png"},
+        {"minutes": 5, "suggestions": -1},
+        {"minutes": 5, "seed": -1},
+        {"minutes": 5, "seed": 2**32},
+    ],
 )
 def test_options_out_of_range(options):
-    with pytest.raises(DataError, match=r"expected one of|must be a number"):
+    with pytest.raises(DataError, match=r"expected one of|must be a (whole )?number"):
         Options("out", **options)

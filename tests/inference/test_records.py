@@ -54,6 +54,36 @@ def test_another_image_under_the_name_is_done_again(tmp_path, case):
     assert not CaseRecord(tmp_path / "out", case, {"model": "one"}).is_done()
 
 
+def test_another_image_of_the_same_size_and_time_is_not_done(tmp_path, case):
+    """As archives and copying programs set it; a copy of the image is done."""
+    out = tmp_path / "out"
+    do(out, case)
+    other = tmp_path / "other" / "a.nii.gz"
+    other.parent.mkdir()
+    for content, is_done in ((b"image", True), (b"other", False)):
+        other.write_bytes(content)
+        time = (tmp_path / "a.nii.gz").stat().st_mtime_ns
+        os.utime(other, ns=(time, time))
+        assert CaseRecord(out, ImageCase("sub/a", (str(other),)), {"model": "one"}).is_done() == is_done
+    with pytest.raises(DataError, match=r"the results named sub/a are those of"):
+        do(out, ImageCase("sub/a", (str(other),)))
+
+
+@pytest.mark.parametrize("left", [["a.nii.gz"], ["a.nii.gz", "b.nii.gz"]])
+def test_channels_of_another_image(tmp_path, case, left):
+    """Which is done only if all of them are the same; one that is gone tells nothing."""
+    for folder in ("", "other"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        for name in ("a.nii.gz", "b.nii.gz"):
+            (tmp_path / folder / name).write_bytes(b"image")
+            os.utime(tmp_path / folder / name, (0, 0))
+    cases = [ImageCase("sub/a", tuple(str(tmp_path / f / n) for n in ("a.nii.gz", "b.nii.gz"))) for f in ("", "other")]
+    do(tmp_path / "out", cases[0])
+    for name in {"a.nii.gz", "b.nii.gz"} - set(left):
+        (tmp_path / name).unlink()
+    assert CaseRecord(tmp_path / "out", cases[1], {"model": "one"}).is_done() == (len(left) == 2)
+
+
 def test_killed_while_moving(tmp_path, case):
     """The record is there, the drafts are whole: moving them is all that is left to do, once."""
     out = tmp_path / "out"
@@ -187,6 +217,24 @@ def test_another_images_results_stay(tmp_path, case):
     (tmp_path / "a.nii.gz").rename(tmp_path / "moved.nii.gz")
     link.unlink()
     do(out, ImageCase("sub/a", (str(tmp_path / "moved.nii.gz"),)), "three")
+
+
+def test_an_error_of_another_image_does_not_take_the_results(tmp_path, case):
+    """Else the next try would find them to be its own, and replace them."""
+    out = tmp_path / "out"
+    do(out, case)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "a.nii.gz").write_bytes(b"another image")
+    other = ImageCase("sub/a", (str(tmp_path / "other" / "a.nii.gz"),))
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"the results named sub/a are those of"):
+            do(out, other)
+        CaseRecord(out, other, {"model": "one"}).fail("refused")
+    assert CaseRecord(out, case, {"model": "one"}).is_done(NAMES)
+    do(out, other, content=b"wanted", overwrite=True)
+    assert (out / NAMES[0]).read_bytes() == b"wanted"
+    CaseRecord(out, other, {"model": "two"}).fail("damaged")
+    assert CaseRecord(out, other, {"model": "two"}).read()["error"] == "damaged"
 
 
 def test_overwrite_does_what_was_changed_again(tmp_path, case):

@@ -14,6 +14,11 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from sparse3dunet.densify.large import DIGEST
+from sparse3dunet.densify.state import StateFile
+from sparse3dunet.errors import DataError
+from sparse3dunet.inference.run import predict_and_report
+from sparse3dunet.inference.slabs import SlabInferer
 from tests.conftest import (
     ROOT,
     bundle_environment,
@@ -259,6 +264,19 @@ def test_valid_convolutions(tmp_path):
     assert segmentations[0].shape == (24, 20, 18, 3)
     assert np.ptp(segmentations[0]) > 0.1
     assert all(np.abs(other - segmentations[0]).max() < 1e-5 for other in segmentations)
+
+
+@pytest.mark.parametrize("state", ["state.json", DIGEST])
+def test_the_results_of_densify_are_not_replaced(trained, images, tmp_path, error_of, state):
+    """They keep the annotation, and a report tells of them."""
+    assert StateFile(tmp_path).path == tmp_path / "work/state.json"
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / state).touch()
+    model = trained / "models"
+    assert "has the results of densify" in error_of("predict", model, images, "-o", tmp_path, "--overwrite")
+    with pytest.raises(DataError, match="Pass another folder"):
+        predict_and_report(model, str(images), str(tmp_path), SlabInferer((8, 8, 8)))
+    assert [path.name for path in tmp_path.iterdir()] == ["work"]
 
 
 @pytest.mark.parametrize(

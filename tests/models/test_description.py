@@ -10,7 +10,7 @@ import torch
 import sparse3dunet
 from sparse3dunet.data.datalist import DataSet
 from sparse3dunet.errors import DataError
-from sparse3dunet.models.description import ModelDescription, describe_model
+from sparse3dunet.models.description import ModelDescription, check_model_fits, describe_model
 from sparse3dunet.models.description_checks import SCHEMA_VERSION
 from sparse3dunet.models.loading import load_model
 from sparse3dunet.networks import UNet3D
@@ -162,3 +162,15 @@ def test_two_classes_with_colours_or_none():
     content["network"]["out_channels"] = 2
     content |= {"class_names": ["a", "b"], "class_values": [0, 5], "class_colors": ["", "#e69f00"]}
     assert ModelDescription.from_json(json.dumps(content), "here").class_colors == ("", "#e69f00")
+
+
+def test_classes_that_change_places_are_not_scored_as_each_other(capsys):
+    """Scores go by value: with b and c the other way round, each would be the other's."""
+    description = described()
+    check_model_fits(description, DATA_SET)
+    assert capsys.readouterr().out == ""
+    for names in ("acb", "xab"):
+        with pytest.raises(DataError, match=r"a, b, c, .* the data set has .* would be scored as another class"):
+            check_model_fits(description, replace(DATA_SET, class_names=list(names)))
+    check_model_fits(description, replace(DATA_SET, class_names=["a", "b", "liver"]))
+    assert capsys.readouterr().out == "Classes by value, model and data set: c -> liver.\n"

@@ -236,6 +236,23 @@ def test_settings_come_before_the_plan(ct):
     assert actual.reasons["class balance"] == plan.reasons["class balance"]
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"class_balance": 2}, "class_balance is 2; expected a number from 0 to 1"),
+        ({"class_balance": float("nan")}, "class_balance is nan; expected a number from 0 to 1"),
+        ({"flip_prob": 2}, "flip_prob is [2, 2, 2]; expected three numbers from 0 to 1"),
+        ({"slice_axis": 7}, "slice_axis is 7; expected 0, 1, 2 or null"),
+        ({"patch_size": [16, 0, 8]}, "patch_size is [16, 0, 8]; expected three whole numbers above 0"),
+    ],
+)
+def test_settings_that_no_plan_may_have(ct, settings, words):
+    """Their plan could not be read again, and would be kept as a file of the user's."""
+    with pytest.raises(DataError) as error:
+        chosen(make_plan(ct, None), torch.nn.Identity(), **settings)
+    assert words in str(error.value)
+
+
 def test_the_command(dataset, tmp_path):
     out = tmp_path / "plan.json"
     run = run_sparse3dunet("plan", dataset, "-o", out, "--spacing", "[2,2,4]", "--network_def#channels", "[4,8]")

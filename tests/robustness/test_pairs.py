@@ -16,7 +16,10 @@ from tests.conftest import ROOT, TINY, make_dataset, make_volume, write_nifti
 from tests.densify.test_run import SMALL, write_scan
 from tests.robustness.kills import assert_nothing_unfinished, start, times
 
-TOLD = ("is in use by another run (process ", "exists, and no former run wrote it", "changed, or is another file")
+TOLD = (
+    *("is in use by another run (process ", "exists, and no former run wrote it", "changed, or is another file"),
+    "has the results of densify",
+)
 """What a command says that does not go on: the other holds the folder, or has put a file where its own would be."""
 ROUNDS = times(10)
 COMMANDS = ("densify", "predict", "training", "annotate", "package", "simulate")

@@ -6,16 +6,22 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from sparse3dunet import __version__
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import check_output_dir
+from sparse3dunet.io.json_files import misfit, parse_json
 from sparse3dunet.io.segments import BACKGROUND, check_structures
 from sparse3dunet.io.writing import write_text
 
 TEMPLATE = Path(__file__).parent / "templates" / "main.py"
 SETTINGS = "settings.json"
 """File of the app that says which interpreter runs the package, and names the classes."""
+_FIELDS: dict[str, Any] = {"version": str, "python": str, "class_names": list[str]}
+"""Fields of that file in each version, by which it differs from other programs' files of this common name."""
+DATA = ("scans", "model")
+"""Folders of the app with annotation and models, in which classes are numbers."""
 
 
 def write_app(folder: str | Path, class_names: Sequence[str], overwrite: bool = False) -> Path:
@@ -27,7 +33,8 @@ def write_app(folder: str | Path, class_names: Sequence[str], overwrite: bool = 
         overwrite: whether to replace the program of an app that is there.
 
     Raises:
-        DataError: when the names are wrong, or the folder is not empty and no app, or one that is not to be replaced.
+        DataError: when the names are wrong, or the folder is not empty and no app, or one that is not to be replaced,
+            or whose data have other classes.
     """
     names = [name.strip() for name in class_names]
     if names and names[0].lower() == BACKGROUND:
@@ -41,10 +48,10 @@ def write_app(folder: str | Path, class_names: Sequence[str], overwrite: bool = 
     target = Path(folder).expanduser().absolute()
     check_output_dir(target)
     if target.is_dir() and any(target.iterdir()):
-        if not (target / SETTINGS).is_file():
-            raise DataError(f"{target} is not empty, and no app of this command. Pass another folder (-o).")
+        former = _former_names(target)
         if not overwrite:
             raise DataError(f"{target} has an app already. Pass --overwrite to replace its program; its data stay.")
+        _check_classes(target, former, names)
     settings = {
         "version": __version__,
         "python": sys.executable,
@@ -54,6 +61,28 @@ def write_app(folder: str | Path, class_names: Sequence[str], overwrite: bool = 
     write_text(target / "main.py", TEMPLATE.read_text(encoding="utf-8"))
     write_text(target / SETTINGS, json.dumps(settings, indent=1) + "\n")  # ASCII: paths may be no UTF-8
     return target
+
+
+def _former_names(target: Path) -> list[str]:
+    """Return the class names of the app in a folder; raise DataError if there is none."""
+    try:
+        content = parse_json((target / SETTINGS).read_bytes(), str(target / SETTINGS), "settings", "")
+    except (OSError, DataError):
+        content = None
+    if misfit(content, _FIELDS) or not all(name in content for name in _FIELDS):
+        raise DataError(f"{target} is not empty, and no app of this command. Pass another folder (-o).")
+    return list(content["class_names"])
+
+
+def _check_classes(target: Path, former: Sequence[str], names: Sequence[str]) -> None:
+    """Raise DataError if an app has data in which a number would mean another class than before."""
+    has_data = any((target / part).is_dir() and any((target / part).iterdir()) for part in DATA)
+    if has_data and any(before != now for before, now in zip(former, names)):
+        raise DataError(
+            f"{target} has annotation or a model of the classes {', '.join(former)}, by number; --class-names is "
+            f"{', '.join(names)}; expected these classes in this order, and new ones after them. Pass another folder "
+            f"(-o) for other classes; if they only have other names, change these in {target / SETTINGS}."
+        )
 
 
 def _source_tree() -> str:

@@ -9,7 +9,7 @@ import typer
 
 from sparse3dunet import __version__
 from sparse3dunet.cli import annotate, check, densify, label_app, package, plan, predict, run, simulate
-from sparse3dunet.errors import TRACEBACK_VARIABLE, end_in_order, readable
+from sparse3dunet.errors import TRACEBACK_VARIABLE, config_error, end_in_order, readable
 
 app = typer.Typer(
     help="Dense 3D segmentation from sparsely annotated volumes.",
@@ -42,12 +42,12 @@ def _main(
 
 
 def main() -> None:
-    """Run the command; a DataError, or a lack of room or memory, ends it with one line and exit status 1."""
+    """Run the command; a DataError, an error in a config or a lack of room ends it with one line and status 1."""
     end_in_order()
     try:
         app()
     except Exception as error:
-        message = readable(error)
+        message = readable(error) or config_error(error)
         if message is None or os.environ.get(TRACEBACK_VARIABLE):
             raise
         sys.exit(f"error: {message}")

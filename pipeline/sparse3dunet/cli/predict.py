@@ -62,6 +62,7 @@ def predict(
     from sparse3dunet.models.loading import load_model
 
     set_defaults(voxel_size, axes, series=series, volume_memory=volume_memory)
+    run.check_not_densified(output_dir)
     trained = load_model(model)
     inferer = SlabInferer(
         arguments.window(roi_size) or trained.patch_size,

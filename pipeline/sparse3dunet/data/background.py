@@ -29,7 +29,7 @@ def with_background(data_set: DataSet, value: int) -> DataSet:
     if value not in values:
         unlabeled = " It means unlabeled: pass another --ignore-index." if value in data_set.ignore_index else ""
         raise DataError(
-            f"{data_set.source}: the background is to be {value}, which is no class; expected one of "
+            f"{data_set.labels_place}: the background is to be {value}, which is no class; expected one of "
             f"{', '.join(map(str, values))}.{unlabeled}"
         )
     order = [values.index(value), *(number for number, other in enumerate(values) if other != value)]

@@ -74,8 +74,8 @@ def complete(data_set: DataSet, known: Mapping[str, Any] | None = None, backgrou
     wide = [value for value in data_set.class_values if not -(2**15) <= value < 2**15]
     if wide:
         raise DataError(
-            f"{_place(data_set)}: the class value {wide[0]} is out of range; expected -32768 ... 32767: segmentations "
-            "are written in 16 bits. Use another value, or pass it as ignore_index if it means unlabeled."
+            f"{data_set.labels_place}: the class value {wide[0]} is out of range; expected -32768 ... 32767: "
+            "segmentations are written in 16 bits. Use another value, or pass it as ignore_index if it means unlabeled."
         )
     if not data_set.num_channels:
         counts = [_channels_of(case) for case in data_set.cases]
@@ -97,7 +97,7 @@ def _with_found_classes(data_set: DataSet, background: int | None) -> DataSet:
         shown = ", ".join([value_text(value) for value in sorted(values)[:10]] + ["..."] * (len(values) > 10))
         most = max(range(len(found)), key=lambda number: len(found[number]))
         raise DataError(
-            f"{_place(data_set)}: the label maps of {len(data_set.cases)} case(s) contain {len(values)} value(s), "
+            f"{data_set.labels_place}: the label maps of {len(data_set.cases)} case(s) contain {len(values)} value(s), "
             f"{shown}, most of them in {data_set.cases[most][LABEL]}; unlabeled is {list(data_set.ignore_index)}; "
             f"expected 2 to {MOST_VALUES} classes, whole numbers. Check that the labels were exported, and are not "
             "images, or declare the classes in a dataset.json."
@@ -105,20 +105,15 @@ def _with_found_classes(data_set: DataSet, background: int | None) -> DataSet:
     if classes[0] < 0:
         least = value_text(classes[0])
         raise DataError(
-            f"{_place(data_set)}: the label maps contain the value {least}, and no classes are declared; expected "
+            f"{data_set.labels_place}: the label maps contain the value {least}, and no classes are declared; expected "
             f"classes from 0 on. If it means unlabeled, pass it as ignore_index {least}; if it is a class, declare the "
             "classes in a dataset.json."
         )
     if background is None and classes[0] != 0:
-        print(lowest_is_background(_place(data_set), [int(v) for v in classes]), file=sys.stderr, flush=True)
+        print(lowest_is_background(data_set.labels_place, [int(v) for v in classes]), file=sys.stderr, flush=True)
     first = classes[0] if background is None else background
     names = ["background" if value == first else f"class {value:g}" for value in classes]
     return replace(data_set, class_names=names, class_values=[int(v) for v in classes])
-
-
-def _place(data_set: DataSet) -> str:
-    """Return what a message about the labels names: the label map, if there is only one."""
-    return str(data_set.cases[0][LABEL]) if len(data_set.cases) == 1 else str(data_set.source)
 
 
 def _label_values(case: Case) -> set[float]:
@@ -289,9 +284,9 @@ def _inspect_classes(report: DataReport) -> None:
             continue
         if number == 0:
             report.errors.append(
-                f"{data_set.source}: no voxel of any case is labelled {name} (value {value}); expected background on "
-                "every annotated slice. Without it, the network learns foreground everywhere. Label the background "
-                f"as {value}, and unlabeled voxels with another value (ignore_index)."
+                f"{data_set.labels_place}: no voxel of any case is labelled {name} (value {value}); "
+                "expected background on every annotated slice. Without it, the network learns foreground everywhere. "
+                f"Label the background as {value}, and unlabeled voxels with another value (ignore_index)."
             )
             for case in report.cases:
                 case.warnings = [warning for warning in case.warnings if warning[0] != "no background"]

@@ -66,6 +66,11 @@ class DataSet:
     colors: Mapping[int, str] = field(default_factory=dict)
     warnings: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def labels_place(self) -> str:
+        """What a message about the labels names: the label map, if there is only one."""
+        return str(self.cases[0][LABEL]) if len(self.cases) == 1 else str(self.source)
+
 
 def read_data_set(
     source: str | Path,

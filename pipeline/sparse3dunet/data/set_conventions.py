@@ -146,7 +146,7 @@ def _with_convention(data_set: DataSet, known: Sequence[int]) -> DataSet:
             raise
         if isinstance(error, UndecidedError):
             print(
-                f"{data_set.source}: every voxel counts as annotated; no voxel has a value for unlabeled "
+                f"{data_set.labels_place}: every voxel counts as annotated; no voxel has a value for unlabeled "
                 f"({', '.join(map(str, data_set.ignore_index))}). If this is wrong, pass --ignore-index or "
                 "--annotated-slices."
             )

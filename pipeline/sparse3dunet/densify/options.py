@@ -49,4 +49,6 @@ class Options:
         number_of_folds(self.folds)
         if not isinstance(self.suggestions, int) or self.suggestions < 0:
             raise DataError(f"suggestions must be a number of slices, 0 or more; got {self.suggestions!r}.")
+        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
+            raise DataError(f"seed must be a whole number from 0 to {2**32 - 1}; got {self.seed!r}.")
         format_suffix(self.format)

@@ -106,9 +106,9 @@ def check_sparse(report: DataReport) -> None:
     if all(case.is_dense for case in report.cases):
         values = ", ".join(map(str, report.data_set.class_values))
         raise DataError(
-            f"{report.data_set.source}: every voxel counts as annotated (the classes are {values}), so that there is "
-            "nothing to densify. If a value means unlabeled, pass it: --ignore-index 255; if 0 means unlabeled outside "
-            "of some slices, pass --annotated-slices all."
+            f"{report.data_set.labels_place}: every voxel counts as annotated (the classes are {values}), so that "
+            "there is nothing to densify. If a value means unlabeled, pass it: --ignore-index 255; if 0 means "
+            "unlabeled outside of some slices, pass --annotated-slices all."
         )
 
 

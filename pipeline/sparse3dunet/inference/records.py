@@ -18,7 +18,7 @@ from sparse3dunet.io.folders import acquire
 from sparse3dunet.io.json_files import misfit, parse_json
 from sparse3dunet.io.suffixes import same_volume, split
 from sparse3dunet.io.writing import flush, move, remove, write_csv, write_text
-from sparse3dunet.io.written import as_written, is_as_written, size_and_time
+from sparse3dunet.io.written import as_written, file_digest, is_as_written, size_and_time
 
 RECORDS, DRAFTS = "records", ".drafts"
 DONE, FAILED, STARTED = "done", "failed", "started"
@@ -86,6 +86,8 @@ class CaseRecord:
         self._clear()
         if record.get("key") != self.key or not set(names) <= set(results):
             return False
+        if self._other_image(record) is not None and not self._is_copy(record):
+            return False
         paths = {name: self.output_dir / name for name in results}
         return all(p.exists() and (not unchanged or is_as_written(p, results[name])) for name, p in paths.items())
 
@@ -137,12 +139,14 @@ class CaseRecord:
         self._clear()
 
     def fail(self, error: str, goes_on: bool = False, **facts: Any) -> None:
-        """Record an error; earlier results and their entries stay.
+        """Record an error; earlier results and their entries stay, and the whole record if it is another image's.
 
         With `goes_on`, so do drafts, for the next run. If only moving them failed, the next run does that.
         """
         record = self.read()
         if record.get("status") == DONE and record.get("key") == self.key and self.drafts.exists():
+            return
+        if record.get("results") and self._other_image(record) is not None:
             return
         if not goes_on:
             self._clear()
@@ -154,12 +158,27 @@ class CaseRecord:
 
     def _check_image(self, record: Mapping[str, Any]) -> None:
         """Raise DataError if the existing results belong to another image of the same name."""
-        other, own = record.get("image") or [self.case.files[0]], self.case.files
-        if split(other[0])[0].exists() and not same_volume(other[0], own[0]):
+        other = self._other_image(record)
+        if other is not None:
             raise DataError(
-                f"{own[0]}: the results named {self.case.name} are those of {other[0]}. Predict into another folder, "
-                "or both in one command, which names them differently; --overwrite replaces them."
+                f"{self.case.files[0]}: the results named {self.case.name} are those of {other}. Predict into another "
+                "folder, or both in one command, which names them differently; --overwrite replaces them."
             )
+
+    def _other_image(self, record: Mapping[str, Any]) -> str | None:
+        """Return the image that a record is of, if that is there and another one than the case's."""
+        other, own = (record.get("image") or self.case.files)[0], self.case.files[0]
+        return other if split(other)[0].exists() and not same_volume(other, own) else None
+
+    def _is_copy(self, record: Mapping[str, Any]) -> bool:
+        """Return whether the case's files have the content of those of a record.
+
+        Name, size and time of change do not tell: archives and copying programs may set the time.
+        """
+        try:
+            return [*map(file_digest, record["image"])] == [*map(file_digest, self.case.files)]
+        except OSError:  # one of several channels is gone, for example
+            return False
 
     def _write(self, record: Mapping[str, Any]) -> None:
         content = {"version": VERSION, "case": self.case.name, "image": list(self.case.files), **record}

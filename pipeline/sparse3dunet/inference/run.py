@@ -22,6 +22,9 @@ from sparse3dunet.io.suffixes import format_suffix
 from sparse3dunet.models.loading import Model, load_model
 from sparse3dunet.models.normalization import intensity_of, normalization_names
 
+STATES = ("state.json", "large.txt")
+"""Files in ``work`` of a folder of densify, of volumes in memory and of larger ones."""
+
 
 def predict(
     model: Model,
@@ -113,6 +116,8 @@ def predict_and_report(
     Raises:
         DataError: as both do.
     """
+    if isinstance(output_dir, (str, Path)):  # else told later, with what it is
+        check_not_densified(output_dir)
     report(predict(load_model(model_file), ensure_defaults(dataset_dir), output_dir, inferer, **options), output_dir)
 
 
@@ -132,6 +137,19 @@ def report(outcome: Outcome, output_dir: str | Path) -> None:
         raise DataError(
             f"{len(outcome.failed)} of {total} volume(s) failed, see {Path(output_dir) / 'summary.csv'}: "
             f"{outcome.failed[0]}{more}"
+        )
+
+
+def check_not_densified(output_dir: str | Path) -> None:
+    """Raise DataError if a folder is that of a densification.
+
+    Its segmentations keep the annotation, and its report and summary are about them: predictions would replace them.
+    """
+    folder = Path(output_dir).expanduser()
+    if any((folder / "work" / name).is_file() for name in STATES):
+        raise DataError(
+            f"{folder.absolute()} has the results of densify, with annotated voxels as they are and a report on them, "
+            "which predictions would replace. Pass another folder (-o) for predictions."
         )
 
 

@@ -212,7 +212,7 @@ def description_for_bundle(
 
 
 def check_model_fits(description: ModelDescription, data_set: DataSet) -> None:
-    """Raise DataError unless a model has the classes and number of channels of a data set."""
+    """Raise DataError unless a model has the classes and number of channels of a data set; print other names."""
     ours, names = description.class_names, data_set.class_names
     if (len(ours), description.in_channels) != (len(names), data_set.num_channels):
         raise DataError(
@@ -226,6 +226,16 @@ def check_model_fits(description: ModelDescription, data_set: DataSet) -> None:
             f"the data set has {data_set.class_values} ({', '.join(names)}). Choose another --ckpt_dir or "
             "--dataset_dir, or give the classes the same values."
         )
+    renamed = [(before, now) for before, now in zip(ours, names) if before != now]
+    moved = [before for before, _ in renamed if before in names]
+    if moved:
+        raise DataError(
+            f"the model was trained with the classes {', '.join(ours)}, in the order of their values, but the data set "
+            f"has {', '.join(names)}: {moved[0]} would be scored as another class. Choose another --ckpt_dir or "
+            "--dataset_dir, or give the classes the same values."
+        )
+    if renamed:
+        print(f"Classes by value, model and data set: {', '.join(f'{a} -> {b}' for a, b in renamed)}.", flush=True)
 
 
 def build_network(description: ModelDescription, dropout: float | None = None) -> UNet3D:

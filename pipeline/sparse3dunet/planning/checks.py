@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sparse3dunet import __version__
@@ -29,6 +29,14 @@ def check_plan(content: Any, where: str) -> None:
             raise DataError(f"{where}: not a plan: it has no {name}; expected {expected}. {CURE}")
         if not fits(content[name]):
             raise DataError(f"{where}: has no valid {name}: {content[name]!r:.80}; expected {expected}. {CURE}")
+
+
+def check_choices(choices: Mapping[str, Any]) -> None:
+    """Raise DataError, naming the setting, unless each value, as JSON has it, is one that a plan may have."""
+    for name, value in choices.items():
+        fits, expected = _EXPECTED[name]
+        if not fits(value):
+            raise DataError(f"{name} is {value!r:.80}; expected {expected}.")
 
 
 def check_bound(size: Any) -> None:

@@ -23,7 +23,7 @@ from sparse3dunet.io.payload import check_no_pipe
 from sparse3dunet.io.writing import write_text
 from sparse3dunet.models.description import ModelDescription, form_network
 from sparse3dunet.networks import UNet3D
-from sparse3dunet.planning.checks import CURE, SCHEMA_VERSION, check_bound, check_plan
+from sparse3dunet.planning.checks import CURE, SCHEMA_VERSION, check_bound, check_choices, check_plan
 from sparse3dunet.planning.fingerprint import CT, Fingerprint, fingerprint
 from sparse3dunet.planning.geometry import coarsened, patch_lengths, steps, whole_lengths
 from sparse3dunet.planning.sampling import class_balance
@@ -206,6 +206,8 @@ def chosen(planned: Plan, network: nn.Module, **settings: Any) -> Plan:
     if "flip_prob" in settings:
         settings["flip_prob"] = ensure_tuple_rep(settings["flip_prob"], 3)
     actual = replace(planned, **{name: _tuple(value) for name, value in settings.items()})
+    written = json.loads(actual.to_json())  # a plan that cannot be read again would be kept, and block the folder
+    check_choices({name: written[name] for name in settings})
     before = {name: value for name, value, _ in planned.lines()}
     reasons = {name: why if value == before[name] else "as requested" for name, value, why in actual.lines()}
     return replace(actual, reasons=reasons)

@@ -16,6 +16,13 @@ UNLIMITED = 10**9
 """The trainer's number of epochs if minutes end the training."""
 
 
+def check_minutes(minutes: Any) -> None:
+    """Raise DataError unless the setting is a positive number, or None for no limit."""
+    number = isinstance(minutes, (int, float)) and not isinstance(minutes, bool)
+    if minutes is not None and not (number and 0 < minutes < math.inf):
+        raise DataError(f"minutes must be a number above 0, such as --minutes 10, or null; got {minutes!r}.")
+
+
 class Budget:
     """Handler that measures a training's time and, given minutes, ends it; attach it first.
 
@@ -32,9 +39,7 @@ class Budget:
     """
 
     def __init__(self, minutes: float | None = None) -> None:
-        number = isinstance(minutes, (int, float)) and not isinstance(minutes, bool)
-        if minutes is not None and not (number and 0 < minutes < math.inf):
-            raise DataError(f"minutes must be a number above 0, such as --minutes 10, or null; got {minutes!r}.")
+        check_minutes(minutes)
         self.minutes = minutes
         self.total = None if minutes is None else 60.0 * minutes
         self.validation = 0.0  # seconds of the last one

@@ -22,6 +22,7 @@ from sparse3dunet.metrics import tolerance
 from sparse3dunet.networks import UNet3D
 from sparse3dunet.planning.plan import planned_spacing
 from sparse3dunet.planning.sampling import draw_shares
+from sparse3dunet.training.budget import check_minutes
 
 CHANNEL_BYTES, GRID_BYTES = 4, 24
 """Bytes of a voxel in memory: of a channel, a label map or a weight, and of its coordinates while one is resampled."""
@@ -47,8 +48,9 @@ def target_spacing(
         patch_voxels: number of voxels that a patch may have.
 
     Raises:
-        DataError: when `spacing` is none of these, or a volume would not fit into memory.
+        DataError: when `spacing` is none of these, `minutes` no number above 0, or a volume would not fit into memory.
     """
+    check_minutes(minutes)
     spacing = planned_spacing(report, spacing, plan, minutes, patch_voxels)
     if spacing is None:
         return None
