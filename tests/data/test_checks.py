@@ -140,6 +140,10 @@ def test_spacing_setting(dataset):
     for wrong in ("mean", [1, 1], [1, 1, 0], 2):
         with pytest.raises(DataError, match="spacing must be three sizes in mm"):
             target_spacing(report, wrong)
+    with pytest.raises(DataError, match=r"--spacing 50,50,50: case_0 would have 1 x 1 x 1 voxels; its own are 2 x 2 x"):
+        target_spacing(report, [50, 50, 50])
+    with pytest.raises(DataError, match=r"--spacing 1e-09,.*: case_0 would have \S+ voxels, and take \S+ GiB of the"):
+        target_spacing(report, [1e-9, 1, 1])
 
 
 def test_case_balance(dataset):

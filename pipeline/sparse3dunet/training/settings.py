@@ -26,6 +26,8 @@ from sparse3dunet.training.budget import check_minutes
 
 CHANNEL_BYTES, GRID_BYTES = 4, 24
 """Bytes of a voxel in memory: of a channel, a label map or a weight, and of its coordinates while one is resampled."""
+FEWEST = 8
+"""Minimum voxels along a resampled volume's longest axis."""
 CACHED = 1 / 8
 """Share of the machine's memory for parts of larger volumes that are kept."""
 
@@ -59,21 +61,28 @@ def target_spacing(
     sizes = spacing if isinstance(spacing, (list, tuple)) else []
     if len(sizes) != 3 or not all(isinstance(s, (int, float)) and 0 < s < np.inf for s in sizes):
         raise DataError(f'spacing must be three sizes in mm (--spacing "[1,1,1]"), median or auto; found {spacing!r}.')
-    _check_memory(report, sizes)
+    _check_sizes(report, sizes)
     return [float(s) for s in sizes]
 
 
-def _check_memory(report: DataReport, spacing: Sequence[float]) -> None:
-    """Raise DataError if a volume would not fit into memory with voxels of this size: the system would end the run."""
+def _check_sizes(report: DataReport, spacing: Sequence[float]) -> None:
+    """Raise DataError if a volume would not fit into memory with voxels of this size, or hardly be there."""
     memory, channels = machine_memory(), max(report.data_set.num_channels, 1)
+    shown = ",".join(f"{size:g}" for size in spacing)
     for case in report.cases:
-        voxels = float(np.prod(np.array(case.shape, float) * case.spacing / spacing))
-        needed = (CHANNEL_BYTES * (channels + 2) + GRID_BYTES) * voxels
-        if memory and needed > memory:
-            shown = ",".join(f"{size:g}" for size in spacing)
+        shape = np.array(case.shape, float) * case.spacing / spacing
+        needed = (CHANNEL_BYTES * (channels + 2) + GRID_BYTES) * float(np.prod(shape))
+        if memory and needed > memory:  # the system would end the run
             raise DataError(
-                f"--spacing {shown}: {case.name} would have {voxels:.3g} voxels, and take {needed / 2**30:,.3g} GiB of "
-                f"the machine's {memory / 2**30:,.3g} GiB of memory. Pass larger sizes in mm, or auto."
+                f"--spacing {shown}: {case.name} would have {np.prod(shape):.3g} voxels, and take "
+                f"{needed / 2**30:,.3g} GiB of the machine's {memory / 2**30:,.3g} GiB of memory. Pass larger sizes in "
+                "mm, or auto."
+            )
+        if max(shape) < min(FEWEST, max(case.shape)):
+            voxels = " x ".join(str(max(round(n), 1)) for n in shape)
+            raise DataError(
+                f"--spacing {shown}: {case.name} would have {voxels} voxels; its own are "
+                f"{' x '.join(f'{size:g}' for size in case.spacing)} mm. Pass smaller sizes in mm, or auto."
             )
 
 
