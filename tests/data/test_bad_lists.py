@@ -127,7 +127,7 @@ DECATHLON = {  # the fault, the file that the message names, and words for found
     "a class twice": (
         text('{"labels": {"0": "background", "1": "liver", "1": "kidney"}}'),
         LIST,
-        "the key '1' is there twice",
+        "the key '1' is there 2 times",
         "Correct",
     ),
     "JSON too deep": (text("[" * 99999), LIST, "not readable as JSON", "Correct"),

@@ -61,6 +61,14 @@ def test_mistyped_keys_of_a_list_are_told(dataset):
     assert "'ignoreIndex' is not known, and ignored; did you mean 'ignore_index'?" in told
 
 
+def test_keys_of_other_programs_are_no_mistyped_ones(dataset):
+    training = json.loads((dataset / "dataset.json").read_text())["training"]
+    others = {"height": 512, "width": 512, "weighting": 0.5, "reference_id": "P17", "preference": "", "label_name": "a"}
+    lists = {"channels": 1, "numValidation": 3, "validation_split": 0.2, "labelsTr": "./labelsTr", "region": "Europe"}
+    change_json(dataset, training=[{**entry, **others} for entry in training], annotated_slice_count=4, **lists)
+    assert read_data_set(dataset).warnings == ()
+
+
 def test_a_byte_order_mark_is_no_fault(dataset):
     """Programs on Windows write one."""
     path = dataset / "dataset.json"

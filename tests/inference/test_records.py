@@ -229,8 +229,11 @@ def test_an_error_of_another_image_does_not_take_the_results(tmp_path, case):
     for _ in range(2):
         with pytest.raises(DataError, match=r"the results named sub/a are those of"):
             do(out, other)
-        CaseRecord(out, other, {"model": "one"}).fail("refused")
+        CaseRecord(out, other, {"model": "one"}).fail("other image")
     assert CaseRecord(out, case, {"model": "one"}).is_done(NAMES)
+    rows = write_summary(out, ["background", "a"]).read_text(encoding="utf-8").splitlines()[1:]
+    assert [row.split(",")[:2] for row in rows] == [["sub/a", "failed"], ["sub/a", "done"]]
+    assert "other image" in rows[0]
     do(out, other, content=b"wanted", overwrite=True)
     assert (out / NAMES[0]).read_bytes() == b"wanted"
     CaseRecord(out, other, {"model": "two"}).fail("damaged")

@@ -17,7 +17,7 @@ import SimpleITK as sitk
 from sparse3dunet.densify.large import DIGEST
 from sparse3dunet.densify.state import StateFile
 from sparse3dunet.errors import DataError
-from sparse3dunet.inference.run import predict_and_report
+from sparse3dunet.inference.run import check_not_densified, predict_and_report
 from sparse3dunet.inference.slabs import SlabInferer
 from tests.conftest import (
     ROOT,
@@ -266,17 +266,21 @@ def test_valid_convolutions(tmp_path):
     assert all(np.abs(other - segmentations[0]).max() < 1e-5 for other in segmentations)
 
 
-@pytest.mark.parametrize("state", ["state.json", DIGEST])
-def test_the_results_of_densify_are_not_replaced(trained, images, tmp_path, error_of, state):
-    """They keep the annotation, and a report tells of them."""
+@pytest.mark.parametrize(
+    ("state", "result"), [("work/state.json", "quality.json"), (f"work/{DIGEST}", "model/model.json")]
+)
+def test_the_results_of_densify_are_not_replaced(trained, images, tmp_path, error_of, state, result):
+    """They keep the annotation, and a report tells of them. Another program may have a file of such a name."""
     assert StateFile(tmp_path).path == tmp_path / "work/state.json"
-    (tmp_path / "work").mkdir()
-    (tmp_path / "work" / state).touch()
-    model = trained / "models"
+    for name in (state, result):
+        check_not_densified(tmp_path)
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    before, model = set(tmp_path.rglob("*")), trained / "models"
     assert "has the results of densify" in error_of("predict", model, images, "-o", tmp_path, "--overwrite")
     with pytest.raises(DataError, match="Pass another folder"):
         predict_and_report(model, str(images), str(tmp_path), SlabInferer((8, 8, 8)))
-    assert [path.name for path in tmp_path.iterdir()] == ["work"]
+    assert set(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize(

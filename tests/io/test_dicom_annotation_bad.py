@@ -136,6 +136,28 @@ def test_structures_without_contours_and_structure_zero_are_read(tmp_path):
     np.testing.assert_array_equal(label.data, expected)
 
 
+def test_text_in_place_of_a_frame_of_reference_is_not_shown(tmp_path):
+    path = write_rtstruct(tmp_path / "rt.dcm", SQUARES)
+    elements = dcmread(path)
+    elements.StructureSetROISequence[0].ReferencedFrameOfReferenceUID = "Doe^John"
+    elements.save_as(path)
+    image = read_image(write_series(tmp_path / "ct", voxels()))
+    with pytest.raises(DataError, match="frame of reference is no UID but text of 8 character"):
+        read_on_grid(path, image, {"a": 1})
+
+
+def test_sequences_that_nothing_reads_may_be_anything(tmp_path):
+    """Programs keep those that they do not know as bytes, whatever their length."""
+    series = write_series(tmp_path / "ct", voxels())
+    path = write_seg(tmp_path / "seg.dcm", series, masks())
+    expected = on(read_image(series), path).data
+    elements = dcmread(path)
+    elements.add_new("OriginalAttributesSequence", "UN", bytes(70_000))
+    elements.SegmentSequence[0].add_new("AnatomicRegionSequence", "LO", "Liver")
+    elements.save_as(path)
+    np.testing.assert_array_equal(on(read_image(series), path).data, expected)
+
+
 def test_far_points_take_no_memory(tmp_path):
     square = np.array([[2.0, -1e9], [2, 1e9], [1e12, 1e9], [1e12, -1e9]]) + 0.5
     expected = np.zeros((13, 11), bool)

@@ -269,9 +269,17 @@ def test_a_large_stack_is_finest_across_its_slices(axis):
 
 @pytest.mark.parametrize("axis", range(3))
 @pytest.mark.parametrize(
-    ("annotated", "reach"), [([30], 40), ([30, 31], 39), ([20, 30, 40], 10), ([10, 30, 50], 20), ([29, 30, 31, 32], 8)]
+    ("annotated", "below", "above"),
+    [
+        ([30], 40, 40),
+        ([30, 31], 39, 39),
+        ([20, 30, 40], 10, 10),
+        ([10, 30, 50], 20, 20),
+        ([29, 30, 31, 32], 8, 8),
+        ([38, 39, 40], 39, 8),
+    ],
 )
-def test_what_is_seen_on_one_slice_may_reach_far(axis, annotated, reach):
+def test_what_is_seen_on_one_slice_may_reach_far(axis, annotated, below, above):
     """As far as it is wide; with several slices, as far as these are apart. It ends within a run of slices."""
     shape, spacing = [60, 60, 60], [1.0, 1.0, 1.0]
     spacing[axis] = 0.5
@@ -283,7 +291,7 @@ def test_what_is_seen_on_one_slice_may_reach_far(axis, annotated, reach):
     np.moveaxis(weight, axis, 0)[annotated] = 1
     box = Field.of(scan_of(label, label, weight, spacing), most=1e5).box[axis]
     shown = [index for index in annotated if np.moveaxis(label, axis, 0)[index].any()]
-    assert (box.start, box.stop) == (max(shown[0] - reach, 0), min(shown[-1] + 1 + reach, 60))
+    assert (box.start, box.stop) == (max(shown[0] - below, 0), min(shown[-1] + 1 + above, 60))
 
 
 def test_what_is_scribbled_on_one_slice_may_reach_far():

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from sparse3dunet.keys import ANNOTATED_CLASSES, ANNOTATED_SLICES, REFERENCE, WEIGHT
 
-OF_CASES = (WEIGHT, REFERENCE, ANNOTATED_SLICES, ANNOTATED_CLASSES)
-"""Keys of a case that may be left out."""
-OF_LISTS = (
-    *("labels", "colors", "ignore_index", "regions", "validation", "modality", "channel_names"),
-    *(ANNOTATED_SLICES, ANNOTATED_CLASSES),
-)
-"""Keys of a list that may be left out."""
+PATH = re.compile(r".*[./\\\\].*")
+OF_CASES: dict[str, Any] = {WEIGHT: PATH, REFERENCE: PATH, ANNOTATED_SLICES: (dict, list, str), ANNOTATED_CLASSES: list}
+"""Keys of a case that may be left out, and the types of their values, or how their texts look."""
+OF_LISTS: dict[str, Any] = {
+    **{"labels": (dict, list), "colors": (dict, list), "ignore_index": int, "regions": dict, "validation": list},
+    **{"modality": dict, "channel_names": dict, ANNOTATED_SLICES: (dict, list, str), ANNOTATED_CLASSES: (list, dict)},
+}
+"""Keys of a list that may be left out, and the types of their values."""
 NEAR = 0.8
-"""Likeness, 0 to 1, from which on a key counts as a mistyped one."""
+"""Likeness, 0 to 1, from which on a key counts as a mistyped one, if its value fits."""
 
 
 def mistyped_keys(file: Path, content: Mapping[Any, Any], entries: Sequence[Any]) -> tuple[tuple[str, str], ...]:
@@ -44,12 +46,25 @@ def mistyped_keys(file: Path, content: Mapping[Any, Any], entries: Sequence[Any]
     )
 
 
-def _meant(keys: Collection[Any], known: Sequence[str]) -> dict[str, str]:
+def _meant(entry: Mapping[Any, Any], known: Mapping[str, Any]) -> dict[str, str]:
     """Return the known key that each of some others is nearly, by the other; not one that is there itself."""
-    plain = {_plain(name): name for name in known if name not in keys}
-    near = {key: difflib.get_close_matches(_plain(key), plain, n=1, cutoff=NEAR) for key in keys if key not in known}
-    return {key: plain[names[0]] for key, names in near.items() if names}
+    missing = tuple(name for name in known if name not in entry)
+    near = {key: _nearest(str(key), missing) for key in entry if key not in known}
+    return {key: name for key, name in near.items() if name and _fits(entry[key], known[name])}
 
 
-def _plain(key: Any) -> str:
-    return re.sub(r"[\W_]", "", str(key)).lower()
+@lru_cache
+def _nearest(key: str, names: Sequence[str]) -> str | None:
+    plain = {_plain(name): name for name in names}
+    found = difflib.get_close_matches(_plain(key), plain, n=1, cutoff=NEAR)
+    return plain[found[0]] if found else None
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if isinstance(kind, re.Pattern):
+        return isinstance(value, str) and bool(kind.fullmatch(value))
+    return isinstance(value, kind)
+
+
+def _plain(key: str) -> str:
+    return re.sub(r"[\W_]", "", key).lower()

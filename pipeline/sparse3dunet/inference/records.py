@@ -28,6 +28,7 @@ _FIELDS: dict[str, Any] = {
     **{"version": int, "case": str, "status": str, "key": str, "error": str, "segmentation": str},
     **{"image": list[str], "results": dict[str, list[Any]], "seconds": float | None, "ml": dict[str, float]},
     "mean_confidence": float | None,
+    "refused": str,
 }
 
 
@@ -139,7 +140,7 @@ class CaseRecord:
         self._clear()
 
     def fail(self, error: str, goes_on: bool = False, **facts: Any) -> None:
-        """Record an error; earlier results and their entries stay, and the whole record if it is another image's.
+        """Record an error; earlier results and their entries stay. In another image's record it is added.
 
         With `goes_on`, so do drafts, for the next run. If only moving them failed, the next run does that.
         """
@@ -147,6 +148,7 @@ class CaseRecord:
         if record.get("status") == DONE and record.get("key") == self.key and self.drafts.exists():
             return
         if record.get("results") and self._other_image(record) is not None:
+            write_text(self.path, json.dumps({**record, "refused": error}, indent=1) + "\n")
             return
         if not goes_on:
             self._clear()
@@ -237,6 +239,9 @@ def write_summary(
     volumes = [f"{name} ml" for name in class_names[1:]]
     rows = [["case", "status", "seconds", *volumes, "mean confidence", "segmentation", "error", *more]]
     for record in records:
+        if "refused" in record:  # another image of this name
+            blank = [""] * len(volumes)
+            rows.append([record.get("case", ""), FAILED, "", *blank, "", "", record["refused"], *([""] * len(more))])
         if record.get("status") not in (DONE, FAILED):
             continue
         ml = record.get("ml", {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ from sparse3dunet.io.suffixes import format_suffix
 from sparse3dunet.models.loading import Model, load_model
 from sparse3dunet.models.normalization import intensity_of, normalization_names
 
-STATES = ("state.json", "large.txt")
-"""Files in ``work`` of a folder of densify, of volumes in memory and of larger ones."""
+DENSIFIED, DENSIFIED_LARGE = ("work/state.json", "quality.json"), ("work/large.txt", "model/model.json")
+"""Files in a folder with results of densify, of volumes in memory and of larger ones."""
 
 
 def predict(
@@ -145,11 +146,11 @@ def check_not_densified(output_dir: str | Path) -> None:
 
     Its segmentations keep the annotation, and its report and summary are about them: predictions would replace them.
     """
-    folder = Path(output_dir).expanduser()
-    if any((folder / "work" / name).is_file() for name in STATES):
+    folder = str(Path(output_dir).expanduser())
+    if any(all(os.path.isfile(os.path.join(folder, name)) for name in names) for names in (DENSIFIED, DENSIFIED_LARGE)):
         raise DataError(
-            f"{folder.absolute()} has the results of densify, with annotated voxels as they are and a report on them, "
-            "which predictions would replace. Pass another folder (-o) for predictions."
+            f"{os.path.abspath(folder)} has the results of densify, with annotated voxels as they are and a report on "
+            "them, which predictions would replace. Pass another folder (-o) for predictions."
         )
 
 

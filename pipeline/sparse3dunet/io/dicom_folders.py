@@ -96,14 +96,16 @@ def choose_series(path: str | Path) -> DicomSeries:
         count = f"{len(chosen)} of them have" if chosen else "none of them has"
         raise DataError(f"{path}: {found}; {count} the UID or number {wanted} (--series). Pass the UID of one.")
     raise DataError(
-        f"{path}: {found}; expected one. Pass its UID or number, for example --series {_shortest_name(series)}; or "
-        "move each series to its own folder."
+        f"{path}: {found}; expected one. Pass its UID or number, for example --series {_name_of_one(series)}; or move "
+        "each series to its own folder."
     )
 
 
-def _shortest_name(series: Sequence[DicomSeries]) -> str:
-    number = series[0].number
-    return number if number and [one.number for one in series].count(number) == 1 else uid_text(series[0].uid)
+def _name_of_one(series: Sequence[DicomSeries]) -> str:
+    """Return a number that only one series has, or the UID of one."""
+    numbers = [one.number for one in series]
+    names = [number for number in numbers if number and numbers.count(number) == 1]
+    return [*names, *(one.uid for one in series if uid_text(one.uid) == one.uid), "1.2.3"][0]
 
 
 def _below(folder: Path) -> Iterator[Path]:

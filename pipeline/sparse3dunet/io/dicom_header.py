@@ -48,6 +48,14 @@ KEYWORDS = (
     *(BY_FRAME, SHARED, *GROUPS, *USUAL, *PIXELS),
 )
 """Elements that are read."""
+READ = frozenset(
+    [
+        *("SegmentSequence", "SegmentIdentificationSequence", "ReferencedSeriesSequence", "StructureSetROISequence"),
+        *("ROIContourSequence", "ContourSequence", "ReferencedFrameOfReferenceSequence", "RTReferencedStudySequence"),
+        *("RTReferencedSeriesSequence", BY_FRAME, SHARED, *GROUPS.values()),
+    ]
+)
+"""Sequences of images and annotation that are read."""
 NOT_IMAGES = ("SEG", "RTSTRUCT", "RTPLAN", "RTRECORD", "SR", "PR", "KO", "REG", "DOC", "PLAN", "FID", "SMR")
 """Modalities of objects that lie next to images."""
 MOST_UNPACKED, LARGEST_RATIO = 2**28, 1000
@@ -104,6 +112,7 @@ class DicomFile:
         """Raise DataError if an element is not empty, but is not one number."""
         for place in self._places(keyword):
             value = getattr(place.get_item(keyword), "value", None)
+            value = value.strip(b"\0") if isinstance(value, bytes) else value
             if value not in (None, b"", "") and len(decimals(place, keyword)) != 1:
                 raise DataError(
                     f"{self.path}: {name_with_tag(keyword)} is no number such as 0.75 or -1024, and values cannot be "
@@ -214,10 +223,14 @@ def uid_text(uid: str) -> str:
 
 
 def check_sequences(elements: Dataset) -> None:
-    """Raise ValueError if an element is a sequence in the file alone, or in the standard alone, at any depth."""
+    """Raise ValueError if an element is a sequence, at any depth, and in the standard none, or one of READ is none.
+
+    Others may be something else: programs keep long sequences that they do not know as bytes.
+    """
     for element in elements:
         is_sequence = element.VR == "SQ"
-        if dictionary_has_tag(element.tag) and is_sequence != (dictionary_VR(element.tag) == "SQ"):
+        is_other = is_sequence and dictionary_has_tag(element.tag) and dictionary_VR(element.tag) != "SQ"
+        if is_other or (element.keyword in READ and not is_sequence and not element.is_empty):
             raise ValueError(f"{element.keyword} is {'a' if is_sequence else 'no'} sequence")
         for item in element.value if is_sequence else ():
             check_sequences(item)

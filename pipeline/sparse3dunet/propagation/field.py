@@ -116,9 +116,12 @@ def _box(scan: Scan) -> tuple[slice, slice, slice]:
     for axis, n in enumerate(scan.shape):
         first, last = int(shown[axis][0]), int(shown[axis][-1])
         gap = int(np.diff(slices[axis]).max()) if len(slices[axis]) > 1 else 0
-        # All that is annotated lies on one slice, or on adjacent ones: nothing tells where structures end
-        if np.array_equal(np.flatnonzero(crossed(known, axis)), range(first, last + 1)):
-            gap = round(widest / scan.spacing[axis]) - (last - first)
         margin = max(LEAST_MARGIN, gap, round(MARGIN * extent[axis]))
-        result.append(slice(max(first - margin, 0), min(last + 1 + margin, n)))
+        annotated = np.flatnonzero(crossed(known, axis))
+        reach = round(widest / scan.spacing[axis]) - (last - first)
+        # On one slice, or adjacent ones, nothing tells where a structure ends that goes on at their end
+        is_run = len(annotated) == annotated[-1] - annotated[0] + 1
+        before = max(margin, reach) if is_run and annotated[0] == first else margin
+        after = max(margin, reach) if is_run and annotated[-1] == last else margin
+        result.append(slice(max(first - before, 0), min(last + 1 + after, n)))
     return tuple(result)  # type: ignore[return-value]

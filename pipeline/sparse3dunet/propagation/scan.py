@@ -15,9 +15,11 @@ from monai.utils import convert_to_tensor
 from sparse3dunet.errors import DataError
 
 PERCENTILES = (0.5, 99.5)
-"""Percentiles of the intensities that are scaled to 0 and 1; values outside are clipped."""
+"""Percentiles of the intensities between which these are scaled linearly; values far outside are clipped."""
 OF_CLASS = (5, 95)
 """Percentiles of each class's annotated intensities that are not clipped either, however rare the class."""
+TAIL = 0.25
+"""Maximum share of the range between the percentiles to which the intensities beyond are scaled, on either side."""
 THICK = 2.5
 """Multiple of the median voxel size above which slices are thick: filters work only within them."""
 Self = TypeVar("Self", bound="Propagator")
@@ -149,13 +151,20 @@ def enlarged(values: torch.Tensor, step: Sequence[int], shape: Sequence[int]) ->
 
 
 def _rescaled(channel: torch.Tensor, label: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """Return intensities from 0 to 1: linear between the percentiles, and flatter up to those of annotated classes.
+
+    Clipped, small bright structures would all look alike; in proportion, metal would leave no contrast to others.
+    """
+    if not torch.isfinite(channel).all():
+        raise DataError("the image contains NaN or infinity; expected finite numbers.")
     values, shown, classes = channel.numpy(), channel[known].numpy(), label[known].numpy()
     low, high = np.percentile(values[:: max(1, values.shape[0] // 256)], PERCENTILES)
     if high <= low:
         low, high = float(values.min()), float(values.max())
-    if not np.isfinite([low, high]).all() or np.isnan(values).any():
-        raise DataError("the image contains NaN or infinity; expected finite numbers.")
-    # Small bright structures lie above the percentiles of a whole scan: clipped, they would all look alike
+    span = max(float(high - low), 1e-20)
     ends = np.array([np.percentile(shown[classes == number], OF_CLASS) for number in np.unique(classes)])
-    low, high = min(low, ends.min()), max(high, ends.max())
-    return ((channel - low) / max(high - low, 1e-20)).clamp(0, 1)
+    below, above = max(low - ends.min(), 0.0) / span, max(ends.max() - high, 0.0) / span
+    scaled = (channel - low) / span
+    beyond = (scaled - 1).clamp(0, above) * (min(above, TAIL) / max(above, 1e-20))
+    before = (-scaled).clamp(0, below) * (min(below, TAIL) / max(below, 1e-20))
+    return (scaled.clamp(0, 1) + beyond - before + min(below, TAIL)) / (1 + min(below, TAIL) + min(above, TAIL))
