@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -34,6 +33,7 @@ from scans import ANNOTATION, KINDS, SCAN, UNLABELED, Scan, demo, load_all
 from trainings import show, table
 
 from sparse3dunet.datasets.mni152 import CLASS_NAMES
+from sparse3dunet.io.writing import write_text
 
 PREVIEW, RESULT = "scan_preview.nii.gz", "scan_seg.nii.gz"
 EVERY = 0.1
@@ -51,9 +51,7 @@ class Store:
     def write(self) -> None:
         """Replace the file atomically, so that a kill leaves the former or the new one."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        draft = self.file.with_suffix(".draft")
-        draft.write_text(json.dumps({"runs": self.entries}, indent=1) + "\n", encoding="utf-8")
-        os.replace(draft, self.file)
+        write_text(self.file, json.dumps({"runs": self.entries}, indent=1) + "\n")
 
     def entry(self, scan: Scan, seed: int, again: bool) -> Entry:
         """Return the entry of a scan and a seed; an empty one if there is none, or it shall be measured again."""

@@ -180,9 +180,9 @@ def _slab(shared: Path) -> dict[str, Callable[[], Loaded]]:
     def load() -> Loaded:
         image, dense, affine = loaded()
         shape = (512, 512, round(image.shape[2] * nib.affines.voxel_sizes(affine)[2] / 2))
-        values, best, classes = linear(image, shape), np.zeros(shape, np.float32), np.zeros(shape, np.uint8)
+        values, best, classes = interpolated(image, shape), np.zeros(shape, np.float32), np.zeros(shape, np.uint8)
         for number in np.unique(dense):
-            share = linear(dense == number, shape)
+            share = interpolated(dense == number, shape)
             classes[share > best] = number
             best = np.maximum(best, share)
         values += np.random.default_rng(0).normal(0, 12, shape)
@@ -194,20 +194,17 @@ def _slab(shared: Path) -> dict[str, Callable[[], Loaded]]:
     return {"slab": load}
 
 
-def linear(volume: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """Resample linearly over the same field of view, to float32."""
+def interpolated(volume: np.ndarray, shape: Sequence[int], mode: str = "trilinear") -> np.ndarray:
+    """Resample over the same field of view, to float32."""
     given = torch.from_numpy(volume.astype(np.float32))[None, None]
-    return torch.nn.functional.interpolate(given, tuple(shape), mode="trilinear")[0, 0].numpy()
+    return torch.nn.functional.interpolate(given, tuple(shape), mode=mode)[0, 0].numpy()
 
 
 def resampled(loaded: Loaded, spacing: Sequence[float]) -> Loaded:
     """Resample over the same field of view: intensities of thick slices are means, labels those in their middle."""
     image, dense, affine = loaded
     shape = [max(round(n * s / t), 1) for n, s, t in zip(image.shape, nib.affines.voxel_sizes(affine), spacing)]
-    volume = torch.from_numpy(image.astype(np.float32))[None, None]
-    values = torch.nn.functional.interpolate(volume, shape, mode="area")[0, 0].numpy()
-    label = torch.from_numpy(dense.astype(np.float32))[None, None]
-    classes = torch.nn.functional.interpolate(label, shape, mode="nearest-exact")[0, 0].numpy()
+    values, classes = interpolated(image, shape, "area"), interpolated(dense, shape, "nearest-exact")
     return values, classes.astype(np.uint8), affine @ scale_affine(image.shape, shape)
 
 

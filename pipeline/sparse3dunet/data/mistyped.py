@@ -15,8 +15,15 @@ PATH = re.compile(r".*[./\\\\].*")
 OF_CASES: dict[str, Any] = {WEIGHT: PATH, REFERENCE: PATH, ANNOTATED_SLICES: (dict, list, str), ANNOTATED_CLASSES: list}
 """Keys of a case that may be left out, and the types of their values, or how their texts look."""
 OF_LISTS: dict[str, Any] = {
-    **{"labels": (dict, list), "colors": (dict, list), "ignore_index": int, "regions": dict, "validation": list},
-    **{"modality": dict, "channel_names": dict, ANNOTATED_SLICES: (dict, list, str), ANNOTATED_CLASSES: (list, dict)},
+    "labels": (dict, list),
+    "colors": (dict, list),
+    "ignore_index": int,
+    "regions": dict,
+    "validation": list,
+    "modality": dict,
+    "channel_names": dict,
+    ANNOTATED_SLICES: (dict, list, str),
+    ANNOTATED_CLASSES: (list, dict),
 }
 """Keys of a list that may be left out, and the types of their values."""
 NEAR = 0.8

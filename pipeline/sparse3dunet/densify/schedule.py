@@ -17,6 +17,7 @@ from sparse3dunet.data.slices import Slices, crossed, find_slices, runs
 from sparse3dunet.errors import DataError
 from sparse3dunet.keys import ANNOTATED_SLICES, WEIGHT
 from sparse3dunet.planning.geometry import coarsened
+from sparse3dunet.training.budget import is_positive
 from sparse3dunet.training.settings import target_spacing
 from sparse3dunet.transforms.holdout import TRAINING, HoldOutSlices, HoldOutSlicesd
 from sparse3dunet.transforms.walker import MOST_VOXELS
@@ -81,8 +82,7 @@ def check_untrained(pretrained: Any) -> None:
 
 def check_minutes(minutes: Any) -> None:
     """Raise DataError unless `minutes` is a number above 0."""
-    number = isinstance(minutes, (int, float)) and not isinstance(minutes, bool)
-    if not number or not 0 < minutes < np.inf:
+    if not is_positive(minutes):
         raise DataError(f"minutes must be a number above 0, for example --minutes 5; got {minutes!r}.")
 
 

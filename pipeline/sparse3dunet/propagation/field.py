@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from sparse3dunet.data.slices import crossed, find_slices
+from sparse3dunet.data.slices import Slices, crossed, find_slices
 from sparse3dunet.propagation.random_walker import PriorWalker
 from sparse3dunet.propagation.scan import Scan, enlarged, one_hot, pooled
 
@@ -49,10 +49,11 @@ class Field:
         """
         if np.prod(scan.shape) * (scan.num_classes + 1) <= most:
             return cls(tuple(slice(0, n) for n in scan.shape), (1, 1, 1))  # type: ignore[arg-type]
-        box = _box(scan)
+        slices = find_slices(scan.known.numpy()) or [[], [], []]
+        box = _box(scan, slices)
         shape = np.array([b.stop - b.start for b in box])
         step = np.ones(3, int)
-        counted = scan.spacing * _across_stack(scan)
+        counted = scan.spacing * _across_stack(slices)
         while np.prod(np.ceil(shape / step)) * (scan.num_classes + 1) > most and (shape > 2 * step).any():
             sizes = np.where(shape > 2 * step, counted * step, np.inf)
             step[int(np.argmin(sizes))] += 1
@@ -95,20 +96,18 @@ class Field:
         return np.minimum(coarse * self.step + np.array(self.step) // 2 + start, np.array(stop) - 1)
 
 
-def _across_stack(scan: Scan) -> np.ndarray:
+def _across_stack(slices: Slices) -> np.ndarray:
     """Return the factors (3,) by which voxels count as larger when an axis is to become coarser."""
-    slices = find_slices(scan.known.numpy()) or [[], [], []]
     annotated = np.array([bool(of_axis) for of_axis in slices])
     return np.where(annotated & (annotated.sum() == 1), ACROSS, 1.0)
 
 
-def _box(scan: Scan) -> tuple[slice, slice, slice]:
+def _box(scan: Scan, slices: Slices) -> tuple[slice, slice, slice]:
     """Return the box of the foreground with a margin for what may lie between slices and beyond the last ones."""
     known = scan.known.numpy()
     foreground = known & (scan.label > 0).numpy()
     if not foreground.any():
         return tuple(slice(0, n) for n in scan.shape)  # type: ignore[return-value]
-    slices = find_slices(known) or [[], [], []]
     shown = [np.flatnonzero(crossed(foreground, axis)) for axis in range(3)]
     extent = np.array([indices[-1] - indices[0] + 1 for indices in shown])
     widest = float((extent * scan.spacing).max())

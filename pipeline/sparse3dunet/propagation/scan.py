@@ -165,6 +165,7 @@ def _rescaled(channel: torch.Tensor, label: torch.Tensor, known: torch.Tensor) -
     ends = np.array([np.percentile(shown[classes == number], OF_CLASS) for number in np.unique(classes)])
     below, above = max(low - ends.min(), 0.0) / span, max(ends.max() - high, 0.0) / span
     scaled = (channel - low) / span
-    beyond = (scaled - 1).clamp(0, above) * (min(above, TAIL) / max(above, 1e-20))
-    before = (-scaled).clamp(0, below) * (min(below, TAIL) / max(below, 1e-20))
-    return (scaled.clamp(0, 1) + beyond - before + min(below, TAIL)) / (1 + min(below, TAIL) + min(above, TAIL))
+    before, after = min(below, TAIL), min(above, TAIL)
+    darker = (-scaled).clamp(0, below) * (before / max(below, 1e-20))
+    brighter = (scaled - 1).clamp(0, above) * (after / max(above, 1e-20))
+    return (scaled.clamp(0, 1) + brighter - darker + before) / (1 + before + after)

@@ -16,10 +16,14 @@ UNLIMITED = 10**9
 """The trainer's number of epochs if minutes end the training."""
 
 
+def is_positive(minutes: Any) -> bool:
+    """Return whether a setting is a number above 0."""
+    return isinstance(minutes, (int, float)) and not isinstance(minutes, bool) and 0 < minutes < math.inf
+
+
 def check_minutes(minutes: Any) -> None:
     """Raise DataError unless the setting is a positive number, or None for no limit."""
-    number = isinstance(minutes, (int, float)) and not isinstance(minutes, bool)
-    if minutes is not None and not (number and 0 < minutes < math.inf):
+    if minutes is not None and not is_positive(minutes):
         raise DataError(f"minutes must be a number above 0, such as --minutes 10, or null; got {minutes!r}.")
 
 
