@@ -80,6 +80,21 @@ def test_only_the_default_folder_is_prepared(tmp_path, monkeypatch):
     assert not list((tmp_path / "data" / "mni152").iterdir())
 
 
+def test_two_at_once_prepare_the_default_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    load = mni152.load_template
+
+    def load_while_another_finishes(*args):
+        monkeypatch.setattr(mni152, "load_template", load)
+        mni152.prepare(mni152.DEFAULT_DIR)
+        return load(*args)
+
+    monkeypatch.setattr(mni152, "load_template", load_while_another_finishes)
+    assert mni152.ensure_default(mni152.DEFAULT_DIR) == mni152.DEFAULT_DIR
+    assert len(read_data_set(tmp_path / "data" / "mni152").cases) == 1
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["mni152"]
+
+
 def test_unwritable_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot be written"):

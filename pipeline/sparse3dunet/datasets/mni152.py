@@ -94,7 +94,11 @@ def ensure_default(dataset_dir: str | Path | None) -> str:
     default = Path(DEFAULT_DIR)
     if default in (Path(dataset_dir), *Path(dataset_dir).parents) and not default.exists():
         print(f"Preparing the built-in data in {DEFAULT_DIR} ...")
-        prepare(default)
+        try:
+            prepare(default)
+        except DataError:
+            if not (default / "dataset.json").is_file():  # else another process has prepared them meanwhile
+                raise
     return dataset_dir
 
 
