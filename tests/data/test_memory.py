@@ -1,5 +1,9 @@
 """The memory that there is: the machine's, or what a container or a cluster's job may take."""
 
+import platform
+import subprocess
+import sys
+
 import pytest
 
 from sparse3dunet.data import memory
@@ -26,3 +30,26 @@ def test_memory_of_a_container(tmp_path, monkeypatch, limit, expected, group, fi
     monkeypatch.setattr(memory, "GROUPS", tmp_path / "cgroup")
     monkeypatch.setattr(memory, "GROUP_ROOTS", roots)
     assert machine_memory() == expected if expected else machine_memory() >= whole
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep freed memory")
+def test_freed_memory_is_used_again():
+    """Pages of an array that was freed are not asked from the system, and cleared by it, once more."""
+    script = """
+import resource, torch
+from sparse3dunet.data.memory import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.ones(2**23)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+first = faults()
+keep_freed_memory()
+faults()
+print(first, faults())
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    before, after = map(int, result.stdout.split())
+    assert after < before / 10

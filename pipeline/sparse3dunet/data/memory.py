@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from pathlib import Path
 
 GROUPS = "/proc/self/cgroup"
 GROUP_ROOTS = {"": ("/sys/fs/cgroup", "memory.max"), "memory": ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")}
 """Root folder of control groups (Linux), and the file of a group's limit, by controller: version 2, and 1."""
+
+MALLOC_TRIM, MALLOC_MMAP = -1, -3
+"""Numbers of glibc's parameters M_TRIM_THRESHOLD and M_MMAP_THRESHOLD (malloc.h)."""
+KEPT = 2**31 - 1
+"""Bytes of freed memory that the process keeps: the most that mallopt takes."""
+LARGE = 2**30, 2**25
+"""Bytes from which memory still goes back to the system at once; the second for older glibc, which takes no more."""
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep freed memory for the next arrays; the system would clear each page of it anew.
+
+    Where that is slow, as in virtual machines, large arrays of short life cost more than what is done with them. With
+    other C libraries, nothing is done.
+    """
+    try:
+        set_option = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):  # TypeError: Windows
+        return
+    set_option(MALLOC_TRIM, KEPT)
+    any(set_option(MALLOC_MMAP, size) for size in LARGE)
 
 
 def machine_memory() -> int:

@@ -25,6 +25,7 @@ from monai.utils import set_determinism
 
 from sparse3dunet.bundle import configs
 from sparse3dunet.data.datalist import DataSet, without_references
+from sparse3dunet.data.memory import keep_freed_memory
 from sparse3dunet.data.names import case_name
 from sparse3dunet.data.reports import DataReport
 from sparse3dunet.data.slices import Slices
@@ -69,6 +70,7 @@ def densify(data_set: DataSet, report: DataReport, spacing: Any, **options: Any)
         DataError: when a setting is wrong, or a result would replace a file that no former run wrote.
     """
     hold_folder(options["output_dir"])
+    keep_freed_memory()
     try:
         _Run(configs.current(), data_set, report, spacing, Options(**options)).run()
     except KeyboardInterrupt:

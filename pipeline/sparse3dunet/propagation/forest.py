@@ -10,7 +10,7 @@ import torch
 from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
 
 from sparse3dunet.propagation.responses import filter_responses, gaussian, positions, surroundings
-from sparse3dunet.propagation.scan import Propagator, Scan, log_prob, softmax
+from sparse3dunet.propagation.scan import Propagator, Scan, log_prob, single, softmax
 from sparse3dunet.propagation.shape import distance_from
 
 MOST, MOST_BACKGROUND = 8000, 20000
@@ -131,7 +131,7 @@ def context(scan: Scan, members: np.ndarray, mean: np.ndarray) -> np.ndarray:
     prob = torch.from_numpy(mean)
     around = [gaussian(prob, scale * scan.plane_spacing, scan.spacing) for scale in BLURS]
     distance = torch.from_numpy(distance_from(scan.known, scan.spacing))[None]
-    parts = [torch.from_numpy(members.astype(np.float32)).flatten(0, 1), prob, *around, distance]
+    parts = [torch.from_numpy(single(members)).flatten(0, 1), prob, *around, distance]
     return torch.cat(parts).flatten(1).T.contiguous().numpy()
 
 
