@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import distance_transform_edt
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.propagation import Ensemble, ensemble
@@ -59,12 +60,38 @@ def test_what_is_told_of_held_out_voxels(refined):
         assert len(np.unique(places, axis=0)) == len(places)
 
 
-def test_what_cannot_be_known_is_not_known_of_held_out_voxels():
-    """Parts overlap: a voxel of a slice is one of a block, too. Labels by chance are guessed by chance alone."""
+@pytest.mark.parametrize("work", [1e6, 1e4])
+def test_what_cannot_be_known_is_not_known_of_held_out_voxels(work):
+    """Parts overlap: a voxel of a slice is one of a block, too. Labels by chance are guessed by chance alone.
+
+    So are they at full resolution, of a scan that was worked on coarsely.
+    """
     random = np.random.default_rng(0)
     label = random.integers(0, 2, SHAPE)
-    held = Ensemble().fit(random.random(SHAPE), label, WEIGHT).refine().held
+    of_scan = Ensemble(work=work).fit(random.random(SHAPE), label, WEIGHT)
+    assert of_scan._field.is_coarse == (work < 1e6)
+    held = of_scan.refine().held
     assert (held.prob.argmax(0) == held.label).mean() == pytest.approx(0.5, abs=0.04)
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_what_is_told_of_held_out_voxels_is_told_at_full_resolution(step):
+    """Of a scan that was worked on coarsely as well: places, classes and distances are those of the scan's voxels."""
+    image, label = nested()
+    spacing = (1.0, 2.0, 1.5)
+    of_scan = Ensemble(work=1e6 if step == 1 else 1e4).fit(image, label, WEIGHT, spacing)
+    held = of_scan.refine().held
+    x, y, z = held.place.T
+    assert (WEIGHT[x, y, z] > 0).all()
+    np.testing.assert_array_equal(held.label, label[x, y, z])
+    assert len({tuple(place % 2) for place in held.place}) == 8  # not only the corners of coarse voxels
+    for number in range(held.part.max() + 1):
+        of_part = held.part == number
+        left = WEIGHT > 0
+        left[x[of_part], y[of_part], z[of_part]] = False
+        distance = distance_transform_edt(~left, spacing)[x[of_part], y[of_part], z[of_part]]
+        np.testing.assert_allclose(held.distance[of_part], distance, rtol=1e-5)
+    assert min(overlap(held.prob.argmax(0), held.label, held.label >= 0, n) for n in (1, 2)) > 0.6
 
 
 def test_the_preview_of_a_larger_scan_changes_nothing_of_what_follows(refined, monkeypatch):

@@ -24,7 +24,7 @@ from sparse3dunet.propagation.ensemble import PREVIEW_WORK, WORK, Ensemble, Held
 from sparse3dunet.propagation.scan import log_prob, softmax
 from sparse3dunet.propagation.shape import distance_from
 
-SECONDS = 90.0
+SECONDS = 60.0
 """Seconds that WORK takes on two cores."""
 WHOLE_SECONDS = 0.5e-6
 """Seconds per voxel times (classes + 1) of a volume at full resolution."""

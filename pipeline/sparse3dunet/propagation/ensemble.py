@@ -7,18 +7,20 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.ndimage import binary_dilation
 
 from sparse3dunet.data.slices import Slices
 from sparse3dunet.propagation.calibration import dice, importance
 from sparse3dunet.propagation.field import Field
-from sparse3dunet.propagation.forest import POSITIONS, AutoContext, Drawn, Forest, context, features, mean_prob
+from sparse3dunet.propagation.forest import POSITIONS, AutoContext, Forest, context, features, mean_prob
 from sparse3dunet.propagation.parts import Part, deal
 from sparse3dunet.propagation.random_walker import RandomWalker
-from sparse3dunet.propagation.scan import Propagator, Scan, log_prob, softmax
+from sparse3dunet.propagation.scan import Propagator, Scan
 from sparse3dunet.propagation.shape import ShapeInterpolation, distance_from
+from sparse3dunet.propagation.views import Companion, Found, View, product
 
 WORK = 5.5e6
-"""Voxels times (classes + 1) of the working grid: about a minute and a half on two cores."""
+"""Voxels times (classes + 1) of the working grid: about a minute on two cores."""
 PREVIEW_WORK = 1e6
 """Work up to which the preview learns from held-out blocks too, and a scan is refined however short the time."""
 BOARDS = 2
@@ -39,6 +41,8 @@ fewer held-out ones may be worse than a single member.
 WALK_SHARE, WALK_POWER = 0.5, 3
 """Share of the walk in the preview where both err equally often, and the power by which it falls with its error."""
 LEAST_ERROR = 0.01
+MOST_HELD = 200_000
+"""Maximum number of voxels of a held-out part that are kept at full resolution."""
 
 
 @dataclass(frozen=True)
@@ -153,9 +157,10 @@ class Ensemble(Propagator):
             on_part(number / (len(parts) + 2))
         judged = self._judge(views)
         companion = self._companion(views, judged)
-        held = self._held(views, [companion.combine(prob, view.members) for prob, view in zip(judged, views)])
+        learned = self._learned(views, companion)
         on_part((len(parts) + 1) / (len(parts) + 2))
-        self._refined = self._result(self._learned(views, companion), held, "auto-context")
+        held = self._held(views, [companion.combine(prob, view.members) for prob, view in zip(judged, views)])
+        self._refined = self._result(learned, held, "auto-context")
         on_part(1.0)
         return self._refined
 
@@ -202,22 +207,31 @@ class Ensemble(Propagator):
             member = ShapeInterpolation().fit_scan(scan)
         return torch.from_numpy(member.predict_proba()).half().numpy()  # NumPy's conversion is slow
 
-    def _view(self, part: Part) -> _View:
+    def _view(self, part: Part) -> View:
         """Return the predictions of the members for a part that they do not see."""
         scan = self._scan.only(part.left)
         members = np.stack([self._member(number, scan) for number in MEMBERS])
         inside = np.flatnonzero(part.held.numpy())
-        columns = context(scan, members, mean_prob(members))[inside]
+        mean = mean_prob(members)
+        places = np.concatenate([inside, self._beside(part.held)])
+        columns = context(scan, members, mean)[places]
         drawn = AutoContext(seed=self.seed).draw(self._scan, part.held)
-        return _View(
-            part.kind, part.fold, inside, columns, members.reshape(*members.shape[:2], -1)[:, :, inside], drawn
-        )
+        of_part = members.reshape(*members.shape[:2], -1)[:, :, places]
+        mean = torch.from_numpy(mean if self._field.is_coarse else mean[:0]).half().numpy()
+        return View(part.kind, part.fold, places, len(inside), columns, of_part, mean, drawn)
 
-    def _rows(self, view: _View) -> np.ndarray:
+    def _beside(self, held: torch.Tensor) -> np.ndarray:
+        """Return flat indices of unlabeled neighbours of a part, on which its predictions at full resolution depend."""
+        if not self._field.is_coarse:
+            return np.zeros(0, int)
+        beside = binary_dilation(held.numpy(), iterations=1) & ~self._scan.known.numpy()
+        return np.flatnonzero(beside)
+
+    def _rows(self, view: View) -> np.ndarray:
         places = np.searchsorted(view.index, view.drawn.index)
         return np.concatenate([view.columns[places], self._features[view.drawn.index]], 1)
 
-    def _learned(self, views: Sequence[_View], companion: _Companion) -> np.ndarray:
+    def _learned(self, views: Sequence[View], companion: Companion) -> np.ndarray:
         """Return the probabilities (K, X, Y, Z) of trees trained on some parts, combined with their companion."""
         scan, members = self._scan, self._predict(MEMBERS)
         trees = AutoContext(seed=self.seed).fit([self._rows(view) for view in views], [view.drawn for view in views])
@@ -225,8 +239,8 @@ class Ensemble(Propagator):
         prob = trees.predict(columns, scan.num_classes).reshape(scan.num_classes, *scan.shape)
         return companion.combine(prob, members)
 
-    def _judge(self, views: Sequence[_View]) -> list[np.ndarray]:
-        """Return the probabilities (K, N) of each part by trees trained on the other parts.
+    def _judge(self, views: Sequence[View]) -> list[np.ndarray]:
+        """Return the probabilities (K, N) at each part's places by trees trained on the other parts.
 
         Parts overlap, so the part's own voxels are left out of the others.
         """
@@ -240,10 +254,10 @@ class Ensemble(Propagator):
                 result.append(mean_prob(view.members[:SHAPE]))  # the trees would not know one of the part's classes
                 continue
             trees = AutoContext(JUDGING_TREES, self.seed).fit([r[chosen] for r, chosen in zip(rows, apart)], learned)
-            result.append(trees.predict([view.columns, self._features[view.index]], self._scan.num_classes))
+            result.append(trees.predict([view.columns, self._features[view.places]], self._scan.num_classes))
         return result
 
-    def _companion(self, views: Sequence[_View], judged: Sequence[np.ndarray]) -> _Companion:
+    def _companion(self, views: Sequence[View], judged: Sequence[np.ndarray]) -> Companion:
         """Choose the walks or the forest, whichever has the lower error on held-out parts.
 
         Blocks decide if there are any, as their voxels lie as far from the annotation as unlabeled ones.
@@ -254,27 +268,62 @@ class Ensemble(Propagator):
         weight = self._weight(np.concatenate([views[number].distance for number in chosen]))
 
         def error(prob: Sequence[np.ndarray]) -> float:
-            return _error(np.concatenate([prob[number] for number in chosen], 1), label, weight)
+            return _error(np.concatenate([prob[i][:, : views[i].count] for i in chosen], 1), label, weight)
 
         errors = {first: error([view.members[first] for view in views]) for first in (0, FOREST)}
         best = min(errors, key=errors.__getitem__)
         share = float(np.interp(error(judged) / errors[best], RATIOS, SHARES))
-        return _Companion(tuple(range(len(WALKERS))) if best == 0 else (FOREST,), share)
+        return Companion(tuple(range(len(WALKERS))) if best == 0 else (FOREST,), share)
 
-    def _held(self, views: Sequence[_View], prob: Sequence[np.ndarray]) -> Held:
-        """Return the predictions for all parts."""
-        index, distance = (np.concatenate([getattr(view, name) for view in views]) for name in ("index", "distance"))
-        part = np.repeat(range(len(views)), [len(view.index) for view in views])
-        slices = tuple(number for number, view in enumerate(views) if view.kind == "slices")
-        judged = next((number for number, view in enumerate(views) if view.fold == 0), -1)
-        label, places = self._scan.label.numpy().ravel()[index], self._field.places(index, self._scan.shape)
-        weight = self._weight(distance)
-        return Held(np.concatenate(prob, 1), label, distance, weight, places, part, slices, judged)
+    def _held(self, views: Sequence[View], prob: Sequence[np.ndarray]) -> Held:
+        """Return the predictions for all parts, at full resolution."""
+        if self._field.is_coarse:
+            found = [self._at_full_resolution(view, of_part) for view, of_part in zip(views, prob)]
+        else:
+            label = self._scan.label.numpy().ravel()
+            places = [self._field.places(view.index, self._scan.shape) for view in views]
+            found = [Found(p, label[v.index], v.distance, place) for v, p, place in zip(views, prob, places)]
+        distance = np.concatenate([of_part.distance for of_part in found])
+        return Held(
+            np.concatenate([of_part.prob for of_part in found], 1),
+            np.concatenate([of_part.label for of_part in found]),
+            distance,
+            self._whole_weight(distance) if self._field.is_coarse else self._weight(distance),
+            np.concatenate([of_part.place for of_part in found]),
+            np.repeat(range(len(views)), [len(of_part.label) for of_part in found]),
+            tuple(number for number, view in enumerate(views) if view.kind == "slices"),
+            next((number for number, view in enumerate(views) if view.fold == 0), -1),
+        )
+
+    def _at_full_resolution(self, view: View, prob: np.ndarray) -> Found:
+        """Return a part's predictions after the walk that moves coarse borders to edges, which does not see it either.
+
+        What is known of coarse voxels says little about those at full resolution, of which borders are finer.
+        """
+        field, scan = self._field, self._whole
+        prior = view.mean.astype(np.float32)
+        prior.reshape(len(prior), -1)[:, view.places] = prob
+        held = np.zeros(self._scan.shape, bool)
+        held.ravel()[view.index] = True
+        left = scan.known.clone()
+        left[field.box] &= ~torch.from_numpy(field.spread(held))
+        inside = np.flatnonzero((scan.known & ~left)[field.box].numpy())
+        chosen = np.sort(np.random.default_rng(self.seed).permutation(inside)[:MOST_HELD])
+        fine = field.fine(prior, scan.only(left))
+        place = np.stack(np.unravel_index(chosen, fine.shape[1:]), 1)
+        distance = distance_from(left[field.box], scan.spacing).ravel()[chosen]
+        label = scan.label[field.box].numpy().ravel()[chosen]
+        return Found(fine.reshape(len(fine), -1)[:, chosen], label, distance, place + [b.start for b in field.box])
 
     def _weight(self, distance: np.ndarray) -> np.ndarray:
         """Return weights (N,) of held-out voxels by their distance from annotation."""
         known = self._scan.known
         return importance(distance, distance_from(known, self._scan.spacing)[~known.numpy()])
+
+    def _whole_weight(self, distance: np.ndarray) -> np.ndarray:
+        """Return weights (N,) as :meth:`_weight`, at full resolution."""
+        known = self._field.cut(self._whole).known
+        return importance(distance, distance_from(known, self._whole.spacing)[~known.numpy()])
 
     def _walk_share(self) -> float:
         """Return the share of the walk in the preview, by its error and a smaller forest's on held-out blocks."""
@@ -291,43 +340,6 @@ class Ensemble(Propagator):
 
     def _result(self, prob: np.ndarray, held: Held | None, method: str) -> Propagated:
         return Propagated(self._field.fine(prob, self._whole), self._field.box, held, method)
-
-
-@dataclass(frozen=True)
-class _View:
-    """Part, and the predictions for its voxels by members that do not see it."""
-
-    kind: str
-    fold: int
-    index: np.ndarray
-    columns: np.ndarray
-    members: np.ndarray
-    drawn: Drawn
-
-    @property
-    def distance(self) -> np.ndarray:
-        """Distance (N,) from the annotation that the members see."""
-        return self.columns[:, -1]  # see context
-
-
-@dataclass(frozen=True)
-class _Companion:
-    """Members whose mean is multiplied with the auto-context's probabilities, and their share in the product."""
-
-    members: tuple[int, ...]
-    share: float
-
-    def combine(self, prob: np.ndarray, members: np.ndarray) -> np.ndarray:
-        """Combine the auto-context's (K, ...) and all members' (M, K, ...) probabilities to (K, ...)."""
-        return product(prob, mean_prob(members[list(self.members)]), self.share)
-
-
-def product(first: np.ndarray, second: np.ndarray, share: float) -> np.ndarray:
-    """Return the product (K, ...) of two methods' probabilities, the second to the power of its share.
-
-    If the share is above 1, the first is given less weight instead, so that the product is not overconfident.
-    """
-    return softmax((log_prob(first) + share * log_prob(second)) / max(share, 1.0))
 
 
 def _error(prob: np.ndarray, label: np.ndarray, weight: np.ndarray) -> float:

@@ -89,6 +89,12 @@ class Field:
         walker = PriorWalker(prior.numpy(), gamma=PRIOR_WEIGHT, iterations=WALK)
         return walker.fit_scan(inside).predict_proba()
 
+    def spread(self, mask: np.ndarray) -> np.ndarray:
+        """Return a mask (X', Y', Z') of the box's voxels by a mask (x, y, z) of the working grid."""
+        for axis, step in enumerate(self.step):
+            mask = mask.repeat(step, axis)
+        return mask[tuple(slice(b.stop - b.start) for b in self.box)]
+
     def places(self, indices: np.ndarray, shape: Sequence[int]) -> np.ndarray:
         """Return the positions (N, 3) in the whole scan of voxels by flat index in the working grid of this shape."""
         coarse = np.stack(np.unravel_index(indices, tuple(shape)), 1)

@@ -9,7 +9,8 @@ from scipy.ndimage import distance_transform_edt
 from sparse3dunet.propagation.scan import Propagator, Scan, softmax
 
 SHARE = 0.3
-"""Share of a slice's voxels above which it counts as annotated; its other voxels get the class of the nearest."""
+"""Share of a slice's voxels above which it counts as annotated, counted from the share of the whole volume on, which
+slices across a dense stack have; its other voxels get the class of the nearest."""
 
 
 class ShapeInterpolation(Propagator):
@@ -33,7 +34,7 @@ class ShapeInterpolation(Propagator):
         weight = np.full(scan.shape, 1e-6, np.float32)
         for axis in range(3):
             known, size = np.moveaxis(scan.known.numpy(), axis, 0), scan.spacing[axis] / unit
-            slices = np.flatnonzero(known.mean((1, 2)) > SHARE)
+            slices = np.flatnonzero(known.mean((1, 2)) >= SHARE + (1 - SHARE) * known.mean())
             if not len(slices) or min(known.shape[1:]) < 2:
                 continue
             label = np.moveaxis(scan.label.numpy(), axis, 0)
