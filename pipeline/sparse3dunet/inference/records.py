@@ -16,7 +16,7 @@ from sparse3dunet.errors import DataError
 from sparse3dunet.inference.inputs import ImageCase
 from sparse3dunet.io.folders import acquire
 from sparse3dunet.io.json_files import misfit, parse_json
-from sparse3dunet.io.suffixes import same_volume, split
+from sparse3dunet.io.suffixes import is_other_volume, split
 from sparse3dunet.io.writing import flush, move, remove, write_csv, write_text
 from sparse3dunet.io.written import as_written, file_digest, is_as_written, size_and_time
 
@@ -170,7 +170,7 @@ class CaseRecord:
     def _other_image(self, record: Mapping[str, Any]) -> str | None:
         """Return the image that a record is of, if that is there and another one than the case's."""
         other, own = (record.get("image") or self.case.files)[0], self.case.files[0]
-        return other if split(other)[0].exists() and not same_volume(other, own) else None
+        return other if is_other_volume(other, own) else None
 
     def _is_copy(self, record: Mapping[str, Any]) -> bool:
         """Return whether the case's files have the content of those of a record.
