@@ -10,7 +10,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from starlette.testclient import TestClient
 
+from sparse3dunet.annotate.browser.server import make_app
 from sparse3dunet.errors import DataError
 from sparse3dunet.inference.inputs import ImageCase
 from sparse3dunet.inference.records import CaseRecord
@@ -37,8 +39,8 @@ def test_a_crash_loses_nothing(client, scan, tmp_path, monkeypatch):
     assert len(list((tmp_path / "out/work/annotate").glob("painted_*"))) == 1
 
 
-def test_a_full_disk_changes_nothing(client, scan, tmp_path, monkeypatch):
-    """The change is refused as if it had not been, and can be sent again."""
+def test_a_full_disk_changes_nothing(client, scan, tmp_path, monkeypatch, capsys):
+    """The change is refused as if it had not been, and can be sent again; the page alone tells it."""
     client.paint(2, 1, random_slice(2))
     before = client.state()
 
@@ -49,11 +51,13 @@ def test_a_full_disk_changes_nothing(client, scan, tmp_path, monkeypatch):
         patch.setattr("sparse3dunet.annotate.browser.store.write_text", full)
         answer = client.paint(2, 1, random_slice(2, 1), after=1)
         assert (answer.status_code, "No space left" in answer.json()["error"]) == (500, True)
-        assert client.post("api/undo", after=1).status_code == 500
+        server = TestClient(make_app(client.session, TOKEN), base_url="http://127.0.0.1")  # raises what would be logged
+        assert server.post(f"/{TOKEN}/api/undo", params={"after": 1}).status_code == 500
         names = [{"name": name} for name in ("ground", "leber", "tumor")]
         assert client.http.post(f"/{TOKEN}/api/classes", params={"after": 1}, json=names).status_code == 500
         assert client.state() == before
         assert np.array_equal(client.painted()[:, :, 1], random_slice(2))
+    assert capsys.readouterr().err == ""
     assert client.paint(2, 1, random_slice(2, 1), after=1).status_code == 200
     monkeypatch.setattr("sparse3dunet.annotate.browser.store.MOST_CHANGES", 1)
     monkeypatch.setattr("sparse3dunet.annotate.browser.store.write_map", full)

@@ -241,6 +241,7 @@ def test_classes(client, scan, tmp_path):
     for bad, words in (
         (names[:2], "none is ever removed"),
         ([*names, {"name": "cyst"}], "two classes have one name"),
+        ([*names, *({"name": str(number)} for number in range(70_000))], "found 70004 classes; expected 2 to 254"),
         ([*names, {"name": 'a"b'}], "cannot be used"),
         ([*names, {"name": ""}], "cannot be used"),
         ([*names, {"name": "Ignore"}], "means unlabeled"),
