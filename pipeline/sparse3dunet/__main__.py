@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
+
+from sparse3dunet.interrupts import STOPPED, ended_at_once
 
 
 def run() -> None:
     """Run the command line as a program: errors and Ctrl-C end it at once, whatever its threads are doing."""
-    from sparse3dunet.errors import STOPPED, ignore_signals, leave
+    with ended_at_once():
+        _check_folder()
+        from sparse3dunet.cli.main import main
+        from sparse3dunet.errors import ignore_signals, leave
 
     status = 1
     try:
-        from sparse3dunet.cli.main import main
-
         main()
         status = 0
     except SystemExit as end:
@@ -30,6 +34,14 @@ def run() -> None:
     if status:
         leave(status)
     ignore_signals()  # all is written
+
+
+def _check_folder() -> None:
+    """End the process if its folder was removed: libraries that are loaded then abort it, without saying why."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        sys.exit("error: the current folder was removed. Change to one that is there (cd), and run the command again.")
 
 
 def _is_interrupt(end: SystemExit) -> bool:

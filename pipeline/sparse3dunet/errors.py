@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, NoReturn
 
+from sparse3dunet.interrupts import STOPPED
+
 TRACEBACK_VARIABLE = "SPARSE3DUNET_TRACEBACK"
-STOPPED = 128 + signal.SIGINT
-"""Exit status after Ctrl-C."""
 OF_THE_DISK = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.EISDIR),
     *(errno.ENAMETOOLONG, errno.EIO, errno.EFBIG, errno.EEXIST),
@@ -110,7 +110,7 @@ def print_any_name() -> None:
 
 
 class _Unread:
-    """Text stream that drops what is written once its reader is gone, as `head` is after some lines.
+    """Text stream that drops what is written once its reader is gone, as `head` is after some lines, or its disk full.
 
     What its encoding does not have is escaped: names of files may be no UTF-8.
     """
@@ -127,17 +127,20 @@ class _Unread:
                 self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
             if self._stream.line_buffering:
                 self._stream.flush()
-        except BrokenPipeError:
-            self._drop()
+        except OSError as error:
+            self._drop(error)
         return len(text)
 
     def flush(self) -> None:
         try:
             self._stream.flush()
-        except BrokenPipeError:
-            self._drop()
+        except OSError as error:
+            self._drop(error)
 
-    def _drop(self) -> None:
+    def _drop(self, error: OSError) -> None:
+        if not isinstance(error, BrokenPipeError):
+            with contextlib.suppress(OSError, ValueError):  # of the same disk
+                print(f"note: {error.strerror or error}: what is printed is left out from now on.", file=sys.stderr)
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self._stream.fileno())
         os.close(nowhere)

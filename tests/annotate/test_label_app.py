@@ -83,6 +83,27 @@ def test_a_prediction_is_kept_as_delivered(densify):
     assert content(file) == content(densify.scans.of("a") / DELIVERED) == b"predicted"
 
 
+def test_a_scan_is_never_blocked(densify, tmp_path):
+    """By a file that a full disk or a killed server has left, nor by a result that was removed; else it is kept."""
+    (tmp_path / "label.nii.gz").touch()
+    request = {"image_id": "a", "image": "a.nii.gz", "label": str(tmp_path / "label.nii.gz"), "wait": True}
+    densify.program = "place = folder / 'densified'; place.mkdir(exist_ok=True); "
+    densify.program += "(place / 'a_seg.nii.gz').write_text(str(time.time()))"
+    folder = densify.scans.of("a")
+    folder.mkdir(parents=True)
+    for damage in (
+        lambda: (folder / "done.json").write_text('[17, "a'),
+        lambda: (folder / "done.json").write_bytes(b"\xff"),
+        lambda: (folder / "densified/a_seg.nii.gz").unlink(),
+    ):
+        before = content(densify(request)[0]) if (folder / "done.json").exists() else b""
+        damage()
+        again = content(densify(request)[0])
+        assert again != before
+        assert content(densify(request)[0]) == again
+    assert not (folder / "done.part").exists()
+
+
 def test_two_requests_at_a_time(densify, tmp_path):
     """Both wait for the same run; one for another scan ends it, and says so to those that wait."""
     (tmp_path / "label.nii.gz").touch()

@@ -45,7 +45,7 @@ def wait_for(client: Client, *states: str) -> dict:
 
 
 def test_an_error_of_a_run_is_told(running):
-    assert running.post("api/densify", minutes=1).json()["unfinished"] == ["axial 1"]
+    assert running.post("api/densify", minutes=1).json()["unfinished"] == ["axial 3"], "as the page and the file count"
     assert wait_for(running, "failed")["error"] == "scan.nii.gz: something is wrong"
 
 

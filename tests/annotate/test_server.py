@@ -134,7 +134,7 @@ def test_bad_slices(client):
     before = client.painted()
     assert "found 3 voxels; expected 30" in client.paint(0, 0, np.zeros(3)).json()["error"]
     assert "found 31 voxels" in client.paint(0, 0, np.zeros(10**6)).json()["error"]  # no more is decompressed
-    assert "found class 3" in client.paint(0, 0, np.full((6, 5), 4)).json()["error"]
+    assert "sagittal 6: found class 3" in client.paint(0, 0, np.full((6, 5), 4)).json()["error"]
     url = f"/{TOKEN}/api/slice?axis=0&index=0&after=0"
     answer = client.http.put(url, content=b"nonsense", headers={"Content-Encoding": "gzip"})
     assert (answer.status_code, "damaged" in answer.json()["error"]) == (400, True)
@@ -241,6 +241,7 @@ def test_classes(client, scan, tmp_path):
     for bad, words in (
         (names[:2], "none is ever removed"),
         ([*names, {"name": "cyst"}], "two classes have one name"),
+        ([*names, *({"name": str(number)} for number in range(70_000))], "found 70004 classes; expected 2 to 254"),
         ([*names, {"name": 'a"b'}], "cannot be used"),
         ([*names, {"name": ""}], "cannot be used"),
         ([*names, {"name": "Ignore"}], "means unlabeled"),
@@ -271,6 +272,25 @@ def test_exports_replace_no_file_of_the_user(scan, tmp_path):
     assert np.array_equal(np.asarray(nib.load(path).dataobj), label), "values and unlabeled voxels stay"
     assert client.state()["finished"] == [[], [], [2]]
     assert set(np.unique(client.painted())) == {0, 2}
+
+
+def test_an_export_replaces_nothing_but_the_last_one(client, scan, tmp_path):
+    """Neither a file that was put there since the start, nor an export that was corrected in another program."""
+    first, second, third = (tmp_path / "out" / f"scan_annotation{number}.nii.gz" for number in ("", 2, 3))
+    first.write_bytes(b"drawn elsewhere")
+    for number in range(2):
+        client.paint(2, number, random_slice(2, number))
+        assert client.post("api/export").json()["path"] == str(second)
+    write_nifti(second, np.full((5, 7, 6), 7, np.uint8), AFFINE)
+    corrected = second.read_bytes()
+    client.post("api/export")
+    client = Client(opened(scan, tmp_path / "out"))
+    client.paint(2, 3, random_slice(2))
+    before = third.read_bytes()
+    assert client.post("api/export").json()["path"] == str(third), "another program has made it"
+    assert third.read_bytes() != before
+    assert (first.read_bytes(), second.read_bytes()) == (b"drawn elsewhere", corrected)
+    assert not list((tmp_path / "out").glob("scan_annotation4*"))
 
 
 @pytest.mark.parametrize("suffix", [".nrrd", ".mha", ".tif", ".nii"])
@@ -306,7 +326,7 @@ def test_densify_as_soon_as_the_page_is_there(scan, tmp_path):
         urllib.request.urlopen(request, timeout=60).close()
         address = f"{command.url}api/densify?minutes=0.1"
         with urllib.request.urlopen(urllib.request.Request(address, method="POST"), timeout=60) as answer:
-            assert json.load(answer)["unfinished"] == ["axial 1"]
+            assert json.load(answer)["unfinished"] == ["axial 3"]
     finally:
         command.end()
 

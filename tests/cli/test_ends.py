@@ -184,6 +184,54 @@ def test_without_a_reader_the_work_goes_on(tmp_path):
     assert (tmp_path / "a.txt").read_text() == "done"
 
 
+@pytest.mark.skipif(not os.access("/dev/full", os.W_OK), reason="a full disk is /dev/full on Linux")
+def test_where_what_is_printed_has_no_room_the_work_goes_on(tmp_path):
+    """Of a batch, a log on a full disk is the least; it is told where it can be."""
+    code = "import sys\nfrom sparse3dunet.errors import end_in_order\nend_in_order()\n"
+    code += "for i in range(100000): print('line', i)\nopen(sys.argv[1], 'w').write('done')"
+    command = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "a.txt")]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command, env=bundle_environment(), cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "note: No space left on device: what is printed is left out from now on.\n"
+    assert (tmp_path / "a.txt").read_text() == "done"
+
+
+PROGRAM = "import importlib.abc, os, signal, sys\nfrom sparse3dunet.__main__ import run\n"
+
+
+@pytest.mark.parametrize("module", ["typer", "sparse3dunet.errors", "torch"])
+def test_ctrl_c_is_not_lost_while_modules_are_imported(tmp_path, module):
+    """Some of which catch all errors of what they import, and go on; before the command begins, and within it."""
+    code = f"{PROGRAM}class Finder(importlib.abc.MetaPathFinder):\n    def find_spec(self, name, *rest):\n"
+    code += f"        if name == {module!r}:\n            try: signal.raise_signal(signal.SIGINT)\n"
+    code += "            except BaseException: pass\nsys.meta_path.insert(0, Finder())\n"
+    process = python(
+        f"{code}signal.signal(signal.SIGINT, signal.default_int_handler)\nrun()", "package", tmp_path, "-o", tmp_path
+    )
+    assert process.communicate(timeout=120) == (b"", b"Stopped.\n")
+    assert process.returncode == 130
+
+
+def test_ctrl_c_that_is_ignored_stays_so():
+    """As of a process that a shell has put into the background."""
+    code = f"{PROGRAM}signal.signal(signal.SIGINT, signal.SIG_IGN)\nfrom sparse3dunet.interrupts import ended_at_once\n"
+    process = python(f"{code}with ended_at_once(): signal.raise_signal(signal.SIGINT)\nprint('on')")
+    assert process.communicate(timeout=60) == (b"on\n", b"")
+
+
+def test_a_current_folder_that_was_removed(tmp_path):
+    process = python(
+        f"{PROGRAM}os.mkdir(sys.argv[-1])\nos.chdir(sys.argv[-1])\nos.rmdir(sys.argv[-1])\nrun()", tmp_path / "a"
+    )
+    out, error = process.communicate(timeout=120)
+    assert (out, process.returncode) == (b"", 1)
+    assert error.startswith(b"error: the current folder was removed.")
+    assert len(error.splitlines()) == 1
+
+
 BUSY = (
     "import threading, time, torch\nfrom sparse3dunet.errors import DataError, show_readable_errors\n"
     "show_readable_errors()\ndef work():\n    x = torch.rand(1, 4, 24, 24, 24)\n    w = torch.rand(4, 4, 3, 3, 3)\n"

@@ -1,5 +1,6 @@
 """Which images are predicted, and under which names."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -7,7 +8,8 @@ import pytest
 
 from sparse3dunet.data.names import case_name
 from sparse3dunet.errors import DataError
-from sparse3dunet.inference.inputs import find_images, list_images
+from sparse3dunet.inference.inputs import ImageCase, find_images, list_images
+from sparse3dunet.inference.records import CaseRecord, results_in
 from tests.conftest import make_volume, write_nifti
 
 
@@ -90,10 +92,13 @@ def test_dots_get_into_no_name(tmp_path, monkeypatch):
 
 
 def test_former_results_are_no_images(tmp_path):
-    image = make_volume(0)[0]
-    for name in ("a", "a_seg"):
-        write_nifti(tmp_path / f"{name}.nii.gz", image)
-    made = {str(tmp_path / "a_seg.nii.gz")}
-    assert [case.name for case in find_images([tmp_path], leave_out=made)] == ["a"]
+    """Also if one of the two folders is named by a link, as home folders often are."""
+    image, folder = make_volume(0)[0], tmp_path / "folder"
+    record = CaseRecord(folder, ImageCase("a", (str(write_nifti(folder / "a.nii.gz", image)),)), {})
+    write_nifti(record.start(["a_seg.nii.gz"]) / "a_seg.nii.gz", image)
+    record.finish(["a_seg.nii.gz"])
+    (tmp_path / "link").symlink_to(folder)
+    for images, out in itertools.product((folder, tmp_path / "link"), repeat=2):
+        assert [case.name for case in find_images([images], leave_out=results_in(out))] == ["a"]
     with pytest.raises(DataError, match="results of earlier runs"):
-        find_images([tmp_path / "a_s*.nii.gz"], leave_out=made)
+        find_images([folder / "a_s*.nii.gz"], leave_out=results_in(folder))

@@ -7,7 +7,7 @@ import pytest
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.inference.inputs import ImageCase
-from sparse3dunet.inference.records import CaseRecord, remove_empty_drafts, results_in, write_summary
+from sparse3dunet.inference.records import CaseRecord, check_summary, remove_empty_drafts, results_in, write_summary
 
 NAMES = ["sub/a_seg.nii.gz", "pictures/a.png"]
 
@@ -150,6 +150,35 @@ def test_summary(tmp_path, case):
         'b,failed,,,,,"bad, very bad"',
         "sub/a,done,1.50,0.2500,,sub/a_seg.nii.gz,",
     ]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_summary_of_the_user_stays(tmp_path, case, kind):
+    """One beside which there are no records; a folder of that name stays in any case."""
+    out = tmp_path / "out"
+    path = out / "summary.csv" if kind == "file" else out / "summary.csv/table"
+    path.parent.mkdir(parents=True)
+    path.write_text("my own")
+    for overwrite in (False, True) if kind == "folder" else (False,):
+        with pytest.raises(DataError, match=r"out/summary.csv (exists and is not|is a folder)"):
+            check_summary(out, overwrite)
+    if kind == "folder":
+        with pytest.raises(DataError, match="is a folder"):
+            write_summary(out, ["background", "core"])
+    assert path.read_text() == "my own"
+    if kind == "file":
+        check_summary(out, overwrite=True)
+        write_summary(out, ["background", "core"])
+        check_summary(out)
+
+
+def test_a_folder_in_the_place_of_a_result_stays(tmp_path, case):
+    precious = tmp_path / "out" / NAMES[0] / "precious.txt"
+    precious.parent.mkdir(parents=True)
+    precious.write_text("x")
+    with pytest.raises(DataError, match=r"a_seg.nii.gz is a folder"):
+        do(tmp_path / "out", case, overwrite=True)
+    assert precious.read_text() == "x"
 
 
 def test_results_that_are_wanted_now(tmp_path, case):

@@ -283,6 +283,13 @@ def test_the_results_of_densify_are_not_replaced(trained, images, tmp_path, erro
     assert set(tmp_path.rglob("*")) == before
 
 
+def test_a_summary_of_the_user_is_not_replaced(trained, images, tmp_path, error_of):
+    """Told before hours of prediction, not after them."""
+    (tmp_path / "summary.csv").write_text("my own")
+    assert "summary.csv exists and is not what" in error_of("predict", trained / "models", images, "-o", tmp_path)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["my own"]
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

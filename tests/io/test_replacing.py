@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from sparse3dunet.errors import DataError
 from sparse3dunet.io import writing
-from sparse3dunet.io.writing import move, replacing
+from sparse3dunet.io.writing import move, replacing, write_text
 from tests.conftest import ROOT, bundle_environment
 
 KILLED = """
@@ -85,6 +86,14 @@ def test_folders_and_files_replace_each_other(tmp_path, monkeypatch, exchange):
     move(folder(tmp_path / "d", "again"), target)
     assert (target / "voxels").read_text() == "again"
     assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_file_that_is_written_replaces_no_folder(tmp_path):
+    target = folder(tmp_path / "a.txt", "precious")
+    with pytest.raises(DataError, match=r"a.txt is a folder"):
+        write_text(target, "text")
+    assert os.listdir(tmp_path) == ["a.txt"]
+    assert (target / "voxels").read_text() == "precious"
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import typer
 
 from sparse3dunet.cli import arguments, options
 from sparse3dunet.errors import DataError
+from sparse3dunet.interrupts import ended_at_once
 
 Scan = Annotated[str, typer.Argument(help="Scan, in any format.")]
 Annotation = Annotated[str | None, typer.Argument(help="Annotation to begin with; not used if a session goes on.")]
@@ -40,8 +41,9 @@ def annotate(
     the results; the same command goes on with it. Ctrl-C ends it.
     """
     check_page()
-    from sparse3dunet.annotate.browser import opening, serving
-    from sparse3dunet.io.defaults import set_defaults
+    with ended_at_once():
+        from sparse3dunet.annotate.browser import opening, serving
+        from sparse3dunet.io.defaults import set_defaults
 
     set_defaults(voxel_size, axes, series=series, segments=segments)
     given = {

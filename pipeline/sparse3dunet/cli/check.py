@@ -13,6 +13,7 @@ import typer
 from sparse3dunet import missing
 from sparse3dunet.cli import arguments, options
 from sparse3dunet.errors import DataError
+from sparse3dunet.interrupts import ended_at_once
 
 
 def check(
@@ -34,10 +35,11 @@ def check(
     """Check every file of a data set, and list its contents and errors. Exit status 1 on errors."""
     try:
         missing.check_data_set(str(data))
-        from sparse3dunet.data import check_report, checks
-        from sparse3dunet.data.datalist import read_data_set
-        from sparse3dunet.data.set_conventions import with_marks
-        from sparse3dunet.io.defaults import set_defaults
+        with ended_at_once():
+            from sparse3dunet.data import check_report, checks
+            from sparse3dunet.data.datalist import read_data_set
+            from sparse3dunet.data.set_conventions import with_marks
+            from sparse3dunet.io.defaults import set_defaults
 
         set_defaults(voxel_size, axes, series=series, segments=segments, volume_memory=volume_memory)
         with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):  # nothing but JSON there

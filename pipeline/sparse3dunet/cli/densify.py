@@ -14,6 +14,7 @@ import typer
 from sparse3dunet import missing
 from sparse3dunet.cli import annotate, arguments, options
 from sparse3dunet.errors import DataError
+from sparse3dunet.interrupts import ended_at_once
 
 Sources = Annotated[
     list[str], typer.Argument(help="A scan and its annotation; or a folder or JSON datalist of several.")
@@ -67,11 +68,12 @@ def densify(
     """
     sources, settings = _without_settings(sources)
     missing.check_sources(sources)
-    from sparse3dunet import io
-    from sparse3dunet.bundle import running
-    from sparse3dunet.densify.large import densify_large, is_large_pair
-    from sparse3dunet.io import folders
-    from sparse3dunet.io.defaults import set_defaults
+    with ended_at_once():
+        from sparse3dunet import io
+        from sparse3dunet.bundle import running
+        from sparse3dunet.densify.large import densify_large, is_large_pair
+        from sparse3dunet.io import folders
+        from sparse3dunet.io.defaults import set_defaults
 
     set_defaults(voxel_size, axes, series=series, segments=segments, volume_memory=volume_memory)
     words = [*settings, *context.args]

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from sparse3dunet.cli import options
+from sparse3dunet.interrupts import ended_at_once
 
 
 def package(
@@ -21,8 +22,9 @@ def package(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an unchanged earlier bundle.")] = False,
 ) -> None:
     """Write a trained model as a self-contained MONAI bundle: the folder NAME and NAME-VERSION.zip."""
-    from sparse3dunet import __version__
-    from sparse3dunet.bundle import package as packaging
+    with ended_at_once():
+        from sparse3dunet import __version__
+        from sparse3dunet.bundle import package as packaging
 
     done = packaging.package(
         model, output_dir, name, version=version or __version__, data_license=data_license, overwrite=overwrite

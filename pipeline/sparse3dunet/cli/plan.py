@@ -9,6 +9,7 @@ import typer
 
 from sparse3dunet.cli import arguments, options
 from sparse3dunet.errors import DataError
+from sparse3dunet.interrupts import ended_at_once
 
 
 def plan(
@@ -31,10 +32,11 @@ def plan(
     A training makes the same plan by itself; --plan plan.json takes one from a file, for example one that you changed.
     Any setting of bundle/configs/train.yaml can follow, such as --spacing median.
     """
-    from sparse3dunet import io
-    from sparse3dunet.bundle import running
-    from sparse3dunet.io.defaults import set_defaults
-    from sparse3dunet.planning.plan import check_replaceable
+    with ended_at_once():
+        from sparse3dunet import io
+        from sparse3dunet.bundle import running
+        from sparse3dunet.io.defaults import set_defaults
+        from sparse3dunet.planning.plan import check_replaceable
 
     set_defaults(voxel_size, axes, series=series, segments=segments, volume_memory=volume_memory)
     if output is not None:

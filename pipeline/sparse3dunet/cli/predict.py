@@ -9,6 +9,7 @@ import typer
 
 from sparse3dunet import missing
 from sparse3dunet.cli import arguments, options
+from sparse3dunet.interrupts import ended_at_once
 
 TrainedModel = Annotated[
     Path, typer.Argument(help="A training's model.pt or folder, a model.ts, or a packaged bundle.")
@@ -56,10 +57,11 @@ def predict(
 ) -> None:
     """Segment images with a trained model, each on its own grid. Images that are already done are skipped."""
     missing.check_prediction(str(model), images)
-    from sparse3dunet.inference import run
-    from sparse3dunet.inference.slabs import SlabInferer
-    from sparse3dunet.io.defaults import set_defaults
-    from sparse3dunet.models.loading import load_model
+    with ended_at_once():
+        from sparse3dunet.inference import run
+        from sparse3dunet.inference.slabs import SlabInferer
+        from sparse3dunet.io.defaults import set_defaults
+        from sparse3dunet.models.loading import load_model
 
     set_defaults(voxel_size, axes, series=series, volume_memory=volume_memory)
     run.check_not_densified(output_dir)

@@ -12,6 +12,7 @@ import typer
 from sparse3dunet import missing
 from sparse3dunet.bundle.command_line import parse_settings
 from sparse3dunet.cli import arguments, options
+from sparse3dunet.interrupts import ended_at_once
 
 BUILT_IN = "data/mni152"
 """Folder of the built-in data, which is made where it is used."""
@@ -35,8 +36,9 @@ def run(
     """
     if what in ON_LABELS and (folder := _data_set(context.args)):
         missing.check_data_set(folder)
-    from sparse3dunet.bundle.running import run_bundle
-    from sparse3dunet.io.defaults import set_defaults
+    with ended_at_once():
+        from sparse3dunet.bundle.running import run_bundle
+        from sparse3dunet.io.defaults import set_defaults
 
     set_defaults(voxel_size, axes, series=series, segments=segments, volume_memory=volume_memory)
     with arguments.as_typed(context, context.args):

@@ -11,6 +11,7 @@ import typer
 
 from sparse3dunet.cli import arguments, options
 from sparse3dunet.errors import DataError
+from sparse3dunet.interrupts import ended_at_once
 
 
 def simulate(
@@ -34,9 +35,10 @@ def simulate(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are no former copies.")] = False,
 ) -> None:
     """Make sparse label maps from dense ones, for experiments: how much annotation is needed?"""
-    from sparse3dunet import transforms
-    from sparse3dunet.data import simulation
-    from sparse3dunet.io.defaults import set_defaults
+    with ended_at_once():
+        from sparse3dunet import transforms
+        from sparse3dunet.data import simulation
+        from sparse3dunet.io.defaults import set_defaults
 
     set_defaults(voxel_size, axes, series=series, segments=segments)
     kinds = {"--slices": slices, "--fraction": fraction, "--scribbles": scribbles}

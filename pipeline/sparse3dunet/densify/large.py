@@ -26,7 +26,7 @@ from sparse3dunet.inference import run
 from sparse3dunet.inference.batch import Output
 from sparse3dunet.inference.inputs import find_images
 from sparse3dunet.inference.processes import default_device
-from sparse3dunet.inference.records import CaseRecord, results_in
+from sparse3dunet.inference.records import CaseRecord, check_summary, results_in
 from sparse3dunet.inference.slabs import SlabInferer
 from sparse3dunet.io import check_output
 from sparse3dunet.io.chunked_results import check_suffix
@@ -120,6 +120,7 @@ def _annotation(data_set: DataSet, settings: Mapping[str, Any], digest: str) -> 
 
 def _check_results(scan: Path, output_dir: Path, format: str | None) -> None:
     """Raise DataError if the results cannot be written, before anything is trained."""
+    check_summary(output_dir)
     (case,) = find_images([scan], leave_out=results_in(output_dir))
     names = list(
         Output(output_dir, [], [], format_suffix(format), pictures=False).names(case, confidence=True).values()

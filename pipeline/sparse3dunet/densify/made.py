@@ -18,7 +18,7 @@ from sparse3dunet.data.layouts import read_json
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import write_map
 from sparse3dunet.io.defaults import as_key
-from sparse3dunet.io.suffixes import same_volume, split, state_of
+from sparse3dunet.io.suffixes import is_other_volume, split, state_of
 from sparse3dunet.io.volumes import Volume
 
 DATALIST = "datalist.json"
@@ -61,7 +61,7 @@ class Made:
     def check_scan(self, scan: Path) -> None:
         """Raise DataError if the folder belongs to another scan, whose results would be replaced."""
         former = self.former_scan
-        if former and split(former)[0].exists() and not same_volume(former, scan):
+        if former and is_other_volume(former, scan):
             raise DataError(
                 f"{scan}: the results next to {self.folder} are those of {former}. Pass another folder (-o) "
                 "for this scan; or both scans in one datalist, to train on them together."

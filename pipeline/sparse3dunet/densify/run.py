@@ -39,7 +39,7 @@ from sparse3dunet.densify.propagated import Outlook, Propagation, own_calibratio
 from sparse3dunet.densify.results import Results, write_results
 from sparse3dunet.densify.schedule import FINAL, Schedule, channels, deal_slices, number_of_folds, slices_showing
 from sparse3dunet.densify.state import Learned, State, StateFile, differences, digest, former_description, keep_aside
-from sparse3dunet.errors import STOPPED
+from sparse3dunet.interrupts import STOPPED
 from sparse3dunet.io import hold_folder
 from sparse3dunet.keys import LABEL, WEIGHT
 from sparse3dunet.models.checkpoints import save_file

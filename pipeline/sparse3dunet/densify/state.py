@@ -21,6 +21,7 @@ from sparse3dunet.data.slices import Slices
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import read_image
 from sparse3dunet.io.defaults import as_key
+from sparse3dunet.io.folders import unused_name
 from sparse3dunet.io.json_files import misfit, parse_json
 from sparse3dunet.io.suffixes import files_of
 from sparse3dunet.io.writing import replacing, write_text
@@ -225,8 +226,7 @@ def differences(before: ModelDescription, now: ModelDescription) -> list[str]:
 def keep_aside(model_file: str | Path) -> Path:
     """Rename a model and its description, which a new one would replace, and return its new path."""
     path = Path(model_file)
-    names = (path.with_name(f"{path.stem}_before{number or ''}{path.suffix}") for number in (0, *range(2, 10_000)))
-    aside = next(name for name in names if not name.exists())
+    aside = path.with_name(unused_name(path.parent, f"{path.stem}_before", path.suffix))
     os.replace(path, aside)
     os.replace(path.with_suffix(DESCRIPTION_SUFFIX), aside.with_suffix(DESCRIPTION_SUFFIX))
     return aside

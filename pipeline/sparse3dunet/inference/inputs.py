@@ -59,7 +59,7 @@ def find_images(
             "testing" as in MONAI's datalists, relative to the JSON file.
         num_channels: channels of the model. If there are several, files of a folder or pattern with nnU-Net's channel
             numbers (``a_0000.nii.gz``, ``a_0001.nii.gz``) are one image; any other file contains all its channels.
-        leave_out: absolute paths of files that are not to be predicted: the results of earlier runs.
+        leave_out: :func:`place_of` files that are not to be predicted: the results of earlier runs.
 
     Returns:
         The images, each once, named by :func:`~sparse3dunet.data.names.distinct_names`.
@@ -70,11 +70,17 @@ def find_images(
     """
     images = dict.fromkeys(image for source in sources for image in _images_of(str(source), num_channels))
     _check_links(file for image in images for file in image)
-    files = [image for image in images if image[0] not in leave_out]
+    files = [image for image in images if not leave_out or place_of(image[0]) not in leave_out]
     if not files:
         raise DataError(f"{', '.join(map(str, sources))}: only results of earlier runs, no image. Pass the images.")
     names = distinct_names(files, "images to predict")
     return [ImageCase(name, image) for name, image in zip(names, files)]
+
+
+def place_of(path: str | Path) -> str:
+    """Return the absolute path of a file without links in that of its folder: the same by whatever way it is named."""
+    folder, name = os.path.split(os.path.abspath(path))
+    return os.path.join(os.path.realpath(folder), name)
 
 
 def _check_links(files: Iterable[str]) -> None:

@@ -13,17 +13,21 @@ from typing import Any
 from filelock import FileLock
 
 from sparse3dunet.errors import DataError
-from sparse3dunet.inference.inputs import ImageCase
+from sparse3dunet.inference.inputs import ImageCase, place_of
 from sparse3dunet.io.folders import acquire
 from sparse3dunet.io.json_files import misfit, parse_json
-from sparse3dunet.io.suffixes import same_volume, split
-from sparse3dunet.io.writing import flush, move, remove, write_csv, write_text
+from sparse3dunet.io.suffixes import ZARR_SUFFIXES, is_other_volume, split, suffix_among
+from sparse3dunet.io.writing import check_no_folder, flush, move, remove, write_csv, write_text
 from sparse3dunet.io.written import as_written, file_digest, is_as_written, size_and_time
 
-RECORDS, DRAFTS = "records", ".drafts"
+RECORDS, DRAFTS, SUMMARY = "records", ".drafts", "summary.csv"
 DONE, FAILED, STARTED = "done", "failed", "started"
 VERSION = 1
 """Version of the fields of a record."""
+NOT_OURS = (
+    "exists and is not what this command wrote there: it was changed, or is another file. Move it, or write into "
+    "another folder; predict --overwrite replaces it."
+)
 _FIELDS: dict[str, Any] = {
     **{"version": int, "case": str, "status": str, "key": str, "error": str, "segmentation": str},
     **{"image": list[str], "results": dict[str, list[Any]], "seconds": float | None, "ml": dict[str, float]},
@@ -98,11 +102,14 @@ class CaseRecord:
         With `goes_on`, drafts of a stopped run are kept.
 
         Raises:
-            DataError: when one of them exists and was changed, unless `overwrite` is set.
+            DataError: when one of them exists and was changed, unless `overwrite` is set; when it is a folder.
         """
         self.before = before = self.read().get("results", {})
         if not overwrite:
             self.check(names)
+        for name in names:
+            if not suffix_among(name, ZARR_SUFFIXES):
+                check_no_folder(self.output_dir / name)
         if not goes_on:
             self._clear()
         self._write({"status": STARTED, "results": before})
@@ -121,10 +128,7 @@ class CaseRecord:
         for name in names:
             path = self.output_dir / name
             if path.exists() and not is_as_written(path, before.get(name)):
-                raise DataError(
-                    f"{path.absolute()} exists and is not what this command wrote there: it was changed, or is another "
-                    "file. Move it, or write into another folder; predict --overwrite replaces it."
-                )
+                raise DataError(f"{path.absolute()} {NOT_OURS}")
 
     def finish(self, names: Sequence[str], **facts: Any) -> None:
         """Move the drafts of these names into place, and record the case as done."""
@@ -170,7 +174,7 @@ class CaseRecord:
     def _other_image(self, record: Mapping[str, Any]) -> str | None:
         """Return the image that a record is of, if that is there and another one than the case's."""
         other, own = (record.get("image") or self.case.files)[0], self.case.files[0]
-        return other if split(other)[0].exists() and not same_volume(other, own) else None
+        return other if is_other_volume(other, own) else None
 
     def _is_copy(self, record: Mapping[str, Any]) -> bool:
         """Return whether the case's files have the content of those of a record.
@@ -214,10 +218,17 @@ def remove_empty_drafts(output_dir: str | Path) -> None:
 
 
 def results_in(output_dir: str | Path) -> set[str]:
-    """Return the absolute paths of all results that are recorded in a folder."""
-    folder = os.path.abspath(output_dir)
-    records = (_read(path) for path in (Path(folder) / RECORDS).rglob("*.json"))
-    return {os.path.join(folder, name) for record in records for name in record.get("results", {})}
+    """Return the places (:func:`~sparse3dunet.inference.inputs.place_of`) of all results recorded in a folder."""
+    records = (_read(path) for path in (Path(output_dir) / RECORDS).rglob("*.json"))
+    return {place_of(os.path.join(output_dir, name)) for record in records for name in record.get("results", {})}
+
+
+def check_summary(output_dir: str | Path, overwrite: bool = False) -> None:
+    """Raise DataError if :func:`write_summary` would replace a file that it did not write, or a folder."""
+    path = Path(output_dir) / SUMMARY
+    check_no_folder(path)
+    if path.exists() and not overwrite and not path.with_name(RECORDS).exists():
+        raise DataError(f"{path.absolute()} {NOT_OURS}")
 
 
 def write_summary(
@@ -254,7 +265,8 @@ def write_summary(
             *(_rounded(column.get(record.get("case", ""))) for column in more.values()),
         ]
         rows.append(cells)
-    path = folder / "summary.csv"
+    path = folder / SUMMARY
+    (folder / RECORDS).mkdir(parents=True, exist_ok=True)  # by which the summary is known to be ours
     write_csv(path, rows)
     return path
 

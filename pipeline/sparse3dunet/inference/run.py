@@ -15,7 +15,7 @@ from sparse3dunet.errors import DataError
 from sparse3dunet.inference.batch import Outcome, Output, largest_first, predict_batch
 from sparse3dunet.inference.inputs import find_images
 from sparse3dunet.inference.processes import rank_and_count
-from sparse3dunet.inference.records import results_in
+from sparse3dunet.inference.records import check_summary, results_in
 from sparse3dunet.inference.settings import Settings
 from sparse3dunet.inference.slabs import SlabInferer
 from sparse3dunet.io import check_output_dir
@@ -75,13 +75,15 @@ def predict(
         annotation: of the one image, which is larger than memory, whose annotated voxels keep their class.
 
     Raises:
-        DataError: when prediction cannot start: no image, no class of that name, no place for results. Images that fail
+        DataError: when prediction cannot start: no image, no class of that name, no place for results, or a
+            summary there that is the user's. Images that fail
             are listed in the :class:`~sparse3dunet.inference.batch.Outcome`.
     """
     format = format_suffix(format)
     output_dir = Path(output_dir).expanduser() if isinstance(output_dir, (str, Path)) else output_dir
     for source in sources:
         check_output_dir(output_dir, source)
+    check_summary(output_dir, overwrite)
     _check_normalization(model, normalize)
     cases = find_images(sources, model.in_channels, results_in(output_dir))
     if part is not None:

@@ -107,6 +107,12 @@ def discard_folder(folder: str | Path, inputs: str | Path) -> None:
     release_folder(folder)
 
 
+def unused_name(folder: str | Path, stem: str, suffix: str = "") -> str:
+    """Return a name that nothing in a folder has: of stem and suffix, with a number between them if need be."""
+    names = (f"{stem}{number or ''}{suffix}" for number in (0, *range(2, 10_000)))
+    return next(name for name in names if not os.path.lexists(Path(folder) / name))
+
+
 def release_folder(folder: str | Path) -> None:
     """Let other processes write to a folder that this one holds (:func:`hold_folder`)."""
     lock = _HELD.pop(_place(folder), None)

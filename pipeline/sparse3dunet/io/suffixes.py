@@ -132,6 +132,11 @@ def same_volume(one: str | Path, other: str | Path) -> bool:
     return both and place.strip("/") == other_place.strip("/") and os.path.samefile(file, other_file)
 
 
+def is_other_volume(former: str | Path, path: str | Path) -> bool:
+    """Return whether a path that was noted earlier names another volume than `path`, which is still there."""
+    return split(former)[0].exists() and not same_volume(former, path)
+
+
 def files_of(path: str | Path) -> list[str]:
     """Return the files on disk that a volume is read from: of a folder, its DICOM images, or all files below it.
 

@@ -171,6 +171,9 @@ def replacing(path: str | Path, suffix: str = "") -> Iterator[Path]:
     Args:
         path: path of the file; its folder is created if missing.
         suffix: lower-case suffix of the file to write, as MetaIO expects; "" for none.
+
+    Raises:
+        DataError: when a file was written, and a folder is at its place.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -179,6 +182,8 @@ def replacing(path: str | Path, suffix: str = "") -> Iterator[Path]:
     try:
         yield draft
         flush(draft)
+        if not draft.is_dir():
+            check_no_folder(target)
         move(draft, target)
     except OSError as error:
         if error.errno and error.filename is None:  # the system names no file when a disk is full
@@ -186,6 +191,12 @@ def replacing(path: str | Path, suffix: str = "") -> Iterator[Path]:
         raise
     finally:
         remove(draft)
+
+
+def check_no_folder(path: Path) -> None:
+    """Raise DataError if there is a folder at the place of a file: it would be removed with all that is in it."""
+    if path.is_dir() and not path.is_symlink():
+        raise DataError(f"{path.absolute()} is a folder; expected a file, or nothing. Move it, or write elsewhere.")
 
 
 def flush(path: Path) -> None:

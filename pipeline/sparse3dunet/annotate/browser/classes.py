@@ -66,6 +66,7 @@ def edited(classes: Sequence[Class], entries: Any) -> list[Class]:
         raise DataError('expected a list of classes such as {"name": "liver", "color": "#e69f00"}.')
     if len(entries) < len(classes):
         raise DataError(f"found {len(entries)} classes; expected at least {len(classes)}: none is ever removed.")
+    _check_count(len(entries))
     taken = {entry.value for entry in classes} | {UNLABELED_VALUE}
     free = (value for value in range(2**16) if value not in taken)
     values = [*(entry.value for entry in classes), *(next(free) for _ in entries[len(classes) :])]
@@ -93,8 +94,7 @@ def checked(classes: list[Class]) -> list[Class]:
         DataError: when names are empty, too long, with quotes or line breaks, or not unique; when a colour is none;
             when there are fewer than two classes, or too many; when values are not unique.
     """
-    if not 2 <= len(classes) <= MOST_CLASSES:
-        raise DataError(f"found {len(classes)} classes; expected 2 to {MOST_CLASSES}, background first.")
+    _check_count(len(classes))
     for entry in classes:
         plain = " ".join(entry.name.split()) == entry.name and '"' not in entry.name and entry.name.isprintable()
         if not (plain and 0 < len(entry.name) <= LONGEST_NAME):
@@ -110,6 +110,11 @@ def checked(classes: list[Class]) -> list[Class]:
     if len(set(values)) < len(values) or any(abs(value) > LARGEST_VALUE for value in values):
         raise DataError(f"the classes have the values {str(values)[1:300]}; expected whole numbers, all different.")
     return classes
+
+
+def _check_count(count: int) -> None:
+    if not 2 <= count <= MOST_CLASSES:
+        raise DataError(f"found {count} classes; expected 2 to {MOST_CLASSES}, background first.")
 
 
 def unlabeled_value(classes: Sequence[Class]) -> int:

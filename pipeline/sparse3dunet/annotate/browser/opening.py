@@ -10,11 +10,13 @@ import numpy as np
 
 from sparse3dunet.annotate.browser.classes import Class, make_classes
 from sparse3dunet.annotate.browser.drawing import Drawing, from_annotation
+from sparse3dunet.annotate.browser.results import check_results
 from sparse3dunet.annotate.browser.scan import Scan, read_scan
 from sparse3dunet.annotate.browser.session import Session
 from sparse3dunet.annotate.browser.store import Store
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import check_output_dir, hold_folder
+from sparse3dunet.io.folders import unused_name
 
 FOLDER = Path("work", "annotate")
 DEFAULT_NAMES = ("background", "structure")
@@ -46,13 +48,14 @@ def open_session(
         settings: further settings of the runs.
 
     Raises:
-        DataError: when a file cannot be read, the folder is in use or has the session of another scan, or the classes
-            are not as expected.
+        DataError: when a file cannot be read, the folder is in use or has the session or results of another scan, or
+            the classes are not as expected.
     """
     folder = Path(output_dir).expanduser().absolute()
     check_output_dir(folder)
     hold_folder(folder / FOLDER)
     scan = read_scan(source)
+    check_results(folder, scan)
     store = Store(folder / FOLDER, scan)
     if store.exists():
         drawing, classes = store.load()
@@ -69,15 +72,10 @@ def open_session(
         drawing, classes = _read(
             scan, annotation, store.folder / "inputs", class_names, ignore_index, annotated_slices, background
         )
-    store.export = _unused(folder, f"{scan.name}_annotation", scan.suffix)
+    store.set_aside()
+    store.export = unused_name(folder, f"{scan.name}_annotation", scan.suffix)
     store.save(drawing, classes)
     return Session(scan, folder, store, drawing, classes, minutes, settings)
-
-
-def _unused(folder: Path, stem: str, suffix: str) -> str:
-    """Return a file name that no file has, so that exports never replace a file of the user."""
-    names = (f"{stem}{number or ''}{suffix}" for number in (0, *range(2, 10_000)))
-    return next(name for name in names if not (folder / name).exists())
 
 
 def _read(

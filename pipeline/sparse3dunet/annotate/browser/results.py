@@ -16,7 +16,8 @@ from sparse3dunet.annotate.browser.imports import import_later
 from sparse3dunet.annotate.browser.scan import Scan
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import read_image
-from sparse3dunet.io.volumes import class_numbers
+from sparse3dunet.io.suffixes import is_other_volume
+from sparse3dunet.io.volumes import check_same_grid, class_numbers, on_grid_of
 
 PREVIEW, REFINED, RESULT = "preview", "refined", "result"
 SUGGESTIONS = 3
@@ -116,8 +117,8 @@ class Results:
         seg = self._files()[0]
         image = read_image(seg)
         confidence = read_image(seg.with_name(f"{self.scan.name}_confidence{self.scan.suffix}"))
-        if image.data.shape != self.scan.volume.spatial_shape or confidence.data.shape != image.data.shape:
-            raise DataError(f"{seg}: found shape {image.data.shape}; expected that of {self.scan.path}.")
+        for volume in (image, confidence):
+            check_same_grid(on_grid_of(volume, self.scan.volume), self.scan.volume)
         numbers = class_numbers(image.data, self._values).astype(np.uint8)
         suggestions = [
             {**row, **dict(zip(("axis", "index"), self.scan.slice_in_ras(row["axis"], row["index"])))}
@@ -153,6 +154,21 @@ class Results:
             row["axis"], row["index"] = self.scan.slice_in_ras(row["axis"], row["index"])
         kind = REFINED if refined.is_file() else PREVIEW
         return Found(kind, self.scan.to_ras(found), self.scan.to_ras(confidence), rows)
+
+
+def check_results(folder: Path, scan: Scan) -> None:
+    """Raise DataError if a folder has the results of another scan: runs would be refused, and it must not be shown."""
+    from sparse3dunet.densify.made import Made
+
+    Made(folder / "work" / "inputs", ()).check_scan(scan.path)
+    images = _read_json(folder / "records" / f"{scan.name}.json").get("image")
+    former = Path(images[0]) if isinstance(images, list) and images and isinstance(images[0], str) else scan.path
+    is_made = former.parent.parts[-2:] == ("work", "inputs")  # by a run, from the scan that was checked above
+    if not is_made and is_other_volume(former, scan.path):
+        raise DataError(
+            f"{scan.path}: the results named {scan.name} in {folder} are those of {former}. Pass another folder for "
+            "this scan (-o)."
+        )
 
 
 def _changed(path: Path) -> int:

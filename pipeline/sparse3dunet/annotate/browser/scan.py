@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.orientations import apply_orientation, ornt_transform
 
+from sparse3dunet.annotate.browser.drawing import describe
 from sparse3dunet.data.large import is_large
 from sparse3dunet.data.names import image_name
 from sparse3dunet.errors import DataError
@@ -74,6 +75,10 @@ class Scan:
         """Return axis and index in RAS order of a slice of the file."""
         world, direction = self.orientation[axis].astype(int)
         return int(world), index if direction > 0 else self.volume.spatial_shape[axis] - 1 - index
+
+    def slice_name(self, axis: int, index: int) -> str:
+        """Return the name of a slice, given in RAS order, by the index of the file, which the page shows, too."""
+        return describe(axis, self.shape[axis] - 1 - index if self.flipped[axis] else index)
 
     def shown(self, channel: int) -> bytes:
         """Return a channel as NIfTI in RAS order, for the page.

@@ -7,6 +7,7 @@ machine, so that no domain that resolves to it can be used; and the page may con
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import traceback
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sparse3dunet.annotate.browser.drawing import as_slice, inflated
 from sparse3dunet.annotate.browser.scan import nifti
 from sparse3dunet.annotate.browser.session import OutdatedError, ReplacedError, Session
-from sparse3dunet.errors import DataError, readable
+from sparse3dunet.errors import TRACEBACK_VARIABLE, DataError, readable
 
 HOSTS = ("127.0.0.1", "localhost")
 STATIC = Path(__file__).parent / "static"
@@ -76,7 +77,8 @@ def make_app(session: Session, token: str) -> ASGIApp:
         Route("/api/stop", _answer(lambda request: session.stop()), methods=["POST"]),
         Route("/api/export", _answer(lambda request: session.export()), methods=["POST"]),
     ]
-    handlers: dict[Any, Any] = {HTTPException: _http_error, DataError: _data_error, Exception: _other_error}
+    handlers: dict[Any, Any] = {HTTPException: _http_error, DataError: _data_error}
+    handlers |= dict.fromkeys((OSError, MemoryError, Exception), _other_error)  # uvicorn logs the last, too
     app = Starlette(routes=routes, exception_handlers=handlers)
     app.router.redirect_slashes = False
     return TrustedHostMiddleware(_Guard(app, token), allowed_hosts=list(HOSTS), www_redirect=False)
@@ -234,5 +236,7 @@ def _data_error(request: Request, error: DataError) -> Response:
 
 
 def _other_error(request: Request, error: Exception) -> Response:
-    traceback.print_exception(error)
-    return _error(500, readable(error) or f"{type(error).__name__}: {error}"[:300])
+    told = readable(error)
+    if told is None or os.environ.get(TRACEBACK_VARIABLE):
+        traceback.print_exception(error)
+    return _error(500, told or f"{type(error).__name__}: {error}"[:300])

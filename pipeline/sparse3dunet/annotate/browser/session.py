@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -14,7 +15,7 @@ import numpy as np
 
 from sparse3dunet.annotate.browser import classes as class_lists
 from sparse3dunet.annotate.browser.classes import Class
-from sparse3dunet.annotate.browser.drawing import Change, Drawing, describe
+from sparse3dunet.annotate.browser.drawing import Change, Drawing
 from sparse3dunet.annotate.browser.imports import import_later
 from sparse3dunet.annotate.browser.results import Found, Results
 from sparse3dunet.annotate.browser.runs import Runs
@@ -23,8 +24,10 @@ from sparse3dunet.annotate.browser.store import Store
 from sparse3dunet.data.slices import PLANES
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import write_segmentation
+from sparse3dunet.io.folders import unused_name
 from sparse3dunet.io.itk_snap import label_descriptions
 from sparse3dunet.io.writing import write_text
+from sparse3dunet.io.written import file_digest
 
 UNLABELED_NAME = "unlabeled"
 LISTED = 8
@@ -157,7 +160,7 @@ class Session:
         with self._lock:
             if voxels.max(initial=0) > len(self.classes):
                 raise DataError(
-                    f"{describe(axis, index)}: found class {int(voxels.max()) - 1}; the last one is "
+                    f"{self.scan.slice_name(axis, index)}: found class {int(voxels.max()) - 1}; the last one is "
                     f"{len(self.classes) - 1} ({self.classes[-1].name})."
                 )
             return self._change(after, axis, index, voxels)
@@ -213,6 +216,7 @@ class Session:
         with self._lock:
             self._check_current(after)
             classes = class_lists.edited(self.classes, entries)
+            self._write_anew()
             self.store.save_classes(classes)
             self.classes = classes
             self._class_edits += 1
@@ -235,11 +239,18 @@ class Session:
 
     def _write_change(self, change: Change, apply: Callable[[], None]) -> None:
         """Write a change, then apply it: if it cannot be written, for example to a full disk, nothing has changed."""
+        self._write_anew()
         is_time_to_save = self.store.append(change, self.drawing.sequence + 1)
         apply()
         if is_time_to_save:
             with contextlib.suppress(OSError, DataError):  # the change is on disk; the next one tries again
                 self.store.save(self.drawing, self.classes)
+
+    def _write_anew(self) -> None:
+        """Write all of the drawing if its files are gone: a change beside none of them would be lost, or mixed up."""
+        if not self.store.is_there():
+            self.store.save(self.drawing, self.classes)
+            print(f"note: {self.store.folder}: the annotation was not there any more, and is written anew.", flush=True)
 
     def _with_voxels(self, answer: dict[str, Any]) -> dict[str, Any]:
         """Add the painted voxels of the slice, first axis fastest, in base64."""
@@ -267,9 +278,21 @@ class Session:
         """Write the annotation as a label map in the scan's format; return its path, and what the values mean."""
         with self._lock:
             numbers, annotated = self.drawing.annotation()
+            if not self._is_own_export():
+                self.store.export = unused_name(self.folder, f"{self.scan.name}_annotation", self.scan.suffix)
             names = self._write(self.export_path, numbers, annotated)
+            self.store.exported = file_digest(self.export_path)
             self.store.save(self.drawing, self.classes)
         return {"path": str(self.export_path), "values": {str(value): name for value, name in names.items()}}
+
+    def _is_own_export(self) -> bool:
+        """Return whether the place of the export is free, or has what was last written there: else it is the user's."""
+        path = self.export_path
+        if not os.path.lexists(path):
+            return True
+        with contextlib.suppress(OSError, DataError):  # damaged, and so changed
+            return file_digest(path) == self.store.exported
+        return False
 
     def densify(self, minutes: float) -> dict[str, Any]:
         """Start a run that learns from the present annotation; a run that goes on is ended.
@@ -304,7 +327,9 @@ class Session:
                 "format": self.scan.suffix.lstrip("."),
             }
             self.runs.start({**settings, **self.settings})
-            unfinished = [describe(axis, i) for axis, found in enumerate(self.drawing.touched()) for i in found]
+            unfinished = [
+                self.scan.slice_name(axis, i) for axis, found in enumerate(self.drawing.touched()) for i in found
+            ]
         return {"unfinished": unfinished[:LISTED], "more": max(len(unfinished) - LISTED, 0)}
 
     def stop(self) -> dict[str, Any]:

@@ -22,8 +22,9 @@ from sparse3dunet.annotate.browser.drawing import Change, Drawing, describe
 from sparse3dunet.annotate.browser.scan import Scan
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import read_image, write_map
+from sparse3dunet.io.folders import unused_name
 from sparse3dunet.io.json_files import misfit, parse_json
-from sparse3dunet.io.suffixes import same_volume, split
+from sparse3dunet.io.suffixes import is_other_volume
 from sparse3dunet.io.volumes import check_same_grid, on_grid_of
 from sparse3dunet.io.writing import write_text
 
@@ -41,6 +42,7 @@ FIELDS = {
     "finished": list[list[int]],
     "classes": list[dict[str, Any]],
     "export": str,
+    "exported": str,
 }
 CLASS_FIELDS = {"value": int, "name": str, "color": str}
 
@@ -57,8 +59,8 @@ VALID: dict[str, Callable[[Any], bool]] = {
     "export": _is_file_name,
 }
 """What their values must be."""
-OPTIONAL = ("digest",)
-"""Fields that version 0.13.0 did not write."""
+OPTIONAL = ("digest", "exported")
+"""Fields that earlier versions did not write."""
 CURE = "Move its folder away to start over, or restore the file from a backup."
 
 
@@ -68,16 +70,24 @@ class Store:
     Args:
         folder: the folder.
         scan: the scan.
+
+    Attributes:
+        export: name of the file to export to.
+        exported: digest of the last export; "" if there was none.
     """
 
     def __init__(self, folder: Path, scan: Scan) -> None:
         self.folder, self.scan, self.journal = folder, scan, folder / "journal"
-        self.export = ""
+        self.export, self.exported = "", ""
         self._saved: tuple[int, list[list[int]], str] | None = None
         self._pending = 0
 
     def exists(self) -> bool:
         return (self.folder / SESSION).is_file()
+
+    def is_there(self) -> bool:
+        """Return whether the files of the drawing are where they were written last."""
+        return self.exists() and self._saved is not None and (self.folder / self._saved[2]).is_file()
 
     def load(self) -> tuple[Drawing, list[Class]]:
         """Return the drawing and its classes.
@@ -99,7 +109,7 @@ class Store:
             classes = checked([Class(**{name: entry[name] for name in CLASS_FIELDS}) for entry in content["classes"]])
         except (KeyError, DataError) as error:
             raise DataError(f"{path}: the classes are not as expected ({error}). {CURE}") from error
-        self.export = content["export"]
+        self.export, self.exported = content["export"], content.get("exported", "")
         file = self.folder / content["painted"]
         painted = on_grid_of(read_image(file), self.scan.volume)
         if painted.data.dtype != np.uint8:
@@ -112,8 +122,7 @@ class Store:
 
     def _check_scan(self, content: dict[str, Any]) -> None:
         former = content["scan"]
-        other = split(former)[0].exists() and not same_volume(former, self.scan.path)
-        if other or tuple(content["shape"]) != self.scan.shape:
+        if is_other_volume(former, self.scan.path) or tuple(content["shape"]) != self.scan.shape:
             raise DataError(
                 f"{self.folder}: the annotation there is one of {former}, shape {tuple(content['shape'])}, not of "
                 f"{self.scan.path}, shape {self.scan.shape}. Pass another folder for this scan (-o)."
@@ -144,7 +153,12 @@ class Store:
         changes = [file for file in self._changes() if int(file.stem) > drawing.sequence]
         for place, file in enumerate(changes):
             if int(file.stem) != drawing.sequence + 1:
-                self._leave_out(drawing.sequence + 1, changes[place:])
+                left = changes[place:]
+                print(
+                    f"note: {self.journal}: change {drawing.sequence + 1} of the annotation is missing; the "
+                    f"{len(left)} after it are left out, and kept in {self._leave_out(left)}. Look whether slices "
+                    "must be painted again."
+                )
                 return
             content = parse_json(file.read_bytes(), str(file), "a change of an annotation", CURE)
             try:
@@ -154,16 +168,22 @@ class Store:
                 raise DataError(f"{file}: not a change of an annotation ({error}). {CURE}") from error
             self._pending += 1
 
-    def _leave_out(self, missing: int, files: list[Path]) -> None:
-        """Put changes aside that follow a missing one, so that later ones cannot be mixed with them."""
-        aside = self.folder / "left_out"
-        aside.mkdir(exist_ok=True)
+    def set_aside(self) -> None:
+        """Put aside what is left of a drawing without its ``session.json``: it would be mixed with a new one."""
+        left = [*self._changes(), *self.folder.glob("painted_*.nii.gz")]
+        if left:
+            print(
+                f"note: {self.folder}: {SESSION} is missing, and a new annotation begins; {len(left)} file(s) of the "
+                f"former one are left out, and kept in {self._leave_out(left)}."
+            )
+
+    def _leave_out(self, files: list[Path]) -> Path:
+        """Move files to a new folder, which is returned, so that they are not mixed with later ones."""
+        aside = self.folder / unused_name(self.folder, "left_out")
+        aside.mkdir()
         for file in files:
             file.replace(aside / file.name)
-        print(
-            f"note: {self.journal}: change {missing} of the annotation is missing; the {len(files)} after it are left "
-            f"out, and kept in {aside}. Look whether slices must be painted again."
-        )
+        return aside
 
     def _changes(self) -> list[Path]:
         """Return the files of the journal, in the order in which they were written."""
@@ -209,5 +229,6 @@ class Store:
             "finished": finished,
             "classes": as_rows(classes),
             "export": self.export,
+            "exported": self.exported,
         }
         write_text(self.folder / SESSION, json.dumps(content, indent=1) + "\n")  # ASCII: names may be no UTF-8

@@ -27,6 +27,7 @@ logger = logging.getLogger("sparse3dunet")
 NAME = "sparse3dunet"
 FINAL = "final"  # the tag of labels that a user submitted
 GOOD = 0.95  # expected Dice from which on the next scan is one without annotation
+RESULT = "*_seg.nii.gz"
 PREVIEW_SECONDS = 500  # the plugins wait no longer for an answer
 
 
@@ -89,10 +90,7 @@ class Scans:
 
     def read(self, image_id, name):
         """Content of a JSON file of a scan's densification; None if there is none."""
-        try:
-            return json.loads((self.of(image_id) / "densified" / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
+        return _read(self.of(image_id) / "densified" / name)
 
     def slices(self, image_id):
         """The slices that are worth annotating next, the best first."""
@@ -142,7 +140,9 @@ class Densify(InferTask):
                 if self.job is job:
                     self.job = None  # one that failed may be begun again
                 job.finish()
-                (place.parent / "done.json").write_text(json.dumps(wanted), encoding="utf-8")
+                part = place.parent / "done.part"  # the server may be killed, or the disk be full
+                part.write_text(json.dumps(wanted), encoding="utf-8")
+                os.replace(part, place.parent / "done.json")
             return self._delivered(image_id, place, refined)
 
     def _start(self, image_id, scan, label, wanted):
@@ -153,8 +153,7 @@ class Densify(InferTask):
             self.job.stop()
             self.job = None
         folder = self.scans.of(image_id)
-        done = folder / "done.json"
-        if done.is_file() and json.loads(done.read_text(encoding="utf-8")) == wanted:
+        if _read(folder / "done.json") == wanted and _newest(folder / "densified", RESULT):
             return None
         folder.mkdir(parents=True, exist_ok=True)
         self.job = self.scans.job(job="densify", scan=scan, label=label, folder=str(folder), minutes=wanted[-1])
@@ -171,7 +170,7 @@ class Densify(InferTask):
             time.sleep(0.3)
 
     def _delivered(self, image_id, place, refined):
-        file = _newest(place, "*_seg.nii.gz" if refined else "*_preview.nii.gz")
+        file = _newest(place, RESULT if refined else "*_preview.nii.gz")
         if file is None:
             raise HTTPException(500, f"{place}: no segmentation was written; see the server's log.")
         answer = self._kept(image_id, file)
@@ -290,6 +289,14 @@ class App(MONAILabelApp):
 
     def infer(self, request, datastore=None):
         return super().infer({**request, "image_id": request.get("image")}, datastore)
+
+
+def _read(path):
+    """Content of a JSON file; None if there is none, or it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def _newest(folder, pattern, since=0.0):
