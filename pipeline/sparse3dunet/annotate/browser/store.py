@@ -22,7 +22,7 @@ from sparse3dunet.annotate.browser.drawing import Change, Drawing, describe
 from sparse3dunet.annotate.browser.scan import Scan
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import read_image, write_map
-from sparse3dunet.io.json_files import misfit, parse_json
+from sparse3dunet.io.json_files import load_json, misfit
 from sparse3dunet.io.suffixes import same_volume, split
 from sparse3dunet.io.volumes import check_same_grid, on_grid_of
 from sparse3dunet.io.writing import write_text
@@ -86,7 +86,7 @@ class Store:
             DataError: when a file is damaged, or belongs to another scan.
         """
         path = self.folder / SESSION
-        content = parse_json(path.read_bytes(), str(path), "a session of annotation", CURE)
+        content = load_json(path, "a session of annotation", CURE)
         required = [name for name in FIELDS if name not in OPTIONAL]
         wrong = misfit(content, FIELDS) or next((name for name in required if name not in content), "")
         wrong = wrong or next(filter(None, (misfit(entry, CLASS_FIELDS) for entry in content["classes"])), "")
@@ -146,7 +146,7 @@ class Store:
             if int(file.stem) != drawing.sequence + 1:
                 self._leave_out(drawing.sequence + 1, changes[place:])
                 return
-            content = parse_json(file.read_bytes(), str(file), "a change of an annotation", CURE)
+            content = load_json(file, "a change of an annotation", CURE)
             try:
                 voxels = base64.b64decode(content["voxels"], validate=True)
                 drawing.apply(Change(content["axis"], content["index"], content["finished"], voxels))
