@@ -56,12 +56,13 @@ class Made:
         self.former_scan: str | None = None
         with contextlib.suppress(DataError, AttributeError, TypeError, ValueError):  # missing or damaged
             content = read_json(folder / DATALIST)
-            self.former, self.former_scan = dict(content.get("made_from")), content.get("scan")
+            self.former = dict(content.get("made_from"))
+            self.former_scan = content["scan"] if isinstance(content.get("scan"), str) else None
 
     def check_scan(self, scan: Path) -> None:
         """Raise DataError if the folder belongs to another scan, whose results would be replaced."""
         former = self.former_scan
-        if former and split(former)[0].exists() and not same_volume(former, scan):
+        if former and os.path.exists(split(former)[0]) and not same_volume(former, scan):
             raise DataError(
                 f"{scan}: the results next to {self.folder} are those of {former}. Pass another folder (-o) "
                 "for this scan; or both scans in one datalist, to train on them together."
