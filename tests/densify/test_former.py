@@ -1,6 +1,7 @@
 """What a run says of templates, of its network, and of what to do next."""
 
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -156,6 +157,12 @@ def test_slices_that_are_left_as_predicted_are_told(tmp_path):
     corrected[:, :, 7] = np.where(dense[:, :, 7] == 1, 2, dense[:, :, 7])
     corrected[5] = sparse[5]
     assert notes(corrected) == [], "the last one is erased"
+    for text in ('{"case_0": [{"axis": 1, "index": 1e999}]}', "[" * 99999, '{"case_0": [{"axis": 7, "index": 1}]}', ""):
+        (tmp_path / "out/suggestions.json").write_text(text)
+        assert notes(template) == [], "it is damaged"
+    (tmp_path / "out/suggestions.json").unlink()
+    os.mkfifo(tmp_path / "out/suggestions.json")
+    assert notes(template) == [], "reading it would never end"
     templates = {"case_0_next.nii.gz": file_digest(write_nifti(tmp_path / "data/labelsTr/case_0.nii.gz", template))}
     (note,) = notes(template)
     assert "was passed unchanged" in note

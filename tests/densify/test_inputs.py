@@ -382,3 +382,13 @@ def test_a_changed_annotation_among_the_slices_is_read_again(tmp_path):
         assert read.class_names == ["background", name]
         label = read_image(read.cases[0][LABEL]).data
         np.testing.assert_array_equal(label == 1, value == DENSE)
+
+
+@pytest.mark.parametrize("scan", [5, ["a"], True, "\0", "a" * 5000])
+def test_a_damaged_datalist_of_a_former_run_is_made_again(tmp_path, scan):
+    for name, array in (("scan", IMAGE_DATA), ("annotation", SPARSE)):
+        nib.save(nib.Nifti1Image(array, OBLIQUE), tmp_path / f"{name}.nii.gz")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/datalist.json").write_text(json.dumps({"made_from": {}, "scan": scan, "training": []}))
+    path = prepare_pair(tmp_path / "scan.nii.gz", tmp_path / "annotation.nii.gz", tmp_path / "in")
+    assert json.loads(path.read_text())["scan"] == str(tmp_path / "scan.nii.gz")

@@ -1,21 +1,26 @@
 """The results of a densification: what the network sees when they are made."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
 from monai.transforms import NormalizeIntensityd, ScaleIntensityRanged
 
 from sparse3dunet.data.datalist import read_data_set
+from sparse3dunet.densify.inputs import prepare_pair
 from sparse3dunet.densify.propagated import Outlook
 from sparse3dunet.densify.results import Results
+from sparse3dunet.densify.state import State
 from sparse3dunet.errors import DataError
+from sparse3dunet.io import write_segmentation
 from sparse3dunet.io.volumes import read_volume
 from sparse3dunet.models.description import describe_model
 from sparse3dunet.models.loading import Model
 from sparse3dunet.models.normalization import normalizer
 from sparse3dunet.propagation.calibration import Calibration
 from sparse3dunet.propagation.ensemble import Propagated
-from tests.conftest import make_dataset
+from tests.conftest import make_dataset, make_volume, write_nifti
 
 SEEN = []
 
@@ -28,6 +33,12 @@ class Spy(torch.nn.Module):
         return torch.nn.functional.one_hot(torch.ones(x.shape[0], *x.shape[2:], dtype=int), 3).movedim(-1, 1) * 20.0
 
 
+def even(results):
+    """All classes with the same probability."""
+    shape = results.annotation(results.cases[0].files[0]).numbers.shape
+    return Propagated(np.full((3, *shape), 1 / 3, np.float32), tuple(slice(0, n) for n in shape), None, "")
+
+
 @pytest.mark.parametrize("kind", ["usual", "own", "none"])
 def test_the_network_sees_what_it_learned_from(tmp_path, kind):
     """A normalisation of the config's is applied to the images that results are made of, too."""
@@ -38,12 +49,9 @@ def test_the_network_sees_what_it_learned_from(tmp_path, kind):
     results = Results(tmp_path / "out", data_set, None, keep_annotation=False)
     SEEN.clear()
     model = Model(Spy(), describe_model(Spy(), data_set, [16] * 3), "", "")
-    case = results.cases[0]
-    shape = results.annotation(case.files[0]).numbers.shape
-    even = Propagated(np.full((3, *shape), 1 / 3, np.float32), tuple(slice(0, n) for n in shape), None, "")
-    outlook = Outlook(even, Calibration(), share=1.0)
+    outlook = Outlook(even(results), Calibration(), share=1.0)
     results.predict(model, lambda name: outlook, "cpu", normalizer(transforms))
-    image = read_volume(case.files[0]).data.astype(np.float32)
+    image = read_volume(results.cases[0].files[0]).data.astype(np.float32)
     highest = {"usual": (image.max() - image.mean()) / image.std(), "own": (image.max() + 3e4) / 2e4 + 3}
     seen = max(float(x.max()) for x in SEEN)
     assert seen == pytest.approx(float(highest.get(kind, image.max())), rel=1e-3)
@@ -60,3 +68,74 @@ def test_two_volumes_have_no_result_in_common(tmp_path):
     with pytest.raises(DataError, match=r"volumes x and x_preview would both have the result x_preview\.seg\.nrrd"):
         Results(tmp_path / "out", data_set, "seg.nrrd", keep_annotation=True).check(None)
     Results(tmp_path / "out", data_set, "nii.gz", keep_annotation=True).check(None)
+
+
+class Killed(Exception):
+    """Raised where a process is killed."""
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_a_preview_is_known_wherever_the_run_was_killed(tmp_path, at):
+    """And one that was edited since is not replaced, whether the run was killed or not."""
+    results = Results(tmp_path / "out", read_data_set(make_dataset(tmp_path / "data", 1)), None, keep_annotation=False)
+    (case,), found = results.cases, even(results)
+    state = State("digest", previews={})
+    results.write_preview(case, found, state.previews, lambda: None)
+    path = results.preview(case)
+    first = path.read_bytes()
+    found.prob[2] = 1
+    calls = []
+
+    def keep():
+        calls.append(dict(state.previews))
+        if len(calls) == at:
+            raise Killed
+
+    with pytest.raises(Killed):
+        results.write_preview(case, found, state.previews, keep)
+    assert (path.read_bytes() == first) == (at == 1)
+    killed = State("digest", previews=calls[-1])
+    results.check(killed)
+    results.write_preview(case, found, killed.previews, lambda: None)
+    results.check(killed)
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    for complete in (False, True):
+        with pytest.raises(DataError, match=r"case_0_preview\.nii\.gz exists and is not what a former run wrote there"):
+            results.check(State("digest", previews=killed.previews, complete=complete))
+    edited = path.read_bytes()
+    results.check(State(""))  # the state is damaged: nobody knows
+    results.write_preview(case, found, {}, lambda: None)
+    assert (tmp_path / "out/case_0_preview_before.nii.gz").read_bytes() == edited
+    assert path.read_bytes() != edited
+
+
+@pytest.mark.parametrize("format", ["nii.gz", "nrrd"])
+def test_no_result_replaces_what_is_read(tmp_path, format):
+    """It would be scored by itself, or be learned; a template is for this, and a segmentation is not replaced."""
+    image, dense, sparse = make_volume(0)
+    scan = write_nifti(tmp_path / "scan.nii.gz", image)
+    out, state = tmp_path / "out", State("a")
+
+    def check(annotation, reference):
+        data = prepare_pair(scan, annotation, out / "work/inputs", reference=reference, ignore_index=3)
+        Results(out, read_data_set(data), format, keep_annotation=True).check(state)
+
+    data_set = read_data_set(prepare_pair(scan, write_nifti(tmp_path / "a.nii.gz", sparse), out / "work/inputs"))
+    results = Results(out, data_set, format, keep_annotation=True)
+    (case,) = results.cases
+    made = results.files(case) | {"preview": results.preview(case)}
+    labels = {"preview": sparse, "segmentation": dense, "confidence": dense}
+    for kind, path in made.items():
+        write_segmentation(path, labels[kind], read_volume(scan), {0: "background", 1: "class 1", 2: "class 2"})
+    for kind, path in made.items():
+        with pytest.raises(DataError, match=rf"{path}: the dense label of scan is the {kind} {path.name} in"):
+            check(tmp_path / "a.nii.gz", path)
+    with pytest.raises(DataError, match=r"the annotation of scan is the preview"):
+        check(made["preview"], None)
+    os.symlink(made["segmentation"], tmp_path / f"link.{format}")
+    with pytest.raises(DataError, match=r"the dense label of scan is the segmentation"):
+        check(tmp_path / "a.nii.gz", tmp_path / f"link.{format}")
+    for path in made.values():
+        path.unlink()
+    template = write_nifti(out / "scan_next.nii.gz", sparse)
+    check(template, write_nifti(tmp_path / "dense.nii.gz", dense))

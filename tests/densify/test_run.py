@@ -359,3 +359,39 @@ def test_a_constant_scan_is_told_first(tmp_path):
     assert quality["usable"] is False
     assert "all voxels have the value 7" in quality["warnings"][0]
     assert "This result is likely to be useless" in (tmp_path / "out/report.html").read_text()
+
+
+def test_damage_costs_no_result(tmp_path):
+    """Of what a former run left: what cannot be used is told at once, a model is kept, and the run begins anew."""
+    scan, annotation, _ = write_scan(tmp_path)
+    out = tmp_path / "out"
+    command = (scan, annotation, "-o", out, "--minutes", 0.05, "--folds", 2, *SMALL)
+    result = densify(*command)
+    assert result.returncode == 0, result.stderr
+    before = (out / "model/model.pt").read_bytes()
+    (out / "model/model.json").write_bytes(b"\xff\xfe{}")
+    (out / "suggestions.json").write_text('{"scan": [{"axis": 1, "index": 1e999}]}')
+    os.mkfifo(out / "records/pipe.json")
+    for name in ("final/training.csv", "fold_0/model.pt"):
+        (out / "work" / name).write_bytes(b"epoch,iteration\n3")
+    state = StateFile(out).read()
+    state.complete, state.digest = False, "of another version"
+    StateFile(out).write(state)
+    result = densify(*command)
+    assert result.returncode == 0, result.stderr
+    assert f"The unfinished run in {out} begins anew: {out / 'model/model.json'}: not a model" in result.stdout
+    assert f"cannot be trained further, kept as {out / 'model/model_before.pt'}: {out / 'model/model.json'}: not a" in (
+        html.unescape((out / "report.html").read_text())
+    )
+    assert (out / "model/model_before.pt").read_bytes() == before
+    assert read_description(out / "model/model.pt").class_values == (0, 1, 2)
+
+    state = StateFile(out).read()
+    state.complete = state.trained = False
+    StateFile(out).write(state)
+    (out / "work/final/last.pt").write_bytes(b"no tensors")
+    result = densify(*command)
+    assert result.returncode == 0, result.stderr
+    assert "Continuing the unfinished run" in result.stdout
+    assert re.search(r"last.pt is not the state of a training .*; this part of it begins again", result.stdout)
+    assert "--resume" not in result.stdout

@@ -1,7 +1,5 @@
 """What a densification plans: voxel sizes, minutes, which slices are held out; and what it makes of the scores."""
 
-import json
-import os
 from dataclasses import replace
 
 import numpy as np
@@ -14,8 +12,10 @@ from sparse3dunet.bundle.running import config_path
 from sparse3dunet.data.datalist import DataSet
 from sparse3dunet.data.reports import CaseReport, DataReport
 from sparse3dunet.data.slices import find_slices, slices_mask
+from sparse3dunet.densify.former_models import differences
 from sparse3dunet.densify.schedule import (
     Schedule,
+    are_within,
     batch_size,
     choose_spacing,
     deal_slices,
@@ -26,7 +26,6 @@ from sparse3dunet.densify.schedule import (
     unlabeled_text,
     walked_voxels,
 )
-from sparse3dunet.densify.state import differences, former_description
 from sparse3dunet.errors import DataError
 from sparse3dunet.models.description import ModelDescription
 from sparse3dunet.transforms import HoldOutSlicesd, RandomWalkerLabeld
@@ -197,21 +196,13 @@ def test_unlabeled_in_words():
     assert told([0, 1, 2], (2,), weight="w.nii.gz") == "the value 2 and where the weight is 0"
 
 
-def test_models_that_do_not_fit_are_left_aside(tmp_path):
+def test_models_that_do_not_fit_are_left_aside():
     model = ModelDescription(
         class_names=("a", "b"), class_values=(0, 1), patch_size=(8, 8, 8), network={"channels": [4]}, in_channels=1
     )
     assert differences(model, replace(model, patch_size=(16, 8, 8), training=("case",))) == []
     assert differences(model, replace(model, spacing=(1, 1, 1))) == ["another voxel size"]
     assert differences(model, replace(model, class_values=(0, 2))) == ["other classes"]
-    assert former_description(tmp_path / "model.pt") is None
-    (tmp_path / "model.pt").write_bytes(b"x")
-    (tmp_path / "model.json").write_text("{")
-    assert former_description(tmp_path / "model.pt") is None
-    (tmp_path / "model.json").write_text(json.dumps({"schema_version": 1000, "sparse3dunet_version": "9.0.0"}))
-    with pytest.raises(DataError, match=r"written by sparse3dunet 9\.0\.0"):  # rather than to replace that model
-        former_description(tmp_path / "model.pt")
-    assert os.listdir(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["_target_", "$x", "@x", "%x", "__local_refs", "_disabled_"])
@@ -228,3 +219,11 @@ def test_names_of_scans_are_no_config(name):
     )
     (transform,) = parser.get_parsed_content("transforms")
     assert transform.hold_out.listed == {name: slices}
+
+
+def test_slices_of_other_volumes_are_told():
+    items = {"a": item([[4, 10], [5], [3]])}
+    assert are_within([{"a": [[19], [17], [15]]}, {}], items)
+    for slices in ([[20], [], []], [[], [], [16]]):
+        assert not are_within([{"a": slices}], items)
+    assert not are_within([{"b": [[1], [], []]}], items)

@@ -1,12 +1,17 @@
 """What a model learned of the annotation, and whether that changed since."""
 
+import json
+import os
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from sparse3dunet.densify.state import Learned, State, StateFile, differences
+from sparse3dunet.data.datalist import read_data_set
+from sparse3dunet.densify.former_models import differences
+from sparse3dunet.densify.state import Learned, State, StateFile, digest
 from sparse3dunet.models.description import ModelDescription
+from tests.conftest import make_dataset
 
 NUMBERS = np.arange(24).reshape(2, 3, 4) % 3
 ANNOTATED = np.arange(24).reshape(2, 3, 4) < 12
@@ -50,6 +55,9 @@ def test_damaged_files_tell_nothing(tmp_path, keep):
     (file,) = learned.folder.iterdir()
     file.write_bytes(file.read_bytes()[:keep])
     assert learned.changed("sub/a", NUMBERS + 1, ANNOTATED) == 0
+    file.unlink()
+    os.mkfifo(file)  # reading it would never end
+    assert learned.changed("sub/a", NUMBERS + 1, ANNOTATED) == 0
 
 
 def test_networks_that_cannot_be_told_apart_are_not_learned_further():
@@ -72,6 +80,15 @@ def test_networks_that_cannot_be_told_apart_are_not_learned_further():
         ('{"digest": "a", "spent": "long"}', "the field spent"),
         ('{"digest": "a", "previews": {"a": 1}}', "the field previews"),
         ('{"digest": "a", "version": 99}', "version"),
+        ('{"digest": "a", "held_out": [{"x": [[4]]}]}', "the field held_out"),
+        ('{"digest": "a", "held_out": [{"x": [[-5], [], []]}]}', "the field held_out"),
+        ('{"digest": "a", "held_out": [{"x": [[1' + 30 * "0" + "], [], []]}]}", "the field held_out"),
+        ('{"digest": "a", "seconds": {"x/../..": 3.0}}', "the field seconds"),
+        ('{"digest": "a", "seconds": {"fold_0": -5.0}}', "the field seconds"),
+        ('{"digest": "a", "share": 17.0}', "the field share"),
+        ('{"digest": "a", "share": NaN}', "the field share"),
+        ('{"digest": "a", "spent": 1e999}', "the field spent"),
+        ('{"digest": "a", "learned": -1}', "the field learned"),
     ],
 )
 def test_a_damaged_state_is_told(tmp_path, text, words):
@@ -85,3 +102,26 @@ def test_a_damaged_state_is_told(tmp_path, text, words):
     assert file.read() == State("")
     assert str(file.path) in file.fault
     assert words in file.fault
+
+
+def test_a_run_depends_on_what_a_list_declares(tmp_path):
+    """Corrected slices mean another annotation of the same voxels."""
+    file = make_dataset(tmp_path, 2) / "dataset.json"
+    content = json.loads(file.read_text())
+
+    def found(slices=None, **declared):
+        entries = [{**entry, **({} if slices is None else slices)} for entry in content["training"]]
+        file.write_text(json.dumps({**content, **declared, "training": entries}))
+        return digest(read_data_set(tmp_path), {})
+
+    changes = [
+        {},
+        {"slices": {"annotated_slices": {"axial": [4, 8]}}},
+        {"slices": {"annotated_slices": {"axial": [4, 6, 8]}}},
+        {"annotated_slices": "axial"},
+        {"annotated_slices": "all"},
+        {"modality": {"0": "CT"}},
+        {"regions": {"whole": [1, 2], "core": [2]}},
+    ]
+    assert len({found(**change) for change in changes}) == len(changes)
+    assert found() == found()

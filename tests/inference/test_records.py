@@ -8,6 +8,7 @@ import pytest
 from sparse3dunet.errors import DataError
 from sparse3dunet.inference.inputs import ImageCase
 from sparse3dunet.inference.records import CaseRecord, check_summary, remove_empty_drafts, results_in, write_summary
+from sparse3dunet.io.written import file_digest
 
 NAMES = ["sub/a_seg.nii.gz", "pictures/a.png"]
 
@@ -348,3 +349,30 @@ def test_links_are_not_followed(tmp_path, case):
     do(out, case, overwrite=True)
     assert [path.read_text() for path in elsewhere.iterdir()] == ["precious"]
     assert not (out / NAMES[0]).is_symlink()
+
+
+def test_a_named_pipe_is_no_record(tmp_path, case):
+    """Reading it would never end."""
+    out = tmp_path / "out"
+    do(out, case)
+    os.mkfifo(out / "records/pipe.json")
+    assert len(write_summary(out, ["background", "core"]).read_text().splitlines()) == 2
+    record = CaseRecord(out, case, {"model": "one"})
+    record.path.unlink()
+    os.mkfifo(record.path)
+    assert record.read() == {}
+    (out / NAMES[0]).unlink()
+    os.mkfifo(out / NAMES[0])
+    with pytest.raises(DataError, match="is a named pipe"):
+        file_digest(out / NAMES[0])
+
+
+def test_an_image_is_listed_once_by_the_name_that_it_has_now(tmp_path, case):
+    out = tmp_path / "out"
+    do(out, case)
+    renamed, other = ImageCase("b/a", case.files), ImageCase("c", (str(tmp_path / "c.nii.gz"),))
+    (tmp_path / "c.nii.gz").write_bytes(b"another")
+    for one in (renamed, other):
+        do(out, one, overwrite=True)
+    rows = write_summary(out, ["background", "core"], cases=[renamed]).read_text().splitlines()[1:]
+    assert [row.split(",")[0] for row in rows] == ["b/a", "c"]

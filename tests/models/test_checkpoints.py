@@ -116,6 +116,16 @@ def test_another_description_never_lies_beside_a_former_model(tmp_path, monkeypa
     assert not path.exists()
 
 
+@pytest.mark.parametrize("damaged", [b"\xff\xfe{}", b"{", b""])
+def test_a_damaged_description_is_replaced(tmp_path, damaged):
+    """Not only at the end of a training does it show."""
+    description = describe_model(torch.nn.Linear(1, 1), DATA_SET, (8, 8, 8))
+    save_file(tmp_path / "model.pt", {"a": torch.ones(1)}, description)
+    (tmp_path / "model.json").write_bytes(damaged)
+    save_file(tmp_path / "model.pt", {"a": torch.zeros(1)}, description)
+    assert read_description(tmp_path / "model.pt") == description
+
+
 def test_before_training_the_configs_network(tmp_path):
     description = description_for_bundle(tmp_path / "model.pt", TRAIN_CONFIG, in_channels=2, num_classes=4)
     network = UNet3D(**description.network)

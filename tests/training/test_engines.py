@@ -12,7 +12,7 @@ from monai.engines import SupervisedEvaluator, SupervisedTrainer
 
 from sparse3dunet.training import budget, speed
 from sparse3dunet.training.budget import Budget, Validation
-from sparse3dunet.training.log import TrainingLog
+from sparse3dunet.training.log import COLUMNS, TrainingLog, last_iteration, read_log
 
 LOADING, UPDATING, VALIDATING, STARTING = 0.02, 0.06, 0.2, 0.3  # seconds of the clock below
 EPOCHS, ITERATIONS = 2, 4
@@ -130,3 +130,13 @@ def test_minutes_that_would_be_enough():
     """200 iterations of 3 s take ten minutes."""
     assert "--minutes 10," in speed.warning(40, 3.0, in_minutes=True)
     assert speed.warning(200, 3.0, in_minutes=True) is None
+
+
+@pytest.mark.parametrize("last", ["3", "3,", "3,x,1.0", "3,1e999", "", "\udcff,\udcff"])
+def test_an_incomplete_row_is_no_row(tmp_path, last):
+    """As a full disk leaves it, or damage."""
+    file = tmp_path / "training.csv"
+    rows = [",".join(COLUMNS), "1,10,2.5,0.1,1.5,0,0.5", "2,20,5,0.1,1.25,0,", last]
+    file.write_bytes("\n".join(rows).encode(errors="surrogateescape"))
+    assert last_iteration(file) == 20
+    assert [(row["seconds"], row["loss"]) for row in read_log(file)] == [(2.5, 1.5), (5.0, 1.25)]

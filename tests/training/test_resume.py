@@ -27,7 +27,13 @@ from sparse3dunet.errors import DataError
 from sparse3dunet.models.checkpoints import BestModelSaver, is_better
 from sparse3dunet.training.budget import Budget, Validation, warmup_cosine
 from sparse3dunet.training.log import TrainingLog
-from sparse3dunet.training.resume import ResumableTraining, _changes, leave_signals_to_trainer, saved_iteration
+from sparse3dunet.training.resume import (
+    ResumableTraining,
+    StateError,
+    _changes,
+    leave_signals_to_trainer,
+    saved_iteration,
+)
 from tests.conftest import ROOT, TINY, bundle_command, bundle_environment, run_training
 from tests.forked import start_module
 
@@ -252,6 +258,25 @@ def test_faults_are_named(tmp_path):
     (tmp_path / "last.pt").write_bytes(b"no tensors")
     with pytest.raises(DataError, match="is not the state of a training"):
         Training(tmp_path).resumable.run(resume=True)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda state: state["network"].popitem(),
+        lambda state: state["trainer"].update(epoch_length=0),
+        lambda state: state.update(best=[1.0]),
+        lambda state: state.update(settings=[1]),
+    ],
+)
+def test_a_damaged_state_is_named(tmp_path, damage):
+    """What is in it is no less a fault of the file than its form."""
+    Training(tmp_path).resumable.run()
+    state = torch.load(tmp_path / "last.pt", weights_only=True)
+    damage(state)
+    torch.save(state, tmp_path / "last.pt")
+    with pytest.raises(StateError, match=r"last\.pt is damaged, or is the state of another training \(\w+: "):
+        Training(tmp_path, epochs=EPOCHS + 1).resumable.run(resume=True)
 
 
 # ---------------------------------------------------------------- the bundle's own training

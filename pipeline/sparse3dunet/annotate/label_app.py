@@ -11,7 +11,7 @@ from typing import Any
 from sparse3dunet import __version__
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import check_output_dir
-from sparse3dunet.io.json_files import misfit, parse_json
+from sparse3dunet.io.json_files import load_json, misfit
 from sparse3dunet.io.segments import BACKGROUND, check_structures
 from sparse3dunet.io.writing import write_text
 
@@ -66,7 +66,7 @@ def write_app(folder: str | Path, class_names: Sequence[str], overwrite: bool = 
 def _former_names(target: Path) -> list[str]:
     """Return the class names of the app in a folder; raise DataError if there is none."""
     try:
-        content = parse_json((target / SETTINGS).read_bytes(), str(target / SETTINGS), "settings", "")
+        content = load_json(target / SETTINGS, "settings")
     except (OSError, DataError):
         content = None
     if misfit(content, _FIELDS) or not all(name in content for name in _FIELDS):

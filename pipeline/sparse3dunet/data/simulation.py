@@ -26,7 +26,7 @@ from sparse3dunet.io.defaults import all_segments, default_segments
 from sparse3dunet.io.dicom_annotation import annotation_file, read_dense
 from sparse3dunet.io.folders import hold_folder
 from sparse3dunet.io.formats import annotation_path, named_segments, read_grid, read_label, read_named_label
-from sparse3dunet.io.json_files import parse_json
+from sparse3dunet.io.json_files import load_json
 from sparse3dunet.io.segments import BACKGROUND, UNLABELED_NAMES, check_names, first_of
 from sparse3dunet.io.suffixes import (
     NIFTI_SUFFIXES,
@@ -212,7 +212,7 @@ def _check_replaceable(targets: Sequence[Path], written: dict[str, Any]) -> None
 def _read_record(folder: Path) -> dict[str, Any]:
     """Return what the copies in a folder were when they were written; empty if that is not known."""
     try:
-        content = parse_json((folder / RECORD).read_bytes(), str(folder / RECORD), "a record", "")
+        content = load_json(folder / RECORD, "a record")
     except (OSError, DataError):
         return {}
     return content if isinstance(content, dict) else {}

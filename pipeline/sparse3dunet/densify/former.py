@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shlex
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +15,12 @@ import numpy as np
 from sparse3dunet.data.datalist import DataSet
 from sparse3dunet.data.slices import slices_mask
 from sparse3dunet.densify.inputs import pair_of
+from sparse3dunet.densify.state import Learned
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import read_image
 from sparse3dunet.io.formats import annotation_path, read_segmentation
 from sparse3dunet.io.itk_snap import may_be_replaced
+from sparse3dunet.io.json_files import load_json
 from sparse3dunet.io.suffixes import NIFTI_SUFFIXES, suffix_among
 from sparse3dunet.io.volumes import class_numbers
 from sparse3dunet.io.written import file_digest
@@ -70,12 +71,35 @@ def check_annotation(results: Results, templates: dict[str, str], files: Sequenc
     return warnings if is_unchanged else [*warnings, *uncorrected(results)]
 
 
+def keep_annotation(learned: Learned, results: Results, goes_on: bool, before: Mapping[str, str]) -> list[str]:
+    """Keep the annotation to be learned; return by case a note on voxels that the former model learned otherwise.
+
+    Args:
+        learned: what is kept.
+        results: results of the cases.
+        goes_on: whether the former model is trained further.
+        before: names of the cases in the former run, by their names now.
+    """
+    learned.start(goes_on)
+    notes = []
+    for case in results.cases:
+        annotation = results.annotation(case.files[0])
+        changed = learned.changed(before.get(case.name, case.name), annotation.numbers, annotation.annotated)
+        learned.add(case.name, annotation.numbers, annotation.annotated)
+        if changed:
+            notes.append(
+                f"{case.name}: {changed} voxels that the former run's model was trained on have another label now, or "
+                "none; the model may still predict the old one. --restart starts from scratch."
+            )
+    return notes
+
+
 def uncorrected(results: Results) -> list[str]:
     """Return by case a note on slices suggested by the former run that are annotated just as it predicted them."""
     notes = []
     for case in results.cases:
-        with contextlib.suppress(DataError, OSError, ValueError, KeyError, TypeError, IndexError):  # of another run
-            rows = json.loads((results.folder / "suggestions.json").read_bytes())[case.name]
+        with contextlib.suppress(OSError, ValueError, ArithmeticError, LookupError, TypeError):  # of another run
+            rows = load_json(results.folder / "suggestions.json", "suggestions")[case.name]
             image, annotation = read_image(case.files[0]), results.annotation(case.files[0])
             found = read_segmentation(results.files(case)["segmentation"], image, results.output.labels)
             same = annotation.annotated & (class_numbers(found, results.data_set.class_values) == annotation.numbers)

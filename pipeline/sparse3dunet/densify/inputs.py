@@ -147,6 +147,7 @@ def prepare_pair(
         entry[REFERENCE] = _reference(dense, scan, image, labels, made, f"{name}_reference.nii.gz")
     content: dict[str, Any] = {"training": [entry], **declared, "made_from": made.states}
     content |= {"scan": str(scan), "annotation": str(annotation)}
+    content |= {} if dense is None else {"reference": str(dense)}
     if labels:
         content["labels"] = {str(value): text for value, text in sorted(labels.items())}
     if labels.colors:
@@ -240,7 +241,7 @@ def pair_of(datalist: str | Path) -> dict[str, Any] | None:
     """Return the content of a datalist that :func:`prepare_pair` made; None for other data sets."""
     with contextlib.suppress(DataError, AttributeError):
         content = read_json(Path(datalist)) if Path(datalist).name == DATALIST else {}
-        return content if isinstance(content.get("annotation"), str) else None
+        return content if all(isinstance(content.get(name), str) for name in ("scan", "annotation")) else None
     return None
 
 

@@ -56,7 +56,8 @@ class Made:
         self.former_scan: str | None = None
         with contextlib.suppress(DataError, AttributeError, TypeError, ValueError):  # missing or damaged
             content = read_json(folder / DATALIST)
-            self.former, self.former_scan = dict(content.get("made_from")), content.get("scan")
+            self.former = dict(content.get("made_from"))
+            self.former_scan = content["scan"] if isinstance(content.get("scan"), str) else None
 
     def check_scan(self, scan: Path) -> None:
         """Raise DataError if the folder belongs to another scan, whose results would be replaced."""

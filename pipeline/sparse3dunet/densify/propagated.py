@@ -18,6 +18,7 @@ import torch
 from sparse3dunet.data.slices import Slices
 from sparse3dunet.inference.inputs import ImageCase
 from sparse3dunet.io import read_image
+from sparse3dunet.io.payload import check_no_pipe
 from sparse3dunet.io.writing import replacing
 from sparse3dunet.propagation.calibration import Calibration
 from sparse3dunet.propagation.ensemble import PREVIEW_WORK, WORK, Ensemble, Held, Propagated
@@ -119,7 +120,7 @@ class Propagation:
         if self._file(case, REFINED).is_file():
             return 0.0
         try:
-            with np.load(self._file(case, PREVIEW)) as content:
+            with _opened(self._file(case, PREVIEW)) as content:
                 return float(content["needed"])
         except _DAMAGED:
             return 0.0
@@ -148,7 +149,7 @@ class Propagation:
         """Return a description of the methods that made a case's result."""
         for kind in (REFINED, PREVIEW):
             try:
-                with np.load(self._file(case, kind)) as content:
+                with _opened(self._file(case, kind)) as content:
                     return str(content["method"])
             except _DAMAGED:
                 continue
@@ -157,7 +158,7 @@ class Propagation:
     def held(self, case: ImageCase) -> Held | None:
         """Return the probabilities on held-out voxels; None if there are none."""
         try:
-            with np.load(self._file(case, REFINED)) as content:
+            with _opened(self._file(case, REFINED)) as content:
                 return _held(content)
         except _DAMAGED:
             return None
@@ -189,12 +190,18 @@ class Propagation:
 
     def _load(self, case: ImageCase, kind: str) -> Propagated | None:
         try:
-            with np.load(self._file(case, kind)) as content:
+            with _opened(self._file(case, kind)) as content:
                 box = tuple(slice(int(a), int(b)) for a, b in content["box"])
                 prob = content["prob"].astype(np.float32)
                 return Propagated(prob, box, _held(content), str(content["method"]))  # type: ignore[arg-type]
         except _DAMAGED:
             return None
+
+
+def _opened(file: Path) -> Any:
+    """Open a file of arrays; raise DataError for a named pipe, which would never be read to its end."""
+    check_no_pipe(file)
+    return np.load(file)
 
 
 def _held(content: Mapping[str, Any]) -> Held | None:

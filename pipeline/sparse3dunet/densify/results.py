@@ -16,14 +16,16 @@ from sparse3dunet.data.checks import as_tensor
 from sparse3dunet.data.datalist import Case, DataSet
 from sparse3dunet.data.label_and_weight import SparseLabel
 from sparse3dunet.data.names import case_name
+from sparse3dunet.data.reports import DataReport
 from sparse3dunet.densify.densifier import Annotation, Densifier, decided
-from sparse3dunet.densify.estimate import Estimate, Expected
+from sparse3dunet.densify.estimate import Estimate, Expected, estimate
 from sparse3dunet.densify.former import next_step
 from sparse3dunet.densify.inputs import pair_of
 from sparse3dunet.densify.page import CaseSection, Report, versions, view_of, write_report
+from sparse3dunet.densify.places import check_places, inputs, is_ours, is_same
 from sparse3dunet.densify.propagated import Outlook
 from sparse3dunet.densify.reference import ReferenceScores
-from sparse3dunet.densify.schedule import FINAL
+from sparse3dunet.densify.schedule import FINAL, slices_showing
 from sparse3dunet.densify.state import State
 from sparse3dunet.densify.suggest import Suggestion, suggest_slices, template, with_mark, write_json
 from sparse3dunet.densify.suggest import show as show_suggestions
@@ -33,28 +35,17 @@ from sparse3dunet.inference.inputs import ImageCase
 from sparse3dunet.inference.predictor import smallest_type
 from sparse3dunet.inference.records import CaseRecord, write_summary
 from sparse3dunet.inference.slabs import SlabInferer
-from sparse3dunet.io import OUTPUT_SUFFIXES, check_output, read_image, read_label, write_segmentation
+from sparse3dunet.io import OUTPUT_SUFFIXES, read_image, read_label, write_segmentation
 from sparse3dunet.io.formats import read_segmentation
-from sparse3dunet.io.suffixes import MAP_SUFFIXES, format_suffix, natural_suffix, split, suffix_among
+from sparse3dunet.io.suffixes import MAP_SUFFIXES, format_suffix, natural_suffix, suffix_among
 from sparse3dunet.io.volumes import UNLABELED_VALUE, class_numbers
-from sparse3dunet.io.writing import replacing, write_text
+from sparse3dunet.io.writing import aside, move, replacing, write_text
 from sparse3dunet.io.written import file_digest
 from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL, REFERENCE, WEIGHT
 from sparse3dunet.models.loading import Model
-from sparse3dunet.propagation.ensemble import Propagated
+from sparse3dunet.propagation.ensemble import Held, Propagated
 from sparse3dunet.training.log import read_log
 
-OWN_FILES = (
-    "config.yaml",
-    "report.html",
-    "quality.json",
-    "suggestions.json",
-    "summary.csv",
-    "model",
-    "records",
-    "reference",
-)
-"""Files in an output folder, besides the results of each case."""
 PICTURED = 10
 """Maximum number of cases with pictures in the report."""
 
@@ -97,39 +88,8 @@ class Results:
         return class_numbers(read_label(entry[REFERENCE]).data, self.data_set.class_values)
 
     def check(self, before: State | None) -> None:
-        """Check that all results can be written, before anything is trained.
-
-        Args:
-            before: state of a former run in the folder; None if there is none.
-
-        Raises:
-            DataError: when a result would replace a file that no former run wrote, or that was changed since, or
-                another volume's result; or when the output format cannot hold it.
-        """
-        owners: dict[str, str] = {}
-        for case in self.cases:
-            names = self._names(case)
-            for name in (*names.values(), self.preview(case).name):
-                other = owners.setdefault(name, case.name)
-                if other != case.name:
-                    raise DataError(
-                        f"the volumes {other} and {case.name} would both have the result {name}; expected names that "
-                        "differ in more than _preview or _seg. Rename an image, or pass another --format."
-                    )
-            CaseRecord(self.folder, case, {}).check(list(names.values()))
-            image = read_image(case.files[0])
-            for name in names.values():
-                check_output(name, image, self.output.labels)
-            preview = self.preview(case)
-            was_killed = before is not None and not before.complete  # maybe before the preview was recorded
-            if not was_killed and not _is_ours(preview, before.previews if before else {}):
-                raise DataError(f"{preview.absolute()} exists, and no former run wrote it. Move it, or change -o.")
-        existing = [name for name in OWN_FILES if (self.folder / name).exists()]
-        if existing and before is None:
-            raise DataError(
-                f"{self.folder.absolute() / existing[0]} exists, and no former run wrote it: there is no "
-                "work/state.json. Pass another folder for the results (-o)."
-            )
+        """Check that all results can be written, before anything is trained; see :func:`check_places`."""
+        check_places(self, before)
 
     def predict(
         self,
@@ -180,13 +140,16 @@ class Results:
         with replacing(_prob_file(self.folder, number)) as draft, draft.open("wb") as file:
             np.savez(file, prob=prob.astype(np.float16), box=[[b.start, b.stop] for b in box])
 
-    def write_preview(self, case: ImageCase, found: Propagated, previews: dict[str, str]) -> Path:
-        """Write the preview of a case, and return its path.
+    def write_preview(
+        self, case: ImageCase, found: Propagated, previews: dict[str, str], keep: Callable[[], None]
+    ) -> Path:
+        """Write the preview of a case, and return its path; what is there of unknown origin is kept aside.
 
         Args:
             case: the case.
             found: its probabilities.
             previews: digest by file name of each preview written so far; this one's is added.
+            keep: called when `previews` has changed.
         """
         image, annotation = read_image(case.files[0]), self.annotation(case.files[0])
         numbers, _ = decided(found.prob, found.box, annotation)
@@ -194,8 +157,17 @@ class Results:
             numbers[annotation.annotated] = annotation.numbers[annotation.annotated]
         path = self.preview(case)
         values = np.asarray(self.data_set.class_values)[numbers].astype(smallest_type(self.data_set.class_values))
-        write_segmentation(path, values, image, self.output.labels, is_semi_automatic=True)
-        previews[path.name] = file_digest(path)
+        draft = self.folder / "work" / path.name
+        write_segmentation(draft, values, image, self.output.labels, is_semi_automatic=True)
+        if not is_ours(path, previews):
+            os.replace(path, aside(path, suffix_among(path, OUTPUT_SUFFIXES)))
+        # Recorded first, beside the one that it replaces: a killed run's preview is told from one that was edited
+        digest = file_digest(draft)
+        previews[path.name] = f"{previews.get(path.name, '')} {digest}".strip()
+        keep()
+        move(draft, path)
+        previews[path.name] = digest
+        keep()
         return path
 
     def preview(self, case: ImageCase) -> Path:
@@ -233,9 +205,9 @@ class Results:
         suffix = self.format or natural_suffix(case.files[0])
         suffix = MAP_SUFFIXES.get(suffix, suffix)  # the others require the background to be 0
         names = (f"{case.name}_next{number or ''}{suffix}" for number in (0, *range(2, 10_000)))
-        own = [*case.files, self.by_path[case.files[0]][LABEL]]
+        own = [file for _, file in inputs(self, case)]
         paths = (self.folder / name for name in names)
-        path = next(p for p in paths if _is_ours(p, templates) and not any(_is_same(p, file) for file in own))
+        path = next(p for p in paths if is_ours(p, templates) and not any(is_same(p, file) for file in own))
         values = template(annotation.raw, found, suggestions, annotation.annotated)
         specification, unlabeled = self.by_path[case.files[0]].get(ANNOTATED_SLICES), list(self.data_set.ignore_index)
         if isinstance(specification, str) and pair_of(self.data_set.source) is not None:
@@ -290,7 +262,7 @@ def write_results(
     scores.write(results.folder)
     if scores:
         _write_json(results.folder / "quality.json", {**quality.as_json(), "reference": scores.as_json()})
-        write_summary(results.folder, results.data_set.class_names, scores.columns())
+        write_summary(results.folder, results.data_set.class_names, scores.columns(), results.cases)
         scores.show()
     write_json(results.folder / "suggestions.json", by_case)
     show_suggestions(by_case)
@@ -313,6 +285,27 @@ def write_results(
     )
     write_report(results.folder / "report.html", content)
     return step
+
+
+def estimate_of(
+    results: Results, report: DataReport, held: Mapping[str, Held], expected: Mapping[str, Expected]
+) -> Estimate:
+    """Return the quality estimate from held-out voxels.
+
+    Args:
+        results: the results of the cases.
+        report: report on the data set.
+        held: held-out voxels of each case of which there are some.
+        expected: expected quality of each case.
+    """
+    class_names = results.data_set.class_names
+    annotations = (results.annotation(case.files[0]) for case in results.cases if case.name in held)
+    shown = slices_showing(((a.numbers, a.annotated) for a in annotations), len(class_names))
+    judged = [case for of, case in zip(results.cases, report.cases) if of.name in held]
+    total = sum(sum(map(len, case.slices.values())) for case in judged if case.slices)
+    counts = np.sum([entry.counts for entry in expected.values()], axis=0)
+    folds = max(len(voxels.slices) for voxels in held.values())
+    return estimate({name: expected[name] for name in held}, counts, shown, total, folds, class_names)
 
 
 def _curves(work: Mapping[str, Path]) -> dict[str, Any]:
@@ -372,15 +365,6 @@ def _prob_file(folder: Path, number: int) -> Path:
 
 def _files(case: Case) -> tuple[str, ...]:
     return tuple(case[IMAGE]) if isinstance(case[IMAGE], list) else (case[IMAGE],)
-
-
-def _is_ours(path: Path, templates: Mapping[str, str]) -> bool:
-    """Return whether a file of the run may be written there."""
-    return not path.exists() or templates.get(path.name) == file_digest(path)
-
-
-def _is_same(path: Path, file: str) -> bool:
-    return path.exists() and os.path.samefile(path, split(file)[0])
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

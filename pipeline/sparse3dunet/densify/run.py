@@ -17,36 +17,36 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from monai.bundle import ConfigParser
 from monai.transforms import Compose
 from monai.utils import set_determinism
 
 from sparse3dunet.bundle import configs
-from sparse3dunet.data.datalist import DataSet, without_references
+from sparse3dunet.data.datalist import DataSet
 from sparse3dunet.data.memory import keep_freed_memory
-from sparse3dunet.data.names import case_name
 from sparse3dunet.data.reports import DataReport
 from sparse3dunet.data.slices import Slices
 from sparse3dunet.densify import summary
-from sparse3dunet.densify.estimate import Estimate, Expected, estimate, show
-from sparse3dunet.densify.former import check_annotation, command_line
+from sparse3dunet.densify.estimate import Estimate, Expected, show
+from sparse3dunet.densify.former import check_annotation, command_line, keep_annotation
+from sparse3dunet.densify.former_models import FormerModels, differences, former_names, held_out_before, keep_aside
 from sparse3dunet.densify.inputs import annotation_of
 from sparse3dunet.densify.network import Trained, choose_share, network_on_held_out, trained_model
 from sparse3dunet.densify.options import Options
 from sparse3dunet.densify.propagated import Outlook, Propagation, own_calibration
-from sparse3dunet.densify.results import Results, write_results
-from sparse3dunet.densify.schedule import FINAL, Schedule, channels, deal_slices, number_of_folds, slices_showing
-from sparse3dunet.densify.state import Learned, State, StateFile, differences, digest, former_description, keep_aside
+from sparse3dunet.densify.results import Results, estimate_of, write_results
+from sparse3dunet.densify.schedule import FINAL, Schedule, are_within, channels, deal_slices, items_of, number_of_folds
+from sparse3dunet.densify.state import Learned, State, StateFile, digest
 from sparse3dunet.interrupts import STOPPED
 from sparse3dunet.io import hold_folder
-from sparse3dunet.keys import LABEL, WEIGHT
+from sparse3dunet.keys import LABEL
 from sparse3dunet.models.checkpoints import save_file
 from sparse3dunet.models.description import ModelDescription
 from sparse3dunet.models.normalization import normalizer
 from sparse3dunet.progress import run_progress
 from sparse3dunet.propagation.ensemble import Held
+from sparse3dunet.training.resume import StateError
 from sparse3dunet.training.settings import surface_tolerances
 
 MODEL = "model/model.pt"
@@ -84,18 +84,18 @@ class _Run:
     ) -> None:
         self.started = time.perf_counter()
         self.data_set, self.report, self.options = data_set, report, options
-        self.names = [case_name(case) for case in data_set.cases]
         self.output_dir = Path(options.output_dir)
         self.file = StateFile(self.output_dir)
         self.learned = Learned(self.output_dir)
         self.before = self.file.read()
         # A restarted run that was killed continues with the same command, and still ignores what was there before it.
         restart = options.restart or (self.before is not None and self.before.anew and not self.before.complete)
-        self.former = None if restart else former_description(self.output_dir / MODEL)
+        self.former = FormerModels(self.output_dir / MODEL, self._fold_model(), is_used=not restart)
+        like = self.former.description
         self.given_spacing = spacing
-        self.spacing = self.former.spacing if self.former and options.own_spacing else spacing
+        self.spacing = like.spacing if like and options.own_spacing else spacing
         self.config = {**config, "data_set": data_set, "report": report, "target_spacing": self.spacing}
-        self.config |= {} if self.former is None else {"like": self.former}
+        self.config |= {} if like is None else {"like": like}
         self.digest = digest(data_set, config, [self.spacing, channels(options.device)])
         self.notes = [self.file.fault] if self.file.fault else []
         self.total = 0.0  # seconds of this process, up to `started`
@@ -162,12 +162,11 @@ class _Run:
 
     def _propagate(self) -> None:
         """Write a preview of each volume, then refine it without a network; finished volumes are kept on disk."""
-        cases = self.results.cases
+        cases, keep = self.results.cases, lambda: self.file.write(self.state)
         try:
             for case in cases:
                 preview = self.propagation.preview(case, self._slices_of(case.name))
-                path = self.results.write_preview(case, preview, self.state.previews)
-                self.file.write(self.state)
+                path = self.results.write_preview(case, preview, self.state.previews, keep)
                 seconds = self.total + time.perf_counter() - self.started
                 print(f"Preview after {seconds:.0f} s: {path}", flush=True)
             with run_progress(len(cases)) as advance:
@@ -206,30 +205,48 @@ class _Run:
     def _begin(self, description: ModelDescription) -> State:
         """Return the state to continue with, or a new one."""
         before = self.before
-        same = before is not None and before.digest == self.digest and not before.complete
-        if before is not None and same and (before.anew or not self.options.restart):
-            self.notes = before.notes
-            if before.stopped_early and not before.trained:
-                before.stopped_early = False
-                before.seconds.pop(FINAL, None)
-            self._note(f"Continuing the unfinished run in {self.output_dir}.")
-            return before
-        state = State(self.digest, anew=self.options.restart)
+        # A damaged state has no digest; it was told of
+        if before is not None and before.digest and not before.complete and (before.anew or not self.options.restart):
+            if not (reason := self._change(before)):
+                self.notes = before.notes
+                if before.stopped_early and not before.trained:
+                    before.stopped_early = False
+                    before.seconds.pop(FINAL, None)
+                self._note(f"Continuing the unfinished run in {self.output_dir}.")
+                return before
+            print(f"The unfinished run in {self.output_dir} begins anew: {reason}.", flush=True)
+        return self._new_state(description)
+
+    def _change(self, before: State) -> str:
+        """Return why an unfinished run cannot be continued; empty if it can."""
+        if fault := self.former.missing_for(before):
+            return fault
+        if before.digest != self.digest:
+            return "the annotation, the images, a setting or the version changed"
+        if before.held_out and not before.trained and not are_within(before.held_out, self._items()):
+            return f"{self.file.path} lists slices to hold out that the volumes do not have"
+        return ""
+
+    def _new_state(self, description: ModelDescription) -> State:
+        before, former = self.before, self.former
+        images = {case.name: case.files[0] for case in self.results.cases}
+        state = State(self.digest, anew=self.options.restart, images=images, notes=self.notes)
+        names = former_names({} if before is None else before.images, images)
         if before is not None:
             state.templates, state.previews = before.templates, before.previews
-        state.notes = self.notes
-        former_slices = None
-        if self.former is not None:
-            changed = differences(self.former, description)
+        former_slices, learned = None, list[str]()
+        if former.description is not None:
+            changed = differences(former.description, description)
             state.goes_on = not changed
             state.learned = 0 if changed else summary.learned(self.output_dir, before)
             if changed:
-                self._keep_aside(changed)
-            elif before is not None and before.held_out and self._fold_model().is_file():
-                former_slices = before.held_out[0]
+                self._keep_aside(", ".join(changed))
+            elif before is not None and former.fold_fits(description):
+                former_slices, learned = held_out_before(before, names, former.description.training)
+        elif former.fault:
+            self._keep_aside(former.fault)
         if state.goes_on:
             self._note(f"Training the former run's model in {self.output_dir} further; --restart starts from scratch.")
-        learned = self.former.training if self.former else ()
         state.held_out, state.reason = deal_slices(
             self._items(), number_of_folds(self.options.folds), self.options.seed, former_slices, learned
         )
@@ -239,15 +256,16 @@ class _Run:
         files = [*(case[LABEL] for case in self.data_set.cases), annotation_of(self.data_set.source)]
         for text in check_annotation(self.results, state.templates, [file for file in files if file]):
             self._note(text)
-        self._keep_annotation(state.goes_on)
+        for text in keep_annotation(self.learned, self.results, state.goes_on, names):
+            self._note(text)
         self.file.write(state)
         return state
 
-    def _keep_aside(self, changed: list[str]) -> None:
+    def _keep_aside(self, reason: str) -> None:
         """Leave a former run's model that cannot be trained further, and what was planned after it."""
         kept = keep_aside(self.output_dir / MODEL)
-        self._note(f"The former run's model cannot be trained further, kept as {kept}: {', '.join(changed)}.")
-        self.former, self.spacing = None, self.given_spacing
+        self._note(f"The former run's model cannot be trained further, kept as {kept}: {reason}.")
+        self.former.description, self.spacing = None, self.given_spacing
         self.config |= {"like": None, "target_spacing": self.spacing}
 
     def _clear(self) -> None:
@@ -263,27 +281,8 @@ class _Run:
         self.state.cleared = True
         self.file.write(self.state)
 
-    def _keep_annotation(self, goes_on: bool) -> None:
-        """Keep the annotation to be learned, and report voxels that the former model learned with another label."""
-        self.learned.start(goes_on)
-        for name, case in zip(self.names, self.results.cases):
-            annotation = self.results.annotation(case.files[0])
-            changed = self.learned.changed(name, annotation.numbers, annotation.annotated)
-            self.learned.add(name, annotation.numbers, annotation.annotated)
-            if changed:
-                self._note(
-                    f"{name}: {changed} voxels that the former run's model was trained on have another label now, or "
-                    "none; the model may still predict the old one. --restart starts from scratch."
-                )
-
     def _items(self) -> dict[str, dict[str, Any]]:
-        """Return label and weight of each case, as the network sees them."""
-        load = Compose(self._parser({}).get_parsed_content("load"))
-        items = {}
-        for name, case in zip(self.names, without_references(self.data_set.cases)):
-            item = load(case)
-            items[name] = {key: item[key] for key in (LABEL, WEIGHT)}
-        return items
+        return items_of(self.data_set.cases, Compose(self._parser({}).get_parsed_content("load")))
 
     def _note(self, text: str) -> None:
         self.notes.append(text)
@@ -344,10 +343,18 @@ class _Run:
         self.started = now
         self.file.write(self.state)
 
-    def _part(
+    def _part(self, part: str, *arguments: Any) -> Trained:
+        """Train a part, or resume its training; it begins again if that is not possible."""
+        try:
+            return self._train_part(part, *arguments)
+        except StateError as error:
+            (self.output_dir / "work" / part / "last.pt").unlink()
+            self._note(f"{str(error).split('. ')[0].rstrip('.')}; this part of it begins again.")
+        return self._train_part(part, *arguments)  # out of the handler, which would keep the volumes in memory
+
+    def _train_part(
         self, part: str, title: str, held_out: dict[str, Slices] | None, seconds: float, initial: Path | None
     ) -> Trained:
-        """Train a part, or resume its training."""
         started, seconds = time.perf_counter(), max(seconds, 1.0)  # none are left if a run was stopped before it
         resume = (self.output_dir / "work" / part / "last.pt").is_file()
         pairs = held_out and tuple(held_out.items())  # no dict: names of cases are no config
@@ -384,14 +391,7 @@ class _Run:
         if not held:
             reason = "the run was stopped before anything was held out" if self.state.stopped_early else reason
             return Estimate(reason=reason or "nothing can be held out without losing a class")
-        annotations = (self.results.annotation(case.files[0]) for case in self.results.cases if case.name in held)
-        shown = slices_showing(((a.numbers, a.annotated) for a in annotations), len(self.data_set.class_names))
-        judged = [case for name, case in zip(self.names, self.report.cases) if name in held]
-        total = sum(sum(map(len, case.slices.values())) for case in judged if case.slices)
-        evaluated = {name: expected[name] for name in held}
-        counts = np.sum([entry.counts for entry in expected.values()], axis=0)
-        folds = max(len(voxels.slices) for voxels in held.values())
-        return estimate(evaluated, counts, shown, total, folds, self.data_set.class_names)
+        return estimate_of(self.results, self.report, held, expected)
 
     def _fold_model(self) -> Path:
         return self.output_dir / "work" / "fold_0" / "model.pt"

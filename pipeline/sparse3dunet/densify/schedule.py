@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from sparse3dunet.data.names import case_name
 from sparse3dunet.data.reports import CaseReport, DataReport
 from sparse3dunet.data.slices import Slices, crossed, find_slices, runs
 from sparse3dunet.errors import DataError
-from sparse3dunet.keys import ANNOTATED_SLICES, WEIGHT
+from sparse3dunet.keys import ANNOTATED_SLICES, LABEL, WEIGHT
 from sparse3dunet.planning.geometry import coarsened
 from sparse3dunet.training.budget import is_positive
 from sparse3dunet.training.settings import target_spacing
@@ -180,6 +180,15 @@ def number_of_folds(folds: Any) -> int:
     return folds
 
 
+def items_of(cases: Sequence[Case], load: Callable[[Any], Any]) -> dict[str, dict[str, Any]]:
+    """Return label and weight of each case, as the network sees them, by its name."""
+    items = {}
+    for case in without_references(cases):
+        item = load(case)
+        items[case_name(case)] = {key: item[key] for key in (LABEL, WEIGHT)}
+    return items
+
+
 def deal_slices(
     items: Mapping[str, Mapping[str, Any]],
     folds: int,
@@ -224,6 +233,15 @@ def deal_slices(
         dealt = []  # the former run's model learned all that is left
     dealt = [fold for fold in dealt if fold]
     return dealt, "" if dealt else reason or "none of the slices held out before is still annotated"
+
+
+def are_within(dealt: Sequence[Mapping[str, Slices]], items: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Return whether dealt slices are slices of the cases; see :func:`deal_slices`."""
+    return all(
+        name in items and all(i < n for n, indices in zip(items[name][WEIGHT].shape[1:], slices) for i in indices)
+        for fold in dealt
+        for name, slices in fold.items()
+    )
 
 
 def _slices_of(annotated: torch.Tensor) -> Slices | None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,11 @@ from sparse3dunet.data.slices import Slices
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import read_image
 from sparse3dunet.io.defaults import as_key
-from sparse3dunet.io.folders import unused_name
-from sparse3dunet.io.json_files import misfit, parse_json
+from sparse3dunet.io.json_files import load_json, misfit
+from sparse3dunet.io.payload import check_no_pipe
 from sparse3dunet.io.suffixes import files_of
 from sparse3dunet.io.writing import replacing, write_text
-from sparse3dunet.keys import IMAGE
-from sparse3dunet.models.description import DESCRIPTION_SUFFIX, ModelDescription, read_description
-from sparse3dunet.models.description_checks import NewerDescriptionError
+from sparse3dunet.keys import ANNOTATED_CLASSES, ANNOTATED_SLICES, IMAGE
 from sparse3dunet.planning import read_plan
 
 NOT_OF_THE_RUN = (
@@ -45,8 +44,14 @@ NOT_OF_THE_RUN = (
 )
 """Settings that may change when a run goes on."""
 
+DECLARED = (ANNOTATED_SLICES, ANNOTATED_CLASSES)
+"""What a datalist declares of a case's annotation."""
 VERSION = 1
 """Version of the state's fields."""
+LARGEST = 2**31
+"""Bound of all numbers."""
+PART = re.compile(r"final|fold_\d{1,4}")
+"""Names of the parts of a training."""
 
 
 @dataclass
@@ -68,7 +73,8 @@ class State:
         trained: whether the final model is complete.
         stopped_early: whether the user ended the training.
         complete: whether all results are complete.
-        previews: by file name, the digest of each preview that was written.
+        previews: by file name, the digest of each preview that was written; while one is replaced, both.
+        images: by name of a case, its (first) image file.
         templates: by file name, the digest of each template that was written; without those passed as annotation since.
         notes: other facts that a reader of the results must know.
         version: version of these fields.
@@ -89,6 +95,7 @@ class State:
     stopped_early: bool = False
     complete: bool = False
     previews: dict[str, str] = field(default_factory=dict)
+    images: dict[str, str] = field(default_factory=dict)
     templates: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     version: int = 1
@@ -110,8 +117,8 @@ class StateFile:
         if not self.path.is_file():
             return None
         try:
-            content = parse_json(self.path.read_bytes(), str(self.path), "a state", "")
-            wrong = misfit(content, State)
+            content = load_json(self.path, "a state")
+            wrong = misfit(content, State) or _odd_field(content)
             if wrong or "digest" not in content or content.get("version", 1) > VERSION:
                 raise DataError(f"{self.path}: the field {wrong or 'digest or version'} is not as expected.")
         except (OSError, DataError) as error:
@@ -128,8 +135,31 @@ class StateFile:
         write_text(self.path, json.dumps(asdict(state), indent=1) + "\n")
 
 
+def _odd_field(content: Mapping[str, Any]) -> str:
+    """Return the first field whose value no run writes; empty if there is none."""
+    state = State(**{"digest": "", **{name: content[name] for name in _RANGES if name in content}})
+    return next((name for name, fits in _RANGES.items() if not fits(getattr(state, name))), "")
+
+
+def _are_slices(slices: Slices) -> bool:
+    return len(slices) == 3 and all(0 <= index < LARGEST for indices in slices for index in indices)
+
+
+_RANGES: dict[str, Callable[[Any], bool]] = {
+    "held_out": lambda folds: all(map(_are_slices, (slices for fold in folds for slices in fold.values()))),
+    "spent": lambda seconds: 0 <= seconds < LARGEST,  # false for NaN, too
+    "seconds": lambda parts: all(PART.fullmatch(part) and 0 <= parts[part] < LARGEST for part in parts),
+    "share": lambda share: share is None or 0 <= share <= 1,
+    "learned": lambda count: 0 <= count < LARGEST,
+}
+"""By field, a check of its value."""
+
+
 def digest(data_set: DataSet, config: Mapping[str, Any], chosen: Sequence[Any] = ()) -> str:
-    """Return a hexadecimal digest of annotation voxels, image files, settings, planned values and package version."""
+    """Return a hexadecimal digest of all that a run depends on.
+
+    That is: annotation voxels and what is declared of them, image files, settings, planned values, package version.
+    """
     result = hashlib.sha256()
     for case in data_set.cases:
         for key in FILE_KEYS[:-1]:
@@ -142,7 +172,9 @@ def digest(data_set: DataSet, config: Mapping[str, Any], chosen: Sequence[Any] =
                     result.update(np.ascontiguousarray(read_image(path).data).tobytes())
     settings = {key: value for key, value in config.items() if key not in NOT_OF_THE_RUN}
     classes = [data_set.class_names, data_set.class_values, data_set.ignore_index]
-    values = [settings, classes, list(chosen), _plan_text(config.get("plan")), __version__, *as_key().items()]
+    declared: list[Any] = [[case.get(key) for key in DECLARED] for case in data_set.cases]
+    declared += [data_set.modalities, list(data_set.regions.items())]
+    values = [settings, classes, declared, list(chosen), _plan_text(config.get("plan")), __version__, *as_key().items()]
     result.update(json.dumps(values, sort_keys=True, default=str).encode())
     return result.hexdigest()
 
@@ -182,6 +214,7 @@ class Learned:
     def changed(self, name: str, numbers: np.ndarray, annotated: np.ndarray) -> int:
         """Return how many learned voxels have another label now, or none; 0 if nothing is stored."""
         try:
+            check_no_pipe(self.folder / _file(name))
             with np.load(self.folder / _file(name)) as content:
                 before = content["numbers"]
         except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error):
@@ -194,39 +227,3 @@ class Learned:
 def _file(name: str) -> str:
     """Return a file name by a digest, as names of cases may contain slashes."""
     return f"{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}.npz"
-
-
-def former_description(model_file: Path) -> ModelDescription | None:
-    """Return the description of a former run's model; None if model or description is missing or damaged.
-
-    Raises:
-        NewerDescriptionError: when a newer version wrote it; its model must not be replaced.
-    """
-    try:
-        return read_description(model_file) if model_file.is_file() else None
-    except NewerDescriptionError:
-        raise
-    except DataError:
-        return None
-
-
-def differences(before: ModelDescription, now: ModelDescription) -> list[str]:
-    """Return the differences that keep a model from being trained further; empty if there are none."""
-    # A network that is not a UNet3D is not described, so it cannot be compared
-    differing = {
-        "another network": before.network != now.network or now.network is None,
-        "other classes": before.class_values != now.class_values,
-        "other names of classes": before.class_names != now.class_names,
-        "another voxel size": before.spacing != now.spacing,
-        "another normalisation": (before.normalize, before.intensity) != (now.normalize, now.intensity),
-    }
-    return [words for words, differs in differing.items() if differs]
-
-
-def keep_aside(model_file: str | Path) -> Path:
-    """Rename a model and its description, which a new one would replace, and return its new path."""
-    path = Path(model_file)
-    aside = path.with_name(unused_name(path.parent, f"{path.stem}_before", path.suffix))
-    os.replace(path, aside)
-    os.replace(path.with_suffix(DESCRIPTION_SUFFIX), aside.with_suffix(DESCRIPTION_SUFFIX))
-    return aside

@@ -134,13 +134,13 @@ def predict_batch(
         try:
             Batch(predictor, output, record_key(key, output), progress, outcome).run(mine)
         except KeyboardInterrupt:
-            summarise(output)
+            summarise(output, cases)
             print(outcome.stopped_text(), flush=True)
             raise
     total = Outcome.of_all(processes.gather(outcome))
     if processes.is_first:
         remove_empty_drafts(output.folder)
-        summarise(output)
+        summarise(output, cases)
     processes.gather(None)  # else a process that ends with an error would stop the first one too early
     processes.close()
     return total
@@ -157,14 +157,18 @@ def record_key(key: Mapping[str, Any], output: Output) -> dict[str, Any]:
     return {**key, "format": output.format, "pictures": output.pictures, **as_key(), **kept}
 
 
-def summarise(output: Output) -> None:
+def summarise(output: Output, cases: Sequence[ImageCase] = ()) -> None:
     """Write ``summary.csv`` and ``labels.txt``.
+
+    Args:
+        output: place of the results.
+        cases: cases of this run, see :func:`~sparse3dunet.inference.records.write_summary`.
 
     Raises:
         DataError: when they cannot be written.
     """
     try:
-        write_summary(output.folder, output.class_names)
+        write_summary(output.folder, output.class_names, cases=cases)
         labels = output.folder / "labels.txt"
         if may_be_replaced(labels):
             write_text(labels, label_descriptions(output.labels))

@@ -77,7 +77,7 @@ def predict_on_cluster(
             print(outcome.stopped_text(), flush=True)
             raise
         finally:
-            summarise(output)
+            summarise(output, cases)
             if client.status == "running":
                 client.run(forget, work.number, on_error="ignore")
     remove_empty_drafts(output.folder)

@@ -39,7 +39,7 @@ from sparse3dunet.inference.resizing import PLANES, SlabResizer
 from sparse3dunet.inference.rows_ahead import RowsAhead
 from sparse3dunet.io.chunked import ChunkedArray, pieces
 from sparse3dunet.io.chunked_results import ChunkedResult, check_suffix
-from sparse3dunet.io.json_files import misfit, parse_json
+from sparse3dunet.io.json_files import load_json, misfit
 from sparse3dunet.io.ome_zarr import CHUNK
 from sparse3dunet.io.volumes import Volume, check_channels
 from sparse3dunet.io.writing import write_text
@@ -80,7 +80,7 @@ class Progress:
     def read(cls, folder: Path, key: str) -> Progress | None:
         """Return the progress of a stopped run with this key; None if there is none, or it cannot be read."""
         try:
-            content = parse_json((folder / STATE).read_bytes(), str(folder / STATE), "progress", "")
+            content = load_json(folder / STATE, "progress")
         except (OSError, DataError):
             return None
         if misfit(content, _FIELDS) or set(content) != set(_FIELDS) or content["key"] != key:

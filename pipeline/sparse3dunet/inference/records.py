@@ -15,7 +15,7 @@ from filelock import FileLock
 from sparse3dunet.errors import DataError
 from sparse3dunet.inference.inputs import ImageCase, place_of
 from sparse3dunet.io.folders import acquire
-from sparse3dunet.io.json_files import misfit, parse_json
+from sparse3dunet.io.json_files import load_json, misfit
 from sparse3dunet.io.suffixes import ZARR_SUFFIXES, is_other_volume, split, suffix_among
 from sparse3dunet.io.writing import check_no_folder, flush, move, remove, write_csv, write_text
 from sparse3dunet.io.written import as_written, file_digest, is_as_written, size_and_time
@@ -232,7 +232,10 @@ def check_summary(output_dir: str | Path, overwrite: bool = False) -> None:
 
 
 def write_summary(
-    output_dir: str | Path, class_names: Sequence[str], more: Mapping[str, Mapping[str, float | None]] | None = None
+    output_dir: str | Path,
+    class_names: Sequence[str],
+    more: Mapping[str, Mapping[str, float | None]] | None = None,
+    cases: Sequence[ImageCase] = (),
 ) -> Path:
     """Write ``summary.csv`` with a row for each case that is recorded in the folder, sorted by name.
 
@@ -243,9 +246,11 @@ def write_summary(
         output_dir: the folder.
         class_names: names by class number, background first.
         more: numbers by case for further columns, by heading.
+        cases: cases of this run; a row of the same image under another name, as another run called it, is left out.
     """
     more = more or {}
     folder = Path(output_dir)
+    names = {case.files: case.name for case in cases}
     records = [_read(path) for path in sorted((folder / RECORDS).rglob("*.json"))]
     volumes = [f"{name} ml" for name in class_names[1:]]
     rows = [["case", "status", "seconds", *volumes, "mean confidence", "segmentation", "error", *more]]
@@ -253,7 +258,8 @@ def write_summary(
         if "refused" in record:  # another image of this name
             blank = [""] * len(volumes)
             rows.append([record.get("case", ""), FAILED, "", *blank, "", "", record["refused"], *([""] * len(more))])
-        if record.get("status") not in (DONE, FAILED):
+        own = record.get("case")
+        if record.get("status") not in (DONE, FAILED) or names.get(tuple(record.get("image", ())), own) != own:
             continue
         ml = record.get("ml", {})
         volumes = [_ml_text(ml[name]) if name in ml else "" for name in class_names[1:]]
@@ -274,7 +280,7 @@ def write_summary(
 def _read(path: Path) -> dict[str, Any]:
     """Read a record; empty if there is none, or the file is damaged, of a newer version, or something else."""
     try:
-        record = parse_json(path.read_bytes(), str(path), "a record", "")
+        record = load_json(path, "a record")
     except (OSError, DataError):
         return {}
     if misfit(record, _FIELDS) or record.get("version", 1) > VERSION:

@@ -12,6 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from sparse3dunet.errors import DataError
+from sparse3dunet.io.json_files import load_json
 
 LOCK = ".lock"
 """Name of the file in a folder that the run which uses it keeps locked; the system unlocks it when the run ends."""
@@ -148,9 +149,9 @@ def acquire(lock: FileLock, timeout: float = 0) -> bool:
 def _read_holder(folder: Path) -> tuple[int, str]:
     """Return process and host of the run that holds a folder; 0 and "" if unknown."""
     try:
-        content = json.loads((folder / HOLDER).read_text(encoding="utf-8"))
+        content = load_json(folder / HOLDER, "a holder")
         return int(content["pid"]), str(content["host"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return 0, ""
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from sparse3dunet.errors import DataError
+from sparse3dunet.io.payload import check_no_pipe
 
 
 def parse_json(text: str | bytes, where: str, what: str, cure: str) -> Any:
@@ -28,6 +30,17 @@ def parse_json(text: str | bytes, where: str, what: str, cure: str) -> Any:
         reason = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
         raise DataError(f"{where}: not {what}: it is not valid JSON ({reason}). {cure}") from error
     return content
+
+
+def load_json(path: Path, what: str, cure: str = "") -> Any:
+    """Return the content of a JSON file, see :func:`parse_json`.
+
+    Raises:
+        DataError: also when there is no regular file: to read a named pipe might never end.
+        OSError: when it cannot be read.
+    """
+    check_no_pipe(path)
+    return parse_json(path.read_bytes(), str(path), what, cure)
 
 
 def misfit(content: Any, hints: type | dict[str, Any]) -> str:

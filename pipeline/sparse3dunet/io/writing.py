@@ -249,6 +249,13 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def aside(path: Path, suffix: str) -> Path:
+    """Return a path beside a file, ``a_before.nii.gz``, at which there is nothing yet, to keep the file there."""
+    stem = path.name[: len(path.name) - len(suffix)]
+    names = (path.with_name(f"{stem}_before{number or ''}{suffix}") for number in (0, *range(2, 10_000)))
+    return next(name for name in names if not os.path.lexists(name))
+
+
 def draft_path(target: Path, suffix: str) -> Path:
     """Return the path of a draft of this process alone, and clear away those of this machine's processes that ended."""
     stem = f".{target.name[: len(target.name) - len(suffix)]}"[:150]

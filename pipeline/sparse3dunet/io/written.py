@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from sparse3dunet.io.payload import check_no_pipe
 from sparse3dunet.io.suffixes import files_of, split
 
 
@@ -16,6 +17,7 @@ def file_digest(path: str | Path) -> str:
     for name in files_of(path):
         if root.is_dir():
             digest.update(os.fsencode(os.path.relpath(name, root)))
+        check_no_pipe(name)
         with open(name, "rb") as file:
             while piece := file.read(1 << 20):
                 digest.update(piece)

@@ -41,7 +41,7 @@ def save_file(path: str | Path, content: Mapping[str, Any], description: ModelDe
 
 def _describe(model_file: Path, text: str) -> None:
     path = model_file.with_suffix(DESCRIPTION_SUFFIX)
-    if path.is_file() and path.read_text(encoding="utf-8") == text:
+    if path.is_file() and path.read_bytes() == text.encode():
         return
     # An earlier model of another kind must at no moment be next to a description that is not its own.
     model_file.unlink(missing_ok=True)

@@ -170,10 +170,8 @@ class TrainingLog:
 
     def _begin_csv(self, epochs: int) -> None:
         """Start the file, keeping the rows of epochs that are done."""
-        rows: list[list[str]] = []
-        if epochs and self.csv_file.is_file():
-            with self.csv_file.open(newline="", encoding="utf-8") as file:
-                rows = [row for row in csv.reader(file) if row[:1] and row[0].isdecimal() and int(row[0]) <= epochs]
+        before = [row for row in _rows(self.csv_file) if (_number(row.get("epoch")) or math.inf) <= epochs]
+        rows = [[row.get(name, "") for name in COLUMNS] for row in before if None not in row.values()]
         write_csv(self.csv_file, [COLUMNS, *rows])
 
     def _times(self) -> tuple[float, float]:
@@ -207,7 +205,7 @@ class EvaluationProgress:
 
 def last_iteration(path: str | Path) -> int:
     """Return the number of iterations in a ``training.csv``; 0 if there is no such file."""
-    return max((int(row["iteration"]) for row in _rows(path)), default=0)
+    return max((int(number) for row in _rows(path) if (number := _number(row["iteration"]))), default=0)
 
 
 def read_log(path: str | Path) -> list[dict[str, float | None]]:
@@ -216,11 +214,25 @@ def read_log(path: str | Path) -> list[dict[str, float | None]]:
     The list is empty if there is no such file.
     """
     names = {"seconds": "seconds", "loss": "loss", "dice": "dice_annotated"}
-    return [{key: float(row[name]) if row.get(name) else None for key, name in names.items()} for row in _rows(path)]
+    return [{key: _number(row.get(name)) for key, name in names.items()} for row in _rows(path)]
 
 
 def _rows(path: str | Path) -> list[dict[str, str]]:
+    """Return the rows of a ``training.csv`` that have an iteration; the last one may be incomplete."""
     if not Path(path).is_file():
         return []
-    with Path(path).open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    with Path(path).open(newline="", encoding="utf-8", errors="replace") as file:
+        try:
+            rows = list(csv.DictReader(file))
+        except csv.Error:  # not what was written there
+            return []
+    return [row for row in rows if _number(row.get("iteration")) is not None]
+
+
+def _number(text: str | None) -> float | None:
+    """Return a cell's number; None if there is none, or not a finite one."""
+    try:
+        number = float(text or "")
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None

@@ -38,6 +38,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _CURE = "Leave out --resume to start again, or pass another --ckpt_dir."
 
 
+class StateError(DataError):
+    """Error for a file from which a training cannot be resumed."""
+
+
 class ResumableTraining:
     """Training whose whole state is kept in a file, from which it continues exactly as if nothing had happened.
 
@@ -91,14 +95,12 @@ class ResumableTraining:
 
         Raises:
             SystemExit: with 128 plus the signal's number, when a signal ended it, after the state was written.
-            DataError: when the file is not a state of this training.
+            StateError: when the file is not a state of this training.
         """
         if not isinstance(resume, bool):
             raise DataError(f"resume is {resume!r}; pass --resume without a value. It resumes from {self.path}.")
         self._look_for_earlier(resume)
-        state = self._read() if resume else None
-        if state is not None:
-            self._restore(state)
+        if resume and self._resume():
             if self._has_ended():
                 self._print(f"Training ended after epoch {self.trainer.state.epoch}. {self._how_to_continue()}")
                 return
@@ -116,6 +118,24 @@ class ResumableTraining:
         if self.agreed is not None:
             self._print(f"Stopped by {signal.Signals(self.agreed).name}; continue with --resume ({self.path}).")
             raise SystemExit(128 + self.agreed)
+
+    def _resume(self) -> bool:
+        """Restore the state in the file; return whether there is one."""
+        try:
+            state = self._read()
+            if state is not None:
+                self._restore(state)
+        except DataError as error:
+            raise StateError(str(error)) from error
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # of what is in the file, many kinds
+            reason = " ".join(str(error).split())[:200].rstrip(".")
+            raise StateError(
+                f"{self.path} is damaged, or is the state of another training ({type(error).__name__}: {reason}). "
+                f"{_CURE}"
+            ) from error
+        return state is not None
 
     def _look_for_earlier(self, resume: bool) -> None:
         """Refuse to resume from the state of a version before 0.13, beside the model; a new training removes it."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from sparse3dunet.annotate.browser.imports import import_later
 from sparse3dunet.annotate.browser.scan import Scan
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import read_image
+from sparse3dunet.io.json_files import load_json
 from sparse3dunet.io.suffixes import is_other_volume
 from sparse3dunet.io.volumes import check_same_grid, class_numbers, on_grid_of
 
@@ -181,6 +181,6 @@ def _changed(path: Path) -> int:
 
 def _read_json(path: Path) -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError):
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = load_json(path, "results")
         return content if isinstance(content, dict) else {}
     return {}

@@ -23,7 +23,7 @@ from sparse3dunet.annotate.browser.scan import Scan
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import read_image, write_map
 from sparse3dunet.io.folders import unused_name
-from sparse3dunet.io.json_files import misfit, parse_json
+from sparse3dunet.io.json_files import load_json, misfit
 from sparse3dunet.io.suffixes import is_other_volume
 from sparse3dunet.io.volumes import check_same_grid, on_grid_of
 from sparse3dunet.io.writing import write_text
@@ -96,7 +96,7 @@ class Store:
             DataError: when a file is damaged, or belongs to another scan.
         """
         path = self.folder / SESSION
-        content = parse_json(path.read_bytes(), str(path), "a session of annotation", CURE)
+        content = load_json(path, "a session of annotation", CURE)
         required = [name for name in FIELDS if name not in OPTIONAL]
         wrong = misfit(content, FIELDS) or next((name for name in required if name not in content), "")
         wrong = wrong or next(filter(None, (misfit(entry, CLASS_FIELDS) for entry in content["classes"])), "")
@@ -160,7 +160,7 @@ class Store:
                     "must be painted again."
                 )
                 return
-            content = parse_json(file.read_bytes(), str(file), "a change of an annotation", CURE)
+            content = load_json(file, "a change of an annotation", CURE)
             try:
                 voxels = base64.b64decode(content["voxels"], validate=True)
                 drawing.apply(Change(content["axis"], content["index"], content["finished"], voxels))
