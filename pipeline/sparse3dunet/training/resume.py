@@ -33,6 +33,8 @@ PRETRAINED = "pretrained"
 """Setting of the model that a training begins from, which may have another path on resuming."""
 STATE = "state"
 """Folder of a training's state, in that of the model."""
+LAST_FILE = f"{STATE}/last.pt"
+"""File of a training's state in the model's folder, by default."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 """Signals that end a training in order: a cluster's preemption, and Ctrl-C."""
 _CURE = "Leave out --resume to start again, or pass another --ckpt_dir."
