@@ -373,6 +373,13 @@ def test_a_component_that_moved_is_the_same():
     assert len(_changes({"a": "torch.optim.SGD"}, {"a": "sparse3dunet.optim.SGD"})) == 1
 
 
+def test_regions_in_another_order_are_other_outputs():
+    then, now = {"all": [1, 2], "core": [2]}, {"core": [2], "all": [1, 2]}
+    assert _changes({"regions": then, "loss#regions": then}, {"regions": dict(then), "loss#regions": then}) == []
+    assert len(_changes({"regions": then, "loss#regions": then}, {"regions": now, "loss#regions": now})) == 2
+    assert _changes({"intensity": {"mean": 1, "std": 2}}, {"intensity": {"std": 2, "mean": 1}}) == []
+
+
 if __name__ == "__main__":
     _run_as_a_rank(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
 

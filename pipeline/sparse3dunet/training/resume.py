@@ -26,7 +26,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from sparse3dunet.data.sampling import SeededSampler
 from sparse3dunet.errors import DataError
 from sparse3dunet.models.checkpoints import save_file
-from sparse3dunet.models.description import ModelDescription
+from sparse3dunet.models.description import ModelDescription, differs
 from sparse3dunet.training.budget import Budget
 
 PRETRAINED = "pretrained"
@@ -321,7 +321,7 @@ def _progress(part: Any, state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    names = [name for name in {**then, **now} if _place_free(now.get(name)) != _place_free(then.get(name))]
+    names = [name for name in {**then, **now} if differs(name, *(_place_free(of.get(name)) for of in (then, now)))]
     return [f"{name} {then.get(name)} -> {now.get(name)}" for name in names]
 
 
