@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import numpy as np
 import torch
 
@@ -150,6 +151,21 @@ def slices_of_cases(dataset_dir: str | Path | None, annotated_slices: Any) -> An
         annotated_slices: the setting.
     """
     return FINISHED if dataset_dir is None and annotated_slices in (None, ALL) else annotated_slices
+
+
+def slices_of_model(model: ModelDescription) -> Any:
+    """Return the annotated slices that were set for a model's training, and print that they are used for scoring.
+
+    They may not be those of another data set, such as one with dense labels, which nothing in its files can tell.
+    """
+    slices = model.annotated_slices
+    if slices is not None and idist.get_rank() == 0:
+        print(
+            f"Annotated slices: {slices}, as set for the model's training (--annotated_slices). If the labels to score "
+            "by are dense, or declare their slices, pass --annotated_slices None.",
+            flush=True,
+        )
+    return slices
 
 
 def default_workers(device: torch.device | str) -> int:
