@@ -99,10 +99,15 @@ def assert_same(a, b):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
+def ended(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
     Training(folder).resumable.run()
-    return outcome(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ended):
+    return outcome(ended)
 
 
 @pytest.mark.parametrize("iteration", range(1, EPOCHS * LENGTH + 1))
@@ -252,6 +257,38 @@ def test_faults_are_named(tmp_path):
     (tmp_path / "last.pt").write_bytes(b"no tensors")
     with pytest.raises(DataError, match="is not the state of a training"):
         Training(tmp_path).resumable.run(resume=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda state: state.update(settings=[1]), "settings or recipe are not those"),
+        (lambda state: state["trainer"].clear(), "its trainer, .* are not those"),
+        (lambda state: state["trainer"].update(epoch_length=0), "epoch_length is 0; expected"),
+        (lambda state: state["trainer"].update(iteration=-3), "iteration is -3; expected"),
+        (lambda state: state["trainer"].update(iteration="x"), "iteration is 'x'; expected"),
+        (lambda state: state.update(best=[1.0]), r"best validation is \[1\.0\]"),
+        (lambda state: state.update(random={}), "its random does not fit this training"),
+        (lambda state: state["network"].popitem(), r"its network does not fit .*Missing key"),
+        (lambda state: state.update(optimizer=3), "its optimizer does not fit"),
+    ],
+)
+def test_a_damaged_state_is_refused_in_one_line(tmp_path, ended, change, text):
+    state = torch.load(ended / "last.pt", weights_only=True)
+    change(state)
+    torch.save(state, tmp_path / "last.pt")
+    with pytest.raises(DataError, match=rf"last\.pt: damaged, .*{text}.*--ckpt_dir") as error:
+        Training(tmp_path).resumable.run(resume=True)
+    assert "\n" not in str(error.value)
+
+
+def test_a_state_does_not_say_how_long_a_training_runs(tmp_path, ended):
+    state = torch.load(ended / "last.pt", weights_only=True)
+    state["trainer"].update(max_epochs=EPOCHS + 9, run="x")
+    torch.save(state, tmp_path / "last.pt")
+    again = Training(tmp_path, epochs=EPOCHS + 1)
+    again.resumable.run(resume=True)
+    assert again.trainer.state.epoch == EPOCHS + 1
 
 
 # ---------------------------------------------------------------- the bundle's own training
