@@ -322,6 +322,16 @@ def test_settings_that_cannot_work(dataset, tmp_path):
         assert words in message, message
 
 
+def test_evaluating_a_model_of_which_weights_are_missing(trained, tmp_path):
+    (tmp_path / "model.json").write_bytes((trained / "models/model.json").read_bytes())
+    weights = torch.load(trained / "models/model.pt", weights_only=True)
+    torch.save(dict(list(weights.items())[1:]), tmp_path / "model.pt")
+    places = ("--dataset_dir", trained / "dataset", "--ckpt_dir", tmp_path, "--output_dir", tmp_path / "out")
+    message = error_of(run_bundle("run", "evaluating", "--config_file", EVALUATING, *places))
+    assert "model.pt: its weights do not fit the network that its .json describes: 1 differ" in message
+    assert not (tmp_path / "out/scores.csv").exists()
+
+
 def test_evaluating_without_a_model(dataset, tmp_path):
     places = ("--dataset_dir", dataset, "--ckpt_dir", tmp_path, "--output_dir", tmp_path / "eval")
     message = error_of(run_bundle("run", "evaluating", "--config_file", EVALUATING, *places))

@@ -106,6 +106,8 @@ def test_evaluating_reads_the_annotation_as_training_did(tmp_path):
     with (tmp_path / "out/scores.csv").open() as file:
         scores = [float(row["dice"]) for row in csv.DictReader(file) if row["class"] != "background" and row["dice"]]
     assert np.mean(scores) == pytest.approx(float(trained["dice_annotated"]), abs=2e-3)
+    assert "Annotated slices: all, as set for the model's training" in result.stdout
+    assert "pass --annotated_slices None" in result.stdout
     for number in range(2):
         path = tmp_path / f"data/scan{number}_seg.nii.gz"
         write_nifti(path, np.asarray(nib.load(path).dataobj) * 50)

@@ -10,10 +10,13 @@ import torch
 
 from sparse3dunet.data.checks import check_data
 from sparse3dunet.data.datalist import read_data_set
+from sparse3dunet.data.splits import split_cases
 from sparse3dunet.errors import DataError
 from sparse3dunet.keys import ANNOTATED_CLASSES
+from sparse3dunet.training.finetuning import description_of
+from sparse3dunet.training.settings import check_looked_for
 from sparse3dunet.transforms import SparseLabeld
-from tests.conftest import ROOT, make_dataset, run_bundle, run_sparse3dunet, run_training
+from tests.conftest import ROOT, TINY, make_dataset, run_bundle, run_sparse3dunet, run_training
 
 EVALUATING = f"['{ROOT}/bundle/configs/train.yaml','{ROOT}/bundle/configs/evaluate.yaml']"
 
@@ -164,6 +167,55 @@ def test_it_learns_otherwise_than_from_background(partial, tmp_path):
         torch.load(path / "models/state/last.pt", weights_only=True)["network"] for path in (root, tmp_path)
     )
     assert any(not torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_random_split_trains_on_each_class_that_was_looked_for(seed):
+    def cases(*looked_for):
+        names = [{"image": f"{i}.nii.gz", "label": f"{i}.nii.gz"} for i in range(len(looked_for))]
+        return [{**name, ANNOTATED_CLASSES: values} for name, values in zip(names, looked_for)]
+
+    rare = cases([0, 1], [0, 1], [0, 1], [0, 1, 2], [0, 1])
+    train, val = split_cases(rare, 0.4, seed)
+    assert {value for case in train for value in case[ANNOTATED_CLASSES]} == {0, 1, 2}
+    assert len(val) == 2
+    assert len(train + val) == 5
+    train, val = split_cases(cases([0, 1], [0, 2]), seed=seed)
+    assert len(train) == len(val) == 1, "none can be spared"
+
+
+def test_a_class_that_no_training_case_shows_apart_from_the_background_is_refused(dataset, tmp_path):
+    """All background might be that class: the network would be free to segment it so."""
+    for name in ("case_0", "case_1"):
+        only_shell(dataset, name)
+    declare(dataset, ["shell"], case_2=["shell", "core"])
+    (tmp_path / "split.json").write_text(json.dumps({"train": ["case_0", "case_1"], "val": ["case_2"]}))
+    result = run_training(dataset, tmp_path, "--split_file", tmp_path / "split.json")
+    assert result.returncode == 1
+    error = result.stderr.splitlines()[-1]
+    assert "dataset.json: core (value 2) is in annotated_classes of validation cases only: case_2" in error
+    assert "--split_file" in error
+    assert run_sparse3dunet("check", dataset).returncode == 0, "it is in one case"
+    only_shell(dataset, "case_2")
+    declare(dataset, ["shell"])
+    result = run_sparse3dunet("check", dataset)
+    assert result.returncode == 1
+    assert "error: " in result.stdout
+    configs = f"['{ROOT}/bundle/configs/train.yaml','{ROOT}/bundle/configs/crossval.yaml']"
+    folds = ("run", "cross_validating", "--config_file", configs, "--dataset_dir", dataset, *TINY)
+    places = ("--output_dir", tmp_path / "scores", "--ckpt_dir", tmp_path / "models")
+    for text in (result.stdout, run_bundle(*folds, *places).stderr, run_training(dataset, tmp_path).stderr):
+        assert "core (value 2) is in annotated_classes of no case" in text
+
+
+def test_a_model_that_knows_all_classes_is_trained_further_on_some(dataset, trained):
+    for number in range(3):
+        only_shell(dataset, f"case_{number}")
+    declare(dataset, ["shell"])
+    data_set = read_data_set(dataset)
+    check_looked_for(data_set, data_set.cases, description_of(trained / "models"))
+    with pytest.raises(DataError, match="of no case"):
+        check_looked_for(data_set, data_set.cases)
 
 
 def test_densify_refuses_partial_labels(partial, tmp_path):

@@ -38,6 +38,14 @@ def test_in_nnunets_layout(tmp_path):
     assert list(read_data_set(folder).regions) == ["all", *names[1:]]
 
 
+def test_the_background_cannot_be_a_class_of_a_region(dataset):
+    change_json(dataset, regions=REGIONS)
+    with pytest.raises(DataError, match=r"dataset\.json: the background is to be 2, .* class of the region whole"):
+        read(str(dataset), background=2)
+    assert read(str(dataset), background=0).regions
+    assert read(str(dataset), background=2, infer_unlabeled=True).class_values[0] == 2, "densify ignores regions"
+
+
 @pytest.mark.parametrize(
     ("declared", "words"),
     [

@@ -5,7 +5,9 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
+from monai.data import MetaTensor
 
 import sparse3dunet
 from sparse3dunet.errors import DataError
@@ -59,6 +61,30 @@ def test_a_number_of_numpy_as_ignore_index(fitted):
     assert isinstance(sparse3dunet.show(image, sparse, ignore_index=number), Figure)
 
 
+def test_classes_of_large_values_stay_apart(fitted):
+    """As those of atlases, beyond the whole numbers of 32-bit floats."""
+    image, _, sparse, _ = fitted
+    label = np.array([0, 312782546, 312782550, 255])[sparse]
+    found = sparse3dunet.Densifier().fit(image, label)
+    assert found.classes_.tolist() == [0, 312782546, 312782550]
+    assert np.array_equal(found.segmentation()[label != 255], label[label != 255])
+
+
+def test_the_affine_of_a_metatensor_is_used(fitted):
+    image, _, sparse, densifier = fitted
+    affine, flipped = np.diag([1.0, 1, 8, 1]), np.diag([-1.0, 1, 8, 1])
+    scan = MetaTensor(torch.as_tensor(image)[None], affine=torch.as_tensor(affine))
+    given = sparse3dunet.Densifier(ignore_index=UNLABELED).fit(image, sparse, affine=affine)
+    for label in (MetaTensor(sparse), MetaTensor(sparse, affine=torch.as_tensor(affine))):
+        found = sparse3dunet.Densifier(ignore_index=UNLABELED).fit(scan, label)
+        assert np.array_equal(found.predict_proba(), given.predict_proba())
+    with pytest.raises(DataError, match="label: its position in space differs"):
+        densifier.fit(scan, MetaTensor(sparse, affine=torch.as_tensor(flipped)))
+    for wrong, text in ((np.eye(3), r"expected \(4, 4\)"), (np.zeros((4, 4)), "degenerate")):
+        with pytest.raises(DataError, match=text):
+            densifier.fit(image, sparse, affine=wrong)
+
+
 def test_bad_arguments(fitted):
     image, _, sparse, _ = fitted
     densifier = sparse3dunet.Densifier(ignore_index=UNLABELED)
@@ -70,6 +96,8 @@ def test_bad_arguments(fitted):
     ):
         with pytest.raises(DataError, match=text):
             densifier.fit(*arguments)
+    with pytest.raises(DataError, match="ignore_index must be a whole number"):
+        sparse3dunet.Densifier(ignore_index=255.7).fit(image, sparse)
     with pytest.raises(DataError, match="not fitted"):
         densifier.segmentation()
 

@@ -149,6 +149,13 @@ def test_faults_are_named(network, valid_network):
         SlabInferer(WINDOW)(torch.rand(1, 1, 30, 30, 30), nn.Conv3d(1, 2, 3))
 
 
+def test_further_arguments_are_the_networks():
+    x = torch.rand(1, 1, 17, 20, 24)
+    inferer = SlabInferer(WINDOW, mirror_axes=[0], bfloat16=False)
+    found = inferer(x, lambda batch, scale, shift=0: batch * scale + shift, 5, shift=1)
+    torch.testing.assert_close(found, x * 5 + 1)
+
+
 def test_a_plain_function_is_a_network(network):
     """Equal to MONAI's; what makes another size of its windows is told."""
     x = torch.randn(1, 2, 30, 20, 24)

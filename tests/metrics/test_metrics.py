@@ -91,5 +91,29 @@ def test_readable_errors():
     for wrong_pred, wrong_label in ((pred, label + 4), (pred + 2, label), (pred - 1, label), (pred, label - 1)):
         with pytest.raises(ValueError, match="outside of 0"):
             overlap_counts(wrong_pred, wrong_label, CLASSES)
+    with pytest.raises(ValueError, match="no volume was scored yet"):
+        OverlapMetric(CLASSES).aggregate()
     with pytest.raises(ValueError, match="kind"):
         OverlapMetric(CLASSES, "jaccard")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"), [(0.9, r"value 0\.9; expected classes"), (math.nan, "contain NaN"), (math.inf, "outside of")]
+)
+def test_only_classes_are_a_segmentation(wrong, text):
+    """Where voxels count."""
+    pred, label, weight = example(0)
+    odd, weight = pred.float(), weight.clone()
+    odd[0, 0, 0, 0, 0], weight[0, 0, 0, 0, 0] = wrong, 0
+    target = pack_target(label, weight)
+    assert torch.equal(overlap_counts(odd, target, CLASSES), overlap_counts(pred, target, CLASSES))
+    with pytest.raises(ValueError, match=text):
+        overlap_counts(odd, label, CLASSES)
+
+
+def test_logits_are_numbers():
+    pred, label, _ = example(0)
+    logits = torch.rand(len(pred), CLASSES, *pred.shape[2:])
+    logits[0, 1, 2, 3, 4] = math.nan
+    with pytest.raises(ValueError, match="contain NaN"):
+        overlap_counts(logits, label, CLASSES)

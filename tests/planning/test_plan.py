@@ -134,6 +134,8 @@ def test_a_plan_is_a_file(ct, tmp_path):
         ({"slice_axis": -1}, "slice_axis"),
         ({"reasons": []}, "reasons"),
         ({"fingerprint": None}, "fingerprint"),
+        ({"fingerprint": {"class_names": [0, 1]}}, "class_names"),
+        ({"fingerprint": {"class_names": 3}}, "class_names"),
     ],
 )
 def test_bad_plans(ct, tmp_path, change, words):

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import subprocess
+import sys
 from functools import partial
 
 import numpy as np
@@ -12,7 +14,8 @@ from sparse3dunet.errors import DataError
 from sparse3dunet.losses.target import pack_target
 from sparse3dunet.metrics import measure
 from sparse3dunet.report.scores import read_scores, write_scores
-from sparse3dunet.training.crossval import HELD_OUT_FILE, check_folds, show_table
+from sparse3dunet.training.crossval import HELD_OUT_FILE, check_folds, run_folds, show_table
+from sparse3dunet.training.resume import LAST_FILE
 from sparse3dunet.transforms import HoldOutSlicesd
 from tests.conftest import make_volume
 
@@ -80,6 +83,25 @@ def test_each_fold_holds_out_something(tmp_path):
     with pytest.raises(DataError, match=r"folds is 50, .*: [3-6] fold\(s\) would have some"):
         check_folds([{"weight": weight}, {"weight": weight}], [], hold_out, 50)
     check_folds([{"weight": weight}, {"weight": weight}], [], partial(HoldOutSlicesd, folds=3), 3)
+
+
+def test_only_resumed_folds_begin_from_a_state(tmp_path, monkeypatch):
+    """A run that stops in its first fold leaves nothing of an earlier one that --resume would take for its own."""
+    states = [tmp_path / f"models/fold_{fold}" / LAST_FILE for fold in (0, 1)]
+    scores = [tmp_path / f"scores/fold_{fold}/scores.csv" for fold in (0, 1)]
+    for file in (*states, *scores):
+        file.parent.mkdir(parents=True)
+        file.touch()
+    monkeypatch.setattr(sys, "argv", ["", "run", "cross_validating", "--config_file", "x.yaml"])
+    results = iter([0, 0, 1, 0])
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], next(results)))
+    assert len(run_folds(2, tmp_path / "scores", tmp_path / "models", resume=True)) == 2
+    assert all(file.exists() for file in (*states, *scores))
+    with pytest.raises(DataError, match="fold 1 of 2 failed"):
+        run_folds(2, tmp_path / "scores", tmp_path / "models")
+    assert not any(file.exists() for file in (*states, *scores))
+    with pytest.raises(DataError, match=r"fold_0.scores\.csv: missing, although fold 1 .* --output_dir"):
+        run_folds(2, tmp_path / "scores", tmp_path / "models", resume=True)
 
 
 def test_class_names_are_no_markup(folds, tmp_path, capsys, monkeypatch):

@@ -47,7 +47,9 @@ def kept(folder, name="former"):
 
 
 def described(training, validation, **changes):
-    fields = {"class_names": ("a", "b"), "class_values": (0, 1), "patch_size": (16, 16, 16), "in_channels": 1}
+    names = ("a", "b", "c") if "regions" in changes else ("a", "b")
+    fields = {"class_names": names, "class_values": tuple(range(len(names)))}
+    fields |= {"patch_size": (16, 16, 16), "in_channels": 1}
     return ModelDescription(**fields | changes, network=None, training=training, validation=validation)
 
 
@@ -84,11 +86,14 @@ def test_without_a_score_the_last_model_is_saved(tmp_path, capsys):
         (described(("one", "two"), ("three",), spacing=(1.0, 1.0, 2.0)), False),
         (described(("one", "two"), ("three",), class_values=(0, 2)), False),
         (described(("one", "two"), ("three",), intensity={"center": 40.0, "width": 400.0}), False),
+        (described(("one", "two"), ("three",), regions={"all": [1, 2], "b": [2]}), True),
+        (described(("one", "two"), ("three",), regions={"b": [2], "all": [1, 2]}), False),  # other outputs
     ],
 )
 def test_only_like_models_are_compared_on_cases_that_neither_learned_from(tmp_path, description, compared):
     former(tmp_path)
-    (tmp_path / "model.json").write_text(described(("one", "two"), ("three",)).to_json())
+    before = {"regions": {"all": [1, 2], "b": [2]}} if description.regions else {}
+    (tmp_path / "model.json").write_text(described(("one", "two"), ("three",), **before).to_json())
     assert Training(tmp_path, [0.8, 0.5, 0.7], description=description).run() == (1.0 if compared else 11.0)
 
 

@@ -29,7 +29,6 @@ from sparse3dunet.training.budget import Budget, Validation, warmup_cosine
 from sparse3dunet.training.log import TrainingLog
 from sparse3dunet.training.resume import (
     ResumableTraining,
-    StateError,
     _changes,
     leave_signals_to_trainer,
     saved_iteration,
@@ -105,10 +104,15 @@ def assert_same(a, b):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
+def ended(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
     Training(folder).resumable.run()
-    return outcome(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ended):
+    return outcome(ended)
 
 
 @pytest.mark.parametrize("iteration", range(1, EPOCHS * LENGTH + 1))
@@ -261,22 +265,35 @@ def test_faults_are_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "damage",
+    ("change", "text"),
     [
-        lambda state: state["network"].popitem(),
-        lambda state: state["trainer"].update(epoch_length=0),
-        lambda state: state.update(best=[1.0]),
-        lambda state: state.update(settings=[1]),
+        (lambda state: state.update(settings=[1]), "settings or recipe are not those"),
+        (lambda state: state["trainer"].clear(), "its trainer, .* are not those"),
+        (lambda state: state["trainer"].update(epoch_length=0), "epoch_length is 0; expected"),
+        (lambda state: state["trainer"].update(iteration=-3), "iteration is -3; expected"),
+        (lambda state: state["trainer"].update(iteration="x"), "iteration is 'x'; expected"),
+        (lambda state: state.update(best=[1.0]), r"best validation is \[1\.0\]"),
+        (lambda state: state.update(random={}), "its random does not fit this training"),
+        (lambda state: state["network"].popitem(), r"its network does not fit .*Missing key"),
+        (lambda state: state.update(optimizer=3), "its optimizer does not fit"),
     ],
 )
-def test_a_damaged_state_is_named(tmp_path, damage):
-    """What is in it is no less a fault of the file than its form."""
-    Training(tmp_path).resumable.run()
-    state = torch.load(tmp_path / "last.pt", weights_only=True)
-    damage(state)
+def test_a_damaged_state_is_refused_in_one_line(tmp_path, ended, change, text):
+    state = torch.load(ended / "last.pt", weights_only=True)
+    change(state)
     torch.save(state, tmp_path / "last.pt")
-    with pytest.raises(StateError, match=r"last\.pt is damaged, or is the state of another training \(\w+: "):
-        Training(tmp_path, epochs=EPOCHS + 1).resumable.run(resume=True)
+    with pytest.raises(DataError, match=rf"last\.pt: damaged, .*{text}.*--ckpt_dir") as error:
+        Training(tmp_path).resumable.run(resume=True)
+    assert "\n" not in str(error.value)
+
+
+def test_a_state_does_not_say_how_long_a_training_runs(tmp_path, ended):
+    state = torch.load(ended / "last.pt", weights_only=True)
+    state["trainer"].update(max_epochs=EPOCHS + 9, run="x")
+    torch.save(state, tmp_path / "last.pt")
+    again = Training(tmp_path, epochs=EPOCHS + 1)
+    again.resumable.run(resume=True)
+    assert again.trainer.state.epoch == EPOCHS + 1
 
 
 # ---------------------------------------------------------------- the bundle's own training
@@ -396,6 +413,13 @@ def test_a_component_that_moved_is_the_same():
     assert len(_changes(then, {**now, "b": 2})) == 1
     assert len(_changes(then, {**now, "budget#_target_": "sparse3dunet.training.budget.Other"})) == 1
     assert len(_changes({"a": "torch.optim.SGD"}, {"a": "sparse3dunet.optim.SGD"})) == 1
+
+
+def test_regions_in_another_order_are_other_outputs():
+    then, now = {"all": [1, 2], "core": [2]}, {"core": [2], "all": [1, 2]}
+    assert _changes({"regions": then, "loss#regions": then}, {"regions": dict(then), "loss#regions": then}) == []
+    assert len(_changes({"regions": then, "loss#regions": then}, {"regions": now, "loss#regions": now})) == 2
+    assert _changes({"intensity": {"mean": 1, "std": 2}}, {"intensity": {"std": 2, "mean": 1}}) == []
 
 
 if __name__ == "__main__":

@@ -71,6 +71,40 @@ def test_unlabeled_value_that_is_a_class():
         SparseLabel(3, 2)
 
 
+def test_numbers_of_numpy_are_whole_numbers():
+    split = SparseLabel(np.int64(3), np.array([3, 255]))
+    assert (split.classes, split.ignore_index) == ((0, 1, 2), (3, 255))
+    assert SparseLabel(np.array([0.0, 4.0]), 5.0).classes == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("classes", "ignore_index", "text"),
+    [
+        ([0, 1.7], None, r"classes must be .* found \[0, 1\.7\]"),
+        ([0, 1], 254.6, r"ignore_index must be .* found 254\.6"),
+        ([0, 1], [4, np.nan], "ignore_index must be"),
+        ([0, 1, 1], None, "the value 1 twice"),
+    ],
+)
+def test_classes_and_unlabeled_values_are_whole_numbers(classes, ignore_index, text):
+    with pytest.raises(DataError, match=text):
+        SparseLabel(classes, ignore_index)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+def test_a_class_that_floats_cannot_tell_from_the_next_number(dtype):
+    classes = [0, 312782546, 312782550]
+    label = torch.tensor(classes).view(1, 1, 1, 3)
+    assert SparseLabel(classes)(label)[0].flatten().tolist() == [0, 1, 2]
+    if dtype == torch.float64:
+        assert SparseLabel(classes)(label.to(dtype))[0].flatten().tolist() == [0, 1, 2]
+    else:
+        with pytest.raises(DataError, match=r"class value 312782546 is too large .*torch\.float"):
+            SparseLabel(classes)(label.to(dtype))
+    unlabeled = torch.tensor([0, 1, 2**32]).view(1, 1, 1, 3).to(dtype)
+    assert SparseLabel(2, 2**32)(unlabeled)[1].flatten().tolist() == [1, 1, 0]
+
+
 def test_several_channels():
     with pytest.raises(DataError, match=r"one channel and three dimensions, found shape \(2, 3"):
         SparseLabel(3)(np.zeros((2, 3, 3, 3)))

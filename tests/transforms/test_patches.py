@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
-from monai.data import MetaTensor
+from monai.data import DataLoader, Dataset, MetaTensor
 from monai.transforms import ClassesToIndicesd, Compose, RandWeightedCropd
 
 from sparse3dunet.errors import DataError
@@ -295,6 +295,9 @@ def test_the_readme_cuts_patches_around_the_annotation(tmp_path, monkeypatch):
     assert float(names["value"].detach()) > 0
     assert names["image"].shape == (1, 1, 64, 64, 64)
     assert all(parameter.grad is not None for parameter in names["network"].parameters())
+    cases = Dataset([files] * 2, Compose([names["split"], names["augment"]]))
+    batch = next(iter(DataLoader(cases, batch_size=2)))
+    assert [batch[key].shape for key in ("image", "label", "weight")] == [(2, 1, 64, 64, 64)] * 3
     item = names["split"](files)
     names["augment"].set_random_state(1)  # of which one patch loses the annotation by its rotation
     shares = [float(names["augment"](item)["weight"].sum()) for _ in range(6)]

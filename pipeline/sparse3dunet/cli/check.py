@@ -38,6 +38,7 @@ def check(
         with ended_at_once():
             from sparse3dunet.data import check_report, checks
             from sparse3dunet.data.datalist import read_data_set
+            from sparse3dunet.data.partial_labels import never_looked_for
             from sparse3dunet.data.set_conventions import with_marks
             from sparse3dunet.io.defaults import set_defaults
 
@@ -51,7 +52,10 @@ def check(
                 ignore_index=arguments.numbers(ignore_index, "--ignore-index"),
                 annotated_slices=arguments.slices(annotated_slices),
             )
-            report = checks.inspect(checks.complete(with_marks(data_set, background=background), background=background))
+            data_set = checks.complete(with_marks(data_set, background=background), background=background)
+            report = checks.inspect(data_set)
+            names, values = data_set.class_names, data_set.class_values
+            report.errors += never_looked_for(data_set.cases, names, values, data_set.source)
     except DataError as error:
         if as_json:
             print(json.dumps({"ok": False, "errors": [str(error)], "warnings": []}, indent=1))

@@ -23,7 +23,7 @@ def with_background(data_set: DataSet, value: int) -> DataSet:
     """Return the data set with the class of this value first, as the background.
 
     Raises:
-        DataError: when the value is no class.
+        DataError: when the value is no class, or the one of a region.
     """
     values = list(data_set.class_values)
     if value not in values:
@@ -31,6 +31,12 @@ def with_background(data_set: DataSet, value: int) -> DataSet:
         raise DataError(
             f"{data_set.labels_place}: the background is to be {value}, which is no class; expected one of "
             f"{', '.join(map(str, values))}.{unlabeled}"
+        )
+    region = next((name for name, numbers in data_set.regions.items() if values.index(value) in numbers), None)
+    if region is not None:
+        raise DataError(
+            f"{data_set.source}: the background is to be {value}, which is a class of the region {region}; expected a "
+            "value that no region contains. Pass another --background, or correct the regions."
         )
     order = [values.index(value), *(number for number, other in enumerate(values) if other != value)]
     names = [data_set.class_names[number] for number in order]

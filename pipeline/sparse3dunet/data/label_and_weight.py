@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -53,9 +55,12 @@ class SparseLabel(Transform):
         ignore_index: int | Sequence[int] | None = None,
         annotated_slices: Any = None,
     ) -> None:
-        self.classes = tuple(range(classes)) if isinstance(classes, int) else tuple(int(c) for c in classes)
-        self.ignore_index = () if ignore_index is None else tuple(int(i) for i in ensure_tuple(ignore_index))
+        self.classes = tuple(range(classes)) if isinstance(classes, Integral) else whole_numbers(classes, "classes")
+        self.ignore_index = () if ignore_index is None else whole_numbers(ignore_index, "ignore_index")
         self.annotated_slices = annotated_slices
+        twice = [value for value in self.classes if self.classes.count(value) > 1]
+        if twice:
+            raise DataError(f"classes has the value {twice[0]} twice: {classes}; expected another one for each class.")
         clash = [i for i in self.ignore_index if i in self.classes]
         if clash:
             raise DataError(
@@ -73,6 +78,7 @@ class SparseLabel(Transform):
                 f"{source}: a label map must have one channel and three dimensions, found shape "
                 f"{tuple(values.shape)} with the channel first."
             )
+        self._check_precision(values.dtype, source)
         plain = _whole(values.as_tensor())
         slices = self.annotated_slices if annotated_slices is None else annotated_slices
         weights = self._weights(plain, weight, source)
@@ -86,6 +92,16 @@ class SparseLabel(Transform):
             )
         label = self._class_numbers(plain, weights > 0, source)
         return tuple(convert_to_dst_type(part, values, dtype=part.dtype)[0] for part in (label, weights))
+
+    def _check_precision(self, dtype: torch.dtype, source: str) -> None:
+        """Raise DataError if numbers of this type cannot tell a class from the next whole number."""
+        largest = 2 / torch.finfo(dtype).eps if dtype.is_floating_point else math.inf
+        for value in self.classes:
+            if abs(value) >= largest:
+                raise DataError(
+                    f"{source}: the class value {value} is too large for a label map of type {dtype}, in which whole "
+                    f"numbers are distinct only below {largest:.0f}. Pass it as integers, such as torch.int64."
+                )
 
     def _weights(self, plain: torch.Tensor, weight: Any, source: str) -> torch.Tensor:
         if weight is None:
@@ -153,6 +169,18 @@ class SparseLabel(Transform):
 
     def _unlabeled_text(self) -> str:
         return "ignore_index: " + (", ".join(map(str, self.ignore_index)) or "none set")
+
+
+def whole_numbers(values: Any, name: str) -> tuple[int, ...]:
+    """Return a value, or values, as whole numbers of Python; raise DataError, naming the argument, for others."""
+    listed = ensure_tuple(values)
+    try:
+        whole = tuple(int(value) for value in listed)
+    except (TypeError, ValueError, OverflowError):  # no number, NaN, infinity
+        whole = ()
+    if len(whole) != len(listed) or any(number != value for number, value in zip(whole, listed)):
+        raise DataError(f"{name} must be a whole number or a list of them, such as 255 or [4, 255]; found {values!r}.")
+    return whole
 
 
 def _check_numbers(values: torch.Tensor, source: str) -> None:

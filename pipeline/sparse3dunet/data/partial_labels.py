@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -118,6 +118,26 @@ def looked_for(
             "annotated on the annotated voxels; otherwise mark these voxels as unlabeled."
         )
     return torch.tensor(mask)
+
+
+def never_looked_for(
+    cases: Sequence[Mapping[str, Any]], class_names: Sequence[str], class_values: Sequence[int], source: str
+) -> list[str]:
+    """Return what is wrong for each class that was looked for in none of the cases; it could only be confused.
+
+    Args:
+        cases: cases with the values of the classes that were looked for, see :func:`with_annotated_classes`.
+        class_names: see :func:`class_values_of`.
+        class_values: see :func:`class_values_of`.
+        source: file of the data set, for messages.
+    """
+    found = {value for case in cases for value in case.get(ANNOTATED_CLASSES, class_values)}
+    return [
+        f"{source}: {name} (value {value}) is in annotated_classes of no case, so that all background might be {name}; "
+        "expected every class in at least one. Add it where it was looked for, or remove it from the classes."
+        for name, value in zip(class_names, class_values)
+        if cases and value not in found
+    ]
 
 
 def describe(per_case: Sequence[Sequence[str]]) -> list[str]:

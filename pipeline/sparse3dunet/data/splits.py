@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from sparse3dunet.data.cutting import has_parts
 from sparse3dunet.data.datalist import Case
 from sparse3dunet.data.layouts import read_json
 from sparse3dunet.data.names import case_name, may_be_named, volume_name
 from sparse3dunet.errors import DataError
+from sparse3dunet.keys import ANNOTATED_CLASSES
 
 MOST_PARTS = 8
 """Number of parts of larger volumes that are validated: each takes seconds on a CPU."""
@@ -29,7 +30,7 @@ def split_cases(
 
     A single case is used for both: the network learns from its annotated slices, and predicts the rest of it. Of parts
     of volumes larger than memory, at most MOST_PARTS are for validation. At random, whole volumes are held
-    out if there are several.
+    out if there are several, and of partial labels none that leaves a class that was looked for in no training case.
 
     Args:
         cases: cases of a :class:`~sparse3dunet.data.datalist.DataSet`.
@@ -59,19 +60,30 @@ def split_cases(
         volumes.setdefault(volume_name(case), []).append(case)
     if has_parts(cases) and len(volumes) > 1:  # parts of a volume resemble each other
         training, held_out = _divided(list(volumes.values()), val_fraction, seed)
-        return [case for parts in training for case in parts], _few([case for parts in held_out for case in parts])
-    return _divided(cases, val_fraction, seed, MOST_PARTS if has_parts(cases) else len(cases))
+        return training, _few(held_out)
+    return _divided([[case] for case in cases], val_fraction, seed, MOST_PARTS if has_parts(cases) else len(cases))
 
 
-_Item = TypeVar("_Item")
+def _divided(
+    groups: Sequence[list[Case]], fraction: float, seed: int, most: int | None = None
+) -> tuple[list[Case], list[Case]]:
+    """Return the cases for training, and those for validation, whole groups at random.
 
-
-def _divided(items: Sequence[_Item], fraction: float, seed: int, most: int | None = None) -> tuple[list, list]:
-    """Return the items for training, and those for validation, at random."""
-    order = list(items)
+    Training keeps each class that was looked for in some case only (partial labels), unless nothing could be held out.
+    """
+    order = list(groups)
     random.Random(seed).shuffle(order)
     count = min(max(round(fraction * len(order)), 1), len(order) - 1, most or len(order))
-    return order[count:], order[:count]
+    sought = [Counter(value for case in group for value in case.get(ANNOTATED_CLASSES, ())) for group in order]
+    left = sum(sought, Counter())
+    held_out: set[int] = set()
+    for number, own in enumerate(sought):
+        if len(held_out) < count and all(left[value] > own[value] for value in own):
+            held_out.add(number)
+            left -= own
+    held_out = held_out or set(range(count))
+    parts = [[c for n, group in enumerate(order) if (n in held_out) == val for c in group] for val in (False, True)]
+    return parts[0], parts[1]
 
 
 def _few(cases: Sequence[Case]) -> list[Case]:

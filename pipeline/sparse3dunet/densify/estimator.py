@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from monai.data import MetaTensor
 
 from sparse3dunet.bundle import running
-from sparse3dunet.data.label_and_weight import SparseLabel
+from sparse3dunet.data.label_and_weight import SparseLabel, whole_numbers
 from sparse3dunet.densify import inputs
 from sparse3dunet.densify.results import read_prob
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import read_image, write_map
-from sparse3dunet.io.volumes import Volume, check_same_grid, on_grid_of
+from sparse3dunet.io.volumes import Volume, check_affine, check_same_grid, on_grid_of
 from sparse3dunet.propagation import Ensemble
 from sparse3dunet.propagation.calibration import decide
 
@@ -63,23 +64,25 @@ class SparseDensifier:
             label: (X, Y, Z) integers: classes, of which the lowest is the background, and `ignore_index` where
                 unlabeled; or a path.
             spacing: voxel size in mm; of arrays without an affine; default 1.
-            affine: 4x4, voxel to RAS+ world in mm; of arrays; instead of `spacing`.
+            affine: 4x4, voxel to RAS+ world in mm; of arrays; instead of `spacing`. Without either, that of a
+                MetaTensor, as MONAI's ``LoadImage`` reads it.
 
         Raises:
-            DataError: when shapes or values do not fit, or two files their positions in space, or nothing is annotated.
+            DataError: when shapes or values do not fit, or two files or MetaTensors their positions in space, or
+                nothing is annotated.
         """
         if self.minutes < 0:
             raise DataError(f"minutes must be 0, for a preview, or more; got {self.minutes!r}.")
         scan = _volume(image, spacing, affine, "image")
         annotation = _volume(label, spacing, affine, "label")
-        if all(isinstance(source, (str, Path)) for source in (image, label)):
-            annotation = on_grid_of(annotation, scan)
-            check_same_grid(annotation, scan)
-        if annotation.data.shape != scan.spatial_shape:
+        paths = all(isinstance(source, (str, Path)) for source in (image, label))
+        if not paths and annotation.data.shape != scan.spatial_shape:
             raise DataError(
                 f"label has shape {annotation.data.shape}, image {scan.spatial_shape}; expected the same (X, Y, Z)."
             )
-        ignored = [int(value) for value in np.atleast_1d(np.asarray(self.ignore_index))]
+        annotation = on_grid_of(annotation, scan)
+        check_same_grid(annotation, scan)
+        ignored = list(whole_numbers(self.ignore_index, "ignore_index"))
         found = np.unique(annotation.data)
         self.classes_ = found[~np.isin(found, ignored)].astype(int)
         if len(self.classes_) < 2:
@@ -88,7 +91,8 @@ class SparseDensifier:
                 "least two, background included."
             )
         split = SparseLabel(self.classes_.tolist(), ignored)
-        numbers, weight = (np.asarray(part[0]) for part in split(np.asarray(annotation.data, np.float32)[None]))
+        kind = np.int64 if annotation.data.dtype.kind in "iub" else np.float64  # in both, large values stay distinct
+        numbers, weight = (np.asarray(part[0]) for part in split(np.asarray(annotation.data, kind)[None]))
         self._known, self._numbers = weight > 0, numbers
         self._prob, self._segmentation = (
             self._run(scan, annotation, ignored) if self.minutes else self._preview(scan, weight)
@@ -140,7 +144,10 @@ class SparseDensifier:
 
 
 def _volume(source: Any, spacing: Sequence[float] | None, affine: np.ndarray | None, name: str) -> Volume:
-    """Return a volume, read from a path or made from an array, channels last as in files."""
+    """Return a volume, read from a path or made from an array, channels last as in files.
+
+    Only a MetaTensor's own affine is the array's alone, and may differ from the other's; one without has the identity.
+    """
     if isinstance(source, (str, Path)):
         return read_image(source)
     array = np.asarray(source)
@@ -150,4 +157,11 @@ def _volume(source: Any, spacing: Sequence[float] | None, affine: np.ndarray | N
     if sizes.shape != (3,) or not (sizes > 0).all():
         raise DataError(f"spacing is {spacing!r}; expected three sizes in mm.")
     matrix = np.diag([*sizes, 1.0]) if affine is None else np.asarray(affine, float)
-    return Volume(name, np.moveaxis(array, 0, -1) if array.ndim == 4 else array, matrix)
+    own = np.asarray(source.affine, float) if isinstance(source, MetaTensor) else matrix
+    is_own = affine is None and spacing is None and not np.array_equal(own, np.eye(4))
+    matrix = own if is_own else matrix
+    if matrix.shape != (4, 4):
+        raise DataError(f"the affine of the {name} has shape {matrix.shape}; expected (4, 4), voxel to world in mm.")
+    check_affine(name, matrix)
+    data = np.moveaxis(array, 0, -1) if array.ndim == 4 else array
+    return Volume(name, data, matrix, has_orientation=is_own, has_voxel_size=is_own)

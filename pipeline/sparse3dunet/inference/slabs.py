@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,7 +50,8 @@ class SlabInferer(Inferer):
         bfloat16: whether the network runs in bfloat16; None if the device computes it in hardware.
         on_window: function called after each batch with the number of windows done and of all.
 
-    Shapes: (B, C, X, Y, Z) -> (B, K, X, Y, Z) float32 logits; :meth:`slabs` yields them piece by piece.
+    Shapes: (B, C, X, Y, Z) -> (B, K, X, Y, Z) float32 logits; :meth:`slabs` yields them piece by piece. Further
+    arguments of the call are passed to the network with each window, as MONAI does.
 
     Raises:
         ValueError: when an argument is out of range.
@@ -87,7 +88,8 @@ class SlabInferer(Inferer):
         row_axis = self.windows(inputs.shape[2:], network).row_axis
         results = []
         for volume in volumes:
-            slabs = [logits for _, logits in self.slabs(list(volume), network, inputs.device)]
+            pieces = self.slabs(list(volume), network, inputs.device, args=args, kwargs=kwargs)
+            slabs = [logits for _, logits in pieces]
             results.append(torch.cat(slabs, dim=row_axis + 1).to(inputs.device))
         result = torch.stack(results)
         return convert_to_dst_type(result, inputs, dtype=result.dtype)[0] if isinstance(inputs, MetaTensor) else result
@@ -119,6 +121,8 @@ class SlabInferer(Inferer):
         device: torch.device | str = "cpu",
         prepare: Callable[[np.ndarray], np.ndarray] | None = None,
         box: Sequence[slice] | None = None,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Iterator[tuple[slice, torch.Tensor]]:
         """Yield the logits, slab by slab along the windows' row axis.
 
@@ -128,6 +132,8 @@ class SlabInferer(Inferer):
             device: device of the network.
             prepare: normalisation of each window, (C, `roi_size`) float32.
             box: voxels of the volume whose logits are yielded, which are the same as without it; None for all.
+            args: further arguments of the network, the same for all windows.
+            kwargs: further arguments of the network by name.
 
         Yields:
             Consecutive slices along the row axis and their logits (K, X, Y, Z) float32, of the volume's size along the
@@ -143,6 +149,7 @@ class SlabInferer(Inferer):
             return torch.from_numpy(values if prepare is None else prepare(values))
 
         run = _Runner(network, torch.device(device), self.mirror_axes, self.uses_bfloat16(device), windows.output_size)
+        run.args, run.kwargs = tuple(args), dict(kwargs or {})
         batch_size = 1 if run.device.type == "cpu" else self.sw_batch_size
         blend = _Blend(windows, run.device)
         done = 0
@@ -175,6 +182,8 @@ class _Runner:
         self.flips = [[axis + 2 for axis in axes] for axes in itertools.chain(*flips)]
         self.bfloat16 = bfloat16
         self.output_size = output_size
+        self.args: tuple[Any, ...] = ()
+        self.kwargs: dict[str, Any] = {}
         self.of_constants: dict[tuple[float, ...], torch.Tensor] = {}
 
     def __call__(self, windows: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -199,7 +208,7 @@ class _Runner:
                 flipped = batch.flip(axes) if axes else batch
                 if self.device.type == "cpu":
                     flipped = flipped.contiguous(memory_format=torch.channels_last_3d)
-                logits = self.network(flipped).float()
+                logits = self.network(flipped, *self.args, **self.kwargs).float()
                 if tuple(logits.shape[2:]) != self.output_size:
                     raise DataError(
                         f"the network returns {tuple(logits.shape[2:])} voxels for a window of "

@@ -16,6 +16,7 @@ from typing import IO
 import numpy as np
 
 from sparse3dunet.errors import DataError
+from sparse3dunet.io.folders import unused_name
 from sparse3dunet.io.dicom_results import check_dicom_output, write_dicom_segmentation
 from sparse3dunet.io.dicom_writers import WRITERS
 from sparse3dunet.io.folders import is_running
@@ -252,8 +253,7 @@ def remove(path: Path) -> None:
 def aside(path: Path, suffix: str) -> Path:
     """Return a path beside a file, ``a_before.nii.gz``, at which there is nothing yet, to keep the file there."""
     stem = path.name[: len(path.name) - len(suffix)]
-    names = (path.with_name(f"{stem}_before{number or ''}{suffix}") for number in (0, *range(2, 10_000)))
-    return next(name for name in names if not os.path.lexists(name))
+    return path.with_name(unused_name(path.parent, f"{stem}_before", suffix))
 
 
 def draft_path(target: Path, suffix: str) -> Path:

@@ -33,17 +33,20 @@ def overlap_counts(
         false negatives.
 
     Raises:
-        ValueError: when shapes differ, or a class is out of range.
+        ValueError: when shapes differ, a class is out of range or no whole number, or a logit is NaN.
     """
+    undefined = pred.isnan().any(dim=1)
     if pred.shape[1] == num_classes and num_classes > 1:
         pred = pred.argmax(dim=1, keepdim=True)
     if pred.shape[1] != 1 or pred.shape[0] != target.shape[0] or pred.shape[2:] != target.shape[2:]:
         raise ValueError(f"segmentation {tuple(pred.shape)} and target {tuple(target.shape)} do not fit.")
     looked_for = annotated_classes(target, num_classes)
     label, weight = unpack_target(target)
+    if bool((undefined & (weight > 0)).any()):
+        raise ValueError("the segmentation or its logits contain NaN on annotated voxels; expected numbers.")
     counts = []
-    for number, (guess, truth, counted) in enumerate(zip(pred[:, 0].long(), label, weight > 0)):
-        truth, guess = truth[counted], guess[counted]
+    for number, (guess, truth, counted) in enumerate(zip(pred[:, 0], label, weight > 0)):
+        truth, guess = truth[counted], _whole(guess[counted])
         for name, classes in (("label", truth), ("predicted class", guess)):
             if classes.numel() and not 0 <= int(classes.min()) <= int(classes.max()) < num_classes:
                 raise ValueError(f"a {name} is outside of 0 ... {num_classes - 1}: {classes.unique().tolist()[:9]}.")
@@ -58,6 +61,17 @@ def overlap_counts(
             predicted, true = ((inside @ count.double()).long() for count in (predicted, true))
         counts.append(torch.stack([true_positive, predicted - true_positive, true - true_positive], dim=-1))
     return torch.stack(counts)
+
+
+def _whole(classes: torch.Tensor) -> torch.Tensor:
+    """Return classes as int64; raise ValueError if they are something else, such as probabilities."""
+    odd = classes[classes != classes.round()] if classes.is_floating_point() else classes[:0]
+    if odd.numel():
+        raise ValueError(
+            f"a segmentation of one channel has the value {float(odd[0]):g}; expected classes, whole numbers. Use "
+            "a threshold for probabilities, or pass the logits of all classes."
+        )
+    return classes.long()
 
 
 def overlap_scores(counts: torch.Tensor, kind: str) -> torch.Tensor:
@@ -116,8 +130,15 @@ class OverlapMetric(CumulativeIterationMetric):
         return overlap_scores(counts, self.kind).float()
 
     def by_class(self) -> list[ClassScore]:
-        """Return the score of each class 0 ... K-1, not evaluable if no volume has it."""
-        return class_scores(self.get_buffer())
+        """Return the score of each class 0 ... K-1, not evaluable if no volume has it.
+
+        Raises:
+            ValueError: when no volume was scored yet.
+        """
+        scores = self.get_buffer()
+        if scores is None:
+            raise ValueError("no volume was scored yet; call the metric with a segmentation and a target first.")
+        return class_scores(scores)
 
     def aggregate(self) -> torch.Tensor:
         """Return the mean over the evaluable classes; NaN only if no class is evaluable."""

@@ -238,6 +238,13 @@ def check_model_fits(description: ModelDescription, data_set: DataSet) -> None:
         print(f"Classes by value, model and data set: {', '.join(f'{a} -> {b}' for a, b in renamed)}.", flush=True)
 
 
+def differs(name: str, one: Any, other: Any) -> bool:
+    """Return whether a setting differs; of regions the order counts, too, as the network's outputs have it."""
+    if name.rsplit("#", 1)[-1] == "regions":
+        one, other = (list(value.items()) if isinstance(value, Mapping) else value for value in (one, other))
+    return bool(one != other)
+
+
 def build_network(description: ModelDescription, dropout: float | None = None) -> UNet3D:
     """Build the network of a description, with new weights.
 

@@ -52,6 +52,10 @@ def _are_numbers(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 3 and all(map(is_number, value))
 
 
+def _are_names(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and all(isinstance(name, str) for name in value))
+
+
 def _are_whole(value: Any) -> bool:
     return _are_numbers(value) and all(isinstance(n, int) and n > 0 for n in value)
 
@@ -78,7 +82,10 @@ _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "class_balance": (lambda v: is_number(v) and 0 <= v <= 1, "a number from 0 to 1"),
     "flip_prob": (lambda v: _are_numbers(v) and min(v) >= 0 and max(v) <= 1, "three numbers from 0 to 1"),
     "reasons": (lambda v: isinstance(v, dict), "an object"),
-    "fingerprint": (lambda v: isinstance(v, dict), "an object"),
+    "fingerprint": (
+        lambda v: isinstance(v, dict) and _are_names(v.get("class_names")),
+        "an object, and class_names in it a list of names",
+    ),
     "slice_axis": (lambda v: v is None or (v in (0, 1, 2) and not isinstance(v, bool)), "0, 1, 2 or null"),
 }
 """By field, a check of the value read from JSON, and what is expected."""

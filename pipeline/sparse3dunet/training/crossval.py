@@ -19,7 +19,9 @@ from sparse3dunet.io.writing import write_csv, write_text
 from sparse3dunet.keys import WEIGHT
 from sparse3dunet.metrics.masked import ClassScore, mean_score
 from sparse3dunet.metrics.measures import Measures, summarize
+from sparse3dunet.report.scores import FILE as SCORES_FILE
 from sparse3dunet.report.scores import read_scores, scores_table, write_summary
+from sparse3dunet.training.resume import LAST_FILE
 from sparse3dunet.transforms.holdout import VALIDATION
 
 _Cases = Mapping[str, Sequence[Measures]]
@@ -58,12 +60,14 @@ def check_folds(cases: Sequence[Case], load: Sequence[Callable], hold_out: Calla
     print(f"{folds} folds over the annotated slices of {len(cases)} volume(s)")
 
 
-def cross_validate(folds: int, output_dir: str | Path, ckpt_dir: str | Path, class_names: Sequence[str]) -> None:
+def cross_validate(
+    folds: int, output_dir: str | Path, ckpt_dir: str | Path, class_names: Sequence[str], resume: bool = False
+) -> None:
     """Run all folds (:func:`run_folds`), then write and show their scores (:func:`show_table`)."""
-    show_table(run_folds(folds, output_dir, ckpt_dir), class_names, output_dir)
+    show_table(run_folds(folds, output_dir, ckpt_dir, resume), class_names, output_dir)
 
 
-def run_folds(folds: int, output_dir: str | Path, ckpt_dir: str | Path) -> list[Path]:
+def run_folds(folds: int, output_dir: str | Path, ckpt_dir: str | Path, resume: bool = False) -> list[Path]:
     """Run this process's own command once for each fold, and return the folds' output folders.
 
     Each fold is a separate process, so that nothing learned in one reaches the next.
@@ -72,9 +76,11 @@ def run_folds(folds: int, output_dir: str | Path, ckpt_dir: str | Path) -> list[
         folds: number of folds.
         output_dir: fold i writes to its subfolder ``fold_i``.
         ckpt_dir: fold i keeps its models in its subfolder ``fold_i``.
+        resume: whether the folds go on from their states; otherwise those of all folds are removed first, since a later
+            --resume would take the ones that this run did not reach for its own.
 
     Raises:
-        DataError: when this process was not started as ``python -m monai.bundle run``, or a fold fails.
+        DataError: when this process was not started as ``python -m monai.bundle run``, a fold fails or has no scores.
     """
     arguments = sys.argv[1:]
     if not arguments or arguments[0] != "run" or "--config_file" not in " ".join(arguments):
@@ -84,6 +90,10 @@ def run_folds(folds: int, output_dir: str | Path, ckpt_dir: str | Path) -> list[
     if any(argument.startswith("--run_id") for argument in arguments):
         raise DataError("write the id without --run_id: python -m monai.bundle run cross_validating --config_file ...")
     options = arguments[2:] if len(arguments) > 1 and not arguments[1].startswith("-") else arguments[1:]
+    for fold in () if resume else range(folds):
+        former = (Path(ckpt_dir) / f"fold_{fold}" / LAST_FILE, Path(output_dir) / f"fold_{fold}" / SCORES_FILE)
+        for file in former:
+            file.expanduser().unlink(missing_ok=True)
     outputs = []
     for fold in range(folds):
         output = Path(output_dir) / f"fold_{fold}"
@@ -92,6 +102,11 @@ def run_folds(folds: int, output_dir: str | Path, ckpt_dir: str | Path) -> list[
         command = [sys.executable, *_warning_options(), "-m", "monai.bundle", "run", FOLD_RUN, *options]
         if subprocess.run([*command, *map(str, places)], check=False).returncode:
             raise DataError(f"fold {fold + 1} of {folds} failed, see above; any results of it are in {output}.")
+        if not (output.expanduser() / SCORES_FILE).is_file():
+            raise DataError(
+                f"{output / SCORES_FILE}: missing, although fold {fold + 1} of {folds} has ended; expected it in the "
+                "--output_dir of the run that trained it. Pass that one, or leave out --resume to train all again."
+            )
         outputs.append(output)
     return outputs
 

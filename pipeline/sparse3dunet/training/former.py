@@ -15,7 +15,7 @@ from sparse3dunet.errors import DataError
 from sparse3dunet.io.writing import replacing, write_text
 from sparse3dunet.io.written import file_digest
 from sparse3dunet.models.checkpoints import BestModelSaver
-from sparse3dunet.models.description import DESCRIPTION_SUFFIX, read_description
+from sparse3dunet.models.description import DESCRIPTION_SUFFIX, differs, read_description
 
 FORMER = "former"
 """Folder of the former model, next to the new one."""
@@ -104,7 +104,7 @@ class FormerModel:
             former = read_description(self.path).settings()
         except DataError:
             return False
-        if any(former[name] != own.settings()[name] for name in COMPARED):
+        if any(differs(name, former[name], own.settings()[name]) for name in COMPARED):
             return False
         known = sorted({*own.validation} & {*former["training"]})
         if known:

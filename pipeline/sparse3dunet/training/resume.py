@@ -26,13 +26,16 @@ from torch.optim.lr_scheduler import LambdaLR
 from sparse3dunet.data.sampling import SeededSampler
 from sparse3dunet.errors import DataError
 from sparse3dunet.models.checkpoints import save_file
-from sparse3dunet.models.description import ModelDescription
+from sparse3dunet.models.description import ModelDescription, differs
+from sparse3dunet.models.description_checks import is_number
 from sparse3dunet.training.budget import Budget
 
 PRETRAINED = "pretrained"
 """Setting of the model that a training begins from, which may have another path on resuming."""
 STATE = "state"
 """Folder of a training's state, in that of the model."""
+LAST_FILE = f"{STATE}/last.pt"
+"""File of a training's state in the model's folder, by default."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 """Signals that end a training in order: a cluster's preemption, and Ctrl-C."""
 _CURE = "Leave out --resume to start again, or pass another --ckpt_dir."
@@ -127,14 +130,6 @@ class ResumableTraining:
                 self._restore(state)
         except DataError as error:
             raise StateError(str(error)) from error
-        except (MemoryError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:  # of what is in the file, many kinds
-            reason = " ".join(str(error).split())[:200].rstrip(".")
-            raise StateError(
-                f"{self.path} is damaged, or is the state of another training ({type(error).__name__}: {reason}). "
-                f"{_CURE}"
-            ) from error
         return state is not None
 
     def _look_for_earlier(self, resume: bool) -> None:
@@ -192,10 +187,9 @@ class ResumableTraining:
         if idist.get_rank() > 0:
             return
         trainer, best = self.trainer.state, self.evaluator.state
-        kept = ("iteration", "epoch_length", *self.trainer.state_dict_user_keys)
         state = {
             **{name: part.state_dict() for name, part in self._all_parts().items()},
-            "trainer": {key: getattr(trainer, key) for key in kept},
+            "trainer": {key: getattr(trainer, key) for key in self._kept()},
             "best": [float(best.best_metric), best.best_metric_epoch],
             "random": _random_state(),
             "settings": self.settings,
@@ -213,6 +207,9 @@ class ResumableTraining:
         expected = {*self._all_parts(), "trainer", "best", "random", "settings", "recipe"}
         if not isinstance(state, dict) or set(state) != expected:
             raise DataError(f"{self.path} was written by another version, or by another kind of training. {_CURE}")
+        fault = _fault_of(state)
+        if fault:
+            raise DataError(f"{self.path}: damaged, {fault}. {_CURE}")
         schemas = [settings.get("schema_version") for settings in (state["settings"], self.settings)]
         if schemas[0] != schemas[1]:
             raise DataError(
@@ -236,11 +233,20 @@ class ResumableTraining:
         return state
 
     def _restore(self, state: Mapping[str, Any]) -> None:
-        for name, part in self._all_parts().items():
-            part.load_state_dict(_progress(part, state[name]))
+        try:
+            for name, part in self._all_parts().items():
+                part.load_state_dict(_progress(part, state[name]))
+            name = "random"
+            _set_random_state(state["random"])  # set again when training begins; here, to see that it is one
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # what PyTorch, NumPy and Python raise differs by part
+            what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise DataError(f"{self.path}: damaged, its {name} does not fit this training ({what}). {_CURE}") from error
         trainer = self.trainer.state
-        for key, value in state["trainer"].items():
-            setattr(trainer, key, value)
+        for key in self._kept():  # nothing else, such as max_epochs
+            if key in state["trainer"]:
+                setattr(trainer, key, state["trainer"][key])
         trainer.epoch, first_batch = divmod(trainer.iteration, trainer.epoch_length)
         if self.sampler is not None:
             self.sampler.set_epoch(trainer.epoch, first_batch)
@@ -266,9 +272,27 @@ class ResumableTraining:
         if idist.get_rank() == 0 and not self.quiet:
             print(text, flush=True)
 
+    def _kept(self) -> tuple[str, ...]:
+        """Return the names of what is kept of the trainer's state."""
+        return ("iteration", "epoch_length", *self.trainer.state_dict_user_keys)
+
     def _all_parts(self) -> dict[str, Any]:
         scaler = self.trainer.scaler  # only with CUDA's automatic mixed precision in float16
         return self.parts if scaler is None else {**self.parts, "scaler": scaler}
+
+
+def _fault_of(state: Mapping[str, Any]) -> str:
+    """Return what is wrong with a state apart from the parts themselves; empty if nothing is."""
+    trainer, best = state["trainer"], state["best"]
+    plain = all(isinstance(state[name], dict) for name in ("trainer", "random", "settings", "recipe"))
+    if not plain or not {"iteration", "epoch_length"} <= set(trainer):
+        return "its trainer, random state, settings or recipe are not those of a training"
+    for name, least in (("iteration", 0), ("epoch_length", 1)):
+        if not is_number(trainer[name], int) or trainer[name] < least:
+            return f"its {name} is {trainer[name]!r}; expected a whole number of at least {least}"
+    if not isinstance(best, (list, tuple)) or [type(value) for value in best] != [float, int]:
+        return f"its best validation is {best!r}; expected a score and an epoch"
+    return ""
 
 
 def fixed_settings(
@@ -339,7 +363,7 @@ def _progress(part: Any, state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    names = [name for name in {**then, **now} if _place_free(now.get(name)) != _place_free(then.get(name))]
+    names = [name for name in {**then, **now} if differs(name, *(_place_free(of.get(name)) for of in (then, now)))]
     return [f"{name} {then.get(name)} -> {now.get(name)}" for name in names]
 
 

@@ -6,19 +6,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import numpy as np
 import torch
 
 from sparse3dunet.data.cutting import has_parts
-from sparse3dunet.data.datalist import Case
+from sparse3dunet.data.datalist import Case, DataSet
 from sparse3dunet.data.finished import FINISHED
 from sparse3dunet.data.memory import machine_memory
 from sparse3dunet.data.names import case_name
+from sparse3dunet.data.partial_labels import never_looked_for
 from sparse3dunet.data.reports import DataReport
 from sparse3dunet.data.slices import ALL
 from sparse3dunet.errors import DataError
+from sparse3dunet.keys import ANNOTATED_CLASSES
 from sparse3dunet.losses.regions import Regions
 from sparse3dunet.metrics import tolerance
+from sparse3dunet.models.description import ModelDescription
 from sparse3dunet.networks import UNet3D
 from sparse3dunet.planning.plan import planned_spacing
 from sparse3dunet.planning.sampling import draw_shares
@@ -149,6 +153,21 @@ def slices_of_cases(dataset_dir: str | Path | None, annotated_slices: Any) -> An
     return FINISHED if dataset_dir is None and annotated_slices in (None, ALL) else annotated_slices
 
 
+def slices_of_model(model: ModelDescription) -> Any:
+    """Return the annotated slices that were set for a model's training, and print that they are used for scoring.
+
+    They may not be those of another data set, such as one with dense labels, which nothing in its files can tell.
+    """
+    slices = model.annotated_slices
+    if slices is not None and idist.get_rank() == 0:
+        print(
+            f"Annotated slices: {slices}, as set for the model's training (--annotated_slices). If the labels to score "
+            "by are dense, or declare their slices, pass --annotated_slices None.",
+            flush=True,
+        )
+    return slices
+
+
 def default_workers(device: torch.device | str) -> int:
     """Return the number of processes that load data: 4 for a GPU; none on a CPU, where they would compete for it."""
     return 0 if torch.device(device).type == "cpu" else 4
@@ -159,6 +178,31 @@ def check_counts(counts: Mapping[str, Any]) -> None:
     for name, value in counts.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise DataError(f"{name} must be a whole number of at least 1, such as --{name} 10; got {value!r}.")
+
+
+def check_looked_for(data_set: DataSet, training: Sequence[Case], like: ModelDescription | None = None) -> None:
+    """Raise DataError if a class was looked for in no training case: nothing would tell it from the background.
+
+    Args:
+        data_set: the data set.
+        training: cases to train on.
+        like: description of the model that is trained further; with as many classes, it knows them all.
+    """
+    names, values = data_set.class_names, data_set.class_values
+    if like is not None and not like.regions and len(like.class_names) == len(values):
+        return
+    for fault in never_looked_for(data_set.cases or training, names, values, data_set.source):
+        raise DataError(fault)
+    trained = {value for case in training for value in case.get(ANNOTATED_CLASSES, values)}
+    for name, value in zip(names, values):
+        if value not in trained:
+            others = [case_name(case) for case in data_set.cases if value in case[ANNOTATED_CLASSES]]
+            shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+            raise DataError(
+                f"{data_set.source}: {name} (value {value}) is in annotated_classes of validation cases only: {shown}; "
+                f"expected it in at least one training case, since all background might be {name} otherwise. Put one "
+                "there with --split_file, or train on all cases with --val_fraction 0."
+            )
 
 
 def check_loss(loss: torch.nn.Module, regions: Regions | None) -> None:
