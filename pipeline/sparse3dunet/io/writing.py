@@ -16,10 +16,9 @@ from typing import IO
 import numpy as np
 
 from sparse3dunet.errors import DataError
-from sparse3dunet.io.folders import unused_name
 from sparse3dunet.io.dicom_results import check_dicom_output, write_dicom_segmentation
 from sparse3dunet.io.dicom_writers import WRITERS
-from sparse3dunet.io.folders import is_running
+from sparse3dunet.io.folders import is_running, unused_name
 from sparse3dunet.io.grid import SHEAR_TOLERANCE, shear
 from sparse3dunet.io.hdf5 import write_hdf5
 from sparse3dunet.io.meta_image import write_meta_image
