@@ -74,6 +74,22 @@ def test_what_cannot_be_known_is_not_known_of_held_out_voxels(work):
     assert (held.prob.argmax(0) == held.label).mean() == pytest.approx(0.5, abs=0.04)
 
 
+def test_a_large_scan_is_judged_by_fewer_parts_at_full_resolution(monkeypatch):
+    """By a block first, then by the slices that were given first, on which the network is judged."""
+    image, label = nested()
+    held = {}
+    for count in (1, 2, 99):
+        monkeypatch.setattr(ensemble, "WALKED", count * label.size * 3 / 1e4)
+        of_scan = Ensemble(work=1e4, slices=[[[], [], [3]], [[], [], [8]]]).fit(image, label, WEIGHT)
+        held[count] = of_scan.refine().held
+    assert (held[1].slices, held[1].judged, held[1].part.max()) == ((), -1, 0)
+    assert (len(held[2].slices), held[2].part.max()) == (1, 1)
+    assert held[99].part.max() > 3
+    judged = [of.place[of.part == of.judged] for of in (held[2], held[99])]
+    assert set(judged[0][:, 2]) == {3}
+    np.testing.assert_array_equal(*judged)
+
+
 @pytest.mark.parametrize("step", [1, 2])
 def test_what_is_told_of_held_out_voxels_is_told_at_full_resolution(step):
     """Of a scan that was worked on coarsely as well: places, classes and distances are those of the scan's voxels."""

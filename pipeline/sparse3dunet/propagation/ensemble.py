@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 import torch
@@ -41,6 +42,8 @@ fewer held-out ones may be worse than a single member.
 WALK_SHARE, WALK_POWER = 0.5, 3
 """Share of the walk in the preview where both err equally often, and the power by which it falls with its error."""
 LEAST_ERROR = 0.01
+WALKED = 12
+"""Maximum voxels times classes of held-out parts at full resolution, relative to the work: about ten seconds of 60."""
 MOST_HELD = 200_000
 """Maximum number of voxels of a held-out part that are kept at full resolution."""
 
@@ -276,13 +279,15 @@ class Ensemble(Propagator):
         return Companion(tuple(range(len(WALKERS))) if best == 0 else (FOREST,), share)
 
     def _held(self, views: Sequence[View], prob: Sequence[np.ndarray]) -> Held:
-        """Return the predictions for all parts, at full resolution."""
+        """Return the predictions for the parts, at full resolution; if the grid is coarse, only of some."""
         if self._field.is_coarse:
-            found = [self._at_full_resolution(view, of_part) for view, of_part in zip(views, prob)]
+            chosen = self._affordable(views)
+            found = [self._at_full_resolution(views[number], prob[number]) for number in chosen]
         else:
-            label = self._scan.label.numpy().ravel()
+            chosen, label = list(range(len(views))), self._scan.label.numpy().ravel()
             places = [self._field.places(view.index, self._scan.shape) for view in views]
             found = [Found(p, label[v.index], v.distance, place) for v, p, place in zip(views, prob, places)]
+        kept = [views[number] for number in chosen]
         distance = np.concatenate([of_part.distance for of_part in found])
         return Held(
             np.concatenate([of_part.prob for of_part in found], 1),
@@ -290,10 +295,21 @@ class Ensemble(Propagator):
             distance,
             self._whole_weight(distance) if self._field.is_coarse else self._weight(distance),
             np.concatenate([of_part.place for of_part in found]),
-            np.repeat(range(len(views)), [len(of_part.label) for of_part in found]),
-            tuple(number for number, view in enumerate(views) if view.kind == "slices"),
-            next((number for number, view in enumerate(views) if view.fold == 0), -1),
+            np.repeat(range(len(found)), [len(of_part.label) for of_part in found]),
+            tuple(number for number, view in enumerate(kept) if view.kind == "slices"),
+            next((number for number, view in enumerate(kept) if view.fold == 0), -1),
         )
+
+    def _affordable(self, views: Sequence[View]) -> list[int]:
+        """Return the numbers of the parts that there is time to bring to full resolution: of blocks, slices, in turn.
+
+        The network is judged by the slices that were given first, which are therefore the first ones here.
+        """
+        size = np.prod([b.stop - b.start for b in self._field.box]) * self._scan.num_classes
+        numbers = sorted(range(len(views)), key=lambda number: views[number].fold != 0)
+        kinds = [[number for number in numbers if views[number].kind == kind] for kind in ("blocks", "slices")]
+        in_turn = [number for pair in zip_longest(*kinds) for number in pair if number is not None]
+        return sorted(in_turn[: max(1, int(WALKED * self.work // size))])
 
     def _at_full_resolution(self, view: View, prob: np.ndarray) -> Found:
         """Return a part's predictions after the walk that moves coarse borders to edges, which does not see it either.
