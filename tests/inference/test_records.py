@@ -173,6 +173,13 @@ def test_a_summary_of_the_user_stays(tmp_path, case, kind):
         check_summary(out)
 
 
+def test_a_summary_without_records_is_ours_by_its_heading(tmp_path):
+    """As an earlier version left it if it was stopped before the first image."""
+    write_summary(tmp_path, ["background", "core"])
+    (tmp_path / "records").rmdir()
+    check_summary(tmp_path)
+
+
 def test_a_folder_in_the_place_of_a_result_stays(tmp_path, case):
     precious = tmp_path / "out" / NAMES[0] / "precious.txt"
     precious.parent.mkdir(parents=True)

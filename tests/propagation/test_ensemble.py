@@ -82,11 +82,11 @@ def test_a_large_scan_is_judged_by_fewer_parts_at_full_resolution(monkeypatch):
         monkeypatch.setattr(ensemble, "WALKED", count * label.size * 3 / 1e4)
         of_scan = Ensemble(work=1e4, slices=[[[], [], [3]], [[], [], [8]]]).fit(image, label, WEIGHT)
         held[count] = of_scan.refine().held
-    assert (held[1].slices, held[1].judged, held[1].part.max()) == ((), -1, 0)
-    assert (len(held[2].slices), held[2].part.max()) == (1, 1)
+    for of in (held[1], held[2]):  # one of each kind at least
+        assert (len(of.slices), of.part.max()) == (1, 1)
     assert held[99].part.max() > 3
     judged = [of.place[of.part == of.judged] for of in (held[2], held[99])]
-    assert set(judged[0][:, 2]) == {3}
+    assert set(judged[0][:, 2]) == {3}  # and none of the same coarse voxels, which the network may have learned
     np.testing.assert_array_equal(*judged)
 
 

@@ -43,11 +43,20 @@ def test_between_two_discs(axes, thickness):
 
 @pytest.mark.parametrize("axes", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
 def test_slices_across_a_dense_stack_do_not_count(axes):
-    """Each shows a third to a half of its voxels, of which the others would get the nearest one's class."""
+    """Each shows half of its voxels, of which the others would get the nearest one's class."""
     label = np.stack([disc(4 if place % 4 else 8) for place in range(SHAPE[2])], -1)
     prob = interpolated(label, on_slices(SHAPE, [], [], list(range(0, SHAPE[2], 2))), axes=axes)
     areas = (prob.argmax(0) == 1).sum((0, 1))
     assert all(disc(5).sum() <= area <= disc(7).sum() for area in areas[1:-1:2])
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
+def test_slices_of_a_dense_stack_that_are_annotated_in_part_count(axes):
+    label = np.repeat(disc(3)[..., None], SHAPE[2], -1)
+    weight = np.zeros(SHAPE)
+    weight[8:17, :, ::3] = 1  # 0.375 of every third slice
+    prob = interpolated(label, weight, axes=axes)
+    np.testing.assert_array_equal(prob.argmax(0), label)
 
 
 def test_voxels_that_are_no_squares():

@@ -72,6 +72,7 @@ def test_unlabeled_value_that_is_a_class():
 
 
 def test_numbers_of_numpy_are_whole_numbers():
+    assert SparseLabel(torch.tensor(3)).classes == (0, 1, 2)  # a number, no list of one
     split = SparseLabel(np.int64(3), np.array([3, 255]))
     assert (split.classes, split.ignore_index) == ((0, 1, 2), (3, 255))
     assert SparseLabel(np.array([0.0, 4.0]), 5.0).classes == (0, 4)

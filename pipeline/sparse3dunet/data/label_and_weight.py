@@ -55,7 +55,9 @@ class SparseLabel(Transform):
         ignore_index: int | Sequence[int] | None = None,
         annotated_slices: Any = None,
     ) -> None:
-        self.classes = tuple(range(classes)) if isinstance(classes, Integral) else whole_numbers(classes, "classes")
+        is_count = isinstance(classes, Integral) or getattr(classes, "ndim", None) == 0  # an array or tensor of one
+        numbers = whole_numbers(classes, "classes")
+        self.classes = tuple(range(numbers[0])) if is_count else numbers
         self.ignore_index = () if ignore_index is None else whole_numbers(ignore_index, "ignore_index")
         self.annotated_slices = annotated_slices
         twice = [value for value in self.classes if self.classes.count(value) > 1]

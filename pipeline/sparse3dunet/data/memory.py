@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 GROUPS = "/proc/self/cgroup"
@@ -16,20 +18,31 @@ KEPT = 2**31 - 1
 """Bytes of freed memory that the process keeps: the most that mallopt takes."""
 LARGE = 2**30, 2**25
 """Bytes from which memory still goes back to the system at once; the second for older glibc, which takes no more."""
+DEFAULT = 2**17
+"""Bytes of both by default."""
 
 
-def keep_freed_memory() -> None:
-    """Have glibc keep freed memory for the next arrays; the system would clear each page of it anew.
+@contextlib.contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Context in which glibc keeps freed memory for the next arrays; the system would clear each page of it anew.
 
     Where that is slow, as in virtual machines, large arrays of short life cost more than what is done with them. With
     other C libraries, nothing is done.
     """
     try:
-        set_option = ctypes.CDLL(None).mallopt
+        libc = ctypes.CDLL(None)
+        set_option, trim = libc.mallopt, libc.malloc_trim
     except (OSError, AttributeError, TypeError):  # TypeError: Windows
+        yield
         return
     set_option(MALLOC_TRIM, KEPT)
     any(set_option(MALLOC_MMAP, size) for size in LARGE)
+    try:
+        yield
+    finally:
+        set_option(MALLOC_TRIM, DEFAULT)
+        set_option(MALLOC_MMAP, DEFAULT)
+        trim(0)
 
 
 def machine_memory() -> int:

@@ -50,7 +50,7 @@ class FormerModels:
         found, fault = (self.description, self.fault) if self.is_used else read_model(self.final)
         if not fault and found is None and (before.goes_on or before.trained):
             fault = f"{self.final} is missing"
-        return fault or self.fold_fault
+        return fault or ("" if before.trained else self.fold_fault)
 
     def fold_fits(self, description: ModelDescription) -> bool:
         """Return whether the fold's model can be trained further as the one described."""

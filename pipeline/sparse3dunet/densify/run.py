@@ -24,7 +24,7 @@ from monai.utils import set_determinism
 
 from sparse3dunet.bundle import configs
 from sparse3dunet.data.datalist import DataSet
-from sparse3dunet.data.memory import keep_freed_memory
+from sparse3dunet.data.memory import freed_memory_kept
 from sparse3dunet.data.reports import DataReport
 from sparse3dunet.data.slices import Slices
 from sparse3dunet.densify import summary
@@ -70,9 +70,9 @@ def densify(data_set: DataSet, report: DataReport, spacing: Any, **options: Any)
         DataError: when a setting is wrong, or a result would replace a file that no former run wrote.
     """
     hold_folder(options["output_dir"])
-    keep_freed_memory()
     try:
-        _Run(configs.current(), data_set, report, spacing, Options(**options)).run()
+        with freed_memory_kept():
+            _Run(configs.current(), data_set, report, spacing, Options(**options)).run()
     except KeyboardInterrupt:
         print("Stopped; run the same command again to continue.", flush=True)
         raise SystemExit(STOPPED) from None
@@ -223,7 +223,7 @@ class _Run:
             return fault
         if before.digest != self.digest:
             return "the annotation, the images, a setting or the version changed"
-        if before.held_out and not before.trained and not are_within(before.held_out, self._items()):
+        if before.held_out and before.share is None and not are_within(before.held_out, self._items()):
             return f"{self.file.path} lists slices to hold out that the volumes do not have"
         return ""
 
@@ -241,7 +241,7 @@ class _Run:
             state.learned = 0 if changed else summary.learned(self.output_dir, before)
             if changed:
                 self._keep_aside(", ".join(changed))
-            elif before is not None and former.fold_fits(description):
+            elif before is not None and before.cleared and former.fold_fits(description):
                 former_slices, learned = held_out_before(before, names, former.description.training)
         elif former.fault:
             self._keep_aside(former.fault)

@@ -21,6 +21,8 @@ from sparse3dunet.io.writing import check_no_folder, flush, move, remove, write_
 from sparse3dunet.io.written import as_written, file_digest, is_as_written, size_and_time
 
 RECORDS, DRAFTS, SUMMARY = "records", ".drafts", "summary.csv"
+HEADING = ("case", "status", "seconds")
+"""First columns of the summary."""
 DONE, FAILED, STARTED = "done", "failed", "started"
 VERSION = 1
 """Version of the fields of a record."""
@@ -227,8 +229,14 @@ def check_summary(output_dir: str | Path, overwrite: bool = False) -> None:
     """Raise DataError if :func:`write_summary` would replace a file that it did not write, or a folder."""
     path = Path(output_dir) / SUMMARY
     check_no_folder(path)
-    if path.exists() and not overwrite and not path.with_name(RECORDS).exists():
+    if path.exists() and not overwrite and not path.with_name(RECORDS).exists() and not _has_our_heading(path):
         raise DataError(f"{path.absolute()} {NOT_OURS}")
+
+
+def _has_our_heading(path: Path) -> bool:
+    """Return whether a table begins as the summary, which a run that was stopped early leaves without records."""
+    with path.open("rb") as file:
+        return file.readline(1000).decode(errors="replace").split(",")[: len(HEADING)] == list(HEADING)
 
 
 def write_summary(
@@ -253,7 +261,7 @@ def write_summary(
     names = {case.files: case.name for case in cases}
     records = [_read(path) for path in sorted((folder / RECORDS).rglob("*.json"))]
     volumes = [f"{name} ml" for name in class_names[1:]]
-    rows = [["case", "status", "seconds", *volumes, "mean confidence", "segmentation", "error", *more]]
+    rows = [[*HEADING, *volumes, "mean confidence", "segmentation", "error", *more]]
     for record in records:
         if "refused" in record:  # another image of this name
             blank = [""] * len(volumes)

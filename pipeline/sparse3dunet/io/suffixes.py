@@ -134,7 +134,7 @@ def same_volume(one: str | Path, other: str | Path) -> bool:
 
 def is_other_volume(former: str | Path, path: str | Path) -> bool:
     """Return whether a path that was noted earlier names another volume than `path`, which is still there."""
-    return split(former)[0].exists() and not same_volume(former, path)
+    return os.path.exists(split(former)[0]) and not same_volume(former, path)
 
 
 def files_of(path: str | Path) -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from scipy.ndimage import binary_dilation
 
-from sparse3dunet.data.slices import Slices
+from sparse3dunet.data.slices import Slices, slices_mask
 from sparse3dunet.propagation.calibration import dice, importance
 from sparse3dunet.propagation.field import Field
 from sparse3dunet.propagation.forest import POSITIONS, AutoContext, Forest, context, features, mean_prob
@@ -303,13 +303,13 @@ class Ensemble(Propagator):
     def _affordable(self, views: Sequence[View]) -> list[int]:
         """Return the numbers of the parts that there is time to bring to full resolution: of blocks, slices, in turn.
 
-        The network is judged by the slices that were given first, which are therefore the first ones here.
+        At least one of each, and the slices that were given first, as the network is judged by these.
         """
         size = np.prod([b.stop - b.start for b in self._field.box]) * self._scan.num_classes
         numbers = sorted(range(len(views)), key=lambda number: views[number].fold != 0)
         kinds = [[number for number in numbers if views[number].kind == kind] for kind in ("blocks", "slices")]
         in_turn = [number for pair in zip_longest(*kinds) for number in pair if number is not None]
-        return sorted(in_turn[: max(1, int(WALKED * self.work // size))])
+        return sorted(in_turn[: max(2, int(WALKED * self.work // size))])
 
     def _at_full_resolution(self, view: View, prob: np.ndarray) -> Found:
         """Return a part's predictions after the walk that moves coarse borders to edges, which does not see it either.
@@ -323,7 +323,10 @@ class Ensemble(Propagator):
         held.ravel()[view.index] = True
         left = scan.known.clone()
         left[field.box] &= ~torch.from_numpy(field.spread(held))
-        inside = np.flatnonzero((scan.known & ~left)[field.box].numpy())
+        seen = scan.known & ~left
+        if view.fold >= 0 and self.slices is not None:  # by which the network is judged, which learned all others
+            seen &= torch.from_numpy(slices_mask(scan.shape, self.slices[view.fold]))
+        inside = np.flatnonzero(seen[field.box].numpy())
         chosen = np.sort(np.random.default_rng(self.seed).permutation(inside)[:MOST_HELD])
         fine = field.fine(prior, scan.only(left))
         place = np.stack(np.unravel_index(chosen, fine.shape[1:]), 1)

@@ -9,8 +9,7 @@ from scipy.ndimage import distance_transform_edt
 from sparse3dunet.propagation.scan import Propagator, Scan, softmax
 
 SHARE = 0.3
-"""Share of a slice's voxels above which it counts as annotated, counted from the share of the whole volume on, which
-slices across a dense stack have; its other voxels get the class of the nearest."""
+"""Share of a slice's voxels above which it counts as annotated; its other voxels get the class of the nearest."""
 
 
 class ShapeInterpolation(Propagator):
@@ -32,9 +31,8 @@ class ShapeInterpolation(Propagator):
         unit = scan.plane_spacing
         total = np.zeros((scan.num_classes, *scan.shape), np.float32)
         weight = np.full(scan.shape, 1e-6, np.float32)
-        for axis in range(3):
+        for axis, slices in enumerate(_annotated_slices(scan.known.numpy())):
             known, size = np.moveaxis(scan.known.numpy(), axis, 0), scan.spacing[axis] / unit
-            slices = np.flatnonzero(known.mean((1, 2)) >= SHARE + (1 - SHARE) * known.mean())
             if not len(slices) or min(known.shape[1:]) < 2:
                 continue
             label = np.moveaxis(scan.label.numpy(), axis, 0)
@@ -63,6 +61,17 @@ class ShapeInterpolation(Propagator):
             else:
                 result[number] = distance_transform_edt(inside, sampling) - distance_transform_edt(~inside, sampling)
         return result.clip(-self.reach, self.reach)
+
+
+def _annotated_slices(known: np.ndarray) -> list[np.ndarray]:
+    """Return the annotated slices by axis.
+
+    Across a dense stack, all slices show as much as the stack is dense: they don't count if those of another axis do.
+    """
+    shares = [known.mean(tuple(other for other in range(3) if other != axis)) for axis in range(3)]
+    found = [np.flatnonzero(share > SHARE) for share in shares]
+    is_stack = [0 < len(slices) < len(share) for slices, share in zip(found, shares)]
+    return [slices if of_axis or not any(is_stack) else slices[:0] for slices, of_axis in zip(found, is_stack)]
 
 
 def _spread(total: np.ndarray, weight: np.ndarray, signed: np.ndarray, slices: np.ndarray, size: float) -> None:
