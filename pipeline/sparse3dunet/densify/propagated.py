@@ -22,7 +22,7 @@ from sparse3dunet.io.payload import check_no_pipe
 from sparse3dunet.io.writing import replacing
 from sparse3dunet.propagation.calibration import Calibration
 from sparse3dunet.propagation.ensemble import PREVIEW_WORK, WORK, Ensemble, Held, Propagated
-from sparse3dunet.propagation.scan import log_prob, softmax
+from sparse3dunet.propagation.scan import half, log_prob, single, softmax
 from sparse3dunet.propagation.shape import distance_from
 
 SECONDS = 60.0
@@ -180,7 +180,7 @@ class Propagation:
 
     def _save(self, case: ImageCase, kind: str, found: Propagated, needed: float = 0.0) -> Propagated:
         """Save a result and return it as read back, rounded, so that a resumed run gives the same."""
-        arrays: dict[str, Any] = {"prob": found.prob.astype(np.float16), "method": found.method, "needed": needed}
+        arrays: dict[str, Any] = {"prob": half(found.prob), "method": found.method, "needed": needed}
         arrays["box"] = [[b.start, b.stop] for b in found.box]
         if found.held is not None:
             arrays |= {f"held_{f.name}": np.asarray(getattr(found.held, f.name)) for f in fields(Held)}
@@ -192,7 +192,7 @@ class Propagation:
         try:
             with _opened(self._file(case, kind)) as content:
                 box = tuple(slice(int(a), int(b)) for a, b in content["box"])
-                prob = content["prob"].astype(np.float32)
+                prob = single(content["prob"])
                 return Propagated(prob, box, _held(content), str(content["method"]))  # type: ignore[arg-type]
         except _DAMAGED:
             return None

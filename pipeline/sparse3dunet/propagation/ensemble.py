@@ -16,7 +16,7 @@ from sparse3dunet.propagation.field import Field
 from sparse3dunet.propagation.forest import POSITIONS, AutoContext, Forest, context, features, mean_prob
 from sparse3dunet.propagation.parts import Part, deal
 from sparse3dunet.propagation.random_walker import RandomWalker
-from sparse3dunet.propagation.scan import Propagator, Scan
+from sparse3dunet.propagation.scan import Propagator, Scan, half, single
 from sparse3dunet.propagation.shape import ShapeInterpolation, distance_from
 from sparse3dunet.propagation.views import Companion, Found, View, product
 
@@ -154,15 +154,16 @@ class Ensemble(Propagator):
         if len(parts) < 2:
             self._refined = self.preview()
             return self._refined
-        views = []
-        for number, part in enumerate(parts, 1):
-            views.append(self._view(part))
-            on_part(number / (len(parts) + 2))
+        views, chosen = [], self._affordable(parts)
+        for number, part in enumerate(parts):
+            views.append(self._view(part, is_brought=self._field.is_coarse and number in chosen))
+            on_part((number + 1) / (len(parts) + 2))
         judged = self._judge(views)
         companion = self._companion(views, judged)
         learned = self._learned(views, companion)
         on_part((len(parts) + 1) / (len(parts) + 2))
-        held = self._held(views, [companion.combine(prob, view.members) for prob, view in zip(judged, views)])
+        prob = [companion.combine(of_part, view.members) for of_part, view in zip(judged, views)]
+        held = self._held([views[number] for number in chosen], [prob[number] for number in chosen])
         self._refined = self._result(learned, held, "auto-context")
         on_part(1.0)
         return self._refined
@@ -208,27 +209,29 @@ class Ensemble(Propagator):
             member = Forest(seed=self.seed + 1, position=False).fit_scan(scan, self._features[:, :-POSITIONS])
         else:
             member = ShapeInterpolation().fit_scan(scan)
-        return torch.from_numpy(member.predict_proba()).half().numpy()  # NumPy's conversion is slow
+        return half(member.predict_proba())
 
-    def _view(self, part: Part) -> View:
-        """Return the predictions of the members for a part that they do not see."""
+    def _view(self, part: Part, is_brought: bool = False) -> View:
+        """Return the predictions of the members for a part that they do not see.
+
+        Args:
+            part: the part.
+            is_brought: whether these are brought to full resolution, which depends on their neighbours as well.
+        """
         scan = self._scan.only(part.left)
         members = np.stack([self._member(number, scan) for number in MEMBERS])
         inside = np.flatnonzero(part.held.numpy())
         mean = mean_prob(members)
-        places = np.concatenate([inside, self._beside(part.held)])
+        places = np.concatenate([inside, self._beside(part.held)]) if is_brought else inside
         columns = context(scan, members, mean)[places]
         drawn = AutoContext(seed=self.seed).draw(self._scan, part.held)
         of_part = members.reshape(*members.shape[:2], -1)[:, :, places]
-        mean = torch.from_numpy(mean if self._field.is_coarse else mean[:0]).half().numpy()
-        return View(part.kind, part.fold, places, len(inside), columns, of_part, mean, drawn)
+        everywhere = half(mean) if is_brought else None
+        return View(part.kind, part.fold, places, len(inside), columns, of_part, drawn, everywhere)
 
     def _beside(self, held: torch.Tensor) -> np.ndarray:
-        """Return flat indices of unlabeled neighbours of a part, on which its predictions at full resolution depend."""
-        if not self._field.is_coarse:
-            return np.zeros(0, int)
-        beside = binary_dilation(held.numpy(), iterations=1) & ~self._scan.known.numpy()
-        return np.flatnonzero(beside)
+        """Return flat indices of unlabeled neighbours of a part."""
+        return np.flatnonzero(binary_dilation(held.numpy()) & ~self._scan.known.numpy())
 
     def _rows(self, view: View) -> np.ndarray:
         places = np.searchsorted(view.index, view.drawn.index)
@@ -268,7 +271,7 @@ class Ensemble(Propagator):
         kind = "blocks" if any(view.kind == "blocks" for view in views) else "slices"
         chosen = [number for number, view in enumerate(views) if view.kind == kind]
         label = np.concatenate([self._scan.label.numpy().ravel()[views[number].index] for number in chosen])
-        weight = self._weight(np.concatenate([views[number].distance for number in chosen]))
+        weight = _weight(self._scan, np.concatenate([views[number].distance for number in chosen]))
 
         def error(prob: Sequence[np.ndarray]) -> float:
             return _error(np.concatenate([prob[i][:, : views[i].count] for i in chosen], 1), label, weight)
@@ -279,35 +282,36 @@ class Ensemble(Propagator):
         return Companion(tuple(range(len(WALKERS))) if best == 0 else (FOREST,), share)
 
     def _held(self, views: Sequence[View], prob: Sequence[np.ndarray]) -> Held:
-        """Return the predictions for the parts, at full resolution; if the grid is coarse, only of some."""
+        """Return the predictions for the parts, at full resolution."""
         if self._field.is_coarse:
-            chosen = self._affordable(views)
-            found = [self._at_full_resolution(views[number], prob[number]) for number in chosen]
+            found = [self._at_full_resolution(view, of_part) for view, of_part in zip(views, prob)]
         else:
-            chosen, label = list(range(len(views))), self._scan.label.numpy().ravel()
+            label = self._scan.label.numpy().ravel()
             places = [self._field.places(view.index, self._scan.shape) for view in views]
             found = [Found(p, label[v.index], v.distance, place) for v, p, place in zip(views, prob, places)]
-        kept = [views[number] for number in chosen]
         distance = np.concatenate([of_part.distance for of_part in found])
         return Held(
             np.concatenate([of_part.prob for of_part in found], 1),
             np.concatenate([of_part.label for of_part in found]),
             distance,
-            self._whole_weight(distance) if self._field.is_coarse else self._weight(distance),
+            _weight(self._field.cut(self._whole), distance),
             np.concatenate([of_part.place for of_part in found]),
             np.repeat(range(len(found)), [len(of_part.label) for of_part in found]),
-            tuple(number for number, view in enumerate(kept) if view.kind == "slices"),
-            next((number for number, view in enumerate(kept) if view.fold == 0), -1),
+            tuple(number for number, view in enumerate(views) if view.kind == "slices"),
+            next((number for number, view in enumerate(views) if view.fold == 0), -1),
         )
 
-    def _affordable(self, views: Sequence[View]) -> list[int]:
+    def _affordable(self, parts: Sequence[Part]) -> list[int]:
         """Return the numbers of the parts that there is time to bring to full resolution: of blocks, slices, in turn.
 
-        At least one of each, and the slices that were given first, as the network is judged by these.
+        All, if the grid is not coarse. At least one of each, and the slices that were given first, as the network is
+        judged by these.
         """
+        if not self._field.is_coarse:
+            return list(range(len(parts)))
         size = np.prod([b.stop - b.start for b in self._field.box]) * self._scan.num_classes
-        numbers = sorted(range(len(views)), key=lambda number: views[number].fold != 0)
-        kinds = [[number for number in numbers if views[number].kind == kind] for kind in ("blocks", "slices")]
+        numbers = sorted(range(len(parts)), key=lambda number: parts[number].fold != 0)
+        kinds = [[number for number in numbers if parts[number].kind == kind] for kind in ("blocks", "slices")]
         in_turn = [number for pair in zip_longest(*kinds) for number in pair if number is not None]
         return sorted(in_turn[: max(2, int(WALKED * self.work // size))])
 
@@ -317,7 +321,8 @@ class Ensemble(Propagator):
         What is known of coarse voxels says little about those at full resolution, of which borders are finer.
         """
         field, scan = self._field, self._whole
-        prior = view.mean.astype(np.float32)
+        assert view.mean is not None  # see refine
+        prior = single(view.mean)
         prior.reshape(len(prior), -1)[:, view.places] = prob
         held = np.zeros(self._scan.shape, bool)
         held.ravel()[view.index] = True
@@ -334,16 +339,6 @@ class Ensemble(Propagator):
         label = scan.label[field.box].numpy().ravel()[chosen]
         return Found(fine.reshape(len(fine), -1)[:, chosen], label, distance, place + [b.start for b in field.box])
 
-    def _weight(self, distance: np.ndarray) -> np.ndarray:
-        """Return weights (N,) of held-out voxels by their distance from annotation."""
-        known = self._scan.known
-        return importance(distance, distance_from(known, self._scan.spacing)[~known.numpy()])
-
-    def _whole_weight(self, distance: np.ndarray) -> np.ndarray:
-        """Return weights (N,) as :meth:`_weight`, at full resolution."""
-        known = self._field.cut(self._whole).known
-        return importance(distance, distance_from(known, self._whole.spacing)[~known.numpy()])
-
     def _walk_share(self) -> float:
         """Return the share of the walk in the preview, by its error and a smaller forest's on held-out blocks."""
         part = next(iter(deal(self._scan, [], 1)), None)
@@ -359,6 +354,11 @@ class Ensemble(Propagator):
 
     def _result(self, prob: np.ndarray, held: Held | None, method: str) -> Propagated:
         return Propagated(self._field.fine(prob, self._whole), self._field.box, held, method)
+
+
+def _weight(scan: Scan, distance: np.ndarray) -> np.ndarray:
+    """Return weights (N,) of held-out voxels by their distance from annotation."""
+    return importance(distance, distance_from(scan.known, scan.spacing)[~scan.known.numpy()])
 
 
 def _error(prob: np.ndarray, label: np.ndarray, weight: np.ndarray) -> float:

@@ -136,6 +136,11 @@ def single(values: np.ndarray) -> np.ndarray:
     return torch.from_numpy(np.ascontiguousarray(values)).float().numpy()
 
 
+def half(values: np.ndarray) -> np.ndarray:
+    """Return an array as float16; NumPy is slow at that, too."""
+    return torch.from_numpy(np.ascontiguousarray(values)).half().numpy()
+
+
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Return the softmax over the first axis."""
     shifted = np.exp(logits - logits.max(0))

@@ -17,12 +17,13 @@ class View:
     Attributes:
         kind: see :class:`Part`.
         fold: see :class:`Part`.
-        places: (N,) flat indices of its voxels in the scan and, on a coarse grid, of their unlabeled neighbours.
+        places: (N,) flat indices of its voxels in the scan and, if it is brought to full resolution from a coarse grid,
+            of their unlabeled neighbours.
         count: number of its voxels, which are first.
         columns: (N, F) see :func:`context`.
         members: (M, K, N) probabilities by member.
-        mean: (K, X, Y, Z) float16, mean of the members everywhere, on a coarse grid; empty on another.
         drawn: voxels to learn from.
+        mean: (K, X, Y, Z) float16, mean of the members everywhere; None if the part is not brought to full resolution.
     """
 
     kind: str
@@ -31,8 +32,8 @@ class View:
     count: int
     columns: np.ndarray
     members: np.ndarray
-    mean: np.ndarray
     drawn: Drawn
+    mean: np.ndarray | None = None
 
     @property
     def index(self) -> np.ndarray:
