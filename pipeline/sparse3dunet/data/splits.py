@@ -82,8 +82,8 @@ def _divided(
             held_out.add(number)
             left -= own
     held_out = held_out or set(range(count))
-    parts = [[c for n, group in enumerate(order) if (n in held_out) == val for c in group] for val in (False, True)]
-    return parts[0], parts[1]
+    training = [case for number, group in enumerate(order) if number not in held_out for case in group]
+    return training, [case for number in sorted(held_out) for case in order[number]]
 
 
 def _few(cases: Sequence[Case]) -> list[Case]:

@@ -36,6 +36,7 @@ from sparse3dunet.inference.predictor import smallest_type
 from sparse3dunet.inference.records import CaseRecord, write_summary
 from sparse3dunet.inference.slabs import SlabInferer
 from sparse3dunet.io import OUTPUT_SUFFIXES, read_image, read_label, write_segmentation
+from sparse3dunet.io.folders import numbered
 from sparse3dunet.io.formats import read_segmentation
 from sparse3dunet.io.suffixes import MAP_SUFFIXES, format_suffix, natural_suffix, suffix_among
 from sparse3dunet.io.volumes import UNLABELED_VALUE, class_numbers
@@ -204,9 +205,8 @@ class Results:
         image = read_image(case.files[0])
         suffix = self.format or natural_suffix(case.files[0])
         suffix = MAP_SUFFIXES.get(suffix, suffix)  # the others require the background to be 0
-        names = (f"{case.name}_next{number or ''}{suffix}" for number in (0, *range(2, 10_000)))
         own = [file for _, file in inputs(self, case)]
-        paths = (self.folder / name for name in names)
+        paths = (self.folder / name for name in numbered(f"{case.name}_next", suffix))
         path = next(p for p in paths if is_ours(p, templates) and not any(is_same(p, file) for file in own))
         values = template(annotation.raw, found, suggestions, annotation.annotated)
         specification, unlabeled = self.by_path[case.files[0]].get(ANNOTATED_SLICES), list(self.data_set.ignore_index)

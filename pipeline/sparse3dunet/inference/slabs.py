@@ -148,8 +148,9 @@ class SlabInferer(Inferer):
             values = cut(channels, windows.inputs(place), border)
             return torch.from_numpy(values if prepare is None else prepare(values))
 
-        run = _Runner(network, torch.device(device), self.mirror_axes, self.uses_bfloat16(device), windows.output_size)
-        run.args, run.kwargs = tuple(args), dict(kwargs or {})
+        given = tuple(args), dict(kwargs or {})
+        bfloat16 = self.uses_bfloat16(device)
+        run = _Runner(network, torch.device(device), self.mirror_axes, bfloat16, windows.output_size, *given)
         batch_size = 1 if run.device.type == "cpu" else self.sw_batch_size
         blend = _Blend(windows, run.device)
         done = 0
@@ -173,6 +174,8 @@ class _Runner:
         mirror_axes: Sequence[int],
         bfloat16: bool,
         output_size: tuple[int, ...],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
     ) -> None:
         if device.type == "cpu" and isinstance(network, nn.Module):
             network = fast_on_cpu(network)
@@ -182,8 +185,7 @@ class _Runner:
         self.flips = [[axis + 2 for axis in axes] for axes in itertools.chain(*flips)]
         self.bfloat16 = bfloat16
         self.output_size = output_size
-        self.args: tuple[Any, ...] = ()
-        self.kwargs: dict[str, Any] = {}
+        self.args, self.kwargs = args, kwargs
         self.of_constants: dict[tuple[float, ...], torch.Tensor] = {}
 
     def __call__(self, windows: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -109,9 +110,13 @@ def discard_folder(folder: str | Path, inputs: str | Path) -> None:
 
 
 def unused_name(folder: str | Path, stem: str, suffix: str = "") -> str:
-    """Return a name that nothing in a folder has: of stem and suffix, with a number between them if need be."""
-    names = (f"{stem}{number or ''}{suffix}" for number in (0, *range(2, 10_000)))
-    return next(name for name in names if not os.path.lexists(Path(folder) / name))
+    """Return a name that nothing in a folder has, see :func:`numbered`."""
+    return next(name for name in numbered(stem, suffix) if not os.path.lexists(Path(folder) / name))
+
+
+def numbered(stem: str, suffix: str = "") -> Iterator[str]:
+    """Yield names of stem and suffix, from the second on with a number between them: a.nii, a2.nii, a3.nii ..."""
+    return (f"{stem}{number or ''}{suffix}" for number in (0, *range(2, 10_000)))
 
 
 def release_folder(folder: str | Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import random
 import re
 import signal
 import threading
@@ -16,7 +15,6 @@ from types import FrameType
 from typing import Any
 
 import ignite.distributed as idist
-import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import EarlyStopping
@@ -29,6 +27,7 @@ from sparse3dunet.models.checkpoints import save_file
 from sparse3dunet.models.description import ModelDescription, differs
 from sparse3dunet.models.description_checks import is_number
 from sparse3dunet.training.budget import Budget
+from sparse3dunet.training.random_states import random_state, set_random_state
 
 PRETRAINED = "pretrained"
 """Setting of the model that a training begins from, which may have another path on resuming."""
@@ -103,7 +102,8 @@ class ResumableTraining:
         if not isinstance(resume, bool):
             raise DataError(f"resume is {resume!r}; pass --resume without a value. It resumes from {self.path}.")
         self._look_for_earlier(resume)
-        if resume and self._resume():
+        if resume and (state := self._read()) is not None:
+            self._restore(state)
             if self._has_ended():
                 self._print(f"Training ended after epoch {self.trainer.state.epoch}. {self._how_to_continue()}")
                 return
@@ -121,16 +121,6 @@ class ResumableTraining:
         if self.agreed is not None:
             self._print(f"Stopped by {signal.Signals(self.agreed).name}; continue with --resume ({self.path}).")
             raise SystemExit(128 + self.agreed)
-
-    def _resume(self) -> bool:
-        """Restore the state in the file; return whether there is one."""
-        try:
-            state = self._read()
-            if state is not None:
-                self._restore(state)
-        except DataError as error:
-            raise StateError(str(error)) from error
-        return state is not None
 
     def _look_for_earlier(self, resume: bool) -> None:
         """Refuse to resume from the state of a version before 0.13, beside the model; a new training removes it."""
@@ -191,7 +181,7 @@ class ResumableTraining:
             **{name: part.state_dict() for name, part in self._all_parts().items()},
             "trainer": {key: getattr(trainer, key) for key in self._kept()},
             "best": [float(best.best_metric), best.best_metric_epoch],
-            "random": _random_state(),
+            "random": random_state(),
             "settings": self.settings,
             "recipe": self.recipe,
         }
@@ -203,22 +193,22 @@ class ResumableTraining:
         try:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
         except Exception as error:  # zipfile, pickle and PyTorch raise many kinds here
-            raise DataError(f"{self.path} is not the state of a training ({type(error).__name__}). {_CURE}") from error
+            raise StateError(f"{self.path} is not the state of a training ({type(error).__name__}). {_CURE}") from error
         expected = {*self._all_parts(), "trainer", "best", "random", "settings", "recipe"}
         if not isinstance(state, dict) or set(state) != expected:
-            raise DataError(f"{self.path} was written by another version, or by another kind of training. {_CURE}")
+            raise StateError(f"{self.path} was written by another version, or by another kind of training. {_CURE}")
         fault = _fault_of(state)
         if fault:
-            raise DataError(f"{self.path}: damaged, {fault}. {_CURE}")
+            raise StateError(f"{self.path}: damaged, {fault}. {_CURE}")
         schemas = [settings.get("schema_version") for settings in (state["settings"], self.settings)]
         if schemas[0] != schemas[1]:
-            raise DataError(
+            raise StateError(
                 f"{self.path}: this training began with another version of sparse3dunet, whose settings cannot be "
                 f"compared. Finish it with that version, or train further from its model: --pretrained. {_CURE}"
             )
         former, given = (settings.get(PRETRAINED) for settings in (state["settings"], self.settings))
         if former and not given:
-            raise DataError(
+            raise StateError(
                 f"{self.path}: it began from another model; pass --pretrained {former} again, beside --resume."
             )
         changed = _changes({**state["settings"], PRETRAINED: given}, self.settings)  # the file may have moved
@@ -226,7 +216,7 @@ class ResumableTraining:
             changed += _changes(_with_new_settings(state["recipe"], self.recipe), self.recipe)
         if changed:
             more = f"; and {len(changed) - 8} more" if len(changed) > 8 else ""
-            raise DataError(
+            raise StateError(
                 f"{self.path}: this training began with other settings: {'; '.join(changed[:8])}{more}. Pass those to "
                 f"continue; to train further from its model with yours, use --pretrained. {_CURE}"
             )
@@ -237,12 +227,14 @@ class ResumableTraining:
             for name, part in self._all_parts().items():
                 part.load_state_dict(_progress(part, state[name]))
             name = "random"
-            _set_random_state(state["random"])  # set again when training begins; here, to see that it is one
+            set_random_state(state["random"])  # set again when training begins; here, to see that it is one
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # what PyTorch, NumPy and Python raise differs by part
             what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            raise DataError(f"{self.path}: damaged, its {name} does not fit this training ({what}). {_CURE}") from error
+            raise StateError(
+                f"{self.path}: damaged, its {name} does not fit this training ({what}). {_CURE}"
+            ) from error
         trainer = self.trainer.state
         for key in self._kept():  # nothing else, such as max_epochs
             if key in state["trainer"]:
@@ -253,7 +245,7 @@ class ResumableTraining:
         self.evaluator.state.best_metric, self.evaluator.state.best_metric_epoch = state["best"]
         # Making a loader's iterator draws a random number; within an epoch, this was done when the epoch began.
         begin = Events.ITERATION_STARTED(once=trainer.iteration + 1) if first_batch else Events.STARTED
-        self.trainer.add_event_handler(begin, lambda: _set_random_state(state["random"]))
+        self.trainer.add_event_handler(begin, lambda: set_random_state(state["random"]))
 
     def _has_ended(self) -> bool:
         spent = self.budget is not None and self.budget.is_over
@@ -379,24 +371,3 @@ def _place_free(value: Any) -> Any:
     """Return a setting without the module of a component of this package: it may have moved."""
     pattern = r"^(\$import )?sparse3dunet\.([\w.]+\.)?(\w+)( as \w+)?$"
     return re.sub(pattern, r"\3", value) if isinstance(value, str) else value
-
-
-def _random_state() -> dict[str, Any]:
-    """Return the global random states as plain values and tensors."""
-    name, keys, *rest = np.random.get_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {
-        "python": random.getstate(),
-        "numpy": [str(name), torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
-        "torch": torch.get_rng_state(),
-        "cuda": cuda,
-    }
-
-
-def _set_random_state(state: Mapping[str, Any]) -> None:
-    random.setstate(state["python"])
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(state["torch"])
-    if len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
