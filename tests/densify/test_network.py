@@ -39,9 +39,8 @@ def test_a_useless_network_has_no_share():
     held, label, _ = held_out()
     random = np.random.default_rng(1)
     noise = random.dirichlet([1, 1], COUNT).T
-    same = held.prob
     opposite = unsure(1 - label, sure=0.9)
-    for prob in (noise, same, opposite, np.full((2, COUNT), 0.5)):
+    for prob in (noise, opposite, np.full((2, COUNT), 0.5)):
         assert choose_share({"a": held}, {"a": (ALL, prob)}, 2) == 0
     assert choose_share({"a": held}, {}, 2) == 0
 
@@ -53,6 +52,25 @@ def test_a_few_voxels_are_noise():
     few = np.flatnonzero(wrong)[:3]
     prob[:, few] = unsure(label[few], sure=0.99)
     assert choose_share({"a": held}, {"a": (ALL, prob)}, 2) == 0
+
+
+def test_a_network_that_does_no_harm_has_a_share():
+    """The final one learns from more slices, and is better than the one that is measured."""
+    held, label, wrong = held_out(wrong_share=0.1)
+    assert choose_share({"a": held}, {"a": (ALL, held.prob)}, 2) > 0
+    random = np.random.default_rng(1)
+    harmful = unsure(label, wrong | (random.random(COUNT) < 0.08), sure=0.99)
+    assert choose_share({"a": held}, {"a": (ALL, harmful)}, 2) == 0
+
+
+@pytest.mark.parametrize(("shown", "chosen"), [(0.3, True), (0.02, False)])
+def test_a_network_that_is_far_behind_must_help_clearly(shown, chosen):
+    """It calls what it does not know background, but is right on some voxels that propagation mistakes."""
+    held, label, wrong = held_out(wrong_share=0.2)
+    prob = np.tile(np.array([[0.52], [0.48]]), (1, COUNT))
+    knows = np.random.default_rng(1).random(COUNT) < shown
+    prob[:, knows] = unsure(label[knows], sure=0.99)
+    assert (choose_share({"a": held}, {"a": (ALL, prob)}, 2) > 0) == chosen
 
 
 def test_a_network_that_is_right_where_propagation_is_wrong_has_one():

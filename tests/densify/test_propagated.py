@@ -138,6 +138,38 @@ def test_slices_are_held_out_in_the_files_order(tmp_path):
     assert places == [{11 - 3}, {11 - 8}]
 
 
+def test_labels_for_the_network_are_those_found_without_it(tmp_path, case):
+    kept = propagation(tmp_path)
+    best = kept.refine(case, []).whole(SHAPE)
+    labels = kept.labels(case)
+    assert labels.shape == (1, *SHAPE)
+    np.testing.assert_array_equal(labels.affine, np.diag([1.0, 1, 2, 1]))
+    certain = best.max(0) >= propagated.CERTAIN
+    np.testing.assert_array_equal(np.asarray(labels)[0], np.where(certain, best.argmax(0), -1))
+    assert (np.asarray(labels)[0][certain] == LABEL[certain]).mean() > 0.9
+
+
+def test_labels_for_a_network_to_be_evaluated_do_not_depend_on_held_out_slices(tmp_path):
+    """Given in RAS order, of a file that is turned."""
+    turned = np.ascontiguousarray(IMAGE.transpose(2, 0, 1)[::-1])
+    affine = np.array([[0, 1.0, 0, 0], [0, 0, 1, 0], [-2, 0, 0, 0], [0, 0, 0, 1]])
+    case = ImageCase("a", (str(write_nifti(tmp_path / "a.nii.gz", turned, affine)),))
+
+    def labels(wrong, unseen):
+        numbers = LABEL.copy()
+        numbers[:, :, wrong] = 2 - numbers[:, :, wrong]
+        annotation = SimpleNamespace(
+            numbers=numbers.transpose(2, 0, 1)[::-1], annotated=(WEIGHT > 0).transpose(2, 0, 1)[::-1]
+        )
+        return np.asarray(Propagation(tmp_path, lambda file: annotation, 3, 60.0, 1, 0).labels(case, unseen))
+
+    unseen = [[], [], [8]]
+    right = labels([], unseen)
+    np.testing.assert_array_equal(labels([8], unseen), right)
+    assert (labels([3], unseen) != right).any()
+    assert not list(tmp_path.glob("*.npz"))  # nothing is kept as a result
+
+
 def test_work_is_shared_among_cases_and_bounded(tmp_path):
     given = ((120, 1), (240, 2), (240, 1), (1e6, 1), (1, 100))
     works = [propagation(tmp_path, *of).work_for(SHAPE) for of in given]

@@ -13,6 +13,7 @@ from sparse3dunet.data.datalist import DataSet
 from sparse3dunet.data.reports import CaseReport, DataReport
 from sparse3dunet.data.slices import find_slices, slices_mask
 from sparse3dunet.densify.former_models import differences
+from sparse3dunet.densify.pseudo_labels import PseudoLabeld
 from sparse3dunet.densify.schedule import (
     Schedule,
     are_within,
@@ -24,11 +25,10 @@ from sparse3dunet.densify.schedule import (
     patch_voxels,
     slices_showing,
     unlabeled_text,
-    walked_voxels,
 )
 from sparse3dunet.errors import DataError
 from sparse3dunet.models.description import ModelDescription
-from sparse3dunet.transforms import HoldOutSlicesd, RandomWalkerLabeld
+from sparse3dunet.transforms import HoldOutSlicesd
 from tests.conftest import make_dataset
 
 
@@ -147,9 +147,9 @@ def test_no_voxel_is_learned_from_and_scored():
 @pytest.mark.parametrize(
     ("changes", "steps", "validates"),
     [
-        ({}, [RandomWalkerLabeld], False),
-        ({"walker_weight": 0}, [], False),
-        ({"held_out": {"case_0": [[12], [], []]}}, [HoldOutSlicesd, RandomWalkerLabeld], True),
+        ({}, [PseudoLabeld], False),
+        ({"pseudo_weight": 0}, [], False),
+        ({"held_out": {"case_0": [[12], [], []]}}, [HoldOutSlicesd, PseudoLabeld], True),
     ],
 )
 def test_what_a_part_learns_from(tmp_path, changes, steps, validates):
@@ -159,17 +159,11 @@ def test_what_a_part_learns_from(tmp_path, changes, steps, validates):
     parser.update({"dataset_dir": str(make_dataset(tmp_path / "data")), "output_dir": str(tmp_path), **changes})
     assert [type(transform) for transform in parser.get_parsed_content("train#hold_out")] == steps
     transforms = parser.get_parsed_content("train#preprocessing").transforms
-    assert [
-        type(transform) for transform in transforms if type(transform) in (HoldOutSlicesd, RandomWalkerLabeld)
-    ] == steps
+    assert [type(transform) for transform in transforms if type(transform) in (HoldOutSlicesd, PseudoLabeld)] == steps
     handlers = [entry.handler for entry in parser.get_parsed_content("train#handlers")]
     disabled = [handler is None for handler in handlers]
     assert disabled == [False, False, True, not validates, False, False, False], "no former model, no validation"
     assert (handlers[4].title, handlers[4].brief) == ("training", True)
-
-
-def test_more_volumes_are_walked_less():
-    assert walked_voxels(1, [{}] * 4) == walked_voxels(4, [{}] * 16) < walked_voxels(1, [{}])
 
 
 @pytest.mark.parametrize("device", ["cpu", torch.device("cpu")])

@@ -38,10 +38,11 @@ class Trained:
 
 SHARE = 0.5
 """Share that a network gets if it helps. To choose among several by few held-out slices would be to fit their noise."""
-BEHIND = 0.1
-"""Mean Dice by which the network alone may be worse: one that has hardly learned helps only by chance."""
-GAIN = 0.005
-"""Mean Dice on held-out slices that a share must add to be chosen: less is noise."""
+LOSS = 0.005
+"""Mean Dice on held-out slices that a share may cost: the final network learns from all slices, and for longer."""
+BEHIND, GAIN = 0.1, 0.01
+"""Mean Dice by which the network alone may be worse without having to add this much to be chosen: one that has hardly
+learned helps mostly by chance."""
 
 
 def network_on_held_out(
@@ -77,7 +78,7 @@ def network_on_held_out(
 def choose_share(
     held: Mapping[str, Held], network: Mapping[str, tuple[np.ndarray, np.ndarray]], num_classes: int
 ) -> float:
-    """Return the network's share: :data:`SHARE` if that is better on held-out slices by more than noise, else 0."""
+    """Return the network's share: :data:`SHARE` if it does no harm on held-out slices beyond noise, else 0."""
     alone: list[np.ndarray] = []
     together: list[np.ndarray] = []
     only_network: list[np.ndarray] = []
@@ -92,15 +93,14 @@ def choose_share(
         ):
             scores.append(dice(mixture.argmax(0), label, weight, num_classes)[1:])
     without = _mean(alone)
-    if _mean(only_network) < without - BEHIND:
-        return 0.0
-    return SHARE if _mean(together) > without + GAIN else 0.0
+    least = without - LOSS if _mean(only_network) >= without - BEHIND else without + GAIN
+    return SHARE if _mean(together) >= least else 0.0
 
 
 def _mean(scores: Sequence[np.ndarray]) -> float:
-    """Return the mean of Dice by volume and class, without NaN; 0 if there is none."""
+    """Return the mean of Dice by volume and class, without NaN; NaN, which no share is chosen by, if there is none."""
     by_class = np.array(scores)
-    return float(np.nanmean(by_class)) if np.isfinite(by_class).any() else 0.0
+    return float(np.nanmean(by_class)) if np.isfinite(by_class).any() else float("nan")
 
 
 def trained_model(path: Path, description: ModelDescription, form: Callable[[], torch.nn.Module]) -> Model:

@@ -14,8 +14,9 @@ from zipfile import BadZipFile
 import nibabel as nib
 import numpy as np
 import torch
+from monai.data import MetaTensor
 
-from sparse3dunet.data.slices import Slices
+from sparse3dunet.data.slices import Slices, slices_mask
 from sparse3dunet.inference.inputs import ImageCase
 from sparse3dunet.io import read_image
 from sparse3dunet.io.payload import check_no_pipe
@@ -37,6 +38,8 @@ COARSEST = WORK / 20
 """Minimum work for one of many volumes."""
 PREVIEW, REFINED = "preview", "refined"
 LEAST_PROB = 1e-3
+CERTAIN = 0.8
+"""Minimum probability of a class for the network to learn it."""
 _DAMAGED = (OSError, ValueError, KeyError, EOFError, RuntimeError, BadZipFile, zlib.error)
 
 
@@ -163,15 +166,36 @@ class Propagation:
         except _DAMAGED:
             return None
 
-    def _fit(self, case: ImageCase, held_out: Sequence[Slices]) -> Ensemble:
+    def labels(self, case: ImageCase, unseen: Slices | None = None) -> MetaTensor:
+        """Return the classes (1, X, Y, Z) that these methods are certain of, for the network to learn; -1 elsewhere.
+
+        Args:
+            case: the case.
+            unseen: slices by axis, in RAS order, that they do not see, so that the network can be evaluated on these by
+                a fast preview; None: the best stored result, which sees all of the annotation.
+        """
+        volume = read_image(case.files[0])
+        stored = (self.best(case) or self.preview(case, [])) if unseen is None else None
+        found = stored or self._fit(case, [], unseen).preview()
+        numbers = np.where(found.prob.max(0) >= CERTAIN, found.prob.argmax(0), -1)
+        whole = np.zeros(volume.data.shape[:3], np.int16)
+        whole[found.box] = numbers
+        return MetaTensor(torch.from_numpy(whole)[None], affine=torch.from_numpy(np.asarray(volume.affine, float)))
+
+    def _fit(self, case: ImageCase, held_out: Sequence[Slices], unseen: Slices | None = None) -> Ensemble:
+        """Return the methods fitted to a case; with slices that they do not see, on a grid fit for a preview."""
         volumes = [read_image(file) for file in case.files]
         channels = [c for v in volumes for c in ([v.data] if v.data.ndim == 3 else np.moveaxis(v.data, -1, 0))]
         annotation = self.annotation_of(case.files[0])
         image = np.stack([np.asarray(channel, np.float32) for channel in channels])
         held_out = held_out if any(any(slices) for slices in held_out) else []
         in_file_order = [to_file_order(slices, volumes[0].affine, image.shape[1:]) for slices in held_out]
-        ensemble = Ensemble(self.num_classes, self.seed, self.work_for(image.shape[1:]), in_file_order or None)
-        weight = annotation.annotated.astype(np.float32)
+        seen, work = annotation.annotated, self.work_for(image.shape[1:])
+        if unseen is not None:
+            seen = seen & ~slices_mask(seen.shape, to_file_order(unseen, volumes[0].affine, seen.shape))
+            work = max(PREVIEW_WORK / self.cases, COARSEST)
+        ensemble = Ensemble(self.num_classes, self.seed, work, in_file_order or None)
+        weight = seen.astype(np.float32)
         return ensemble.fit(image, annotation.numbers.astype(np.int64), weight, volumes[0].spacing)
 
     def _file(self, case: ImageCase, kind: str) -> Path:

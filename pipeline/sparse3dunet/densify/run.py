@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,6 +18,7 @@ from typing import Any
 
 import torch
 from monai.bundle import ConfigParser
+from monai.data import MetaTensor
 from monai.transforms import Compose
 from monai.utils import set_determinism
 
@@ -37,7 +37,7 @@ from sparse3dunet.densify.options import Options
 from sparse3dunet.densify.propagated import Outlook, Propagation, own_calibration
 from sparse3dunet.densify.results import Results, estimate_of, write_results
 from sparse3dunet.densify.schedule import FINAL, Schedule, are_within, channels, deal_slices, items_of, number_of_folds
-from sparse3dunet.densify.state import Learned, State, StateFile, digest
+from sparse3dunet.densify.state import PROPAGATED, Learned, State, StateFile, digest
 from sparse3dunet.interrupts import STOPPED
 from sparse3dunet.io import hold_folder
 from sparse3dunet.keys import LABEL
@@ -102,7 +102,7 @@ class _Run:
         self.results = Results(self.output_dir, self.data_set, options.format, options.keep_annotation)
         count, seconds = len(data_set.class_names), 60 * options.minutes
         self.tolerances = surface_tolerances(options.surface_tolerance, data_set.class_names, report, None)
-        folder = self.output_dir / "work" / "propagation"
+        folder = self.output_dir / "work" / PROPAGATED
         self.propagation = Propagation(
             folder, self.results.annotation, count, seconds, len(data_set.cases), options.seed
         )
@@ -114,7 +114,7 @@ class _Run:
         self.results.check(self.before)
         state = self.state = self._begin(self._parser({}).get_parsed_content("description"))
         description, chosen = map(self._parser({}).get_parsed_content, ("description", "chosen"))
-        self._clear()
+        self.file.clear(state)
         configs.record(self.output_dir)
         plan = summary.at_start(self.report, state, self.options, chosen)
         print(*map(summary.text, plan), sep="\n", flush=True)
@@ -268,19 +268,6 @@ class _Run:
         self.former.description, self.spacing = None, self.given_spacing
         self.config |= {"like": None, "target_spacing": self.spacing}
 
-    def _clear(self) -> None:
-        """Remove files of a former run that could be mistaken for this run's."""
-        if self.state.cleared:
-            return
-        for last in (self.output_dir / "work").glob("*/last.pt"):
-            last.unlink()
-        shutil.rmtree(self.propagation.folder, ignore_errors=True)
-        if not self.state.keeps_fold:
-            for model in (self.output_dir / "work").glob("fold_*/model.*"):
-                model.unlink()
-        self.state.cleared = True
-        self.file.write(self.state)
-
     def _items(self) -> dict[str, dict[str, Any]]:
         return items_of(self.data_set.cases, Compose(self._parser({}).get_parsed_content("load")))
 
@@ -355,11 +342,12 @@ class _Run:
     def _train_part(
         self, part: str, title: str, held_out: dict[str, Slices] | None, seconds: float, initial: Path | None
     ) -> Trained:
+        labels = self._pseudo_labels(held_out or {})
         started, seconds = time.perf_counter(), max(seconds, 1.0)  # none are left if a run was stopped before it
         resume = (self.output_dir / "work" / part / "last.pt").is_file()
         pairs = held_out and tuple(held_out.items())  # no dict: names of cases are no config
         changes = {"part": part, "title": title, "held_out": pairs, "minutes": seconds / 60, "resume": resume}
-        parser = self._parser(changes)
+        parser = self._parser({**changes, "pseudo_labels": labels})
         set_determinism(seed=self.options.seed)
         network, description, resumable, budget = map(
             parser.get_parsed_content, ("network", "description", "resumable", "budget")
@@ -382,6 +370,12 @@ class _Run:
         del parser, resumable
         gc.collect()  # free the volumes
         return Trained(network, description, stopped, load, inferer)
+
+    def _pseudo_labels(self, held_out: Mapping[str, Slices]) -> tuple[tuple[str, MetaTensor], ...]:
+        """Return by case what the network is to learn of propagation, which does not see held-out slices either."""
+        if not self.config["pseudo_weight"]:
+            return ()
+        return tuple((case.name, self.propagation.labels(case, held_out.get(case.name))) for case in self.results.cases)
 
     def _quality(self, expected: Mapping[str, Expected], reason: str) -> Estimate:
         """Estimate the quality from held-out voxels, or return the reason why there are none."""

@@ -20,13 +20,10 @@ from sparse3dunet.planning.geometry import coarsened
 from sparse3dunet.training.budget import is_positive
 from sparse3dunet.training.settings import target_spacing
 from sparse3dunet.transforms.holdout import TRAINING, HoldOutSlices, HoldOutSlicesd
-from sparse3dunet.transforms.walker import MOST_VOXELS
 
 AUTO = "auto"
 VOXELS_PER_MINUTE = {"cpu": 2_000_000, "cuda": 60_000_000}
 """Voxels of all volumes together up to which they are not resampled; above, the finest axes become coarser."""
-WALKED_PER_MINUTE = 2_500_000
-"""Voxels for the random walker per minute of training: takes about a quarter of the time."""
 FOLDS = 3
 """Number of parts of the annotated slices that are held out in turn."""
 FOLD_SHARE = 0.35
@@ -125,11 +122,6 @@ def batch_size(device: Any) -> int:
 def patch_voxels(device: Any) -> int:
     """Return the maximum number of voxels of a patch."""
     return 96**3 if torch.device(device).type == "cuda" else 64**3
-
-
-def walked_voxels(minutes: float, cases: Sequence[Case]) -> int:
-    """Return the maximum number of voxels of each volume for a random walk, to take at most a quarter of the time."""
-    return max(min(MOST_VOXELS, round(WALKED_PER_MINUTE * minutes / max(len(cases), 1))), 1000)
 
 
 @dataclass(frozen=True)

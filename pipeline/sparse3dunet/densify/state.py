@@ -53,6 +53,9 @@ LARGEST = 2**31
 PART = re.compile(r"final|fold_\d{1,4}")
 """Names of the parts of a training."""
 
+PROPAGATED = "propagation"
+"""Folder, among those of a run's work, of what is found without a network."""
+
 
 @dataclass
 class State:
@@ -133,6 +136,20 @@ class StateFile:
 
     def write(self, state: State) -> None:
         write_text(self.path, json.dumps(asdict(state), indent=1) + "\n")
+
+    def clear(self, state: State) -> None:
+        """Remove, once a run, files of a former run that could be mistaken for this run's, and write the state."""
+        if state.cleared:
+            return
+        folder = self.path.parent
+        for last in folder.glob("*/last.pt"):
+            last.unlink()
+        shutil.rmtree(folder / PROPAGATED, ignore_errors=True)
+        if not state.keeps_fold:
+            for model in folder.glob("fold_*/model.*"):
+                model.unlink()
+        state.cleared = True
+        self.write(state)
 
 
 def _odd_field(content: Mapping[str, Any]) -> str:
