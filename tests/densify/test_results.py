@@ -8,8 +8,10 @@ import torch
 from monai.transforms import NormalizeIntensityd, ScaleIntensityRanged
 
 from sparse3dunet.data.datalist import read_data_set
+from sparse3dunet.data.slices import find_slices
+from sparse3dunet.densify.estimate import corrected
 from sparse3dunet.densify.inputs import prepare_pair
-from sparse3dunet.densify.propagated import Outlook
+from sparse3dunet.densify.propagated import Outlook, distance_of
 from sparse3dunet.densify.results import Results
 from sparse3dunet.densify.state import State
 from sparse3dunet.errors import DataError
@@ -55,6 +57,27 @@ def test_the_network_sees_what_it_learned_from(tmp_path, kind):
     highest = {"usual": (image.max() - image.mean()) / image.std(), "own": (image.max() + 3e4) / 2e4 + 3}
     seen = max(float(x.max()) for x in SEEN)
     assert seen == pytest.approx(float(highest.get(kind, image.max())), rel=1e-3)
+
+
+def test_a_network_that_agrees_confirms_less_than_it_seems_to(tmp_path):
+    """It learned what it agrees with: the expected Dice rises half as far as by its probabilities."""
+    data_set = read_data_set(make_dataset(tmp_path / "data", 1))
+    results = Results(tmp_path / "out", data_set, None, keep_annotation=False)
+    model = Model(Spy(), describe_model(Spy(), data_set, [16] * 3), "", "")
+    unsure = even(results)
+    unsure.prob[:] = np.array([0.25, 0.6, 0.15], np.float32)[:, None, None, None]
+    name, dice = results.cases[0].name, {}
+    for share in (0.0, 1.0):
+        outlook = Outlook(unsure, Calibration(), share)
+        dice[share] = results.predict(model, lambda name, outlook=outlook: outlook, "cpu", normalizer([]))[name].dice[1]
+    annotated = results.annotation(results.cases[0].files[0]).annotated
+    sure = np.zeros((3, *annotated.shape), np.float32)
+    sure[1] = 1
+    both = Outlook(unsure, Calibration(), 1.0).prob(distance_of(annotated, (1, 1, 1)), sure)
+    alone, together = (corrected(2 * p / (1 + p), find_slices(annotated)) for p in (0.6, both[1].mean()))
+    assert dice[0.0] == pytest.approx(alone, abs=1e-3)
+    assert dice[1.0] == pytest.approx((alone + together) / 2, abs=1e-3)
+    assert together > alone + 0.1
 
 
 def test_two_volumes_have_no_result_in_common(tmp_path):
