@@ -7,14 +7,14 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, Orientationd, Spacingd
 
-from sparse3dunet.densify.pseudo_labels import PseudoLabeld
+from sparse3dunet.densify.pseudo_labels import MOST_WEIGHT, PseudoLabeld
 from sparse3dunet.keys import IMAGE, LABEL, WEIGHT
 
 SHAPE = (8, 6, 5)
 FOUND = np.random.default_rng(0).integers(-1, 3, SHAPE).astype(np.int16)
 
 
-def item(affine, annotated=()):
+def item(affine, annotated=(0,)):
     """An item whose annotation, 2 where given and 0 elsewhere, is on the file's grid."""
     weight = np.zeros(SHAPE, np.float32)
     for index in annotated:
@@ -26,21 +26,21 @@ def item(affine, annotated=()):
     }
 
 
-def labeled(given, found, weight=0.3):
-    return PseudoLabeld("label", found=[("other", None), ("scan", found)], weight=weight)(given)
+def labeled(given, found, **named):
+    return PseudoLabeld("label", found=[("other", None), ("scan", found)], **named)(given)
 
 
 def test_only_unannotated_voxels_that_are_certain_change():
     affine = torch.eye(4, dtype=torch.float64)
     given = item(affine, [2])
-    result = labeled(given, MetaTensor(torch.from_numpy(FOUND)[None], affine=affine))
+    result = labeled(given, MetaTensor(torch.from_numpy(FOUND)[None], affine=affine), share=0.5)
     label, weight = (np.asarray(result[key])[0] for key in (LABEL, WEIGHT))
     annotated = np.asarray(given[WEIGHT])[0] > 0
     np.testing.assert_array_equal(label[annotated], 2)
     np.testing.assert_array_equal(weight[annotated], 1)
     certain = ~annotated & (FOUND >= 0)
     np.testing.assert_array_equal(label[certain], FOUND[certain])
-    np.testing.assert_allclose(weight[certain], 0.3)
+    np.testing.assert_allclose(weight[certain], 0.5 * annotated.sum() / certain.sum(), rtol=1e-6)
     np.testing.assert_array_equal(label[~annotated & ~certain], 0)
     np.testing.assert_array_equal(weight[~annotated & ~certain], 0)
     assert certain.sum() > 50
@@ -55,17 +55,25 @@ def test_they_follow_the_scan_into_another_orientation(codes):
     affine[:3] *= torch.tensor([[0.8], [1.1], [2.5]], dtype=torch.float64)
     found = MetaTensor(torch.from_numpy(FOUND)[None], affine=affine)
     whole = MetaTensor(torch.from_numpy(FOUND.astype(np.float32))[None], affine=affine)
+    found[:, :, :, 0] = whole[:, :, :, 0] = 2  # as is annotated
     turned = Orientationd([IMAGE, LABEL, WEIGHT, "whole"], axcodes="RAS", labels=None)(item(affine) | {"whole": whole})
     result = labeled(turned, found)
     expected = np.asarray(turned["whole"])
     np.testing.assert_array_equal(np.where(np.asarray(result[WEIGHT]) > 0, np.asarray(result[LABEL]), -1), expected)
 
 
+def test_where_much_is_annotated_a_voxel_weighs_less_than_an_annotated_one():
+    affine = torch.eye(4, dtype=torch.float64)
+    result = labeled(item(affine, [0, 1, 3, 4]), MetaTensor(torch.from_numpy(FOUND)[None], affine=affine))
+    assert set(np.unique(np.asarray(result[WEIGHT]))) == {0, np.float32(MOST_WEIGHT), 1}
+
+
 def test_they_follow_the_scan_onto_a_coarser_grid():
     affine = torch.eye(4, dtype=torch.float64)
+    given = item(affine, [4])
     blocks = np.repeat(np.repeat(np.arange(4) % 3, 2)[:, None, None], 6, 1).repeat(5, 2).astype(np.int16)
     keys = [IMAGE, LABEL, WEIGHT]
-    coarse = Compose([Spacingd(keys, pixdim=(2, 1, 1), mode="nearest", align_corners=False)])(item(affine))
+    coarse = Compose([Spacingd(keys, pixdim=(2, 1, 1), mode="nearest", align_corners=False)])(given)
     result = labeled(coarse, MetaTensor(torch.from_numpy(blocks)[None], affine=affine))
     assert result[LABEL].shape == coarse[LABEL].shape
     np.testing.assert_array_equal(np.asarray(result[LABEL])[0, :4, 0, 0], [0, 1, 2, 0])

@@ -148,7 +148,7 @@ def test_no_voxel_is_learned_from_and_scored():
     ("changes", "steps", "validates"),
     [
         ({}, [PseudoLabeld], False),
-        ({"pseudo_weight": 0}, [], False),
+        ({"pseudo_share": 0}, [], False),
         ({"held_out": {"case_0": [[12], [], []]}}, [HoldOutSlicesd, PseudoLabeld], True),
     ],
 )

@@ -14,6 +14,9 @@ from monai.utils import convert_to_tensor
 from sparse3dunet.data.names import case_name
 from sparse3dunet.keys import LABEL, WEIGHT
 
+MOST_WEIGHT = 0.3
+"""Weight of a voxel that was found, where much is annotated; annotated ones mostly have 1."""
+
 
 class PseudoLabeld(MapTransform):
     """Give unannotated voxels the class that other methods found for them, with a low weight (Lee 2013).
@@ -21,6 +24,8 @@ class PseudoLabeld(MapTransform):
     A few annotated slices show the network little of a volume, and it mistakes what it has not seen. The other methods
     see more: all voxels' positions, and how intensities connect them. What they find is mostly right, and a network
     that learns from it is better than they are, as it does not repeat errors that do not recur.
+
+    They weigh as much as the annotation together: else their errors outweigh it where very few slices are annotated.
 
     Lee, "Pseudo-Label: The Simple and Efficient Semi-Supervised Learning Method for Deep Neural Networks", ICML 2013
     Workshop on Challenges in Representation Learning.
@@ -30,7 +35,8 @@ class PseudoLabeld(MapTransform):
         weight_key: key of the weight; annotated voxels mostly have 1, the others 0.
         found: by the case's name, the classes (1, X, Y, Z) with their affine, -1 where none is certain; as pairs, since
             a config would take a dict with a case named _target_ for a component.
-        weight: weight of voxels with such a class.
+        share: weight of all voxels with such a class together, relative to that of the annotated ones; of a single one,
+            at most :data:`MOST_WEIGHT`.
         allow_missing_keys: whether to return a dictionary without the label unchanged.
 
     Shapes:
@@ -43,11 +49,11 @@ class PseudoLabeld(MapTransform):
         *,
         weight_key: str = WEIGHT,
         found: Sequence[tuple[str, MetaTensor]],
-        weight: float,
+        share: float = 1.0,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.weight_key, self.found, self.weight = weight_key, dict(found), weight
+        self.weight_key, self.found, self.share = weight_key, dict(found), share
         self.to_match = ResampleToMatch(mode="nearest", padding_mode="border")
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -58,6 +64,7 @@ class PseudoLabeld(MapTransform):
                 label.device, label.dtype
             )
             chosen = (weight.as_tensor() == 0) & (found >= 0)
+            each = self.share * float(weight.sum()) / max(int(chosen.sum()), 1)
             d[key] = torch.where(chosen, found, label)
-            d[self.weight_key] = torch.where(chosen, self.weight, weight)
+            d[self.weight_key] = torch.where(chosen, min(each, MOST_WEIGHT), weight)
         return d

@@ -373,7 +373,7 @@ class _Run:
 
     def _pseudo_labels(self, held_out: Mapping[str, Slices]) -> tuple[tuple[str, MetaTensor], ...]:
         """Return by case what the network is to learn of propagation, which does not see held-out slices either."""
-        if not self.config["pseudo_weight"]:
+        if not self.config["pseudo_share"]:
             return ()
         return tuple((case.name, self.propagation.labels(case, held_out.get(case.name))) for case in self.results.cases)
 
