@@ -38,9 +38,9 @@ class Trained:
 
 SHARE = 0.5
 """Share that a network gets if it helps. To choose among several by few held-out slices would be to fit their noise."""
-LOSS = 0.005
+LOSS = 0.01
 """Mean Dice on held-out slices that a share may cost: the final network learns from all slices, and for longer."""
-BEHIND, GAIN = 0.1, 0.01
+BEHIND, GAIN = 0.1, 0.005
 """Mean Dice by which the network alone may be worse without having to add this much to be chosen: one that has hardly
 learned helps mostly by chance."""
 
