@@ -140,8 +140,9 @@ def test_slices_are_held_out_in_the_files_order(tmp_path):
 
 def test_labels_for_the_network_are_those_found_without_it(tmp_path, case):
     kept = propagation(tmp_path)
+    assert kept.certain_classes(case) is None
     best = kept.refine(case, []).whole(SHAPE)
-    labels = kept.labels(case)
+    labels = kept.certain_classes(case)
     assert labels.shape == (1, *SHAPE)
     np.testing.assert_array_equal(labels.affine, np.diag([1.0, 1, 2, 1]))
     certain = best.max(0) >= propagated.CERTAIN
@@ -161,7 +162,7 @@ def test_labels_for_a_network_to_be_evaluated_do_not_depend_on_held_out_slices(t
         annotation = SimpleNamespace(
             numbers=numbers.transpose(2, 0, 1)[::-1], annotated=(WEIGHT > 0).transpose(2, 0, 1)[::-1]
         )
-        return np.asarray(Propagation(tmp_path, lambda file: annotation, 3, 60.0, 1, 0).labels(case, unseen))
+        return np.asarray(Propagation(tmp_path, lambda file: annotation, 3, 60.0, 1, 0).certain_classes(case, unseen))
 
     unseen = [[], [], [8]]
     right = labels([], unseen)

@@ -7,7 +7,8 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, Orientationd, Spacingd
 
-from sparse3dunet.densify.pseudo_labels import MOST_WEIGHT, PseudoLabeld
+from sparse3dunet.densify.pseudo_labels import MOST_WEIGHT, PseudoLabeld, PseudoLabels
+from sparse3dunet.inference.inputs import ImageCase
 from sparse3dunet.keys import IMAGE, LABEL, WEIGHT
 
 SHAPE = (8, 6, 5)
@@ -27,13 +28,13 @@ def item(affine, annotated=(0,)):
 
 
 def labeled(given, found, **named):
-    return PseudoLabeld("label", found=[("other", None), ("scan", found)], **named)(given)
+    return PseudoLabeld("label", found={"scan": found}.get, **named)(given)
 
 
 def test_only_unannotated_voxels_that_are_certain_change():
     affine = torch.eye(4, dtype=torch.float64)
     given = item(affine, [2])
-    result = labeled(given, MetaTensor(torch.from_numpy(FOUND)[None], affine=affine), share=0.5)
+    result = labeled(given, MetaTensor(torch.from_numpy(FOUND)[None], affine=affine), total=0.5)
     label, weight = (np.asarray(result[key])[0] for key in (LABEL, WEIGHT))
     annotated = np.asarray(given[WEIGHT])[0] > 0
     np.testing.assert_array_equal(label[annotated], 2)
@@ -77,3 +78,33 @@ def test_they_follow_the_scan_onto_a_coarser_grid():
     result = labeled(coarse, MetaTensor(torch.from_numpy(blocks)[None], affine=affine))
     assert result[LABEL].shape == coarse[LABEL].shape
     np.testing.assert_array_equal(np.asarray(result[LABEL])[0, :4, 0, 0], [0, 1, 2, 0])
+
+
+def test_a_case_without_any_is_left_as_it_is():
+    given = item(torch.eye(4, dtype=torch.float64), [2])
+    result = PseudoLabeld("label", found=lambda name: None)(given)
+    for key in (LABEL, WEIGHT):
+        assert torch.equal(result[key], given[key])
+
+
+class Spy:
+    """Propagation that keeps what it was asked for."""
+
+    def __init__(self):
+        self.asked = []
+
+    def certain_classes(self, case, unseen):
+        self.asked.append((case.name, unseen))
+        return MetaTensor(torch.zeros(1, 2, 2, 2))
+
+
+def test_what_a_network_is_judged_on_is_not_seen():
+    """Cases of which nothing is held out use the result that is there already, however short the time."""
+    cases, slices = [ImageCase("a", ("a.nii",)), ImageCase("b", ("b.nii",))], [[3], [], []]
+    spy = Spy()
+    judged, final = PseudoLabels(spy, cases, {"a": slices}, 60.0), PseudoLabels(spy, cases, {}, 0.0)
+    assert all(labels(name) is not None for labels in (judged, final) for name in "ab")
+    assert spy.asked == [("a", slices), ("b", None), ("a", None), ("b", None)]
+    late = PseudoLabels(spy, cases, {"a": slices}, 0.0)
+    assert late("a") is None
+    assert late("b") is not None

@@ -18,6 +18,7 @@ from sparse3dunet.densify.schedule import (
     Schedule,
     are_within,
     batch_size,
+    check_pseudo_weight,
     choose_spacing,
     deal_slices,
     hold_out,
@@ -147,9 +148,10 @@ def test_no_voxel_is_learned_from_and_scored():
 @pytest.mark.parametrize(
     ("changes", "steps", "validates"),
     [
-        ({}, [PseudoLabeld], False),
-        ({"pseudo_share": 0}, [], False),
-        ({"held_out": {"case_0": [[12], [], []]}}, [HoldOutSlicesd, PseudoLabeld], True),
+        ({}, [], False),
+        ({"pseudo_labels": dict.get}, [PseudoLabeld], False),
+        ({"pseudo_labels": dict.get, "pseudo_weight": 0}, [], False),
+        ({"pseudo_labels": dict.get, "held_out": {"case_0": [[12], [], []]}}, [HoldOutSlicesd, PseudoLabeld], True),
     ],
 )
 def test_what_a_part_learns_from(tmp_path, changes, steps, validates):
@@ -164,6 +166,14 @@ def test_what_a_part_learns_from(tmp_path, changes, steps, validates):
     disabled = [handler is None for handler in handlers]
     assert disabled == [False, False, True, not validates, False, False, False], "no former model, no validation"
     assert (handlers[4].title, handlers[4].brief) == ("training", True)
+
+
+@pytest.mark.parametrize("weight", [-1, "much", float("nan"), float("inf"), None, True])
+def test_a_weight_that_is_none(weight):
+    check_pseudo_weight(0)
+    check_pseudo_weight(0.5)
+    with pytest.raises(DataError, match=r"pseudo_weight must be a number of at least 0, .*; got "):
+        check_pseudo_weight(weight)
 
 
 @pytest.mark.parametrize("device", ["cpu", torch.device("cpu")])

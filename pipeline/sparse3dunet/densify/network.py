@@ -37,7 +37,7 @@ class Trained:
 
 
 SHARE = 0.5
-"""Share that a network gets if it helps. To choose among several by few held-out slices would be to fit their noise."""
+"""Share of a network that does no harm. To choose among several by few held-out slices would be to fit their noise."""
 LOSS = 0.01
 """Mean Dice on held-out slices that a share may cost: the final network learns from all slices, and for longer."""
 BEHIND, GAIN = 0.1, 0.005

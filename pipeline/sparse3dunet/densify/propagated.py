@@ -166,20 +166,23 @@ class Propagation:
         except _DAMAGED:
             return None
 
-    def labels(self, case: ImageCase, unseen: Slices | None = None) -> MetaTensor:
-        """Return the classes (1, X, Y, Z) that these methods are certain of, for the network to learn; -1 elsewhere.
+    def certain_classes(self, case: ImageCase, unseen: Slices | None = None) -> MetaTensor | None:
+        """Return the classes (1, X, Y, Z) of probability :data:`CERTAIN`, not calibrated, for the network to learn.
+
+        Elsewhere it is -1. A scan is background outside of the box that is worked on.
 
         Args:
             case: the case.
-            unseen: slices by axis, in RAS order, that they do not see, so that the network can be evaluated on these by
-                a fast preview; None: the best stored result, which sees all of the annotation.
+            unseen: slices by axis, in RAS order, that a fast preview does not see, so that the network can be judged on
+                these; None: the best stored result, which sees all of the annotation, is used if there is one.
         """
+        found = self.best(case) if unseen is None else self._fit(case, [], unseen).preview()
+        if found is None:
+            return None
         volume = read_image(case.files[0])
-        stored = (self.best(case) or self.preview(case, [])) if unseen is None else None
-        found = stored or self._fit(case, [], unseen).preview()
-        numbers = np.where(found.prob.max(0) >= CERTAIN, found.prob.argmax(0), -1)
-        whole = np.zeros(volume.data.shape[:3], np.int16)
-        whole[found.box] = numbers
+        # With fewer slices the box may be too small, and what is outside of it is not known to be background
+        whole = np.full(volume.data.shape[:3], 0 if unseen is None else -1, np.int16)
+        whole[found.box] = np.where(found.prob.max(0) >= CERTAIN, found.prob.argmax(0), -1)
         return MetaTensor(torch.from_numpy(whole)[None], affine=torch.from_numpy(np.asarray(volume.affine, float)))
 
     def _fit(self, case: ImageCase, held_out: Sequence[Slices], unseen: Slices | None = None) -> Ensemble:

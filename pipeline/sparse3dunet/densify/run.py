@@ -3,7 +3,7 @@
 Methods without a network come first: a preview in seconds, then, if there is time, a better result that they learn from
 held-out slices and blocks (:mod:`~sparse3dunet.propagation`). The remaining minutes go to the network, trained as in
 ``run training`` with the same config: first without the first part of the slices, on which it is compared with these
-methods, then on all slices. It gets a share in the result if it improves the result on the held-out slices.
+methods, then on all slices. It gets a share in the result unless it does harm on the held-out slices.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from monai.bundle import ConfigParser
-from monai.data import MetaTensor
 from monai.transforms import Compose
 from monai.utils import set_determinism
 
@@ -35,6 +34,7 @@ from sparse3dunet.densify.inputs import annotation_of
 from sparse3dunet.densify.network import Trained, choose_share, network_on_held_out, trained_model
 from sparse3dunet.densify.options import Options
 from sparse3dunet.densify.propagated import Outlook, Propagation, own_calibration
+from sparse3dunet.densify.pseudo_labels import PseudoLabels
 from sparse3dunet.densify.results import Results, estimate_of, write_results
 from sparse3dunet.densify.schedule import FINAL, Schedule, are_within, channels, deal_slices, items_of, number_of_folds
 from sparse3dunet.densify.state import PROPAGATED, Learned, State, StateFile, digest
@@ -342,12 +342,14 @@ class _Run:
     def _train_part(
         self, part: str, title: str, held_out: dict[str, Slices] | None, seconds: float, initial: Path | None
     ) -> Trained:
-        labels = self._pseudo_labels(held_out or {})
         started, seconds = time.perf_counter(), max(seconds, 1.0)  # none are left if a run was stopped before it
         resume = (self.output_dir / "work" / part / "last.pt").is_file()
         pairs = held_out and tuple(held_out.items())  # no dict: names of cases are no config
-        changes = {"part": part, "title": title, "held_out": pairs, "minutes": seconds / 60, "resume": resume}
-        parser = self._parser({**changes, "pseudo_labels": labels})
+        changes: dict[str, Any] = {"part": part, "title": title, "held_out": pairs, "resume": resume}
+        changes["minutes"] = seconds / 60
+        if not self.state.stopped_early:
+            changes["pseudo_labels"] = PseudoLabels(self.propagation, self.results.cases, held_out or {}, seconds / 2)
+        parser = self._parser(changes)
         set_determinism(seed=self.options.seed)
         network, description, resumable, budget = map(
             parser.get_parsed_content, ("network", "description", "resumable", "budget")
@@ -370,12 +372,6 @@ class _Run:
         del parser, resumable
         gc.collect()  # free the volumes
         return Trained(network, description, stopped, load, inferer)
-
-    def _pseudo_labels(self, held_out: Mapping[str, Slices]) -> tuple[tuple[str, MetaTensor], ...]:
-        """Return by case what the network is to learn of propagation, which does not see held-out slices either."""
-        if not self.config["pseudo_share"]:
-            return ()
-        return tuple((case.name, self.propagation.labels(case, held_out.get(case.name))) for case in self.results.cases)
 
     def _quality(self, expected: Mapping[str, Expected], reason: str) -> Estimate:
         """Estimate the quality from held-out voxels, or return the reason why there are none."""

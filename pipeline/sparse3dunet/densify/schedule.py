@@ -83,6 +83,12 @@ def check_minutes(minutes: Any) -> None:
         raise DataError(f"minutes must be a number above 0, for example --minutes 5; got {minutes!r}.")
 
 
+def check_pseudo_weight(weight: Any) -> None:
+    """Raise DataError unless `weight` is a number of at least 0."""
+    if weight != 0 and not is_positive(weight):
+        raise DataError(f"pseudo_weight must be a number of at least 0, for example --pseudo_weight 1; got {weight!r}.")
+
+
 def check_sparse(report: DataReport) -> None:
     """Raise DataError if every voxel of every case counts as annotated, or not all classes were looked for.
 

@@ -69,9 +69,9 @@ def methods_entry(propagation: Propagation, cases: Sequence[ImageCase], share: f
     methods = sorted({propagation.method(case) for case in cases})
     network = f", combined with the network (share {share:g})" if share else ", without the network"
     if share:
-        reason = "best on held-out slices"
+        reason = "it does no harm on held-out slices"
     elif share is not None:
-        reason = "the network did not improve the result on held-out slices"
+        reason = "the network did harm on held-out slices, or hardly learned"
     elif in_time:
         reason = "the network was not evaluated: resampled volumes, no held-out slices, or stopped early; see model/"
     else:
