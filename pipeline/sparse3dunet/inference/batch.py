@@ -256,6 +256,9 @@ class Batch:
             record = CaseRecord(self.output.folder, case, self.key)
             if not record.hold(wait):
                 return None, False
+            if case.fault:
+                self._failed(case.name, DataError(case.fault), record)
+                return None, True
             done = record.is_done(list(names.values()), self.output.overwrite)
         except Exception as error:  # a link to nothing, for example
             self._failed(case.name, error)
