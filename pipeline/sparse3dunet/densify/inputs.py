@@ -32,7 +32,15 @@ from sparse3dunet.io.suffixes import (
     is_image_file,
     same_volume,
 )
-from sparse3dunet.io.volumes import AFFINE_TOLERANCE, MOST_VALUES, Volume, check_same_grid, on_grid_of, values_found
+from sparse3dunet.io.volumes import (
+    AFFINE_TOLERANCE,
+    MOST_VALUES,
+    Volume,
+    check_same_grid,
+    off_text,
+    on_grid_of,
+    values_found,
+)
 from sparse3dunet.io.writing import write_text
 from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL, REFERENCE
 from sparse3dunet.missing import PAIR_OR_DATA_SET, no_part_of_pair, no_source
@@ -333,8 +341,8 @@ def _on_grid_of(image: Volume, label: Volume, outside: int, unlabeled: Sequence[
     if off > AFFINE_TOLERANCE:
         raise DataError(
             f"{label.path}: the grid, shape {label.data.shape}, is not a part of the scan's, {image.spatial_shape} "
-            f"({image.path}): voxels are up to {off:.2g} voxels off; expected the scan's voxel size and directions, "
-            f"and at most {AFFINE_TOLERANCE} voxels. Export it on the scan's grid (in 3D Slicer: with the scan as "
+            f"({image.path}): voxels are up to {off_text(off)} voxels off; expected the scan's voxel size and "
+            f"directions, and at most {AFFINE_TOLERANCE} voxels. Export it on the scan's grid (in 3D Slicer: with the scan as "
             "reference volume), or check for a mix-up of files."
         )
     return _pasted(turned, image, offset.astype(int), outside, unlabeled)

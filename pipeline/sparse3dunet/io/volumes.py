@@ -219,16 +219,17 @@ def check_finite(volume: Volume) -> None:
 
 def check_same_grid(volume: Volume, image: Volume) -> None:
     """Raise DataError unless shapes are equal and affines agree within a tenth of a voxel at every corner."""
-    if volume.data.shape != image.spatial_shape:
+    has_shape, off = volume.data.shape == image.spatial_shape, _most_off(volume.affine, image)
+    if not has_shape or off > AFFINE_TOLERANCE:
+        _check_directions(volume, image)
+    if not has_shape:
         raise DataError(
             f"{volume.path}: shape {volume.data.shape} differs from the image's, {image.spatial_shape} ({image.path}). "
             "Both must be on the same grid; resample this one to the image, or check for a mix-up of files."
         )
-    corners = np.array(np.meshgrid(*[(0, n - 1) for n in volume.data.shape], [1], indexing="ij")).reshape(4, -1)
-    off = np.linalg.solve(image.affine, volume.affine @ corners) - corners
-    if np.abs(off).max() > AFFINE_TOLERANCE:
+    if off > AFFINE_TOLERANCE:
         raise DataError(
-            f"{volume.path}: its position in space differs from the image's by up to {np.abs(off).max():.1f} voxels "
+            f"{volume.path}: its position in space differs from the image's by up to {off_text(off)} voxels "
             f"({image.path}); expected at most {AFFINE_TOLERANCE}. Copy the image's header to it if the voxels belong "
             "together, or resample this one to the image."
         )
@@ -237,6 +238,34 @@ def check_same_grid(volume: Volume, image: Volume) -> None:
         raise DataError(
             f"{volume.path}: its axes and the image's ({image.path}) round to different directions, although their "
             "affines nearly agree. Copy the image's header to it."
+        )
+
+
+def _most_off(affine: np.ndarray, image: Volume) -> float:
+    """Return how far apart, in voxels, the corners of an image are from those by another affine."""
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in image.spatial_shape], [1], indexing="ij")).reshape(4, -1)
+    return float(np.abs(np.linalg.solve(image.affine, affine @ corners) - corners).max())
+
+
+def off_text(off: float) -> str:
+    """Return a distance in voxels above the tolerance with as many digits as show that it is."""
+    return next((text for n in range(1, 17) if float(text := f"{off:.{n}f}") > AFFINE_TOLERANCE), f"{off}")
+
+
+def _check_directions(volume: Volume, image: Volume) -> None:
+    """Raise DataError if a volume has an image's grid, but axes in another order or direction."""
+    if volume.data.ndim != 3 or not (volume.has_orientation and image.has_orientation):
+        return
+    ours, theirs = (nib.io_orientation(each.affine) for each in (image, volume))
+    turn = nib.orientations.ornt_transform(theirs, ours)
+    shape = tuple(volume.data.shape[int(axis)] for axis in np.argsort(turn[:, 0]))
+    turned = volume.affine @ nib.orientations.inv_ornt_aff(turn, volume.data.shape)
+    if shape == image.spatial_shape and _most_off(turned, image) <= AFFINE_TOLERANCE:
+        wanted, found = ("".join(nib.orientations.ornt2axcodes(each)) for each in (ours, theirs))
+        raise DataError(
+            f"{volume.path}: it has the image's grid ({image.path}), but its axes run along {found}, the image's along "
+            f"{wanted}; expected the same. Turn its voxels along with its header: SimpleITK.DICOMOrient(volume, "
+            f'"{wanted}"), or as_reoriented of nibabel.'
         )
 
 
