@@ -342,8 +342,8 @@ def _on_grid_of(image: Volume, label: Volume, outside: int, unlabeled: Sequence[
         raise DataError(
             f"{label.path}: the grid, shape {label.data.shape}, is not a part of the scan's, {image.spatial_shape} "
             f"({image.path}): voxels are up to {off_text(off)} voxels off; expected the scan's voxel size and "
-            f"directions, and at most {AFFINE_TOLERANCE} voxels. Export it on the scan's grid (in 3D Slicer: with the scan as "
-            "reference volume), or check for a mix-up of files."
+            f"directions, and at most {AFFINE_TOLERANCE} voxels. Export it on the scan's grid (in 3D Slicer: with the "
+            "scan as reference volume), or check for a mix-up of files."
         )
     return _pasted(turned, image, offset.astype(int), outside, unlabeled)
 
