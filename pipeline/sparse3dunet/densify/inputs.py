@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -14,11 +13,10 @@ import numpy as np
 
 from sparse3dunet.colors import Labels
 from sparse3dunet.data import conventions
-from sparse3dunet.data.layouts import read_json
 from sparse3dunet.data.names import image_name
 from sparse3dunet.data.segment_names import only_chosen
 from sparse3dunet.densify.dicom_pair import from_dicom, print_notes
-from sparse3dunet.densify.made import DATALIST, Converted, Made, Pair, settings
+from sparse3dunet.densify.made import DATALIST, Converted, Made, Pair, pair_of, settings
 from sparse3dunet.densify.segments import IGNORE, check_values, class_labels
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import is_dicom_folder, read_image
@@ -243,14 +241,6 @@ def annotation_of(datalist: str | Path) -> str | None:
     """Return the annotation file that :func:`prepare_pair` made a datalist from; None for other data sets."""
     content = pair_of(datalist)
     return content["annotation"] if content and is_image_file(content["annotation"]) else None
-
-
-def pair_of(datalist: str | Path) -> dict[str, Any] | None:
-    """Return the content of a datalist that :func:`prepare_pair` made; None for other data sets."""
-    with contextlib.suppress(DataError, AttributeError):
-        content = read_json(Path(datalist)) if Path(datalist).name == DATALIST else {}
-        return content if all(isinstance(content.get(name), str) for name in ("scan", "annotation")) else None
-    return None
 
 
 def _absolute(path: str | Path) -> Path:
