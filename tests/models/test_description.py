@@ -137,7 +137,10 @@ def test_predictions_with_a_model_of_0_10_0_count_as_made_with_it(tmp_path):
 @pytest.mark.parametrize(
     ("name", "values"),
     [
-        ("class_names", [["a"], [], ["a", "a", "b"], ["a", 1, "b"], "abc", None, {"a": 1}]),
+        (
+            "class_names",
+            [["a"], [], ["a", "a", "b"], ["a", 1, "b"], ["a", "b\nc", "d"], ["a", " ", "b"], "abc", None, {"a": 1}],
+        ),
         ("class_values", [[0, 1, 1], [0, 1, 2.5], [0, 1, "2"], [0, 1, True], [0, 1, 1e300], None]),
         ("class_colors", [["red", "", ""], ["#12", "", ""], "abc", [1, 2, 3], None]),
         ("patch_size", [[16, 16], [16, 16, 0], [16, 16, 16, 16], [16, 16, 8.5], 16]),

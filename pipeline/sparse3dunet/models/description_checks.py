@@ -10,6 +10,7 @@ from sparse3dunet.colors import is_color
 from sparse3dunet.data.mistyped import nearly_known
 from sparse3dunet.data.slices import check_specification
 from sparse3dunet.errors import DataError
+from sparse3dunet.io.segments import names_fault
 from sparse3dunet.losses.regions import membership
 from sparse3dunet.transforms.normalize import is_intensity
 
@@ -141,7 +142,10 @@ def _are_slices(value: Any) -> bool:
 
 _NAMES = (_are_texts, "a list of names")
 _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "class_names": (lambda v: _are_texts(v) and len(v) > 1 and _are_different(v), "two or more different names"),
+    "class_names": (
+        lambda v: _are_texts(v) and len(v) > 1 and not names_fault(v),
+        "two or more different names, none blank or of two lines",
+    ),
     "class_values": (lambda v: _are_numbers(v) and _are_different(v), "a different whole number for each class"),
     "class_colors": (
         lambda v: _are_texts(v) and all(not color or is_color(color) for color in v),
