@@ -20,7 +20,7 @@ import numpy as np
 
 from sparse3dunet.data.large_annotation import LargeAnnotation
 from sparse3dunet.data.memory import machine_memory
-from sparse3dunet.data.moments import channel_moments, channels_of
+from sparse3dunet.data.moments import channel_moments, channels_of, contrast_notes
 from sparse3dunet.errors import DataError
 from sparse3dunet.inference.predictor import (
     CONFIDENCE,
@@ -158,6 +158,7 @@ def predict_large(
         found.get("probabilities"),
         tally.voxels.tolist(),
         mean,
+        contrast_notes(*(progress.moments or ([], [])), volumes[0].path),
         list(files.values()),
     )
 

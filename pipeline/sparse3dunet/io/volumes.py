@@ -27,6 +27,8 @@ UNLABELED_VALUE = 255
 """Value that means unlabeled in most programs, as negative values do."""
 LARGEST_VALUE = 2**32
 """Largest value of a class or of unlabeled voxels."""
+LARGEST_NUMBER = float(np.finfo(np.float32).max)
+"""Largest intensity, as networks compute with 32-bit floats."""
 MOST_VALUES = 255
 """Number of values of a label map above which it is taken for an image."""
 IN_MM = {"micron": 1e-3, "meter": 1e3}
@@ -209,12 +211,24 @@ def check_finite(volume: Volume) -> None:
     """Raise DataError if a voxel is NaN or infinite, also after conversion to the 32 bits that networks use."""
     if volume.data.dtype.kind != "f":
         return
-    bad = int(volume.data.size - (np.abs(volume.data) <= np.finfo(np.float32).max).sum())  # false for NaN, too
-    if bad:
-        raise DataError(
-            f"{volume.path}: {bad} of {volume.data.size} voxels are NaN or infinite; expected numbers. "
-            "Replace them, for example by the background's value."
-        )
+    bad = no_numbers(volume.data)
+    if bad.size:
+        raise DataError(f"{volume.path}: {bad.size} of {volume.data.size} voxels {no_numbers_text(bad)}")
+
+
+def no_numbers(values: np.ndarray) -> np.ndarray:
+    """Return the values that are NaN or infinite, or would be as 32-bit numbers."""
+    return values[~(np.abs(values) <= LARGEST_NUMBER)]  # false for NaN, too
+
+
+def no_numbers_text(bad: np.ndarray) -> str:
+    """Return what is wrong with :func:`no_numbers`, to follow their count."""
+    if not np.isfinite(bad).all():
+        return "are NaN or infinite; expected numbers. Replace them, for example by the background's value."
+    return (
+        f"are out of the range of the 32-bit floats that networks compute with, such as {bad[0]:g}; expected at most "
+        f"{LARGEST_NUMBER:.3g}. Scale the image, or replace them, for example by the background's value."
+    )
 
 
 def check_same_grid(volume: Volume, image: Volume) -> None:
