@@ -152,13 +152,14 @@ def predict_large(
     arrays: list[Any] = [file.voxels for file in files.values()]
     found = dict(zip(files, arrays))
     mean = tally.mean_confidence
+    means, deviations = progress.moments or ([], [])
     return LargePrediction(
         found[SEGMENTATION],
         found.get("confidence"),
         found.get("probabilities"),
         tally.voxels.tolist(),
         mean,
-        contrast_notes(*(progress.moments or ([], [])), volumes[0].path),
+        contrast_notes(means, deviations, volumes[0].path),
         list(files.values()),
     )
 
