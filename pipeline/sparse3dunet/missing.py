@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 from collections.abc import Sequence
@@ -43,6 +44,18 @@ def no_image(path: object) -> DataError:
 def no_model(path: object) -> DataError:
     """Return the error that a model does not exist."""
     return DataError(f"{path}: there is no trained model. {TRAIN_ONE}")
+
+
+def broken_link(path: str | os.PathLike[str]) -> str:
+    """Return what is wrong with a link that leads nowhere, to follow its path; empty for all else."""
+    if not os.path.islink(path):
+        return ""
+    try:
+        os.stat(path)
+    except OSError as error:
+        is_loop = error.errno == errno.ELOOP
+        return f"is a link to {os.readlink(path)}, which {'leads back to itself' if is_loop else 'does not exist'}"
+    return ""
 
 
 def check_sources(sources: Sequence[str]) -> None:

@@ -24,6 +24,7 @@ from sparse3dunet.console import (
 
 _DRAWN_EVERY = 0.2  # seconds
 _TOLD_EVERY = 60.0  # seconds, between lines on the windows of a case in a log
+_MOST_NOTES = 3  # of one kind, in a batch; the others are counted
 
 
 def minutes_text(minutes: float) -> str:
@@ -42,7 +43,7 @@ class CaseProgress(Protocol):
 
     def done(self, record: Mapping[str, Any]) -> None: ...
 
-    def note(self, text: str) -> None: ...
+    def note(self, kind: str, text: str) -> None: ...
 
     def failed(self, name: str, error: str) -> None: ...
 
@@ -55,10 +56,13 @@ class BatchProgress:
     Args:
         total: number of cases.
         quiet: whether to show only failures.
+        notes: whether to show notes; by default, unless `quiet` is set.
     """
 
-    def __init__(self, total: int, quiet: bool = False) -> None:
-        self.total, self.quiet, self.finished, self.noted = total, quiet, 0, False
+    def __init__(self, total: int, quiet: bool = False, notes: bool | None = None) -> None:
+        self.total, self.quiet, self.finished = total, quiet, 0
+        self.tells_notes = not quiet if notes is None else notes
+        self.noted: dict[str, list[str]] = {}
         self.name, self.told = "", time.monotonic()
         self.first: tuple[float, int] | None = None  # time, and number of windows, from which the time left is computed
         self.console = Console(soft_wrap=True)
@@ -80,6 +84,12 @@ class BatchProgress:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.bars.stop()
+        for texts in self.noted.values():
+            if len(texts) > _MOST_NOTES:
+                self._print(
+                    f"note: {len(texts) - _MOST_NOTES} more image(s) have such a note, see the column notes of "
+                    f"summary.csv: {texts[0]}"
+                )
 
     def start(self, name: str) -> None:
         self.name, self.told, self.first = name, time.monotonic(), None
@@ -114,10 +124,13 @@ class BatchProgress:
         sure = "" if confidence is None else f"; mean confidence {confidence:.2f}"
         self._line(f"{record['segmentation']}: {record['seconds']:.1f} s; {volumes}{sure}", self.quiet)
 
-    def note(self, text: str) -> None:
-        """Print a note, unless one was printed already."""
-        if not (self.quiet or self.noted):
-            self.noted = True
+    def note(self, kind: str, text: str) -> None:
+        """Print a note; of one kind the first few, and in the end how many more there are."""
+        if not self.tells_notes:
+            return
+        texts = self.noted.setdefault(kind, [])
+        texts.append(text)
+        if len(texts) <= _MOST_NOTES:
             self._print(f"note: {text}")
 
     def failed(self, name: str, error: str) -> None:

@@ -29,6 +29,7 @@ from sparse3dunet.networks import UNet3D
 from sparse3dunet.transforms import NormalizeImage
 from tests.conftest import ROOT, bundle_environment, run_package
 from tests.forked import start_module
+from tests.models.test_loading import VERSION_2
 
 NAME = packaging.DEFAULT_NAME
 DESCRIPTION = {"class_names": ["background", "vessel"], "class_values": [0, 300], "patch_size": [16, 16, 8]}
@@ -177,7 +178,7 @@ def test_other_models(tmp_path, quick):
 @pytest.mark.parametrize("intensity", [None, {"lower": -80, "upper": 240.5, "mean": 60, "std": 40}])
 def test_every_config_normalises_as_the_model(tmp_path, quick, intensity):
     """Also standalone.yaml, which has none of this package's transforms."""
-    description = {**DESCRIPTION, "schema_version": 2, "in_channels": 1, "intensity": intensity}
+    description = {**VERSION_2, **DESCRIPTION, "intensity": intensity}
     folder = model_folder(tmp_path / "m", description, kernel_sizes=((3, 3, 1), 3))
     bundle = packaging.package(folder, tmp_path / "out").folder
     image = MetaTensor(torch.linspace(-1000, 1000, 60).view(1, 3, 4, 5))

@@ -12,7 +12,7 @@ from sparse3dunet.data.datalist import read_data_set
 from sparse3dunet.data.names import case_name, image_name
 from sparse3dunet.data.splits import split_cases
 from sparse3dunet.errors import DataError
-from sparse3dunet.inference.inputs import find_images
+from sparse3dunet.inference.inputs import list_images
 from tests.conftest import make_dataset, make_volume, write_nifti
 from tests.data.test_datalist import change_json
 
@@ -187,7 +187,7 @@ def test_a_channel_that_is_missing_is_none_of_the_others(tmp_path):
         write_nifti(tmp_path / f"images/{name}.nii.gz", make_volume(0)[0])
     for name in "ab":
         write_nifti(tmp_path / f"labels/{name}.nii.gz", make_volume(0)[2])
-    for read in (read_data_set, lambda root: find_images([root / "images"], 2)):
+    for read in (read_data_set, lambda root: list_images(root / "images", 2)):
         with pytest.raises(DataError, match=r"a_0000\.nii\.gz, a_0002\.nii\.gz; expected .*\(a_0001 is missing\)"):
             read(tmp_path)
     (tmp_path / "images/a_0002.nii.gz").rename(tmp_path / "images/a_0001.nii.gz")

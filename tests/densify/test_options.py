@@ -1,5 +1,7 @@
 """What a densification can be asked for, and what is refused."""
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from sparse3dunet.densify.options import Options
@@ -56,3 +58,17 @@ def test_bad_options(tmp_path, options, words):
 def test_options_out_of_range(options):
     with pytest.raises(DataError, match=r"expected one of|must be a (whole )?number"):
         Options("out", **options)
+
+
+def test_an_error_names_the_annotation_as_it_was_given(tmp_path, error_of):
+    """Not the file that is made of it on the scan's grid, which is gone afterwards."""
+    scan, annotation, _ = write_scan(tmp_path)
+    image = nib.load(annotation)
+    values = np.asarray(image.dataobj).astype(np.int32)
+    values = np.select([values == 255, values == 0], [0, 40000], values).astype(np.int32)
+    turned = nib.Nifti1Image(values, image.affine).as_reoriented(np.array([[1, 1], [0, -1], [2, 1]]))
+    nib.save(turned, tmp_path / "turned.nii.gz")
+    options = ("-o", tmp_path / "out", "--ignore-index", 0, "--background", 40000)
+    message = error_of("densify", scan, tmp_path / "turned.nii.gz", *options)
+    assert f"{tmp_path / 'turned.nii.gz'}: the class value 40000 is out of range" in message
+    assert "inputs" not in message

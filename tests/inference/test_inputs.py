@@ -1,5 +1,6 @@
 """Which images are predicted, and under which names."""
 
+import csv
 import itertools
 import json
 from pathlib import Path
@@ -8,9 +9,11 @@ import pytest
 
 from sparse3dunet.data.names import case_name
 from sparse3dunet.errors import DataError
+from sparse3dunet.inference.batch import Output, predict_batch
 from sparse3dunet.inference.inputs import ImageCase, find_images, list_images
 from sparse3dunet.inference.records import CaseRecord, results_in
 from tests.conftest import make_volume, write_nifti
+from tests.inference.test_large import NAMES, VALUES, predictor, random_network
 
 
 def test_images_to_predict(dataset):
@@ -57,6 +60,37 @@ def test_channels_to_predict(tmp_path):
     (tmp_path / "list.json").write_text('{"testing": [{"image": ["b_0000.nii.gz", "b_0001.nii.gz"]}]}')
     ((only,),) = [[c["image"] for c in list_images(tmp_path / "list.json", 2)]]
     assert [Path(p).name for p in only] == ["b_0000.nii.gz", "b_0001.nii.gz"]
+
+
+def test_a_link_that_leads_nowhere_does_not_stop_a_batch(tmp_path):
+    """As git-annex leaves it where the file is not there; a link to itself is told as that."""
+    write_nifti(tmp_path / "images/a.nii.gz", make_volume(0)[0])
+    (tmp_path / "images/b.nii.gz").symlink_to("gone.nii.gz")
+    (tmp_path / "images/c.nii.gz").symlink_to("c.nii.gz")
+    output = Output(tmp_path / "out", list(NAMES.values()), VALUES, pictures=False)
+    for done in (1, 0):
+        outcome = predict_batch(find_images([tmp_path / "images"]), predictor(random_network()), output, {})
+        assert (outcome.done, len(outcome.failed)) == (done, 2)
+    with (tmp_path / "out/summary.csv").open() as file:
+        rows = {row["case"]: row for row in csv.DictReader(file)}
+    assert [rows[name]["status"] for name in "abc"] == ["done", "failed", "failed"]
+    assert "b.nii.gz is a link to gone.nii.gz, which does not exist; expected an image" in rows["b"]["error"]
+    assert "c.nii.gz is a link to c.nii.gz, which leads back to itself; expected" in rows["c"]["error"]
+    with pytest.raises(DataError, match="leads back to itself"):
+        find_images([tmp_path / "images/c.nii.gz"])
+    (tmp_path / "images/b.nii.gz").unlink()
+    write_nifti(tmp_path / "images/b.nii.gz", make_volume(1)[0])
+    assert predict_batch(find_images([tmp_path / "images"]), predictor(random_network()), output, {}).done == 1
+
+
+def test_a_channel_that_is_missing_is_the_fault_of_its_case(tmp_path):
+    for name in ("a_0000", "a_0002", "b_0000", "b_0001"):
+        write_nifti(tmp_path / f"{name}.nii.gz", make_volume(0)[0])
+    a, b = find_images([tmp_path], 2)
+    assert (b.name, b.fault) == ("b", "")
+    assert a.name == "a"
+    assert "the channels of a are a_0000.nii.gz, a_0002.nii.gz; expected" in a.fault
+    assert "(a_0001 is missing)" in a.fault
 
 
 def test_several_sources(tmp_path):

@@ -11,7 +11,7 @@ import zarr
 
 from sparse3dunet.data.large_annotation import LargeAnnotation
 from sparse3dunet.data.large_conventions import LargeConvention
-from sparse3dunet.data.moments import channels_of
+from sparse3dunet.data.moments import channel_moments, channels_of
 from sparse3dunet.errors import DataError
 from sparse3dunet.inference import large, records
 from sparse3dunet.inference.batch import Output, predict_batch
@@ -74,9 +74,9 @@ def predictor(network, **options):
 
 def in_memory(network, image, **options):
     """Normalised by the voxels as they are stored, also if they are resampled."""
-    stored = ZScore.of(channels_of(read_image(image).data), str(image))
+    stored = ZScore.by(*channel_moments(channels_of(read_image(image).data), str(image)))
     with Scratch() as scratch, pytest.MonkeyPatch.context() as context:
-        context.setattr(ZScore, "of", lambda *arguments: stored)
+        context.setattr(ZScore, "by", lambda *arguments: stored)
         return predictor(network, **options)([read_image(image)], scratch)
 
 

@@ -1,5 +1,7 @@
 """From an image to its segmentation: equal to the bundle's chain of MONAI's transforms, with arrays on disk, too."""
 
+import re
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -122,7 +124,10 @@ def test_odd_images(network, data):
         for bad in (np.nan, np.inf, 1e300):
             image = data.astype(np.float64)
             image[3, 4, 5, 1] = bad
-            with pytest.raises(DataError, match=r"case.nii: some voxels are NaN or infinite"):
+            words = (
+                "are out of the range of .* 32-bit floats .*, such as 1e[+]300" if bad == 1e300 else "are NaN or inf"
+            )
+            with pytest.raises(DataError, match=rf"case.nii: some voxels {words}"):
                 predictor(network)([Volume("case.nii", image, np.eye(4))], scratch)
         with pytest.raises(DataError, match=r"expected a 3D image with 2 channel"):
             predictor(network)([Volume("x", data[..., 0], np.eye(4))], scratch)
@@ -211,6 +216,29 @@ def test_the_same_normalisation_from_outside(network, data):
             expected = predictor(network, spacing=spacing)(image, scratch).segmentation
             found = predictor(network, spacing=spacing, normalize=normalize)(image, scratch).segmentation
             assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda a: a * 0 + 0.1, "its voxels have a single value, 0.1;"),
+        (lambda a: a + 1e12, "its contrast, a standard deviation of .* around 1e[+]12, is lost in 32-bit floats;"),
+        (lambda a: a * 1e-200, "its values, .*e-199 on average, are too small for 32-bit floats;"),
+        (lambda a: a * 1e-6 + 1, None),
+        (lambda a: a * 1e30, None),
+        (lambda a: a.astype(np.float16), None),
+    ],
+)
+@pytest.mark.parametrize("options", [{}, {"spacing": (1.3, 0.9, 1.7)}], ids=["as it is", "resampled"])
+def test_an_image_without_contrast_for_a_network_is_told(network, data, options, change, words):
+    """Its result would be that of any other image."""
+    image = data.astype(np.float64)
+    image[..., 1] = change(image[..., 1])
+    with Scratch() as scratch:
+        notes = predictor(network, **options)([Volume("case.nii", image, np.eye(4))], scratch).notes
+    assert len(notes) == (words is not None)
+    if words and not options:  # resampled, the values are equal or nearly so
+        assert re.match(f"case.nii: channel 1: {words} the result says nothing of it", notes[0])
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

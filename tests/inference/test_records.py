@@ -147,9 +147,9 @@ def test_summary(tmp_path, case):
     CaseRecord(out, ImageCase("c", case.files), {}).start(["c_seg.nii.gz"])
     lines = write_summary(out, ["background", "core"]).read_text().splitlines()
     assert lines == [
-        "case,status,seconds,core ml,mean confidence,segmentation,error",
-        'b,failed,,,,,"bad, very bad"',
-        "sub/a,done,1.50,0.2500,,sub/a_seg.nii.gz,",
+        "case,status,seconds,core ml,mean confidence,segmentation,error,notes",
+        'b,failed,,,,,"bad, very bad",',
+        "sub/a,done,1.50,0.2500,,sub/a_seg.nii.gz,,",
     ]
 
 

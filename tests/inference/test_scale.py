@@ -1,7 +1,10 @@
 """An image whose voxels are of another order of magnitude than the model's is refused or told: its unit is wrong."""
 
+import csv
+
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.inference.batch import Output, predict_batch
@@ -82,3 +85,30 @@ def test_a_batch_goes_on(tmp_path, capsys):
     assert "1e+03 times larger" in outcome.failed[0]
     assert "case_1.nii.gz: its voxels" in capsys.readouterr().out.replace("\n", " ")
     assert not list((tmp_path / "out").glob("case_2*"))
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_notes_on_every_image_of_a_batch(tmp_path, capsys, quiet):
+    """Of one kind, the first few are printed and the others counted; the summary has them all, also after a resume."""
+    data = make_volume(0, (20, 22, 18))[0]
+    files = [write_nifti(tmp_path / f"{n}.nii.gz", data, np.diag([0.2 + n / 100] * 3 + [1])) for n in range(5)]
+    sitk.WriteImage(sitk.GetImageFromArray(data.T), str(tmp_path / "m.mha"))
+    content = (tmp_path / "m.mha").read_bytes()
+    slope = b"ElementToIntensityFunctionSlope = 2\nElementType"
+    (tmp_path / "m.mha").write_bytes(content.replace(b"ElementType", slope, 1))
+    cases = [ImageCase(file.name[0], (str(file),)) for file in (*files, tmp_path / "m.mha")]
+    output = Output(tmp_path / "out", list(NAMES.values()), VALUES, pictures=False)
+    for _ in range(2):
+        outcome = predict_batch(cases, predictor(random_network(), spacing=(2, 2, 2)), output, {}, quiet)
+        with (tmp_path / "out/summary.csv").open() as file:
+            notes = {row["case"]: row["notes"] for row in csv.DictReader(file)}
+        for case in cases[:5]:
+            assert f"{case.files[0]}: its voxels, " in notes[case.name]
+        assert "ElementToIntensityFunction (slope '2'" in notes["m"]
+    assert outcome.skipped == 6
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert len(lines) == (0 if quiet else 5)
+    if not quiet:
+        assert sum("times smaller than" in line for line in lines) == 4
+        assert sum("m.mha" in line for line in lines) == 1
+        assert lines[-1].startswith("note: 2 more image(s) have such a note, see the column notes of summary.csv: ")

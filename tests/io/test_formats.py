@@ -314,6 +314,13 @@ def test_names_are_found_again_by_itk(tmp_path, output):
     assert found["label_7"] == (NAMES[2] if output == ".nrrd" else "Fl\\xfcssigkeit: rot = 50 %")
 
 
+@pytest.mark.parametrize("name", ["=core", ":core", "== a", "= a: b", "=", "a=b", "-1"])
+def test_names_that_begin_with_a_separator_are_found_again_in_meta_images(tmp_path, name):
+    write_segmentation(tmp_path / "out.mha", np.zeros(SHAPE, np.uint8), image_like(), {0: name})
+    found = metadata(read_by_sitk(tmp_path / "out.mha")[2])["label_0"]
+    assert found.encode("latin-1").decode("unicode_escape") == name
+
+
 def test_segments_of_slicer(tmp_path):
     names = {0: "background", 3: "shell", 1: NAMES[2], **{n: f"class {n}" for n in range(10, 17)}}
     write_segmentation(tmp_path / "a.seg.nrrd", voxels(np.uint8), image_like(), names)

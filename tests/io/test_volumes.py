@@ -64,10 +64,38 @@ def test_the_same_grid_up_to_a_tenth_of_a_voxel(axis, change):
         if fits:
             check_same_grid(other, IMAGE)
         else:
-            with pytest.raises(DataError, match=r"b\.nii\.gz: its position in space differs .* by up to 0\.1 voxels"):
+            with pytest.raises(DataError, match=r"b\.nii\.gz: its position in space differs .* by up to 0\.11 voxels"):
                 check_same_grid(other, IMAGE)
     with pytest.raises(DataError, match=r"shape \(7, 6, 4\) differs from the image's, \(7, 6, 5\)"):
         check_same_grid(Volume("b.nii.gz", np.zeros((7, 6, 4)), IMAGE.affine), IMAGE)
+
+
+@pytest.mark.parametrize("axes", ["LPS", "PIR", "ASL"])
+def test_the_same_grid_in_another_orientation_is_told_as_that(axes):
+    """To copy the header would mirror the voxels; turned as the message says, they are on the grid."""
+    label = nib.Nifti1Image(np.zeros(SHAPE, np.uint8), IMAGE.affine)
+    ours = nib.io_orientation(label.affine)
+    turned = label.as_reoriented(nib.orientations.ornt_transform(ours, nib.orientations.axcodes2ornt(axes)))
+    other = Volume("b.nii.gz", np.asarray(turned.dataobj), turned.affine)
+    with pytest.raises(DataError, match=rf"b\.nii\.gz: it has the image's grid .* along {axes}, .*RAS") as error:
+        check_same_grid(other, IMAGE)
+    assert "Copy" not in str(error.value)
+    axes_back = nib.orientations.ornt_transform(nib.io_orientation(other.affine), ours)
+    back = turned.as_reoriented(axes_back)
+    check_same_grid(Volume("b.nii.gz", np.asarray(back.dataobj), back.affine), IMAGE)
+    with pytest.raises(DataError, match=r"differs .* by up to [1-9]"):
+        check_same_grid(Volume("b.nii.gz", np.zeros(SHAPE), IMAGE.affine @ np.diag([-1, 1, 1, 1])), IMAGE)
+
+
+def test_a_distance_is_never_told_as_the_tolerance():
+    for off in (0.1 + 1e-9, 0.1004, 0.11, 0.96, 3.04):
+        affine = IMAGE.affine.copy()
+        affine[0, 3] += off * IMAGE.affine[0, 0]
+        with pytest.raises(DataError) as error:
+            check_same_grid(Volume("b.nii.gz", np.zeros(SHAPE), affine), IMAGE)
+        told = float(str(error.value).split("by up to ")[1].split()[0])
+        assert told > 0.1
+        assert told == pytest.approx(off, abs=0.051)
 
 
 def test_a_label_map_without_a_place_of_its_own_lies_on_its_image():
@@ -127,7 +155,10 @@ def test_voxels_that_are_no_numbers_for_a_network(bad):
     data = np.zeros((3, 4, 5))
     check_finite(Volume("scan.nii.gz", data, np.eye(4)))
     data[1, 2, 3] = bad
-    with pytest.raises(DataError, match="1 of 60 voxels are NaN or infinite"):
+    words = (
+        r"out of the range of the 32-bit floats .*, such as 1e\+39; .* 3\.4e\+38" if bad == 1e39 else "NaN or infinite"
+    )
+    with pytest.raises(DataError, match=f"1 of 60 voxels are {words}"):
         check_finite(Volume("scan.nii.gz", data, np.eye(4)))
     check_finite(Volume("label.nii.gz", np.full((3, 4, 5), 2**63 - 1), np.eye(4)))
 

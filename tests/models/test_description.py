@@ -85,6 +85,21 @@ def test_notes_of_others_are_ignored_but_a_newer_schema_is_not():
         ModelDescription.from_json(newer, "here")
 
 
+@pytest.mark.parametrize("name", ["spacing", "normalize", "in_channels", "class_colors", "schema_version"])
+def test_a_damaged_key_is_not_taken_for_a_note(name):
+    """Without the field, the model would be used in another way."""
+    content = json.loads(described(normalize=["Scale(a=1)"]).to_json())
+    damaged = {(name[:-1] + "h" if key == name else key): value for key, value in content.items()}
+    with pytest.raises(DataError, match=rf"here: has the key '{name[:-1]}h', .* no '{name}'; .* Copy it again"):
+        ModelDescription.from_json(json.dumps(damaged), "here")
+    del content[name]
+    if name in ("class_colors", "schema_version"):  # not in all files
+        ModelDescription.from_json(json.dumps(content), "here")
+    else:
+        with pytest.raises(DataError, match=f"here: has no {name}; expected "):
+            ModelDescription.from_json(json.dumps(content), "here")
+
+
 def test_version_1_had_no_regions():
     content = json.loads(described().to_json())
     for before in ({**content, "schema_version": 1}, {**content, "schema_version": 1, "regions": "a note of the ward"}):
@@ -122,7 +137,10 @@ def test_predictions_with_a_model_of_0_10_0_count_as_made_with_it(tmp_path):
 @pytest.mark.parametrize(
     ("name", "values"),
     [
-        ("class_names", [["a"], [], ["a", "a", "b"], ["a", 1, "b"], "abc", None, {"a": 1}]),
+        (
+            "class_names",
+            [["a"], [], ["a", "a", "b"], ["a", 1, "b"], ["a", "b\nc", "d"], ["a", " ", "b"], "abc", None, {"a": 1}],
+        ),
         ("class_values", [[0, 1, 1], [0, 1, 2.5], [0, 1, "2"], [0, 1, True], [0, 1, 1e300], None]),
         ("class_colors", [["red", "", ""], ["#12", "", ""], "abc", [1, 2, 3], None]),
         ("patch_size", [[16, 16], [16, 16, 0], [16, 16, 16, 16], [16, 16, 8.5], 16]),

@@ -14,6 +14,10 @@ from sparse3dunet.models.loading import load_model
 from sparse3dunet.networks import UNet3D
 
 DESCRIPTION = {"class_names": ["background", "shell", "core"], "class_values": [0, 5, 300], "patch_size": [16, 16, 16]}
+VERSION_2 = {
+    **{**DESCRIPTION, "schema_version": 2, "in_channels": 1, "spacing": None, "unlabeled": [], "ignore_index": None},
+    **{"annotated_slices": None, "normalize": [], "intensity": None, "regions": None, "training": [], "validation": []},
+}
 X = torch.rand(1, 1, 16, 12, 8, generator=torch.Generator().manual_seed(0))
 
 
@@ -209,14 +213,14 @@ def spoil(folder, form, **fields):
         (lambda f, n: spoil(f, n, ignore_index=[0.5], unlabeled=[]), r"no valid ignore_index: \[0.5\]"),
         (lambda f, n: spoil(f, n, annotated_slices="some"), "no valid annotated_slices: 'some'"),
         (lambda f, n: spoil(f, n, normalize="z-score"), "no valid normalize: 'z-score'; expected a list of names"),
-        (lambda f, n: spoil(f, n, regions={"all": [1, 2]}, schema_version=2, in_channels=1), "no valid regions"),
-        (lambda f, n: spoil(f, n, regions={"all": [1, "x"]}, schema_version=2, in_channels=1), "no valid regions"),
+        (lambda f, n: spoil(f, n, **{**VERSION_2, "regions": {"all": [1, 2]}}), "no valid regions"),
+        (lambda f, n: spoil(f, n, **{**VERSION_2, "regions": {"all": [1, "x"]}}), "no valid regions"),
         (
-            lambda f, n: spoil(f, n, regions={"all": [1, 2], "core": [2]}, schema_version=2, in_channels=1),
+            lambda f, n: spoil(f, n, **{**VERSION_2, "regions": {"all": [1, 2], "core": [2]}}),
             "has 2 regions for a network",
         ),
         (
-            lambda f, n: spoil(f, n, regions={"all": [1]}, schema_version=2, in_channels=1),
+            lambda f, n: spoil(f, n, **{**VERSION_2, "regions": {"all": [1]}}),
             "has 1 regions for 3 class_names",
         ),
         (lambda f, n: spoil(f, n, training=None), r"model.json: has no valid training: None.*Copy it again"),

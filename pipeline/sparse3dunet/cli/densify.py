@@ -72,6 +72,7 @@ def densify(
         from sparse3dunet import io
         from sparse3dunet.bundle import running
         from sparse3dunet.densify.large import densify_large, is_large_pair
+        from sparse3dunet.densify.made import naming_sources
         from sparse3dunet.io import folders
         from sparse3dunet.io.defaults import set_defaults
 
@@ -110,7 +111,8 @@ def densify(
             return
         dataset = _prepared(sources, output_dir, ignored, slices, reference, format)
         places = {"dataset_dir": dataset, "output_dir": str(output_dir), "minutes": minutes}
-        running.run_quietly("densify", {**places, **set_values, **extra})
+        with naming_sources(dataset):
+            running.run_quietly("densify", {**places, **set_values, **extra})
     if open_page:
         folders.release_folder(output_dir)  # for the page's own runs
         annotate.annotate(

@@ -30,7 +30,7 @@ from sparse3dunet.io.segments import names_fault
 from sparse3dunet.io.suffixes import is_image_file, split, suffix_among
 from sparse3dunet.io.volumes import LARGEST_VALUE
 from sparse3dunet.keys import ANNOTATED_CLASSES, ANNOTATED_SLICES, IMAGE, LABEL, REFERENCE, WEIGHT
-from sparse3dunet.missing import no_data_set
+from sparse3dunet.missing import broken_link, no_data_set
 
 Case = dict[str, Any]
 FILE_KEYS = (IMAGE, LABEL, WEIGHT, REFERENCE)
@@ -237,11 +237,8 @@ def _case(listing: Listing, entry: Any, number: int, folders: Mapping[str, str |
 def _check_file(file: Path, what: str) -> None:
     """Raise DataError unless the file exists and has the suffix of a format."""
     if not is_image_file(file):  # unlike Path.is_file, false for a name that is too long
-        found = "does not exist"
-        if os.path.islink(file):
-            found = f"is a link to {os.readlink(file)}, which does not exist"
-        elif os.path.isdir(file):
-            found = "is a folder without a DICOM image or annotation"
+        found = "is a folder without a DICOM image or annotation" if os.path.isdir(file) else "does not exist"
+        found = broken_link(file) or found
         raise DataError(
             f"{file.absolute()} ({what}) {found}; expected an image file. Put the file there, or remove the case from "
             "the list."

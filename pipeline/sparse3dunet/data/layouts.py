@@ -237,6 +237,9 @@ def _pairs(root: Path, label_dir: str | None) -> Listing:
     # If each file has its own label, a number at the end is the scan's, not a channel's.
     own = all(file_stem(file) in by_name for file in images)
     groups = {file_stem(file): [file] for file in images} if own else group_channels(images)
+    for name, group in groups.items():
+        if fault := channel_fault(name, group):
+            raise DataError(fault)
     lonely = [name for name in groups if name not in by_name]
     if lonely:
         raise DataError(
@@ -258,11 +261,7 @@ def _pairs(root: Path, label_dir: str | None) -> Listing:
 
 
 def group_channels(files: Sequence[Path]) -> dict[str, list[Path]]:
-    """Group files by case: those with nnU-Net's channel numbers (``a_0000``, ``a_0001``) are one case.
-
-    Raises:
-        DataError: when the numbers of a case are not 0, 1, 2 ... each once: a file would be taken for another channel.
-    """
+    """Group files by case: those with nnU-Net's channel numbers (``a_0000``, ``a_0001``) are one case."""
     names = {file.name for file in files}
     groups: dict[str, list[Path]] = {}
     for file in files:
@@ -271,17 +270,24 @@ def group_channels(files: Sequence[Path]) -> dict[str, list[Path]]:
         first = f"{base}_0000{file.name[len(stem) :]}"
         numbered = re.fullmatch("[0-9]{4}", number) is not None and first in names
         groups.setdefault(base if numbered else stem, []).append(file)
-    for name, group in groups.items():
-        expected = [f"{name}_{channel:04d}" for channel in range(len(group))]
-        stems = sorted(map(file_stem, group))
-        if stems not in (expected, [name]):
-            missing = next((channel for channel in expected if channel not in stems), "")
-            raise DataError(
-                f"{group[0].parent}: the channels of {name} are {', '.join(file.name for file in group[:5])}; expected "
-                f"{', '.join(expected[:5])}{f' ({missing} is missing)' if missing else ''}, each once. Add the file, "
-                "or correct the names."
-            )
     return groups
+
+
+def channel_fault(name: str, group: Sequence[Path]) -> str:
+    """Return what is wrong with the files of a case: their numbers are not 0, 1, 2 ... each once; empty if nothing.
+
+    A file would be taken for another channel.
+    """
+    expected = [f"{name}_{channel:04d}" for channel in range(len(group))]
+    stems = sorted(map(file_stem, group))
+    if stems in (expected, [name]):
+        return ""
+    missing = next((channel for channel in expected if channel not in stems), "")
+    return (
+        f"{group[0].parent}: the channels of {name} are {', '.join(file.name for file in group[:5])}; expected "
+        f"{', '.join(expected[:5])}{f' ({missing} is missing)' if missing else ''}, each once. Add the file, or "
+        "correct the names."
+    )
 
 
 def _labels_by_name(labels: Sequence[Path]) -> dict[str, Path]:

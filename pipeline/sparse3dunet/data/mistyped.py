@@ -1,10 +1,10 @@
-"""Keys of data lists that are nearly known ones: keys of other programs are left aside, and so are mistyped ones."""
+"""Keys that are nearly known ones: keys of others are left aside, and so are mistyped ones."""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -55,9 +55,14 @@ def mistyped_keys(file: Path, content: Mapping[Any, Any], entries: Sequence[Any]
 
 def _meant(entry: Mapping[Any, Any], known: Mapping[str, Any]) -> dict[str, str]:
     """Return the known key that each of some others is nearly, by the other; not one that is there itself."""
-    missing = tuple(name for name in known if name not in entry)
-    near = {key: _nearest(str(key), missing) for key in entry if key not in known}
-    return {key: name for key, name in near.items() if name and _fits(entry[key], known[name])}
+    return {key: name for key, name in nearly_known(entry, known).items() if _fits(entry[key], known[name])}
+
+
+def nearly_known(keys: Collection[Any], known: Collection[str]) -> dict[Any, str]:
+    """Return the known key that each of some others is nearly, by the other; not one that is there itself."""
+    missing = tuple(name for name in known if name not in keys)
+    near = {key: _nearest(str(key), missing) for key in keys if key not in known}
+    return {key: name for key, name in near.items() if name}
 
 
 @lru_cache

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.chunked import ChunkedArray
+from sparse3dunet.io.volumes import no_numbers, no_numbers_text
 
+LEAST_STEPS = 2
+"""Standard deviation, in steps of 32-bit floats around the mean, up to which nothing is to be seen in an image."""
+EXACT = 1e-12
+"""Standard deviation of equal values, relative to them, that is due to rounding."""
 AT_ONCE = 2**22
 """Number of voxels of a piece of an array in memory."""
 
@@ -49,11 +54,9 @@ def moments(array: np.ndarray | ChunkedArray, path: str) -> Moments:
     found = Moments()
     for piece in pieces(array):
         part = np.asarray(piece, np.float64)
-        if not (np.abs(part) <= np.finfo(np.float32).max).all():  # also false for NaN
-            raise DataError(
-                f"{path}: some voxels are NaN or infinite; expected numbers. Replace them, for example by the "
-                "background's value."
-            )
+        bad = no_numbers(part)
+        if bad.size:
+            raise DataError(f"{path}: some voxels {no_numbers_text(bad)}")
         found.add(part)
     return found
 
@@ -96,3 +99,21 @@ def channel_moments(arrays: Iterable[np.ndarray | ChunkedArray], path: str) -> t
     """Return mean and standard deviation of each channel."""
     found = [moments(array, path) for array in arrays]
     return [entry.mean for entry in found], [entry.std for entry in found]
+
+
+def contrast_notes(means: Sequence[float], deviations: Sequence[float], path: str) -> tuple[str, ...]:
+    """Return a note for each channel in which a network, which computes with 32-bit floats, can see nothing."""
+    notes = []
+    for number, (mean, std) in enumerate(zip(means, deviations)):
+        tiny = float(np.finfo(np.float32).tiny)
+        step = max(float(np.spacing(np.float32(abs(mean)))), tiny)
+        if std > LEAST_STEPS * step:
+            continue
+        where = path if len(means) == 1 else f"{path}: channel {number}"
+        what = f"its voxels have a single value, {mean:.6g}"
+        if std > EXACT * abs(mean):  # else what rounding leaves of 0
+            what = f"its contrast, a standard deviation of {std:.3g} around {mean:.6g}, is lost in 32-bit floats"
+        elif 0 < abs(mean) < tiny:  # where the standard deviation itself may be too small
+            what = f"its values, {mean:.6g} on average, are too small for 32-bit floats"
+        notes.append(f"{where}: {what}; the result says nothing of it. Check the image, and its scale.")
+    return tuple(notes)

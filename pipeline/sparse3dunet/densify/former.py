@@ -14,7 +14,7 @@ import numpy as np
 
 from sparse3dunet.data.datalist import DataSet
 from sparse3dunet.data.slices import slices_mask
-from sparse3dunet.densify.inputs import pair_of
+from sparse3dunet.densify.made import pair_of
 from sparse3dunet.densify.state import Learned
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import read_image

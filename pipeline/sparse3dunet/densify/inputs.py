@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -14,11 +13,10 @@ import numpy as np
 
 from sparse3dunet.colors import Labels
 from sparse3dunet.data import conventions
-from sparse3dunet.data.layouts import read_json
 from sparse3dunet.data.names import image_name
 from sparse3dunet.data.segment_names import only_chosen
 from sparse3dunet.densify.dicom_pair import from_dicom, print_notes
-from sparse3dunet.densify.made import DATALIST, Converted, Made, Pair, settings
+from sparse3dunet.densify.made import DATALIST, Converted, Made, Pair, pair_of, settings
 from sparse3dunet.densify.segments import IGNORE, check_values, class_labels
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import is_dicom_folder, read_image
@@ -32,7 +30,15 @@ from sparse3dunet.io.suffixes import (
     is_image_file,
     same_volume,
 )
-from sparse3dunet.io.volumes import AFFINE_TOLERANCE, MOST_VALUES, Volume, check_same_grid, on_grid_of, values_found
+from sparse3dunet.io.volumes import (
+    AFFINE_TOLERANCE,
+    MOST_VALUES,
+    Volume,
+    check_same_grid,
+    off_text,
+    on_grid_of,
+    values_found,
+)
 from sparse3dunet.io.writing import write_text
 from sparse3dunet.keys import ANNOTATED_SLICES, IMAGE, LABEL, REFERENCE
 from sparse3dunet.missing import PAIR_OR_DATA_SET, no_part_of_pair, no_source
@@ -237,14 +243,6 @@ def annotation_of(datalist: str | Path) -> str | None:
     return content["annotation"] if content and is_image_file(content["annotation"]) else None
 
 
-def pair_of(datalist: str | Path) -> dict[str, Any] | None:
-    """Return the content of a datalist that :func:`prepare_pair` made; None for other data sets."""
-    with contextlib.suppress(DataError, AttributeError):
-        content = read_json(Path(datalist)) if Path(datalist).name == DATALIST else {}
-        return content if all(isinstance(content.get(name), str) for name in ("scan", "annotation")) else None
-    return None
-
-
 def _absolute(path: str | Path) -> Path:
     return Path(os.path.abspath(os.path.expanduser(path)))
 
@@ -333,9 +331,9 @@ def _on_grid_of(image: Volume, label: Volume, outside: int, unlabeled: Sequence[
     if off > AFFINE_TOLERANCE:
         raise DataError(
             f"{label.path}: the grid, shape {label.data.shape}, is not a part of the scan's, {image.spatial_shape} "
-            f"({image.path}): voxels are up to {off:.2g} voxels off; expected the scan's voxel size and directions, "
-            f"and at most {AFFINE_TOLERANCE} voxels. Export it on the scan's grid (in 3D Slicer: with the scan as "
-            "reference volume), or check for a mix-up of files."
+            f"({image.path}): voxels are up to {off_text(off)} voxels off; expected the scan's voxel size and "
+            f"directions, and at most {AFFINE_TOLERANCE} voxels. Export it on the scan's grid (in 3D Slicer: with the "
+            "scan as reference volume), or check for a mix-up of files."
         )
     return _pasted(turned, image, offset.astype(int), outside, unlabeled)
 

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,11 @@ from sparse3dunet.io import write_map
 from sparse3dunet.io.defaults import as_key
 from sparse3dunet.io.suffixes import is_other_volume, split, state_of
 from sparse3dunet.io.volumes import Volume
+from sparse3dunet.keys import IMAGE, LABEL, REFERENCE
 
 DATALIST = "datalist.json"
+SOURCES = {IMAGE: "scan", LABEL: "annotation", REFERENCE: "reference"}
+"""Key of a datalist under which the path is that a file of its case was made from, by the file's key."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,40 @@ def settings() -> list[int]:
     """Return a number that changes with the options by which files are read."""
     options = as_key()
     return [zlib.crc32(json.dumps(options, sort_keys=True).encode())] if options else []
+
+
+def pair_of(datalist: str | Path) -> dict[str, Any] | None:
+    """Return the content of a datalist that was made of a scan and its annotation; None for other data sets."""
+    with contextlib.suppress(DataError, AttributeError):
+        content = read_json(Path(datalist)) if Path(datalist).name == DATALIST else {}
+        return content if all(isinstance(content.get(name), str) for name in ("scan", "annotation")) else None
+    return None
+
+
+@contextlib.contextmanager
+def naming_sources(datalist: str | Path) -> Iterator[None]:
+    """Have errors name the files that a datalist was made from, not those made from them, which users never saw."""
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, DataError):
+                for file, source in _sources_of(datalist).items():
+                    cause.args = tuple(a.replace(file, source) if isinstance(a, str) else a for a in cause.args)
+            cause = cause.__cause__ or cause.__context__
+        raise
+
+
+def _sources_of(datalist: str | Path) -> dict[str, str]:
+    """Return the source of each file that was made, by its path."""
+    content = pair_of(datalist) or {}
+    try:
+        (entry,) = content["training"]
+        pairs = {entry[key]: content[what] for key, what in SOURCES.items() if key in entry and what in content}
+    except (KeyError, TypeError, ValueError):  # a list of another form
+        return {}
+    return {file: source for file, source in pairs.items() if file != source}
 
 
 class Made:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparse3dunet.densify.inputs import pair_of
+from sparse3dunet.densify.made import pair_of
 from sparse3dunet.densify.state import State
 from sparse3dunet.errors import DataError
 from sparse3dunet.inference.inputs import ImageCase

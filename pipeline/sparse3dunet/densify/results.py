@@ -20,7 +20,7 @@ from sparse3dunet.data.reports import DataReport
 from sparse3dunet.densify.densifier import Annotation, Densifier, decided
 from sparse3dunet.densify.estimate import Estimate, Expected, estimate
 from sparse3dunet.densify.former import next_step
-from sparse3dunet.densify.inputs import pair_of
+from sparse3dunet.densify.made import pair_of
 from sparse3dunet.densify.page import CaseSection, Report, versions, view_of, write_report
 from sparse3dunet.densify.places import check_places, inputs, is_ours, is_same
 from sparse3dunet.densify.propagated import Outlook

@@ -23,16 +23,16 @@ from sparse3dunet.data.moments import channels_of
 from sparse3dunet.errors import TRACEBACK_VARIABLE, DataError
 from sparse3dunet.inference.inputs import ImageCase
 from sparse3dunet.inference.large import LargePrediction, Progress, predict_large
+from sparse3dunet.inference.notes import image_notes
 from sparse3dunet.inference.predictor import IN_MEMORY, Prediction, Predictor, Scratch
 from sparse3dunet.inference.processes import Processes
 from sparse3dunet.inference.records import CaseRecord, remove_empty_drafts, write_summary
-from sparse3dunet.inference.scale import scale_note
 from sparse3dunet.io import check_output, natural_suffix, read_image, write_map, write_segmentation
 from sparse3dunet.io.chunked import ChunkedArray
 from sparse3dunet.io.defaults import as_key
 from sparse3dunet.io.itk_snap import label_descriptions, may_be_replaced
 from sparse3dunet.io.suffixes import MAP_SUFFIXES
-from sparse3dunet.io.volumes import NO_VOXEL_SIZE, Volume, class_numbers
+from sparse3dunet.io.volumes import Volume, class_numbers
 from sparse3dunet.io.writing import write_text
 from sparse3dunet.progress import BatchProgress, CaseProgress
 from sparse3dunet.report.pictures import draw_picture
@@ -129,7 +129,7 @@ def predict_batch(
     processes = Processes()
     mine = processes.share(processes.agree(largest_first(cases)))
     outcome = Outcome()
-    with BatchProgress(len(mine), quiet or not processes.is_first) as progress:
+    with BatchProgress(len(mine), quiet or not processes.is_first, notes=not quiet) as progress:
         predictor.inferer.on_window = progress.windows
         try:
             Batch(predictor, output, record_key(key, output), progress, outcome).run(mine)
@@ -256,6 +256,9 @@ class Batch:
             record = CaseRecord(self.output.folder, case, self.key)
             if not record.hold(wait):
                 return None, False
+            if case.fault:
+                self._failed(case.name, DataError(case.fault), record)
+                return None, True
             done = record.is_done(list(names.values()), self.output.overwrite)
         except Exception as error:  # a link to nothing, for example
             self._failed(case.name, error)
@@ -315,6 +318,7 @@ class Batch:
                 self._write_drafts(job, volumes[0], prediction)
                 if "picture" in job.names:
                     _draw(job.record.drafts / job.names["picture"], job.case.name, volumes[0], prediction, self.output)
+            notes = image_notes(volumes, self.predictor.spacing, prediction.notes)
             voxel_ml = float(abs(np.linalg.det(volumes[0].affine[:3, :3]))) / 1000
             job.record.finish(
                 list(job.names.values()),
@@ -322,17 +326,15 @@ class Batch:
                 ml={name: n * voxel_ml for name, n in zip(self.output.class_names, prediction.voxels)},
                 mean_confidence=prediction.mean_confidence,
                 segmentation=job.names["segmentation"],
+                notes=[text for _, text in notes],
             )
             job.record.release()
         except Exception as error:  # a full disk, for example
             self._failed(job.case.name, error, job.record)
             return
         self.outcome.done += 1
-        if not volumes[0].has_voxel_size:
-            self.progress.note(f"{volumes[0].path} {NO_VOXEL_SIZE}")
-        doubt = scale_note(volumes[0], self.predictor.spacing)
-        for text in (*volumes[0].notes, *filter(None, [doubt])):
-            self.progress.note(text)
+        for kind, text in notes:
+            self.progress.note(kind, text)
         self.progress.done(job.record.read())
 
     def _write_drafts(self, job: _Job, image: Volume, prediction: Prediction) -> None:

@@ -86,8 +86,8 @@ class _Recorded:
     def done(self, record: Mapping[str, Any]) -> None:
         self.calls.append(("done", (dict(record),)))
 
-    def note(self, text: str) -> None:
-        self.calls.append(("note", (text,)))
+    def note(self, kind: str, text: str) -> None:
+        self.calls.append(("note", (kind, text)))
 
     def failed(self, name: str, error: str) -> None:
         self.calls.append(("failed", (name, error)))

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sparse3dunet.data.layouts import IMAGE_SUFFIXES, group_channels, list_volumes, read_json
+from sparse3dunet.data.layouts import IMAGE_SUFFIXES, channel_fault, group_channels, list_volumes, read_json
 from sparse3dunet.data.names import distinct_names
 from sparse3dunet.datasets.mni152 import ensure_default
 from sparse3dunet.errors import DataError
@@ -18,7 +18,7 @@ from sparse3dunet.io.defaults import default_series
 from sparse3dunet.io.dicom_folders import dicom_folders, is_dicom_folder
 from sparse3dunet.io.suffixes import files_of, is_image_file, suffix_among
 from sparse3dunet.keys import CASE_NAME, IMAGE
-from sparse3dunet.missing import no_image
+from sparse3dunet.missing import broken_link, no_image
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,12 @@ class ImageCase:
         name: name of the case, unique among those found together, after which results are named.
         files: absolute paths of the image's files: one, one for each channel, or a folder of DICOM or Zarr; a dataset
             of HDF5 as ``file.h5:/raw``.
+        fault: why it cannot be predicted, if that is known.
     """
 
     name: str
     files: tuple[str, ...]
+    fault: str = ""
 
     @cached_property
     def size(self) -> int:
@@ -66,15 +68,18 @@ def find_images(
 
     Raises:
         DataError: when a source does not exist, names a missing file, or contains no image; when two
-            images have the same name.
+            images have the same name; when none can be predicted (else, the fault of each tells).
     """
-    images = dict.fromkeys(image for source in sources for image in _images_of(str(source), num_channels))
-    _check_links(file for image in images for file in image)
+    faults: dict[tuple[str, ...], str] = {}
+    images = dict.fromkeys(image for source in sources for image in _images_of(str(source), num_channels, faults))
     files = [image for image in images if not leave_out or place_of(image[0]) not in leave_out]
     if not files:
         raise DataError(f"{', '.join(map(str, sources))}: only results of earlier runs, no image. Pass the images.")
     names = distinct_names(files, "images to predict")
-    return [ImageCase(name, image) for name, image in zip(names, files)]
+    cases = [ImageCase(name, image, faults.get(image) or _link_fault(image)) for name, image in zip(names, files)]
+    if all(case.fault for case in cases):
+        raise DataError(cases[0].fault)
+    return cases
 
 
 def place_of(path: str | Path) -> str:
@@ -83,14 +88,12 @@ def place_of(path: str | Path) -> str:
     return os.path.join(os.path.realpath(folder), name)
 
 
-def _check_links(files: Iterable[str]) -> None:
-    """Raise DataError if a file is a link to nothing."""
+def _link_fault(files: Iterable[str]) -> str:
+    """Return what is wrong if one of an image's files is a link that leads nowhere; empty if none is."""
     for file in files:
-        if os.path.islink(file) and not os.path.exists(file):
-            raise DataError(
-                f"{file} is a link to {os.readlink(file)}, which does not exist; expected an image. Put it there, or "
-                "remove the link."
-            )
+        if fault := broken_link(file):
+            return f"{file} {fault}; expected an image. Put it there, or remove the link."
+    return ""
 
 
 def list_images(source: str | Path | None, num_channels: int = 1) -> list[dict[str, Any]]:
@@ -98,18 +101,24 @@ def list_images(source: str | Path | None, num_channels: int = 1) -> list[dict[s
 
     The ``image`` of each is a path, or the list of its channels' paths. The list is empty for None; the built-in images
     are prepared if absent.
+
+    Raises:
+        DataError: as :func:`find_images` does, and when one of them cannot be predicted.
     """
     cases = [] if source is None else find_images([ensure_default(source)], num_channels)
+    for fault in (case.fault for case in cases if case.fault):
+        raise DataError(fault)
     files = [case.files[0] if len(case.files) == 1 else list(case.files) for case in cases]
     return [{IMAGE: image, CASE_NAME: case.name} for image, case in zip(files, cases)]
 
 
-def _images_of(source: str, num_channels: int) -> list[tuple[str, ...]]:
+def _images_of(source: str, num_channels: int, faults: dict[tuple[str, ...], str]) -> list[tuple[str, ...]]:
+    """Return the files of each image that a source names; adds what is wrong with some to `faults`."""
     path = Path(os.path.abspath(os.path.expanduser(source)))  # without "..", which must not get into names
     if path.suffix == ".json":
         return _listed(path)
     if os.path.isdir(path) and not is_image_file(path):
-        return _in_folder(path, num_channels)
+        return _in_folder(path, num_channels, faults)
     if os.path.isfile(path) or is_image_file(path):
         return [(str(path.absolute()),)]
     found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
@@ -121,13 +130,13 @@ def _images_of(source: str, num_channels: int) -> list[tuple[str, ...]]:
         raise DataError(
             f"{source}: {len(found)} file(s) match, but none is an image ({_endings()}); one is {found[0]}."
         )
-    return [*_grouped(files, num_channels), *((str(folder.absolute()),) for folder in folders)]
+    return [*_grouped(files, num_channels, faults), *((str(folder.absolute()),) for folder in folders)]
 
 
-def _in_folder(folder: Path, num_channels: int) -> list[tuple[str, ...]]:
+def _in_folder(folder: Path, num_channels: int, faults: dict[tuple[str, ...], str]) -> list[tuple[str, ...]]:
     files = list_volumes(folder, IMAGE_SUFFIXES)
     if files:
-        return _grouped(files, num_channels)
+        return _grouped(files, num_channels, faults)
     series = [folder] if is_dicom_folder(folder) else dicom_folders(folder)
     if series and default_series():
         series = [folder]  # one of the study's series is read
@@ -139,13 +148,18 @@ def _in_folder(folder: Path, num_channels: int) -> list[tuple[str, ...]]:
     return [(str(sub.absolute()),) for sub in series]
 
 
-def _grouped(files: Sequence[Path], num_channels: int) -> list[tuple[str, ...]]:
+def _grouped(files: Sequence[Path], num_channels: int, faults: dict[tuple[str, ...], str]) -> list[tuple[str, ...]]:
     if num_channels == 1:
         return [(str(file.absolute()),) for file in files]
     by_folder: dict[Path, list[Path]] = {}
     for file in files:
         by_folder.setdefault(file.absolute().parent, []).append(file.absolute())
-    return [tuple(map(str, group)) for in_one in by_folder.values() for group in group_channels(in_one).values()]
+    images = []
+    for in_one in by_folder.values():
+        for name, group in group_channels(in_one).items():
+            images.append(tuple(map(str, group)))
+            faults[images[-1]] = channel_fault(name, group)
+    return images
 
 
 def _listed(path: Path) -> list[tuple[str, ...]]:

@@ -20,7 +20,7 @@ import numpy as np
 
 from sparse3dunet.data.large_annotation import LargeAnnotation
 from sparse3dunet.data.memory import machine_memory
-from sparse3dunet.data.moments import channel_moments, channels_of
+from sparse3dunet.data.moments import channel_moments, channels_of, contrast_notes
 from sparse3dunet.errors import DataError
 from sparse3dunet.inference.predictor import (
     CONFIDENCE,
@@ -152,12 +152,14 @@ def predict_large(
     arrays: list[Any] = [file.voxels for file in files.values()]
     found = dict(zip(files, arrays))
     mean = tally.mean_confidence
+    means, deviations = progress.moments or ([], [])
     return LargePrediction(
         found[SEGMENTATION],
         found.get("confidence"),
         found.get("probabilities"),
         tally.voxels.tolist(),
         mean,
+        contrast_notes(means, deviations, volumes[0].path),
         list(files.values()),
     )
 

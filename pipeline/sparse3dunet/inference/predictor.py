@@ -6,7 +6,7 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,7 +15,7 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from sparse3dunet.data.moments import channel_moments, channels_of
+from sparse3dunet.data.moments import channel_moments, channels_of, contrast_notes
 from sparse3dunet.data.regions import output_count
 from sparse3dunet.errors import DataError
 from sparse3dunet.inference.resizing import SlabResizer, resize_linear
@@ -46,6 +46,7 @@ class Prediction:
         probabilities: (X, Y, Z, K) float32, or (X, Y, Z, R) those of the regions; None unless requested.
         voxels: number of voxels of each class, by class number.
         mean_confidence: in [0, 1], over the foreground voxels before any clean-up; None if none is left after it.
+        notes: what a user must know of it.
     """
 
     segmentation: np.ndarray
@@ -53,6 +54,7 @@ class Prediction:
     probabilities: np.ndarray | None
     voxels: list[int]
     mean_confidence: float | None
+    notes: tuple[str, ...] = ()
 
 
 class Scratch:
@@ -167,7 +169,8 @@ class Predictor:
         image = volumes[0]
         grid = Grid.of(image, self.spacing)
         channels = [grid.to_network(array, scratch) for volume in volumes for array in channels_of(volume.data)]
-        prepare: Callable[[np.ndarray], np.ndarray] | None = ZScore.of(channels, image.path)  # also checks for NaN
+        means, deviations = channel_moments(channels, image.path)  # also checks for NaN
+        prepare: Callable[[np.ndarray], np.ndarray] | None = ZScore.by(means, deviations)
         if self.intensity is not None:
             prepare = AbsoluteScale(**self.intensity)
             prepare.check(channels[0], image.path)
@@ -180,7 +183,7 @@ class Predictor:
         for rows, logits in self.inferer.slabs(channels, self.network, self.device, prepare):
             for part in [(rows, logits)] if resizer is None else resizer.add(rows, logits):
                 result.add(part[0], row_axis, part[1])
-        return result.finish()
+        return replace(result.finish(), notes=contrast_notes(means, deviations, image.path))
 
 
 @dataclass(frozen=True)
@@ -222,10 +225,6 @@ class ZScore:
 
     mean: np.ndarray
     std: np.ndarray
-
-    @classmethod
-    def of(cls, channels: Sequence[np.ndarray], path: str) -> ZScore:
-        return cls.by(*channel_moments(channels, path))
 
     @classmethod
     def by(cls, means: Sequence[float], deviations: Sequence[float]) -> ZScore:

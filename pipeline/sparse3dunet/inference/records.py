@@ -34,7 +34,7 @@ _FIELDS: dict[str, Any] = {
     **{"version": int, "case": str, "status": str, "key": str, "error": str, "segmentation": str},
     **{"image": list[str], "results": dict[str, list[Any]], "seconds": float | None, "ml": dict[str, float]},
     "mean_confidence": float | None,
-    "refused": str,
+    **{"refused": str, "notes": list[str]},
 }
 
 
@@ -248,7 +248,7 @@ def write_summary(
     """Write ``summary.csv`` with a row for each case that is recorded in the folder, sorted by name.
 
     Columns: case, status (done or failed), seconds, the volume in ml of each foreground class, the mean confidence over
-    the foreground, the segmentation's file, the error.
+    the foreground, the segmentation's file, the error, notes on the image.
 
     Args:
         output_dir: the folder.
@@ -261,11 +261,13 @@ def write_summary(
     names = {case.files: case.name for case in cases}
     records = [_read(path) for path in sorted((folder / RECORDS).rglob("*.json"))]
     volumes = [f"{name} ml" for name in class_names[1:]]
-    rows = [[*HEADING, *volumes, "mean confidence", "segmentation", "error", *more]]
+    rows = [[*HEADING, *volumes, "mean confidence", "segmentation", "error", "notes", *more]]
     for record in records:
         if "refused" in record:  # another image of this name
             blank = [""] * len(volumes)
-            rows.append([record.get("case", ""), FAILED, "", *blank, "", "", record["refused"], *([""] * len(more))])
+            rows.append(
+                [record.get("case", ""), FAILED, "", *blank, "", "", record["refused"], "", *([""] * len(more))]
+            )
         own = record.get("case")
         if record.get("status") not in (DONE, FAILED) or names.get(tuple(record.get("image", ())), own) != own:
             continue
@@ -275,7 +277,7 @@ def write_summary(
         cells = [
             *(record.get("case"), record["status"], "" if seconds is None else f"{seconds:.2f}", *volumes),
             "" if confidence is None else f"{confidence:.4f}",
-            *(record.get("segmentation", ""), record.get("error", "")),
+            *(record.get("segmentation", ""), record.get("error", ""), " ".join(record.get("notes", []))),
             *(_rounded(column.get(record.get("case", ""))) for column in more.values()),
         ]
         rows.append(cells)
@@ -305,6 +307,8 @@ def _is_inside(name: str) -> bool:
 
 def _identity(case: ImageCase) -> list[Any]:
     """Return values that change with the image."""
+    if case.fault:
+        return [case.fault]  # of which no file need be there
     places = [place for _, place in map(split, case.files) if place]
     return [*([os.path.basename(file), *size_and_time(Path(file))] for file in case.all_files()), *places]
 

@@ -72,8 +72,9 @@ def _is_whole(path: Path, array: np.ndarray) -> bool:
 
 
 def _ascii_line(text: str) -> str:
-    """Return text as one line in ASCII: MetaIO would lose other letters at the end."""
-    return " ".join(text.split()).encode("ascii", "backslashreplace").decode()
+    """Return text as one line in ASCII: MetaIO would lose other letters at the end, and a separator at the start."""
+    line = " ".join(text.split()).encode("ascii", "backslashreplace").decode()
+    return f"\\x{ord(line[0]):02x}{line[1:]}" if line.startswith(("=", ":")) else line
 
 
 def voxel_files(path: Path, header: MetaHeader) -> list[Path]:

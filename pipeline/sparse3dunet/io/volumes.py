@@ -27,6 +27,8 @@ UNLABELED_VALUE = 255
 """Value that means unlabeled in most programs, as negative values do."""
 LARGEST_VALUE = 2**32
 """Largest value of a class or of unlabeled voxels."""
+LARGEST_NUMBER = float(np.finfo(np.float32).max)
+"""Largest intensity, as networks compute with 32-bit floats."""
 MOST_VALUES = 255
 """Number of values of a label map above which it is taken for an image."""
 IN_MM = {"micron": 1e-3, "meter": 1e3}
@@ -209,26 +211,39 @@ def check_finite(volume: Volume) -> None:
     """Raise DataError if a voxel is NaN or infinite, also after conversion to the 32 bits that networks use."""
     if volume.data.dtype.kind != "f":
         return
-    bad = int(volume.data.size - (np.abs(volume.data) <= np.finfo(np.float32).max).sum())  # false for NaN, too
-    if bad:
-        raise DataError(
-            f"{volume.path}: {bad} of {volume.data.size} voxels are NaN or infinite; expected numbers. "
-            "Replace them, for example by the background's value."
-        )
+    bad = no_numbers(volume.data)
+    if bad.size:
+        raise DataError(f"{volume.path}: {bad.size} of {volume.data.size} voxels {no_numbers_text(bad)}")
+
+
+def no_numbers(values: np.ndarray) -> np.ndarray:
+    """Return the values that are NaN or infinite, or would be as 32-bit numbers."""
+    return values[~(np.abs(values) <= LARGEST_NUMBER)]  # false for NaN, too
+
+
+def no_numbers_text(bad: np.ndarray) -> str:
+    """Return what is wrong with :func:`no_numbers`, to follow their count."""
+    if not np.isfinite(bad).all():
+        return "are NaN or infinite; expected numbers. Replace them, for example by the background's value."
+    return (
+        f"are out of the range of the 32-bit floats that networks compute with, such as {bad[0]:g}; expected at most "
+        f"{LARGEST_NUMBER:.3g}. Scale the image, or replace them, for example by the background's value."
+    )
 
 
 def check_same_grid(volume: Volume, image: Volume) -> None:
     """Raise DataError unless shapes are equal and affines agree within a tenth of a voxel at every corner."""
-    if volume.data.shape != image.spatial_shape:
+    has_shape, off = volume.data.shape == image.spatial_shape, _most_off(volume.affine, image)
+    if not has_shape or off > AFFINE_TOLERANCE:
+        _check_directions(volume, image)
+    if not has_shape:
         raise DataError(
             f"{volume.path}: shape {volume.data.shape} differs from the image's, {image.spatial_shape} ({image.path}). "
             "Both must be on the same grid; resample this one to the image, or check for a mix-up of files."
         )
-    corners = np.array(np.meshgrid(*[(0, n - 1) for n in volume.data.shape], [1], indexing="ij")).reshape(4, -1)
-    off = np.linalg.solve(image.affine, volume.affine @ corners) - corners
-    if np.abs(off).max() > AFFINE_TOLERANCE:
+    if off > AFFINE_TOLERANCE:
         raise DataError(
-            f"{volume.path}: its position in space differs from the image's by up to {np.abs(off).max():.1f} voxels "
+            f"{volume.path}: its position in space differs from the image's by up to {off_text(off)} voxels "
             f"({image.path}); expected at most {AFFINE_TOLERANCE}. Copy the image's header to it if the voxels belong "
             "together, or resample this one to the image."
         )
@@ -237,6 +252,34 @@ def check_same_grid(volume: Volume, image: Volume) -> None:
         raise DataError(
             f"{volume.path}: its axes and the image's ({image.path}) round to different directions, although their "
             "affines nearly agree. Copy the image's header to it."
+        )
+
+
+def _most_off(affine: np.ndarray, image: Volume) -> float:
+    """Return how far apart, in voxels, the corners of an image are from those by another affine."""
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in image.spatial_shape], [1], indexing="ij")).reshape(4, -1)
+    return float(np.abs(np.linalg.solve(image.affine, affine @ corners) - corners).max())
+
+
+def off_text(off: float) -> str:
+    """Return a distance in voxels above the tolerance with as many digits as show that it is."""
+    return next((text for n in range(1, 17) if float(text := f"{off:.{n}f}") > AFFINE_TOLERANCE), f"{off}")
+
+
+def _check_directions(volume: Volume, image: Volume) -> None:
+    """Raise DataError if a volume has an image's grid, but axes in another order or direction."""
+    if volume.data.ndim != 3 or not (volume.has_orientation and image.has_orientation):
+        return
+    ours, theirs = (nib.io_orientation(each.affine) for each in (image, volume))
+    turn = nib.orientations.ornt_transform(theirs, ours)
+    shape = tuple(volume.data.shape[int(axis)] for axis in np.argsort(turn[:, 0]))
+    turned = volume.affine @ nib.orientations.inv_ornt_aff(turn, volume.data.shape)
+    if shape == image.spatial_shape and _most_off(turned, image) <= AFFINE_TOLERANCE:
+        wanted, found = ("".join(nib.orientations.ornt2axcodes(each)) for each in (ours, theirs))
+        raise DataError(
+            f"{volume.path}: it has the image's grid ({image.path}), but its axes run along {found}, the image's along "
+            f"{wanted}; expected the same. Turn its voxels along with its header: SimpleITK.DICOMOrient(volume, "
+            f'"{wanted}"), or as_reoriented of nibabel.'
         )
 
 

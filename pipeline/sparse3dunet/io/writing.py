@@ -83,10 +83,9 @@ def write_segmentation(
 
     The same input gives the same bytes, but in DICOM. Class names are stored in NIfTI as JSON in a header extension,
     ``{"labels": {"0": "background", ...}}``; in NRRD and MetaImage as keys ``label_0``, ... (in MetaImage, letters
-    that are not ASCII are escaped as in Python, ``\\xfc``); in .seg.nrrd as 3D Slicer's segments, all but the
-    background; for DICOM see :mod:`~sparse3dunet.io.dicom_results`, for those of microscopy
-    :mod:`~sparse3dunet.io.tiff`, :mod:`~sparse3dunet.io.hdf5` and
-    :mod:`~sparse3dunet.io.ome_zarr`.
+    that are not ASCII, and = or : at the start, are escaped as in Python, ``\\xfc``); in .seg.nrrd as 3D Slicer's
+    segments, all but the background; for DICOM see :mod:`~sparse3dunet.io.dicom_results`, for those of microscopy
+    :mod:`~sparse3dunet.io.tiff`, :mod:`~sparse3dunet.io.hdf5` and :mod:`~sparse3dunet.io.ome_zarr`.
 
     Args:
         path: path of the file, whose suffix (OUTPUT_SUFFIXES) gives the format; its folder is created if missing.

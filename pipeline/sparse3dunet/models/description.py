@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,15 @@ from sparse3dunet.data.regions import output_count
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.json_files import parse_json
 from sparse3dunet.io.payload import check_regular
-from sparse3dunet.models.description_checks import CURE, DESCRIPTION, SCHEMA_VERSION, check_fields, migrated
+from sparse3dunet.models.description_checks import (
+    CURE,
+    DESCRIPTION,
+    SCHEMA_VERSION,
+    check_fields,
+    check_keys,
+    migrated,
+    required_fields,
+)
 from sparse3dunet.networks import UNet3D
 
 DESCRIPTION_SUFFIX = ".json"
@@ -86,8 +94,8 @@ class ModelDescription:
     def from_json(cls, text: str | bytes, where: str) -> ModelDescription:
         """Read a description, of this schema version or an older one.
 
-        Unknown fields are ignored, so that users can add their own notes; a field without which a model would be used
-        wrongly comes with a new schema version.
+        Unknown fields are ignored, so that users can add their own notes, unless they nearly have the name of a field
+        that is missing; a field without which a model would be used wrongly comes with a new schema version.
 
         Args:
             text: text of the file.
@@ -100,8 +108,9 @@ class ModelDescription:
         content = parse_json(text, where, "a model description", CURE)
         if not isinstance(content, dict):
             raise DataError(f"{where}: not a model description: expected a JSON object, found {content!r:.40}. {CURE}")
+        check_keys(content, where)
+        required = required_fields(content)
         content = migrated(content)
-        required = [entry.name for entry in fields(cls) if entry.default is MISSING]
         check_fields(content, required, where)
         known = {entry.name: content[entry.name] for entry in fields(cls) if entry.name in content}
         description = cls(**{"sparse3dunet_version": None, **_with_tuples(known)})

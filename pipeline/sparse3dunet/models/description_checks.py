@@ -7,8 +7,10 @@ from typing import Any
 
 from sparse3dunet import __version__
 from sparse3dunet.colors import is_color
+from sparse3dunet.data.mistyped import nearly_known
 from sparse3dunet.data.slices import check_specification
 from sparse3dunet.errors import DataError
+from sparse3dunet.io.segments import names_fault
 from sparse3dunet.losses.regions import membership
 from sparse3dunet.transforms.normalize import is_intensity
 
@@ -34,6 +36,26 @@ def migrated(content: Mapping[str, Any]) -> dict[str, Any]:
     if result["schema_version"] == 1:
         result |= {"schema_version": 2, "regions": None}
     return result
+
+
+def check_keys(content: Mapping[str, Any], where: str) -> None:
+    """Raise DataError if a field seems to be there under a damaged or mistyped key: it would be taken for a note.
+
+    Descriptions of former versions may lack any field; but if such a key is that of the version, they are none.
+    """
+    known = _WRITTEN if content.get("schema_version") == SCHEMA_VERSION else ("schema_version",)
+    for key, meant in nearly_known(content, known).items():
+        raise DataError(
+            f"{where}: has the key {_short(key)}, which is not known, but no {meant!r}; expected the latter. Correct "
+            f"it, or give your own note another name. {CURE}"
+        )
+
+
+def required_fields(content: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the fields without which a description, before it is migrated, is damaged."""
+    if content.get("schema_version") != SCHEMA_VERSION:
+        return _REQUIRED
+    return tuple(name for name in _WRITTEN if name not in _NOT_ALWAYS_WRITTEN)
 
 
 def _first_version(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,7 +142,10 @@ def _are_slices(value: Any) -> bool:
 
 _NAMES = (_are_texts, "a list of names")
 _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "class_names": (lambda v: _are_texts(v) and len(v) > 1 and _are_different(v), "two or more different names"),
+    "class_names": (
+        lambda v: _are_texts(v) and len(v) > 1 and not names_fault(v),
+        "two or more different names, none blank or of two lines",
+    ),
     "class_values": (lambda v: _are_numbers(v) and _are_different(v), "a different whole number for each class"),
     "class_colors": (
         lambda v: _are_texts(v) and all(not color or is_color(color) for color in v),
@@ -147,3 +172,8 @@ _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "sparse3dunet_version": (lambda v: v is None or isinstance(v, str), "a version such as 1.0.0"),
 }
 """By field, a check of the value read from JSON, and what is expected."""
+_WRITTEN = (*_EXPECTED, "schema_version")
+_NOT_ALWAYS_WRITTEN = ("class_colors", "sparse3dunet_version")
+"""Fields that the first files of the current schema version lack, or that nothing depends on."""
+_REQUIRED = ("class_names", "class_values", "patch_size", "network", "in_channels")
+"""Fields of any version, after migration."""

@@ -91,14 +91,16 @@ def _read(
     from sparse3dunet.data.datalist import read_data_set
     from sparse3dunet.data.set_conventions import complete
     from sparse3dunet.densify.inputs import prepare_pair
+    from sparse3dunet.densify.made import naming_sources
     from sparse3dunet.densify.results import Results
 
     listed = prepare_pair(scan.path, annotation, folder, ignore_index=ignore_index, annotated_slices=annotated_slices)
-    data_set = complete(
-        read_data_set(listed, ignore_index=ignore_index, annotated_slices=annotated_slices),
-        class_names,
-        background=background,
-    )
+    with naming_sources(listed):
+        data_set = complete(
+            read_data_set(listed, ignore_index=ignore_index, annotated_slices=annotated_slices),
+            class_names,
+            background=background,
+        )
     results = Results(folder, data_set, None, True)
     read = results.annotation(results.cases[0].files[0])
     names = [" ".join(name.replace('"', "'").split())[:60] for name in data_set.class_names]

@@ -32,6 +32,7 @@ def densify(
     """
     from sparse3dunet.bundle import running
     from sparse3dunet.densify import inputs
+    from sparse3dunet.densify.made import naming_sources
     from sparse3dunet.io import check_output_dir, hold_folder
 
     check_output_dir(output_dir)
@@ -39,7 +40,8 @@ def densify(
     folder = Path(output_dir) / "work" / "inputs"
     dataset = inputs.prepare([scan, annotation], folder, ignore_index=ignore_index, reference=reference)
     given = {"dataset_dir": str(dataset), "output_dir": output_dir, "ignore_index": ignore_index, "spacing": "auto"}
-    running.run_quietly("densify", {**given, **settings})
+    with naming_sources(dataset):
+        running.run_quietly("densify", {**given, **settings})
 
 
 def _follow_input() -> None:
