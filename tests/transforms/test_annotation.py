@@ -66,6 +66,27 @@ def test_bad_values_are_named(values, dtype, ignore_index, words):
     assert all(word in str(error.value) for word in words), error.value
 
 
+@pytest.mark.parametrize(
+    ("dtype", "values", "ignore_index"),
+    [
+        (torch.uint8, [0, 1, 255], 256),
+        (torch.uint8, [0, 1, 255], -1),
+        (torch.int8, [0, 1, -1], 255),
+        (torch.int16, [0, 1, -1], 2**16 - 1),
+        (torch.int64, [0, 1, 2], 2**64),
+        (torch.bool, [0, 1, 1], 2),
+    ],
+)
+def test_values_that_a_type_cannot_hold_match_nothing(dtype, values, ignore_index):
+    annotation = torch.tensor(values).to(dtype).view(1, 1, 1, -1)
+    classes = sorted(set(values))
+    label, weight = SparseLabel(classes, ignore_index)(annotation)
+    assert label.flatten().tolist() == [classes.index(value) for value in values]
+    assert weight.all()
+    with pytest.raises(DataError, match="label value 1 is neither a class"):
+        SparseLabel(sorted({0, values[2], 1 + 2**16, 1 + 2**64} - {1}), ignore_index)(annotation)
+
+
 def test_unlabeled_value_that_is_a_class():
     with pytest.raises(DataError, match="ignore_index 2 is also a class"):
         SparseLabel(3, 2)

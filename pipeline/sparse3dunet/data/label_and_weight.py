@@ -130,9 +130,7 @@ class SparseLabel(Transform):
 
     def _unlabeled(self, plain: torch.Tensor, affine: torch.Tensor, slices: Any, source: str) -> torch.Tensor:
         """Return the mask of voxels that are unlabeled by their value or the slices."""
-        unlabeled = torch.zeros(plain.shape, dtype=torch.bool, device=plain.device)
-        for value in self.ignore_index:
-            unlabeled |= plain == value
+        unlabeled = equal_to_any(plain, self.ignore_index)
         if slices is None:
             return unlabeled
         if slices == FINISHED:
@@ -149,7 +147,7 @@ class SparseLabel(Transform):
         label = torch.zeros(plain.shape, dtype=torch.int16, device=plain.device)
         known = ~annotated
         for number, value in enumerate(self.classes):
-            match = (plain == value) & annotated
+            match = equal_to_any(plain, [value]) & annotated
             label[match] = number
             known |= match
         _check_numbers(plain[~known], source)
@@ -183,6 +181,22 @@ def whole_numbers(values: Any, name: str) -> tuple[int, ...]:
     if len(whole) != len(listed) or any(number != value for number, value in zip(whole, listed)):
         raise DataError(f"{name} must be a whole number or a list of them, such as 255 or [4, 255]; found {values!r}.")
     return whole
+
+
+def equal_to_any(values: torch.Tensor, numbers: Sequence[int]) -> torch.Tensor:
+    """Return the mask of values that equal one of some whole numbers; floats may round these, as they did the values.
+
+    PyTorch compares integers modulo the range of the tensor's type, so that 0 == 256 in torch.uint8.
+    """
+    found = torch.zeros(values.shape, dtype=torch.bool, device=values.device)
+    for number in numbers:
+        if values.is_floating_point():
+            found |= values == float(number)
+            continue
+        limits = torch.iinfo(torch.uint8 if values.dtype == torch.bool else values.dtype)
+        if limits.min <= number <= limits.max:
+            found |= values == number
+    return found
 
 
 def _check_numbers(values: torch.Tensor, source: str) -> None:
