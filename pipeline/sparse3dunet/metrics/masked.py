@@ -33,8 +33,11 @@ def overlap_counts(
         false negatives.
 
     Raises:
-        ValueError: when shapes differ, a class is out of range or no whole number, or a logit is NaN.
+        ValueError: when there is no volume, shapes differ, a class is out of range or no whole number, or a logit is
+            NaN.
     """
+    if not len(pred):
+        raise ValueError(f"the batch has no volume: segmentation {tuple(pred.shape)}; expected at least one.")
     undefined = pred.isnan().any(dim=1)
     if pred.shape[1] == num_classes and num_classes > 1:
         pred = pred.argmax(dim=1, keepdim=True)

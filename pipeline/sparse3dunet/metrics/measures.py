@@ -12,7 +12,13 @@ from scipy.ndimage import find_objects
 from sparse3dunet.losses.regions import Regions, membership
 from sparse3dunet.losses.target import annotated_classes, unpack_target
 from sparse3dunet.metrics.masked import overlap_counts, overlap_scores
-from sparse3dunet.metrics.surfaces import SurfaceDistances, complete_slices, slice_distances, surface_distances
+from sparse3dunet.metrics.surfaces import (
+    SurfaceDistances,
+    check_spacing,
+    complete_slices,
+    slice_distances,
+    surface_distances,
+)
 
 ABSENT, MISSED, NOT_LOOKED_FOR = "not in the reference", "not predicted", "was not looked for"
 SPURIOUS = f"{ABSENT}, but predicted"
@@ -94,8 +100,9 @@ def measure(
         The scores of each class 0 ... K-1, or of the background and each region.
 
     Raises:
-        ValueError: when shapes differ, or a class is out of range.
+        ValueError: when shapes differ, a class is out of range, or the spacing is not above 0.
     """
+    check_spacing(spacing, pred.ndim - 1)
     counts = overlap_counts(pred[None], target[None], num_classes, regions)[0].cpu()
     looked_for = annotated_classes(target[None], num_classes)
     known = np.ones(num_classes, bool) if looked_for is None else looked_for[0].cpu().numpy()
