@@ -121,6 +121,11 @@ class Propagator(ABC):
     def predict_proba(self) -> np.ndarray:
         """Return probabilities (K, X, Y, Z), float32, that sum to 1; 0 for a class that is annotated nowhere."""
 
+    def _check_fitted(self) -> None:
+        """Raise DataError before a fit, which leaves attributes that begin with an underscore."""
+        if not any(name.startswith("_") for name in vars(self)):
+            raise DataError(f"this {type(self).__name__} was not fitted yet; call fit(image, label, weight) first.")
+
 
 def one_hot(label: torch.Tensor, known: torch.Tensor, num_classes: int) -> torch.Tensor:
     """Return (K, X, Y, Z), float32: 1 for the class of a voxel, 0 for other classes and unlabeled voxels."""
