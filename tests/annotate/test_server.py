@@ -36,6 +36,12 @@ def test_nothing_without_the_token(client, path):
     assert "token" in answer.json()["error"]
 
 
+def test_the_address_without_its_last_slash_leads_to_the_page(client):
+    answer = client.http.get(f"/{TOKEN}")
+    assert answer.url.path == f"/{TOKEN}/"
+    assert answer.content == (STATIC / "index.html").read_bytes()
+
+
 def test_no_other_host(client):
     """A domain that resolves to this machine must not be served (DNS rebinding)."""
     for host in ("evil.example", "127.0.0.1.evil.example", "evil.example:8000"):

@@ -116,8 +116,10 @@ def test_folders_for_results_are_tested(tmp_path):
             DataError, match=r"file, the folder|cannot write results to .*/(file/out|one|one/out|a{300}) \("
         ):
             check_output_dir(tmp_path / name)
-    check_output_dir(tmp_path / "new/out")
-    assert not (tmp_path / "new").exists()
+    for name in ("new/out", "new/../out"):
+        check_output_dir(f"{tmp_path}/{name}")
+        assert not (tmp_path / "new").exists()
+        assert not (tmp_path / "out").exists()
     with pytest.raises(DataError, match="~ is not expanded"):
         check_output_dir("~/out")
 

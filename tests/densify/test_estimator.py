@@ -98,6 +98,14 @@ def test_bad_arguments(fitted):
             densifier.fit(*arguments)
     with pytest.raises(DataError, match="ignore_index must be a whole number"):
         sparse3dunet.Densifier(ignore_index=255.7).fit(image, sparse)
+    for minutes in (-1, np.nan, "2"):
+        with pytest.raises(DataError, match="minutes must be a number at least 0"):
+            sparse3dunet.Densifier(minutes).fit(image, sparse)
+    for value, text in ((np.nan, r"value nan; .*replace it by a value"), (0.7, r"value 0\.7; .*nearest neighbours")):
+        with pytest.raises(DataError, match=f"label has the {text}"):
+            densifier.fit(image, np.where(sparse == 1, value, sparse))
+    with pytest.raises(DataError, match="every voxel counts as annotated"):
+        sparse3dunet.Densifier(1).fit(image, sparse)  # in which 255 is nowhere
     with pytest.raises(DataError, match="not fitted"):
         densifier.segmentation()
 

@@ -270,6 +270,8 @@ def test_changed_results_are_not_overwritten(done, tmp_path):
     result = densify(scan, annotation, "-o", tmp_path / "out", "--minutes", 0.1, *SMALL)
     assert result.returncode == 1
     assert "scan_seg.nii.gz exists and is not what this command wrote" in result.stderr
+    assert "Move it, or write into another folder." in result.stderr  # densify has no option to overwrite
+    assert "--overwrite" not in result.stderr
     assert (tmp_path / "out/scan_seg.nii.gz").read_bytes() == before
     assert "held out" not in result.stdout  # it was told before anything was computed
     assert not (tmp_path / "out/scan_preview.nii.gz").exists()

@@ -162,6 +162,20 @@ def test_bfloat16_logits(loss):
     torch.testing.assert_close(value, loss(logits, pack_target(label, weight)), rtol=0.02, atol=0.02)
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("value", [0.9, 1.9, -0.5, float("nan"), float("inf")])
+def test_labels_are_whole_numbers_where_voxels_count(loss, value):
+    """Those of a label map after linear interpolation are not the classes below them."""
+    logits, label, weight = example()
+    odd, weight[0, 0, 1, 2, 3] = label.float(), 0.0
+    odd[0, 0, 1, 2, 3] = value
+    assert torch.equal(loss(logits, pack_target(odd, weight)), loss(logits, pack_target(label, weight)))
+    weight[0, 0, 1, 2, 3] = 1
+    for target in (pack_target(odd, weight), odd):
+        with pytest.raises(ValueError, match=f"annotated voxel has label {value}"):
+            loss(logits, target)
+
+
 def test_readable_errors():
     logits, label, weight = example()
     with pytest.raises(ValueError, match=r"label 7.*3 classes"):
@@ -175,6 +189,10 @@ def test_readable_errors():
         assert torch.isfinite(loss(logits, pack_target(negative, weight)))
     with pytest.raises(ValueError, match="do not fit"):
         MaskedDiceCELoss()(logits, label[..., :3])
+    with pytest.raises(ValueError, match=r"\(2, 1, 5, 4\) do not fit: expected a target \(2, channels, 5, 4, 6\)"):
+        MaskedDiceCELoss()(logits, label[..., 0])
+    with pytest.raises(ValueError, match=r"target \(2, 5, 4, 6\) do not fit: its channel is missing"):
+        MaskedDiceCELoss()(logits, label[:, 0])
     with pytest.raises(ValueError, match="2 entries for 3 classes"):
         MaskedCrossEntropyLoss([1, 2])(logits, label)
     with pytest.raises(ValueError, match="class_weight"):

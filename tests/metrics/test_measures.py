@@ -150,6 +150,19 @@ def test_classes_out_of_range():
     weight = slices_of(true.shape[1:])
     with pytest.raises(ValueError, match="outside of 0"):
         scored(torch.where(weight > 0, pred, 7), target_of(true, weight))
+    with pytest.raises(ValueError, match="outside of 0"):
+        scored(torch.where(weight > 0, pred, 2**16), target_of(true, weight))
+
+
+def test_classes_are_whole_numbers_also_where_voxels_are_not_scored():
+    """The surfaces are there as well."""
+    pred, true = example()
+    weight = slices_of(true.shape[1:])
+    odd, fractional = (torch.where(weight > 0, array.float(), 0.9) for array in (pred, true))
+    with pytest.raises(ValueError, match=r"value 0\.9; expected classes"):
+        scored(odd, target_of(true, weight))
+    with pytest.raises(ValueError, match=r"has label 0\.9; expected class numbers"):
+        scored(pred, target_of(true, weight), reference=fractional)
 
 
 @pytest.fixture

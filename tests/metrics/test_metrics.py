@@ -88,6 +88,10 @@ def test_readable_errors():
     pred, label, weight = example(0)
     with pytest.raises(ValueError, match="do not fit"):
         overlap_counts(pred, label[:2], CLASSES)
+    with pytest.raises(ValueError, match="the batch has no volume"):
+        OverlapMetric(CLASSES)(pred[:0], label[:0])
+    with pytest.raises(ValueError, match=r"annotated voxel has label 0\.9"):
+        overlap_counts(pred, torch.full(label.shape, 0.9), CLASSES)
     for wrong_pred, wrong_label in ((pred, label + 4), (pred + 2, label), (pred - 1, label), (pred, label - 1)):
         with pytest.raises(ValueError, match="outside of 0"):
             overlap_counts(wrong_pred, wrong_label, CLASSES)

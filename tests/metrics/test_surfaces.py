@@ -11,6 +11,7 @@ from scipy.ndimage import binary_erosion, distance_transform_edt, gaussian_filte
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.metrics import slice_distances, surface_distances, surface_tolerances
+from sparse3dunet.metrics.measures import measure
 from sparse3dunet.metrics.surfaces import SurfaceDistances, complete_slices, pooled
 
 SPACINGS = [(1.0, 1.0, 1.0), (0.7, 1.1, 3.0), (5.0, 0.4, 0.4)]
@@ -162,8 +163,18 @@ def test_shapes_that_do_not_fit():
     pred, true = blobs(0)
     with pytest.raises(ValueError, match="one shape"):
         surface_distances(pred, true[1:], (1, 1, 1))
-    with pytest.raises(ValueError, match="a spacing for each axis"):
-        surface_distances(pred, true, (1, 1))
+
+
+@pytest.mark.parametrize("spacing", [(1, 1), 1.0, (0, 1, 1), (-1, 1, 1), (math.nan, 1, 1), (math.inf, 1, 1)])
+def test_spacings_that_are_none(spacing):
+    pred, true = blobs(0)
+    with pytest.raises(ValueError, match="spacing must be 3 numbers above 0"):
+        surface_distances(pred, true, spacing)
+    with pytest.raises(ValueError, match="spacing must be 3 numbers above 0"):
+        slice_distances(pred, true, spacing, [[4], [], []])
+    volumes = (torch.from_numpy(mask.astype(np.int16))[None] for mask in (pred, true))
+    with pytest.raises(ValueError, match="spacing must be 3 numbers above 0"):
+        measure(*volumes, 2, spacing)
 
 
 @pytest.mark.parametrize(

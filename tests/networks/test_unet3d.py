@@ -145,6 +145,9 @@ def test_torchscript_and_config_round_trip(options):
 @pytest.mark.parametrize(
     "arguments",
     [
+        {"in_channels": 0},
+        {"out_channels": 0},
+        {"out_channels": 2.0},
         {"padding": "reflect"},
         {"channels": (4,)},
         {"channels": (3, 6)},
@@ -157,8 +160,8 @@ def test_torchscript_and_config_round_trip(options):
     ],
 )
 def test_bad_arguments(arguments):
-    with pytest.raises(ValueError, match=r"padding|channels|strides|halved|kernel_sizes"):
-        UNet3D(1, 2, **{"channels": (4, 8), **arguments})
+    with pytest.raises(ValueError, match=next(iter(arguments))):
+        UNet3D(**{"in_channels": 1, "out_channels": 2, "channels": (4, 8), **arguments})
 
 
 @pytest.mark.parametrize("padding", ["valid", "same"])

@@ -6,7 +6,7 @@ import torch
 from skimage.segmentation import random_walker
 
 from sparse3dunet.errors import DataError
-from sparse3dunet.propagation import PriorWalker, RandomWalker
+from sparse3dunet.propagation import Ensemble, Forest, PriorWalker, RandomWalker, ShapeInterpolation
 from sparse3dunet.propagation.random_walker import conductances, solve
 from tests.propagation.scans import SHAPE, assert_probabilities, nested, on_slices, overlap, scan_of
 
@@ -192,6 +192,17 @@ def test_data_that_cannot_be_used():
             walker.fit(*given)
     with pytest.raises(DataError, match="expected 0 to 1"):
         RandomWalker(num_classes=2).fit(image, label, WEIGHT)
+    for shape in ((3, 5, 5, 5), SHAPE):
+        with pytest.raises(DataError, match=r"prior has shape .*; expected \(\d+, 24, 20, 16\)"):
+            PriorWalker(np.ones(shape)).fit(image, label * 0, WEIGHT)
+
+
+@pytest.mark.parametrize(
+    "method", [RandomWalker(), PriorWalker(np.ones((2, *SHAPE))), Forest(), ShapeInterpolation(), Ensemble()]
+)
+def test_a_fit_comes_first(method):
+    with pytest.raises(DataError, match=rf"this {type(method).__name__} was not fitted yet; call fit\(image, label"):
+        method.predict_proba()
 
 
 @pytest.mark.parametrize("shape", [SHAPE, (600, 4, 4)])

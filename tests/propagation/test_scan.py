@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from sparse3dunet.errors import DataError
 from tests.propagation.scans import scan_of
@@ -60,6 +61,32 @@ def test_what_is_no_number_is_refused(value):
     image[20, 20, 20] = value
     with pytest.raises(DataError, match="NaN or infinity"):
         scan_of(image, label, np.ones(SHAPE))
+
+
+@pytest.mark.parametrize("value", [0.9, 1.9, np.nan, np.inf])
+def test_labels_are_whole_numbers_where_annotated(value):
+    image, label = dark_with_bright_cubes()
+    odd, weight = label.astype(np.float32), np.ones(SHAPE)
+    odd[label == 3], weight[label == 3] = value, 0
+    assert torch.equal(scan_of(image, odd, weight).label, scan_of(image, label, weight).label)
+    with pytest.raises(DataError, match=f"annotated voxel has label {value}; expected class numbers"):
+        scan_of(image, odd, np.ones(SHAPE))
+
+
+def test_labels_that_scaling_left_nearly_whole_are_rounded():
+    image, label = dark_with_bright_cubes()
+    assert torch.equal(scan_of(image, label * 0.9999, np.ones(SHAPE)).label, torch.from_numpy(label))
+
+
+@pytest.mark.parametrize("of_label", [True, False])
+def test_several_channels_of_a_label_or_weight_are_refused(of_label):
+    """Such as those of a one-hot label, of which the first is the background's."""
+    image, label = dark_with_bright_cubes()
+    both = np.stack([label == 0, label > 0]).astype(int)
+    given = (both, np.ones(SHAPE)) if of_label else (label, both)
+    with pytest.raises(DataError, match=r"\(X, Y, Z\) or \(1, X, Y, Z\); got shapes .*\(2, 40, 40, 40\)"):
+        scan_of(image, *given)
+    assert torch.equal(scan_of(image, label[None], np.ones((1, *SHAPE))).label, torch.from_numpy(label))
 
 
 def test_each_channel_has_its_own_scale():

@@ -66,6 +66,27 @@ def test_bad_values_are_named(values, dtype, ignore_index, words):
     assert all(word in str(error.value) for word in words), error.value
 
 
+@pytest.mark.parametrize(
+    ("dtype", "values", "ignore_index"),
+    [
+        (torch.uint8, [0, 1, 255], 256),
+        (torch.uint8, [0, 1, 255], -1),
+        (torch.int8, [0, 1, -1], 255),
+        (torch.int16, [0, 1, -1], 2**16 - 1),
+        (torch.int64, [0, 1, 2], 2**64),
+        (torch.bool, [0, 1, 1], 2),
+    ],
+)
+def test_values_that_a_type_cannot_hold_match_nothing(dtype, values, ignore_index):
+    annotation = torch.tensor(values).to(dtype).view(1, 1, 1, -1)
+    classes = sorted(set(values))
+    label, weight = SparseLabel(classes, ignore_index)(annotation)
+    assert label.flatten().tolist() == [classes.index(value) for value in values]
+    assert weight.all()
+    with pytest.raises(DataError, match="label value 1 is neither a class"):
+        SparseLabel(sorted({0, values[2], 1 + 2**16, 1 + 2**64} - {1}), ignore_index)(annotation)
+
+
 def test_unlabeled_value_that_is_a_class():
     with pytest.raises(DataError, match="ignore_index 2 is also a class"):
         SparseLabel(3, 2)
@@ -85,11 +106,26 @@ def test_numbers_of_numpy_are_whole_numbers():
         ([0, 1], 254.6, r"ignore_index must be .* found 254\.6"),
         ([0, 1], [4, np.nan], "ignore_index must be"),
         ([0, 1, 1], None, "the value 1 twice"),
+        (True, None, "classes must be .* found True"),
+        (3, False, "ignore_index must be .* found False"),
+        (0, None, "classes is 0; expected from one"),
+        (-1, None, "classes is -1; expected from one"),
+        ([], None, r"classes is \[\]; expected from one"),
+        (40000, None, "classes is 40000; expected from one to 32768"),
     ],
 )
 def test_classes_and_unlabeled_values_are_whole_numbers(classes, ignore_index, text):
     with pytest.raises(DataError, match=text):
         SparseLabel(classes, ignore_index)
+
+
+@pytest.mark.parametrize("indices", [np.array([1, 3]), torch.tensor([1, 3]), (np.int64(1), 3), range(1, 4, 2)])
+def test_annotated_slices_in_arrays(indices):
+    label = np.ones((1, 2, 2, 5), int)
+    expected = SparseLabel(2, annotated_slices={"axial": [1, 3]})(label)[1]
+    assert torch.equal(SparseLabel(2, annotated_slices={"axial": indices})(label)[1], expected)
+    assert torch.equal(SparseLabel(2, annotated_slices=[[], [], indices])(label)[1], expected)
+    assert expected[0, 0, 0].tolist() == [0, 1, 0, 1, 0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])

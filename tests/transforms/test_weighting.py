@@ -111,6 +111,13 @@ def test_class_without_a_weight(value, found):
         ClassWeight([1, 1, 1])(torch.ones(1, 1, 1, 3), label)
 
 
+def test_more_weights_than_the_type_of_the_label_can_hold():
+    label = torch.tensor([[[[0, 127, -1]]]], dtype=torch.int8)
+    assert ClassWeight([2.0] * 300)(torch.tensor([[[[1.0, 1.0, 0.0]]]]), label).tolist() == [[[[2.0, 2.0, 0.0]]]]
+    with pytest.raises(DataError, match="has class -1, which has no weight"):
+        ClassWeight([2.0] * 300)(torch.ones(1, 1, 1, 3), label)
+
+
 @pytest.mark.parametrize("weights", [[], [1, 0], [1, -1], [1, math.inf], [math.nan]])
 def test_wrong_weights(weights):
     with pytest.raises(DataError, match="finite and above 0"):

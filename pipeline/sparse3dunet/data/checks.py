@@ -18,7 +18,7 @@ from sparse3dunet.data.cutting import cut_large, has_parts
 from sparse3dunet.data.datalist import Case, DataSet, with_cases
 from sparse3dunet.data.doubts import annotation_doubts, image_doubts, notes
 from sparse3dunet.data.finished import FINISHED
-from sparse3dunet.data.label_and_weight import SparseLabel, finished_of
+from sparse3dunet.data.label_and_weight import SparseLabel, equal_to_any, finished_of
 from sparse3dunet.data.measurements import measure
 from sparse3dunet.data.memory import machine_memory
 from sparse3dunet.data.names import case_name
@@ -244,7 +244,7 @@ def _describe_annotation(
     classes, weights = split(values_on_disk, None if weight is None else as_tensor(weight), slices)
     if slices == FINISHED:
         plain = values_on_disk.as_tensor()
-        unlabeled = torch.isin(plain, torch.as_tensor(data_set.ignore_index, dtype=plain.dtype))
+        unlabeled = equal_to_any(plain, data_set.ignore_index)
         part = finished_of(plain, unlabeled, data_set.ignore_index, values_on_disk.affine)
         report.convention = part.reason if part else "unlabeled by its value; 0 is background elsewhere"
     if ANNOTATED_CLASSES in case:

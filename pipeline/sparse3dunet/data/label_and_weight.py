@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Transform
@@ -16,6 +17,9 @@ from sparse3dunet.data.finished import FINISHED, Finished, finished_part
 from sparse3dunet.data.slices import listed_slices, nonempty_slices, slices_mask
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.volumes import UNLABELED_VALUE, whole_labels
+
+MOST_CLASSES = 2**15
+"""Maximum number of classes: their numbers are written in 16 bits."""
 
 
 class SparseLabel(Transform):
@@ -57,7 +61,9 @@ class SparseLabel(Transform):
     ) -> None:
         is_count = isinstance(classes, Integral) or getattr(classes, "ndim", None) == 0  # an array or tensor of one
         numbers = whole_numbers(classes, "classes")
-        self.classes = tuple(range(numbers[0])) if is_count else numbers
+        self.classes = tuple(range(min(numbers[0], MOST_CLASSES + 1))) if is_count else numbers
+        if not 1 <= len(self.classes) <= MOST_CLASSES:
+            raise DataError(f"classes is {str(classes)[:80]}; expected from one to {MOST_CLASSES} with the background.")
         self.ignore_index = () if ignore_index is None else whole_numbers(ignore_index, "ignore_index")
         self.annotated_slices = annotated_slices
         twice = [value for value in self.classes if self.classes.count(value) > 1]
@@ -130,12 +136,10 @@ class SparseLabel(Transform):
 
     def _unlabeled(self, plain: torch.Tensor, affine: torch.Tensor, slices: Any, source: str) -> torch.Tensor:
         """Return the mask of voxels that are unlabeled by their value or the slices."""
-        unlabeled = torch.zeros(plain.shape, dtype=torch.bool, device=plain.device)
-        for value in self.ignore_index:
-            unlabeled |= plain == value
+        unlabeled = equal_to_any(plain, self.ignore_index)
         if slices is None:
             return unlabeled
-        if slices == FINISHED:
+        if isinstance(slices, str) and slices == FINISHED:
             part = finished_of(plain, unlabeled, self.ignore_index, affine)
             return unlabeled if part is None else ~torch.from_numpy(part.annotated).to(plain.device)[None]
         annotated = listed_slices(slices, plain.shape[1:], affine, source)
@@ -149,7 +153,7 @@ class SparseLabel(Transform):
         label = torch.zeros(plain.shape, dtype=torch.int16, device=plain.device)
         known = ~annotated
         for number, value in enumerate(self.classes):
-            match = (plain == value) & annotated
+            match = equal_to_any(plain, [value]) & annotated
             label[match] = number
             known |= match
         _check_numbers(plain[~known], source)
@@ -180,9 +184,26 @@ def whole_numbers(values: Any, name: str) -> tuple[int, ...]:
         whole = tuple(int(value) for value in listed)
     except (TypeError, ValueError, OverflowError):  # no number, NaN, infinity
         whole = ()
-    if len(whole) != len(listed) or any(number != value for number, value in zip(whole, listed)):
+    is_flag = isinstance(values, (bool, np.bool_))  # which would be 0 or 1
+    if is_flag or len(whole) != len(listed) or any(number != value for number, value in zip(whole, listed)):
         raise DataError(f"{name} must be a whole number or a list of them, such as 255 or [4, 255]; found {values!r}.")
     return whole
+
+
+def equal_to_any(values: torch.Tensor, numbers: Sequence[int]) -> torch.Tensor:
+    """Return the mask of values that equal one of some whole numbers; floats may round these, as they did the values.
+
+    PyTorch compares integers modulo the range of the tensor's type, so that 0 == 256 in torch.uint8.
+    """
+    found = torch.zeros(values.shape, dtype=torch.bool, device=values.device)
+    for number in numbers:
+        if values.is_floating_point():
+            found |= values == float(number)
+            continue
+        limits = torch.iinfo(torch.uint8 if values.dtype == torch.bool else values.dtype)
+        if limits.min <= number <= limits.max:
+            found |= values == number
+    return found
 
 
 def _check_numbers(values: torch.Tensor, source: str) -> None:

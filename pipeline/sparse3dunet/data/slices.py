@@ -150,6 +150,7 @@ def listed_slices(specification: Any, shape: Sequence[float], affine: Any, sourc
     Raises:
         DataError: when the specification is none of these, or an index is not a slice of the label map.
     """
+    specification = _plain(specification)
     if isinstance(specification, (str, int)):
         if str(specification) not in (ALL, "finished"):  # the latter: see data.finished
             _axis_of(specification, affine, source)
@@ -168,6 +169,15 @@ def listed_slices(specification: Any, shape: Sequence[float], affine: Any, sourc
     if not any(slices):
         raise DataError(f"{source}: annotated_slices lists no slice; {SPECIFICATION}. Correct it, or omit it.")
     return slices
+
+
+def _plain(specification: Any) -> Any:
+    """Return a specification with lists and numbers of Python for arrays, tensors and their numbers."""
+    if isinstance(specification, Mapping):
+        return {key: _plain(indices) for key, indices in specification.items()}
+    if isinstance(specification, (list, tuple)):
+        return [_plain(entry) for entry in specification]
+    return specification.tolist() if hasattr(specification, "tolist") else specification
 
 
 def nonempty_slices(specification: Any, foreground: np.ndarray, affine: Any, source: str) -> Slices:

@@ -14,11 +14,12 @@ from sparse3dunet.bundle import running
 from sparse3dunet.data.label_and_weight import SparseLabel, whole_numbers
 from sparse3dunet.densify import inputs
 from sparse3dunet.densify.results import read_prob
-from sparse3dunet.errors import DataError
+from sparse3dunet.errors import DataError, find_data_error
 from sparse3dunet.io import read_image, write_map
-from sparse3dunet.io.volumes import Volume, check_affine, check_same_grid, on_grid_of
+from sparse3dunet.io.volumes import Volume, check_affine, check_same_grid, on_grid_of, whole_labels
 from sparse3dunet.propagation import Ensemble
 from sparse3dunet.propagation.calibration import decide
+from sparse3dunet.transforms.arguments import number
 
 
 class SparseDensifier:
@@ -71,8 +72,7 @@ class SparseDensifier:
             DataError: when shapes or values do not fit, or two files or MetaTensors their positions in space, or
                 nothing is annotated.
         """
-        if self.minutes < 0:
-            raise DataError(f"minutes must be 0, for a preview, or more; got {self.minutes!r}.")
+        number("minutes", self.minutes, 0)
         scan = _volume(image, spacing, affine, "image")
         annotation = _volume(label, spacing, affine, "label")
         paths = all(isinstance(source, (str, Path)) for source in (image, label))
@@ -83,13 +83,7 @@ class SparseDensifier:
         annotation = on_grid_of(annotation, scan)
         check_same_grid(annotation, scan)
         ignored = list(whole_numbers(self.ignore_index, "ignore_index"))
-        found = np.unique(annotation.data)
-        self.classes_ = found[~np.isin(found, ignored)].astype(int)
-        if len(self.classes_) < 2:
-            raise DataError(
-                f"label has the classes {self.classes_.tolist()} besides {ignored} for unlabeled voxels; expected at "
-                "least two, background included."
-            )
+        self.classes_ = _class_values(annotation, ignored)
         split = SparseLabel(self.classes_.tolist(), ignored)
         kind = np.int64 if annotation.data.dtype.kind in "iub" else np.float64  # in both, large values stay distinct
         numbers, weight = (np.asarray(part[0]) for part in split(np.asarray(annotation.data, kind)[None]))
@@ -136,11 +130,37 @@ class SparseDensifier:
             for path, volume in zip(paths, (scan, annotation)):
                 write_map(path, volume.data, scan)
             dataset = inputs.prepare(paths, folder / "work" / "inputs", ignore_index=ignored)
-            settings = {"dataset_dir": str(dataset), "output_dir": str(folder), "minutes": self.minutes}
+            settings = {"dataset_dir": str(dataset), "output_dir": str(folder), "minutes": float(self.minutes)}
             settings |= {"ignore_index": ignored, "seed": self.seed, "probabilities": True}
-            running.run_quietly("densify", settings)
+            try:
+                running.run_quietly("densify", settings)
+            except RuntimeError as error:  # MONAI's, about an expression in which a DataError was raised
+                told = find_data_error(error)
+                if told is None:
+                    raise
+                raise DataError(str(told)) from error
             prob = read_prob(folder, 0, scan.spatial_shape)
             return prob, np.asarray(read_image(folder / "scan_seg.nii.gz").data).astype(int)
+
+
+def _class_values(annotation: Volume, ignored: Sequence[int]) -> np.ndarray:
+    """Return the values of the classes; raise DataError if they are no whole numbers, or fewer than two."""
+    found = np.unique(whole_labels(annotation.data))
+    odd = found[~(np.isfinite(found) & (found == np.rint(found)))]
+    if odd.size:
+        cure = (
+            "If NaN means unlabeled, replace it by a value that is no class, and pass this as ignore_index."
+            if np.isnan(odd).any()
+            else "Resample label maps by nearest neighbours, and check that it is not an image."
+        )
+        raise DataError(f"{annotation.path} has the value {odd[-1]:g}; labels must be whole numbers. {cure}")
+    classes = found[~np.isin(found, ignored)].astype(int)
+    if len(classes) < 2:
+        raise DataError(
+            f"label has the classes {classes.tolist()} besides {list(ignored)} for unlabeled voxels; expected at least "
+            "two, background included."
+        )
+    return classes
 
 
 def _volume(source: Any, spacing: Sequence[float] | None, affine: np.ndarray | None, name: str) -> Volume:

@@ -28,8 +28,10 @@ VERSION = 1
 """Version of the fields of a record."""
 NOT_OURS = (
     "exists and is not what this command wrote there: it was changed, or is another file. Move it, or write into "
-    "another folder; predict --overwrite replaces it."
+    "another folder"
 )
+OVERWRITE = "; predict --overwrite replaces it"
+"""Another remedy, which other commands do not have."""
 _FIELDS: dict[str, Any] = {
     **{"version": int, "case": str, "status": str, "key": str, "error": str, "segmentation": str},
     **{"image": list[str], "results": dict[str, list[Any]], "seconds": float | None, "ml": dict[str, float]},
@@ -108,7 +110,7 @@ class CaseRecord:
         """
         self.before = before = self.read().get("results", {})
         if not overwrite:
-            self.check(names)
+            self.check(names, OVERWRITE)
         for name in names:
             if not suffix_among(name, ZARR_SUFFIXES):
                 check_no_folder(self.output_dir / name)
@@ -119,8 +121,13 @@ class CaseRecord:
             (self.drafts / name).parent.mkdir(parents=True, exist_ok=True)
         return self.drafts
 
-    def check(self, names: Sequence[str]) -> None:
-        """Raise DataError when one of these results exists and was changed, or belongs to another image."""
+    def check(self, names: Sequence[str], remedy: str = "") -> None:
+        """Raise DataError when one of these results exists and was changed, or belongs to another image.
+
+        Args:
+            names: names of the results.
+            remedy: end of the message, what else the command can do.
+        """
         record = self.read()
         before = record.get("results", {})
         if record.get("status") == DONE:
@@ -130,7 +137,7 @@ class CaseRecord:
         for name in names:
             path = self.output_dir / name
             if path.exists() and not is_as_written(path, before.get(name)):
-                raise DataError(f"{path.absolute()} {NOT_OURS}")
+                raise DataError(f"{path.absolute()} {NOT_OURS}{remedy}.")
 
     def finish(self, names: Sequence[str], **facts: Any) -> None:
         """Move the drafts of these names into place, and record the case as done."""
@@ -225,12 +232,18 @@ def results_in(output_dir: str | Path) -> set[str]:
     return {place_of(os.path.join(output_dir, name)) for record in records for name in record.get("results", {})}
 
 
-def check_summary(output_dir: str | Path, overwrite: bool = False) -> None:
-    """Raise DataError if :func:`write_summary` would replace a file that it did not write, or a folder."""
+def check_summary(output_dir: str | Path, overwrite: bool = False, remedy: str = "") -> None:
+    """Raise DataError if :func:`write_summary` would replace a file that it did not write, or a folder.
+
+    Args:
+        output_dir: folder of the results.
+        overwrite: whether other files may be replaced.
+        remedy: see :meth:`CaseRecord.check`.
+    """
     path = Path(output_dir) / SUMMARY
     check_no_folder(path)
     if path.exists() and not overwrite and not path.with_name(RECORDS).exists() and not _has_our_heading(path):
-        raise DataError(f"{path.absolute()} {NOT_OURS}")
+        raise DataError(f"{path.absolute()} {NOT_OURS}{remedy}.")
 
 
 def _has_our_heading(path: Path) -> bool:

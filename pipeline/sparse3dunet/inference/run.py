@@ -15,7 +15,7 @@ from sparse3dunet.errors import DataError
 from sparse3dunet.inference.batch import Outcome, Output, largest_first, predict_batch
 from sparse3dunet.inference.inputs import find_images
 from sparse3dunet.inference.processes import rank_and_count
-from sparse3dunet.inference.records import check_summary, results_in
+from sparse3dunet.inference.records import OVERWRITE, check_summary, results_in
 from sparse3dunet.inference.settings import Settings
 from sparse3dunet.inference.slabs import SlabInferer
 from sparse3dunet.io import check_output_dir
@@ -83,7 +83,7 @@ def predict(
     output_dir = Path(output_dir).expanduser() if isinstance(output_dir, (str, Path)) else output_dir
     for source in sources:
         check_output_dir(output_dir, source)
-    check_summary(output_dir, overwrite)
+    check_summary(output_dir, overwrite, OVERWRITE)
     _check_normalization(model, normalize)
     cases = find_images(sources, model.in_channels, results_in(output_dir))
     if part is not None:

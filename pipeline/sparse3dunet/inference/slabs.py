@@ -31,10 +31,12 @@ Place = tuple[int, int, int]
 class SlabInferer(Inferer):
     """Sliding windows over volumes of any size, in slabs: needs memory for one row of windows, not for the volume.
 
-    Windows are placed and blended by a Gaussian as in MONAI's ``SlidingWindowInferer``, with the same result. A network
-    with valid convolutions (known by its ``output_size``, see :class:`~sparse3dunet.networks.UNet3D`) gets seamless
-    tiles instead, side by side over the volume mirrored at its border, as in the papers on the U-Net: if it normalises
-    by fixed statistics, the result does not depend on the tiles' size.
+    Windows are placed and blended by a Gaussian as in MONAI's ``SlidingWindowInferer``. With `bfloat16` False and the
+    border replicated, the result is that of its ``mode="gaussian"`` and ``padding_mode="replicate"``; the latter
+    matters for volumes smaller than a window. A network with valid convolutions (known by its ``output_size``, see
+    :class:`~sparse3dunet.networks.UNet3D`) gets seamless tiles instead, side by side over the volume mirrored at its
+    border, as in the papers on the U-Net: if it normalises by fixed statistics, the result does not depend on the
+    tiles' size.
 
     Windows in which each channel is constant pass the network only once for each value. On a CPU, windows are processed
     one by one, in the memory layout in which oneDNN convolves fastest.

@@ -53,8 +53,8 @@ def _check_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(4096))
             file.flush()
-        with contextlib.suppress(OSError):  # of several processes, another may have put something there
-            for place in missing:
+        for place in missing:
+            with contextlib.suppress(OSError):  # of several processes, another may have put something there; new/..
                 place.rmdir()
     except OSError as error:
         raise DataError(

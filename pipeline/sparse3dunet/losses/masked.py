@@ -69,11 +69,7 @@ class _MaskedLoss(nn.Module):
         classes that were not looked for are merged into the background's. The last is (B, K) bool. With regions, logits
         are (B, R, ...), and the last is (B, R).
         """
-        if pred.shape[0] != target.shape[0] or any(p > t for p, t in zip(pred.shape[2:], target.shape[2:])):
-            raise ValueError(
-                f"prediction {tuple(pred.shape)} and target {tuple(target.shape)} do not fit: "
-                "expected one batch size and a target at least as large as the prediction."
-            )
+        _check_shapes(tuple(pred.shape), tuple(target.shape))
         num_classes = pred.shape[1] if self.in_region is None else self.in_region.shape[1]
         if self.in_region is not None and pred.shape[1] != len(self.in_region):
             raise ValueError(f"the network has {pred.shape[1]} outputs, but there are {len(self.in_region)} regions.")
@@ -119,6 +115,16 @@ class _MaskedLoss(nn.Module):
         """Return the differentiable sum over all processes; `part` if there is only one."""
         several = self.distributed and dist.is_initialized() and dist.get_world_size() > 1
         return _SumOverProcesses.apply(part) if several else part
+
+
+def _check_shapes(pred: tuple[int, ...], target: tuple[int, ...]) -> None:
+    """Raise ValueError unless a target (B, C, ...) is for a prediction (B, K, ...), and at least as large."""
+    if len(pred) == len(target) and pred[0] == target[0] and all(p <= t for p, t in zip(pred[2:], target[2:])):
+        return
+    expected = f"expected a target ({', '.join(map(str, (pred[0], 'channels', *pred[2:])))}), or a larger one"
+    if target == (pred[0], *pred[2:]):
+        expected = "its channel is missing: use target.unsqueeze(1), or pack_target for label and weight"
+    raise ValueError(f"prediction {pred} and target {target} do not fit: {expected}.")
 
 
 def _checked(factors: Sequence[float] | torch.Tensor | None, name: str) -> torch.Tensor | None:

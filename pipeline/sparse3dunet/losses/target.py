@@ -63,16 +63,29 @@ def unpack_target(target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             everywhere.
 
     Raises:
-        ValueError: when the target has no channel, or a negative or infinite weight.
+        ValueError: when the target has no channel, a negative or infinite weight, or a label that is no whole number
+            where the weight is not 0.
     """
     if target.shape[1] < 1:
         raise ValueError(f"a target has 1 channel (label) or 2 (label, weight) or more, got {tuple(target.shape)}.")
     label = target[:, 0]
     weight = target[:, 1].to(torch.float32) if target.shape[1] > 1 else torch.ones_like(label, dtype=torch.float32)
-    if bool((weight < 0).any()) or not bool(torch.isfinite(weight).all()):
+    if not bool(((weight >= 0) & (weight < torch.inf)).all()):  # also for NaN
         raise ValueError("a target has a weight that is negative, NaN or infinite; weights are finite and >= 0.")
     # Values of unlabeled voxels (255, -1, NaN after a warp) must not be used as an index or for one-hot.
-    return torch.where(weight > 0, label, torch.zeros_like(label)).long(), weight
+    return _whole(torch.where(weight > 0, label, torch.zeros_like(label))), weight
+
+
+def _whole(label: torch.Tensor) -> torch.Tensor:
+    """Return labels as int64; raise ValueError if some are no whole numbers, which would become another class."""
+    numbers = label.long()
+    if label.is_floating_point() and not torch.equal(numbers.to(label.dtype), label):
+        odd = label[numbers != label][0]
+        raise ValueError(
+            f"an annotated voxel has label {float(odd):g}; expected class numbers, whole ones. Resample label maps "
+            "by nearest neighbours, and give unlabeled voxels weight 0."
+        )
+    return numbers
 
 
 def annotated_classes(target: torch.Tensor, num_classes: int) -> torch.Tensor | None:

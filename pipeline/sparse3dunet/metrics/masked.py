@@ -33,8 +33,11 @@ def overlap_counts(
         false negatives.
 
     Raises:
-        ValueError: when shapes differ, a class is out of range or no whole number, or a logit is NaN.
+        ValueError: when there is no volume, shapes differ, a class is out of range or no whole number, or a logit is
+            NaN.
     """
+    if not len(pred):
+        raise ValueError(f"the batch has no volume: segmentation {tuple(pred.shape)}; expected at least one.")
     undefined = pred.isnan().any(dim=1)
     if pred.shape[1] == num_classes and num_classes > 1:
         pred = pred.argmax(dim=1, keepdim=True)
@@ -46,7 +49,7 @@ def overlap_counts(
         raise ValueError("the segmentation or its logits contain NaN on annotated voxels; expected numbers.")
     counts = []
     for number, (guess, truth, counted) in enumerate(zip(pred[:, 0], label, weight > 0)):
-        truth, guess = truth[counted], _whole(guess[counted])
+        truth, guess = truth[counted], whole_classes(guess[counted])
         for name, classes in (("label", truth), ("predicted class", guess)):
             if classes.numel() and not 0 <= int(classes.min()) <= int(classes.max()) < num_classes:
                 raise ValueError(f"a {name} is outside of 0 ... {num_classes - 1}: {classes.unique().tolist()[:9]}.")
@@ -63,7 +66,7 @@ def overlap_counts(
     return torch.stack(counts)
 
 
-def _whole(classes: torch.Tensor) -> torch.Tensor:
+def whole_classes(classes: torch.Tensor) -> torch.Tensor:
     """Return classes as int64; raise ValueError if they are something else, such as probabilities."""
     odd = classes[classes != classes.round()] if classes.is_floating_point() else classes[:0]
     if odd.numel():

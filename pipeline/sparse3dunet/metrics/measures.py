@@ -11,8 +11,14 @@ from scipy.ndimage import find_objects
 
 from sparse3dunet.losses.regions import Regions, membership
 from sparse3dunet.losses.target import annotated_classes, unpack_target
-from sparse3dunet.metrics.masked import overlap_counts, overlap_scores
-from sparse3dunet.metrics.surfaces import SurfaceDistances, complete_slices, slice_distances, surface_distances
+from sparse3dunet.metrics.masked import overlap_counts, overlap_scores, whole_classes
+from sparse3dunet.metrics.surfaces import (
+    SurfaceDistances,
+    check_spacing,
+    complete_slices,
+    slice_distances,
+    surface_distances,
+)
 
 ABSENT, MISSED, NOT_LOOKED_FOR = "not in the reference", "not predicted", "was not looked for"
 SPURIOUS = f"{ABSENT}, but predicted"
@@ -94,8 +100,9 @@ def measure(
         The scores of each class 0 ... K-1, or of the background and each region.
 
     Raises:
-        ValueError: when shapes differ, or a class is out of range.
+        ValueError: when shapes differ, a class is out of range or no whole number, or the spacing is not above 0.
     """
+    check_spacing(spacing, pred.ndim - 1)
     counts = overlap_counts(pred[None], target[None], num_classes, regions)[0].cpu()
     looked_for = annotated_classes(target[None], num_classes)
     known = np.ones(num_classes, bool) if looked_for is None else looked_for[0].cpu().numpy()
@@ -133,11 +140,8 @@ def _comparison(
     label, weight = unpack_target(target[None])
     counted = (weight[0] > 0).cpu().numpy()
     is_whole = bool(counted.all())
-    true = label[0] if reference is None or is_whole else reference[0]
-    labels = [np.asarray(array.cpu(), np.int16) for array in (pred[0], true)]  # also of a MetaTensor
-    for array in labels:
-        if array.size and not 0 <= array.min() <= array.max() < num_classes:
-            raise ValueError(f"a class is outside of 0 ... {num_classes - 1}.")
+    true = label[0] if reference is None or is_whole else unpack_target(reference[None])[0][0]
+    labels = [_classes(array, num_classes) for array in (pred[0], true)]
     if not known.all():
         labels[0] = np.where(known, np.arange(num_classes), 0).astype(np.int16)[labels[0]]
     slices = [] if is_whole or reference is not None else complete_slices(counted)
@@ -152,6 +156,15 @@ def _comparison(
         return slice_distances(found, expected, spacing, inside)
 
     return "3D" if not slices else "2D" if any(slices) else "", distances
+
+
+def _classes(values: torch.Tensor, num_classes: int) -> np.ndarray:
+    """Return classes (X, Y, Z) as int16; raise ValueError for other values, which could become one."""
+    plain = whole_classes(values) if values.is_floating_point() else values
+    numbers = np.asarray(plain.cpu())  # also of a MetaTensor
+    if numbers.size and not 0 <= numbers.min() <= numbers.max() < num_classes:
+        raise ValueError(f"a class is outside of 0 ... {num_classes - 1}.")
+    return numbers.astype(np.int16)
 
 
 def _union(boxes: Sequence[tuple[slice, ...] | None]) -> tuple[slice, ...]:

@@ -81,12 +81,12 @@ def surface_distances(
             distances to the other surface as a whole; None for all.
 
     Raises:
-        ValueError: when shapes or the number of axes differ.
+        ValueError: when shapes or the number of axes differ, or the spacing is not above 0.
     """
     masks = [np.asarray(mask, bool) for mask in (pred, true, *([] if counted is None else [counted]))]
-    if len({mask.shape for mask in masks}) > 1 or masks[0].ndim != len(spacing):
-        shapes = ", ".join(str(mask.shape) for mask in masks)
-        raise ValueError(f"masks must have one shape, with a spacing for each axis; got {shapes} and {spacing}.")
+    if len({mask.shape for mask in masks}) > 1:
+        raise ValueError(f"masks must have one shape, got {', '.join(str(mask.shape) for mask in masks)}.")
+    check_spacing(spacing, masks[0].ndim)
     union = masks[0] | masks[1]
     if not union.any():
         return pooled([])
@@ -94,6 +94,13 @@ def surface_distances(
     of_pred, of_true = (np.asarray(edge) for edge in get_mask_edges(masks[0][box], masks[1][box], crop=False))
     where = True if counted is None else masks[2][box]
     return SurfaceDistances(_nearest(of_pred & where, of_true, spacing), _nearest(of_true & where, of_pred, spacing))
+
+
+def check_spacing(spacing: Sequence[float], num_axes: int) -> None:
+    """Raise ValueError unless the spacing is a number above 0 for each axis."""
+    sizes = np.asarray(spacing, float)
+    if sizes.shape != (num_axes,) or not (np.isfinite(sizes) & (sizes > 0)).all():
+        raise ValueError(f"spacing must be {num_axes} numbers above 0, one for each axis; got {spacing!r}.")
 
 
 def pooled(parts: Iterable[SurfaceDistances]) -> SurfaceDistances:
@@ -121,6 +128,7 @@ def slice_distances(
         spacing: voxel size in mm by axis.
         slices: indices of the slices for each axis, see :func:`complete_slices`.
     """
+    check_spacing(spacing, pred.ndim)
     parts = []
     for axis, indices in enumerate(slices):
         within = [size for a, size in enumerate(spacing) if a != axis]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -80,7 +81,7 @@ class UNet3D(nn.Module):
     ) -> None:
         super().__init__()
         divisor = 2 if halved else 1
-        _check_layers(channels, padding, halved)
+        _check_layers({"in_channels": in_channels, "out_channels": out_channels}, channels, padding, halved)
         per_axis = _per_step("strides", strides, len(channels) - 1, channels)
         self.in_channels = in_channels
         self.padding = padding
@@ -223,8 +224,11 @@ class UNet3D(nn.Module):
         return [above] if below is None else [below, above]
 
 
-def _check_layers(channels: Sequence[int], padding: str, halved: bool) -> None:
-    """Raise ValueError where an argument is out of range."""
+def _check_layers(ends: Mapping[str, int], channels: Sequence[int], padding: str, halved: bool) -> None:
+    """Raise ValueError where an argument is out of range; `ends`: channels of the image and of the output, by name."""
+    for name, count in ends.items():
+        if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
+            raise ValueError(f"{name} must be a whole number above 0, got {count!r}.")
     if padding not in PADDINGS:
         raise ValueError(f"padding must be one of {PADDINGS}, got {padding!r}.")
     if not isinstance(halved, bool):

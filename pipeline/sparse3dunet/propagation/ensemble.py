@@ -133,6 +133,7 @@ class Ensemble(Propagator):
 
     def preview(self) -> Propagated:
         """Return a fast result; for small scans, one that learns from held-out blocks as well."""
+        self._check_fitted()
         if self.work_to_do <= PREVIEW_WORK:
             views = [self._view(part) for part in deal(self._scan, [], BOARDS)]
             if views:
@@ -148,6 +149,7 @@ class Ensemble(Propagator):
         Args:
             on_part: called with the share of the work that is done.
         """
+        self._check_fitted()
         if self._refined is not None:
             return self._refined
         parts = deal(self._scan, self._own_slices(), BOARDS)

@@ -49,11 +49,13 @@ class Forest(Propagator):
         return self
 
     def predict_proba(self) -> np.ndarray:
+        self._check_fitted()
         scan = self._scan
         return probabilities(self._forest, [self._columns], scan.num_classes).reshape(scan.num_classes, *scan.shape)
 
     def predict_at(self, index: np.ndarray) -> np.ndarray:
         """Return probabilities (K, N) of voxels by their flat index."""
+        self._check_fitted()
         return probabilities(self._forest, [self._columns[index]], self._scan.num_classes)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from sparse3dunet.errors import DataError
 from sparse3dunet.propagation.scan import Propagator, Scan, enlarged, one_hot, pooled
 
 FLOOR = 1e-4
@@ -45,6 +46,7 @@ class RandomWalker(Propagator):
         return self
 
     def predict_proba(self) -> np.ndarray:
+        self._check_fitted()
         total = self._prob.sum(0).clamp(min=1e-6)
         return (self._prob / total).numpy()
 
@@ -69,12 +71,18 @@ class PriorWalker(Propagator):
         self.num_classes = len(self.prior)
 
     def fit_scan(self, scan: Scan) -> PriorWalker:
+        if tuple(self.prior.shape) != (scan.num_classes, *scan.shape):
+            raise DataError(
+                f"the prior has shape {tuple(self.prior.shape)}; expected {(scan.num_classes, *scan.shape)}, the "
+                "probabilities of the classes at each voxel."
+            )
         edges = conductances(scan.image, scan.spacing, self.beta / roughness(scan.image))
         start = torch.where(scan.known, one_hot(scan.label, scan.known, scan.num_classes), self.prior)
         self._prob = solve(edges, scan.known, start, self.iterations, self.gamma, self.prior).clamp_(0, 1)
         return self
 
     def predict_proba(self) -> np.ndarray:
+        self._check_fitted()
         return (self._prob / self._prob.sum(0).clamp(min=1e-6)).numpy()
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from monai.utils import convert_to_tensor
 
 from sparse3dunet.errors import DataError
+from sparse3dunet.io.volumes import whole_labels
 
 PERCENTILES = (0.5, 99.5)
 """Percentiles of the intensities between which these are scaled linearly; values far outside are clipped."""
@@ -59,11 +60,11 @@ class Scan:
         """
         gray, numbers, counts = (convert_to_tensor(x, track_meta=False).cpu() for x in (image, label, weight))
         gray = gray[None] if gray.ndim == 3 else gray
-        numbers, counts = (x[0] if x.ndim == 4 else x for x in (numbers, counts))
+        numbers, counts = (x[0] if x.ndim == 4 and len(x) == 1 else x for x in (numbers, counts))
         size = np.asarray(spacing, float)
         if gray.ndim != 4 or not gray.shape[1:] == numbers.shape == counts.shape:
             raise DataError(
-                f"expected an image ([C,] X, Y, Z), and a label and a weight (X, Y, Z); got shapes "
+                f"expected an image ([C,] X, Y, Z), and a label and a weight (X, Y, Z) or (1, X, Y, Z); got shapes "
                 f"{tuple(gray.shape)}, {tuple(numbers.shape)} and {tuple(counts.shape)}."
             )
         if size.shape != (3,) or not (np.isfinite(size) & (size > 0)).all():
@@ -71,7 +72,7 @@ class Scan:
         known = counts > 0
         if not known.any():
             raise DataError("no voxel is annotated (the weight is 0 everywhere); annotate at least one slice.")
-        numbers = torch.where(known, numbers.long(), 0)
+        numbers = _class_numbers(torch.where(known, numbers, 0))
         classes = int(numbers.max()) + 1 if num_classes is None else num_classes
         if int(numbers.min()) < 0 or int(numbers.max()) >= classes:
             raise DataError(f"labels are {int(numbers.min())} to {int(numbers.max())}, expected 0 to {classes - 1}.")
@@ -120,6 +121,11 @@ class Propagator(ABC):
     def predict_proba(self) -> np.ndarray:
         """Return probabilities (K, X, Y, Z), float32, that sum to 1; 0 for a class that is annotated nowhere."""
 
+    def _check_fitted(self) -> None:
+        """Raise DataError before a fit, which leaves attributes that begin with an underscore."""
+        if not any(name.startswith("_") for name in vars(self)):
+            raise DataError(f"this {type(self).__name__} was not fitted yet; call fit(image, label, weight) first.")
+
 
 def one_hot(label: torch.Tensor, known: torch.Tensor, num_classes: int) -> torch.Tensor:
     """Return (K, X, Y, Z), float32: 1 for the class of a voxel, 0 for other classes and unlabeled voxels."""
@@ -158,6 +164,21 @@ def enlarged(values: torch.Tensor, step: Sequence[int], shape: Sequence[int]) ->
     size = [n * int(s) for n, s in zip(values.shape[1:], step)]
     fine = F.interpolate(values[None].float(), size=size, mode="trilinear")[0]
     return fine[:, : shape[0], : shape[1], : shape[2]]
+
+
+def _class_numbers(label: torch.Tensor) -> torch.Tensor:
+    """Return labels as int64, with those that are nearly whole numbers rounded; raise DataError for others."""
+    if not label.is_floating_point():
+        return label.long()
+    values = torch.from_numpy(whole_labels(label.double().numpy()))
+    numbers = values.long()
+    odd = values[numbers != values]
+    if len(odd):
+        raise DataError(
+            f"an annotated voxel has label {float(odd[0]):g}; expected class numbers, whole ones. Resample label maps "
+            "by nearest neighbours, and give unlabeled voxels weight 0."
+        )
+    return numbers
 
 
 def _rescaled(channel: torch.Tensor, label: torch.Tensor, known: torch.Tensor) -> torch.Tensor:

@@ -44,6 +44,7 @@ class ShapeInterpolation(Propagator):
         return self
 
     def predict_proba(self) -> np.ndarray:
+        self._check_fitted()
         prob = softmax(self._logits)
         prob[self._absent] = 0
         return prob / np.maximum(prob.sum(0), 1e-6)

@@ -45,10 +45,14 @@ def of_each(
 
 
 def size_in_voxels(value: Any) -> Any:
-    """Return the value if it is None, or one or three whole numbers."""
+    """Return the value if it is None, or one or three whole numbers above 0, or -1 for the volume's size."""
     values = list(value) if isinstance(value, (list, tuple, np.ndarray)) else [value] * 3
-    if value is not None and (len(values) != 3 or not all(isinstance(n, (int, np.integer)) for n in values)):
-        raise DataError(f"spatial_size must be one or three whole numbers of voxels; got {value!r}.")
+    whole = all(isinstance(n, (int, np.integer)) and not isinstance(n, bool) and n != 0 for n in values)
+    if value is not None and (len(values) != 3 or not whole):
+        raise DataError(
+            "spatial_size must be one or three whole numbers of voxels, above 0, or -1 for the volume's size; "
+            f"got {value!r}."
+        )
     return value
 
 

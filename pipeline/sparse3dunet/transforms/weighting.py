@@ -134,7 +134,9 @@ class ClassWeight(Transform):
         result = convert_to_tensor(source, dtype=torch.float32, track_meta=False).clone()
         annotated = result > 0
         classes = convert_to_tensor(label, device=result.device, track_meta=False)[annotated]
-        unknown = classes[~torch.isin(classes, torch.arange(len(self.weights)).to(classes))].unique()
+        numbers = classes.double()  # in a small integer type, the number of weights may be out of range
+        is_class = (numbers >= 0) & (numbers < len(self.weights)) & (numbers == numbers.floor())
+        unknown = classes[~is_class].unique()
         if unknown.numel():
             found = ", ".join(f"{v:.7g}" for v in unknown[:5].tolist())
             raise DataError(

@@ -19,7 +19,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -120,6 +120,9 @@ class _Guard:
         if not secrets.compare_digest(given.encode(), self.token.encode()):
             answer = _error(403, "this address has no valid token; open the one that the command printed.")
             await answer(scope, receive, send_with_headers)
+            return
+        if not rest and not scope["path"].endswith("/"):  # there, the page's relative addresses would lead elsewhere
+            await RedirectResponse(f"{self.token}/")(scope, receive, send_with_headers)
             return
         inner = {**scope, "path": f"/{rest}", "raw_path": f"/{rest}".encode(), "root_path": ""}
         await self.app(inner, receive, send_with_headers)
