@@ -127,7 +127,7 @@ FILES = {  # the file that is spoiled and that the message names, the fault, and
     "NaN in a label's affine": (LABEL, nan_affine, "nan", *AFFINE),
     "NaN in an image": (IMAGE, changed(put(np.nan)), *FINITE),
     "infinity in an image": (IMAGE, changed(put(np.inf)), *FINITE),
-    "too large for 32 bits": (IMAGE, changed(lambda a: put(1e300)(a.astype(np.float64))), *FINITE),
+    "too large for 32 bits": (IMAGE, changed(lambda a: put(1e300)(a.astype(np.float64))), "32-bit floats", "1e+300"),
     "label of another shape": (LABEL, changed(lambda a: a[1:]), "(23, 20, 18)", *ON_GRID),
     "label with axes in another order": (LABEL, changed(lambda a: a.transpose(2, 1, 0)), "(18, 20, 24)", *ON_GRID),
     "label with channels": (LABEL, changed(lambda a: np.stack([a, a], -1)), "(24, 20, 18, 2)", *ON_GRID),

@@ -53,5 +53,5 @@ print(first, kept, faults())
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     before, within, after = map(int, result.stdout.split())
-    assert within < before / 10
-    assert after > before / 2
+    assert within < before / 10 / 10  # of an array's pages
+    assert after > before / 10 / 2  # of one array at least: what was kept went back to the system

@@ -79,7 +79,7 @@ def test_files_and_summary(predicted, images):
     rows = table(predicted)
     assert [row["case"] for row in rows] == [f"case_{i}" for i in range(8)]
     assert list(rows[0]) == [
-        *("case", "status", "seconds", "shell ml", "core ml", "mean confidence", "segmentation", "error")
+        *("case", "status", "seconds", "shell ml", "core ml", "mean confidence", "segmentation", "error", "notes")
     ]
     for row in rows:
         segmentation = np.asarray(nib.load(predicted / row["segmentation"]).dataobj)

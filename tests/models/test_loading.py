@@ -192,7 +192,7 @@ def spoil(folder, form, **fields):
         (lambda f, n: (f / "model.json").write_text("{}"), "class_names"),
         (lambda f, n: spoil(f, n, network={**n.config, "channels": [4, 16]}), "belongs to another model"),
         (lambda f, n: spoil(f, n, network={**n.config, "in_channels": -1}), "no valid in_channels: -1"),
-        (lambda f, n: spoil(f, n, network={**n.config, "out_channels": -1}), "no valid network.*negative dimension"),
+        (lambda f, n: spoil(f, n, network={**n.config, "out_channels": -1}), "no valid network.*out_channels"),
         (lambda f, n: spoil(f, n, network={**n.config, "channels": [4, 10**9]}), "no valid network"),
         (lambda f, n: spoil(f, n, network={**n.config, "norm": "none"}), "no valid network"),
         (lambda f, n: spoil(f, n, network=[1]), "no valid network"),
