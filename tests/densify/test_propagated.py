@@ -124,14 +124,20 @@ def test_a_damaged_file_is_made_again(tmp_path, case, fitted):
     assert sorted((tmp_path / "kept").iterdir()) == sorted([file, first])
 
 
+def turned(volume):
+    """The volume in the order of the file of :func:`turned_case`."""
+    return np.ascontiguousarray(volume.transpose(2, 0, 1)[::-1])
+
+
+def turned_case(folder):
+    affine = np.array([[0, 1.0, 0, 0], [0, 0, 1, 0], [-2, 0, 0, 0], [0, 0, 0, 1]])
+    return ImageCase("a", (str(write_nifti(folder / "a.nii.gz", turned(IMAGE), affine)),))
+
+
 def test_slices_are_held_out_in_the_files_order(tmp_path):
     """They are told in RAS order, of a file that is turned."""
-    turned = np.ascontiguousarray(IMAGE.transpose(2, 0, 1)[::-1])
-    affine = np.array([[0, 1.0, 0, 0], [0, 0, 1, 0], [-2, 0, 0, 0], [0, 0, 0, 1]])
-    case = ImageCase("a", (str(write_nifti(tmp_path / "a.nii.gz", turned, affine)),))
-    annotation = SimpleNamespace(
-        numbers=LABEL.transpose(2, 0, 1)[::-1], annotated=(WEIGHT > 0).transpose(2, 0, 1)[::-1]
-    )
+    case = turned_case(tmp_path)
+    annotation = SimpleNamespace(numbers=turned(LABEL), annotated=turned(WEIGHT > 0))
     kept = Propagation(tmp_path / "kept", lambda file: annotation, 3, 60.0, 1, 0)
     held = kept.refine(case, [[[], [], [3]], [[], [], [8]]]).held
     places = [set(held.place[held.part == number][:, 0]) for number in held.slices]
@@ -152,16 +158,12 @@ def test_labels_for_the_network_are_those_found_without_it(tmp_path, case):
 
 def test_labels_for_a_network_to_be_evaluated_do_not_depend_on_held_out_slices(tmp_path):
     """Given in RAS order, of a file that is turned."""
-    turned = np.ascontiguousarray(IMAGE.transpose(2, 0, 1)[::-1])
-    affine = np.array([[0, 1.0, 0, 0], [0, 0, 1, 0], [-2, 0, 0, 0], [0, 0, 0, 1]])
-    case = ImageCase("a", (str(write_nifti(tmp_path / "a.nii.gz", turned, affine)),))
+    case = turned_case(tmp_path)
 
     def labels(wrong, unseen):
         numbers = LABEL.copy()
         numbers[:, :, wrong] = 2 - numbers[:, :, wrong]
-        annotation = SimpleNamespace(
-            numbers=numbers.transpose(2, 0, 1)[::-1], annotated=(WEIGHT > 0).transpose(2, 0, 1)[::-1]
-        )
+        annotation = SimpleNamespace(numbers=turned(numbers), annotated=turned(WEIGHT > 0))
         return np.asarray(Propagation(tmp_path, lambda file: annotation, 3, 60.0, 1, 0).certain_classes(case, unseen))
 
     unseen = [[], [], [8]]

@@ -345,11 +345,9 @@ class _Run:
         started, seconds = time.perf_counter(), max(seconds, 1.0)  # none are left if a run was stopped before it
         resume = (self.output_dir / "work" / part / "last.pt").is_file()
         pairs = held_out and tuple(held_out.items())  # no dict: names of cases are no config
-        changes: dict[str, Any] = {"part": part, "title": title, "held_out": pairs, "resume": resume}
-        changes["minutes"] = seconds / 60
-        if not self.state.stopped_early:
-            changes["pseudo_labels"] = PseudoLabels(self.propagation, self.results.cases, held_out or {}, seconds / 2)
-        parser = self._parser(changes)
+        found = PseudoLabels(self.propagation, self.results.cases, held_out or {}, seconds / 2)
+        changes = {"part": part, "title": title, "held_out": pairs, "minutes": seconds / 60, "resume": resume}
+        parser = self._parser({**changes, "pseudo_labels": None if self.state.stopped_early else found})
         set_determinism(seed=self.options.seed)
         network, description, resumable, budget = map(
             parser.get_parsed_content, ("network", "description", "resumable", "budget")

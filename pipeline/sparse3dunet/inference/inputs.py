@@ -20,6 +20,9 @@ from sparse3dunet.io.suffixes import files_of, is_image_file, suffix_among
 from sparse3dunet.keys import CASE_NAME, IMAGE
 from sparse3dunet.missing import broken_link, no_image
 
+Images = dict[tuple[str, ...], str]
+"""Why an image cannot be predicted, if that is known, else empty; by the image's files."""
+
 
 @dataclass(frozen=True)
 class ImageCase:
@@ -70,13 +73,15 @@ def find_images(
         DataError: when a source does not exist, names a missing file, or contains no image; when two
             images have the same name; when none can be predicted (else, the fault of each tells).
     """
-    faults: dict[tuple[str, ...], str] = {}
-    images = dict.fromkeys(image for source in sources for image in _images_of(str(source), num_channels, faults))
+    images: Images = {}
+    for source in sources:
+        for image, fault in _images_of(str(source), num_channels).items():
+            images[image] = images.get(image) or fault
     files = [image for image in images if not leave_out or place_of(image[0]) not in leave_out]
     if not files:
         raise DataError(f"{', '.join(map(str, sources))}: only results of earlier runs, no image. Pass the images.")
     names = distinct_names(files, "images to predict")
-    cases = [ImageCase(name, image, faults.get(image) or _link_fault(image)) for name, image in zip(names, files)]
+    cases = [ImageCase(name, image, images[image] or _link_fault(image)) for name, image in zip(names, files)]
     if all(case.fault for case in cases):
         raise DataError(cases[0].fault)
     return cases
@@ -112,15 +117,15 @@ def list_images(source: str | Path | None, num_channels: int = 1) -> list[dict[s
     return [{IMAGE: image, CASE_NAME: case.name} for image, case in zip(files, cases)]
 
 
-def _images_of(source: str, num_channels: int, faults: dict[tuple[str, ...], str]) -> list[tuple[str, ...]]:
-    """Return the files of each image that a source names; adds what is wrong with some to `faults`."""
+def _images_of(source: str, num_channels: int) -> Images:
+    """Return the images that a source names."""
     path = Path(os.path.abspath(os.path.expanduser(source)))  # without "..", which must not get into names
     if path.suffix == ".json":
-        return _listed(path)
+        return dict.fromkeys(_listed(path), "")
     if os.path.isdir(path) and not is_image_file(path):
-        return _in_folder(path, num_channels, faults)
+        return _in_folder(path, num_channels)
     if os.path.isfile(path) or is_image_file(path):
-        return [(str(path.absolute()),)]
+        return _each([path])
     found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
     if not found:
         raise no_image(path.absolute())
@@ -130,13 +135,13 @@ def _images_of(source: str, num_channels: int, faults: dict[tuple[str, ...], str
         raise DataError(
             f"{source}: {len(found)} file(s) match, but none is an image ({_endings()}); one is {found[0]}."
         )
-    return [*_grouped(files, num_channels, faults), *((str(folder.absolute()),) for folder in folders)]
+    return _grouped(files, num_channels) | _each(folders)
 
 
-def _in_folder(folder: Path, num_channels: int, faults: dict[tuple[str, ...], str]) -> list[tuple[str, ...]]:
+def _in_folder(folder: Path, num_channels: int) -> Images:
     files = list_volumes(folder, IMAGE_SUFFIXES)
     if files:
-        return _grouped(files, num_channels, faults)
+        return _grouped(files, num_channels)
     series = [folder] if is_dicom_folder(folder) else dicom_folders(folder)
     if series and default_series():
         series = [folder]  # one of the study's series is read
@@ -145,21 +150,23 @@ def _in_folder(folder: Path, num_channels: int, faults: dict[tuple[str, ...], st
             f"{folder.absolute()} contains no image ({_endings()}, or DICOM series). Pass the folder that directly "
             "contains the images."
         )
-    return [(str(sub.absolute()),) for sub in series]
+    return _each(series)
 
 
-def _grouped(files: Sequence[Path], num_channels: int, faults: dict[tuple[str, ...], str]) -> list[tuple[str, ...]]:
+def _each(paths: Iterable[Path]) -> Images:
+    """Return each file or folder as an image."""
+    return {(str(path.absolute()),): "" for path in paths}
+
+
+def _grouped(files: Sequence[Path], num_channels: int) -> Images:
+    """Return the files as images, those of several channels together."""
     if num_channels == 1:
-        return [(str(file.absolute()),) for file in files]
+        return _each(files)
     by_folder: dict[Path, list[Path]] = {}
     for file in files:
         by_folder.setdefault(file.absolute().parent, []).append(file.absolute())
-    images = []
-    for in_one in by_folder.values():
-        for name, group in group_channels(in_one).items():
-            images.append(tuple(map(str, group)))
-            faults[images[-1]] = channel_fault(name, group)
-    return images
+    groups = (group for in_one in by_folder.values() for group in group_channels(in_one).items())
+    return {tuple(map(str, group)): channel_fault(name, group) for name, group in groups}
 
 
 def _listed(path: Path) -> list[tuple[str, ...]]:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import torch
 
+from sparse3dunet.errors import DataError
+
 BITS = 24
 """Classes in a channel: float32 holds whole numbers of 24 bits exactly."""
 
@@ -73,15 +75,15 @@ def unpack_target(target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     if not bool(((weight >= 0) & (weight < torch.inf)).all()):  # also for NaN
         raise ValueError("a target has a weight that is negative, NaN or infinite; weights are finite and >= 0.")
     # Values of unlabeled voxels (255, -1, NaN after a warp) must not be used as an index or for one-hot.
-    return _whole(torch.where(weight > 0, label, torch.zeros_like(label))), weight
+    return label_numbers(torch.where(weight > 0, label, torch.zeros_like(label))), weight
 
 
-def _whole(label: torch.Tensor) -> torch.Tensor:
-    """Return labels as int64; raise ValueError if some are no whole numbers, which would become another class."""
+def label_numbers(label: torch.Tensor) -> torch.Tensor:
+    """Return labels as int64; raise DataError if some are no whole numbers, which would become another class."""
     numbers = label.long()
     if label.is_floating_point() and not torch.equal(numbers.to(label.dtype), label):
         odd = label[numbers != label][0]
-        raise ValueError(
+        raise DataError(
             f"an annotated voxel has label {float(odd):g}; expected class numbers, whole ones. Resample label maps "
             "by nearest neighbours, and give unlabeled voxels weight 0."
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +109,7 @@ class ModelDescription:
         if not isinstance(content, dict):
             raise DataError(f"{where}: not a model description: expected a JSON object, found {content!r:.40}. {CURE}")
         check_keys(content, where)
-        required = required_fields(content)
+        required = required_fields(content, [entry.name for entry in fields(cls) if entry.default is MISSING])
         content = migrated(content)
         check_fields(content, required, where)
         known = {entry.name: content[entry.name] for entry in fields(cls) if entry.name in content}

@@ -51,10 +51,10 @@ def check_keys(content: Mapping[str, Any], where: str) -> None:
         )
 
 
-def required_fields(content: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the fields without which a description, before it is migrated, is damaged."""
+def required_fields(content: Mapping[str, Any], least: Sequence[str]) -> Sequence[str]:
+    """Return the fields without which a description is damaged, before it is migrated; `least`: of any version."""
     if content.get("schema_version") != SCHEMA_VERSION:
-        return _REQUIRED
+        return least
     return tuple(name for name in _WRITTEN if name not in _NOT_ALWAYS_WRITTEN)
 
 
@@ -175,5 +175,3 @@ _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
 _WRITTEN = (*_EXPECTED, "schema_version")
 _NOT_ALWAYS_WRITTEN = ("class_colors", "sparse3dunet_version")
 """Fields that the first files of the current schema version lack, or that nothing depends on."""
-_REQUIRED = ("class_names", "class_values", "patch_size", "network", "in_channels")
-"""Fields of any version, after migration."""

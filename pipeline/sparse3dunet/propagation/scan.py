@@ -14,6 +14,7 @@ from monai.utils import convert_to_tensor
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.volumes import whole_labels
+from sparse3dunet.losses.target import label_numbers
 
 PERCENTILES = (0.5, 99.5)
 """Percentiles of the intensities between which these are scaled linearly; values far outside are clipped."""
@@ -72,7 +73,10 @@ class Scan:
         known = counts > 0
         if not known.any():
             raise DataError("no voxel is annotated (the weight is 0 everywhere); annotate at least one slice.")
-        numbers = _class_numbers(torch.where(known, numbers, 0))
+        numbers = torch.where(known, numbers, 0)
+        if numbers.is_floating_point():
+            numbers = torch.from_numpy(whole_labels(numbers.double().numpy()))
+        numbers = label_numbers(numbers)
         classes = int(numbers.max()) + 1 if num_classes is None else num_classes
         if int(numbers.min()) < 0 or int(numbers.max()) >= classes:
             raise DataError(f"labels are {int(numbers.min())} to {int(numbers.max())}, expected 0 to {classes - 1}.")
@@ -164,21 +168,6 @@ def enlarged(values: torch.Tensor, step: Sequence[int], shape: Sequence[int]) ->
     size = [n * int(s) for n, s in zip(values.shape[1:], step)]
     fine = F.interpolate(values[None].float(), size=size, mode="trilinear")[0]
     return fine[:, : shape[0], : shape[1], : shape[2]]
-
-
-def _class_numbers(label: torch.Tensor) -> torch.Tensor:
-    """Return labels as int64, with those that are nearly whole numbers rounded; raise DataError for others."""
-    if not label.is_floating_point():
-        return label.long()
-    values = torch.from_numpy(whole_labels(label.double().numpy()))
-    numbers = values.long()
-    odd = values[numbers != values]
-    if len(odd):
-        raise DataError(
-            f"an annotated voxel has label {float(odd[0]):g}; expected class numbers, whole ones. Resample label maps "
-            "by nearest neighbours, and give unlabeled voxels weight 0."
-        )
-    return numbers
 
 
 def _rescaled(channel: torch.Tensor, label: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
