@@ -74,14 +74,17 @@ def test_an_array_needs_its_number(commands):
 
 
 def test_training_is_told_of_the_nodes(commands, tmp_path):
-    write_script(commands / "torchrun", 'printf "%s\\n" "$@"')
+    # As slow as real ones: a reader that leaves early would end them by SIGPIPE
+    slow_help = 'if [[ $1 == --help ]]; then printf -- "--shutdown_timeout\\n"; sleep 0.2; fi'
+    write_script(commands / "torchrun", slow_help + '\nprintf "%s\\n" "$@"')
     write_script(commands / "srun", 'exec "$@"')
-    write_script(commands / "scontrol", "printf 'node7\\nnode8\\n'")
+    write_script(commands / "scontrol", "printf 'node7\\n'; sleep 0.2; printf 'node8\\n'")
     variables = {"SLURM_JOB_ID": "5", "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_JOB_NUM_NODES": "2"}
     variables |= {"SLURM_GPUS_ON_NODE": "4"}
     result = run("train.sh", "data", "out", "--max_epochs", "3", path=commands, **variables)
     told = result.stdout.splitlines()
-    for option, value in {"--nnodes": "2", "--nproc_per_node": "4", "--rdzv_endpoint": "node7:29500"}.items():
+    values = {"--nnodes": "2", "--nproc_per_node": "4", "--rdzv_endpoint": "node7:29500", "--shutdown_timeout": "110"}
+    for option, value in values.items():
         assert told[told.index(option) + 1] == value
     assert told[-3:] == ["--resume", "--max_epochs", "3"]
 

@@ -19,12 +19,13 @@ processes=${PROCESSES:-${SLURM_GPUS_ON_NODE:-1}}
 srun=()
 head=localhost
 if [[ -n ${SLURM_JOB_NODELIST:-} ]]; then
-  head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+  hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+  head=${hosts%%$'\n'*}
   srun=(srun)
 fi
 options=()
 # In versions of PyTorch that have it: the time for torchrun's processes to write their state, not 30 seconds
-if torchrun --help | grep -q -- --shutdown; then
+if [[ $(torchrun --help) == *--shutdown* ]]; then
   options=(--shutdown_timeout 110)
 fi
 exec "${srun[@]}" torchrun "${options[@]}" --nnodes "$nodes" --nproc_per_node "$processes" \
