@@ -4,11 +4,13 @@ import copy
 
 import pytest
 import torch
+from monai.data import MetaTensor
 from monai.networks.nets import BasicUNet
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from sparse3dunet.networks import UNet3D
-from sparse3dunet.networks.layers import InstanceNorm3d, MaxPool3d, fast_on_cpu
+from sparse3dunet.networks.layers import Conv3d, InstanceNorm3d, MaxPool3d, fast_on_cpu
 
 LAYOUTS = {"channels last": torch.channels_last_3d, "contiguous": torch.contiguous_format}
 
@@ -35,12 +37,82 @@ def test_instance_norm_is_pytorchs(batch, affine, layout):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+CONVOLUTIONS = {
+    "same": {"kernel_size": 3, "padding": 1},
+    "valid": {"kernel_size": 3},
+    "thick slices": {"kernel_size": (3, 3, 1), "padding": (1, 1, 0)},
+    "sagittal slices": {"kernel_size": (1, 3, 3), "padding": (0, 1, 1), "bias": False},
+    "head": {"kernel_size": 1},
+    "long": {"kernel_size": 5, "padding": (2, 0, 1)},
+    "strided": {"kernel_size": 3, "stride": 2, "padding": 1},
+    "dilated": {"kernel_size": 3, "dilation": 2, "padding": 2},
+    "groups": {"kernel_size": 3, "groups": 2},
+    "reflected": {"kernel_size": 3, "padding": 1, "padding_mode": "reflect"},
+    "by name": {"kernel_size": 3, "padding": "same"},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("shape", [(1, 4, 8, 6, 7), (1, 4, 9, 6, 7), (1, 4, 5, 5, 5), (2, 4, 6, 6, 6)], ids=str)
+@pytest.mark.parametrize("options", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
+def test_convolution_is_pytorchs(options, shape, layout):
+    theirs = nn.Conv3d(4, 6, **options).to(memory_format=layout)
+    ours = copy.deepcopy(theirs)
+    ours.__class__ = Conv3d
+    x = torch.randn(shape)
+    found = []
+    for layer in (ours, theirs):
+        inputs = x.clone().to(memory_format=layout).requires_grad_()
+        result = layer(inputs)
+        result.square().sum().backward()
+        found.append([result, inputs.grad, *[p.grad for p in layer.parameters()]])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_convolution_keeps_the_layout(layout):
+    layer = Conv3d(4, 6, 3, padding=1).to(memory_format=layout)
+    assert layer(torch.randn(1, 4, 5, 6, 7).to(memory_format=layout)).is_contiguous(memory_format=layout)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
+@pytest.mark.parametrize("shape", [(8, 32, 48, 32), (64, 4, 6, 4), (2, 3, 3, 3)], ids=str)
+def test_one_volume_is_convolved_by_onednn(shape):
+    """In training as in prediction; PyTorch's own convolution takes several times as long."""
+    layer, x = Conv3d(shape[0], 4, 3, padding=1), torch.randn(1, *shape)
+    with profile(activities=[ProfilerActivity.CPU]) as run:
+        layer(x).sum().backward()
+        with torch.inference_mode():
+            layer(x)
+    names = {event.key for event in run.key_averages()}
+    assert "aten::mkldnn_convolution" in names
+    assert not any("slow_conv3d" in name for name in names)
+
+
+def test_networks_have_such_convolutions():
+    ours = UNet3D(1, 3, channels=(8, 16, 32), padding="same")
+    others = fast_on_cpu(BasicUNet(3, 1, 2, features=(4, 4, 8, 8, 8, 4)))
+    for network in (ours, others):
+        convolutions = [layer for layer in network.modules() if isinstance(layer, nn.Conv3d)]
+        assert len(convolutions) > 8
+        assert all(type(layer) is Conv3d for layer in convolutions if layer.kernel_size != (1, 1, 1))
+
+
+def test_convolution_takes_metatensors_and_doubles():
+    layer = Conv3d(1, 2, 3, padding=1)
+    x = torch.randn(1, 1, 6, 6, 6)
+    assert isinstance(layer(MetaTensor(x)), MetaTensor)
+    torch.testing.assert_close(layer.double()(x.double()).float(), layer.float()(x), rtol=1e-5, atol=1e-5)
+
+
 def test_in_bfloat16_stay_in_it():
     x = torch.randn(2, 4, 6, 6, 6).to(memory_format=torch.channels_last_3d).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
         assert MaxPool3d(2)(x).dtype == torch.bfloat16
         assert torch.equal(MaxPool3d(2)(x).float(), nn.MaxPool3d(2)(x.float()))
         normed = InstanceNorm3d(4)(x)
+        assert Conv3d(4, 2, 3)(x[:1].float()).dtype == torch.bfloat16
     assert normed.dtype == torch.bfloat16
     torch.testing.assert_close(normed.float(), nn.InstanceNorm3d(4)(x.float()), rtol=0.02, atol=0.02)
 
@@ -62,7 +134,7 @@ def test_fast_on_cpu_equals_the_network(padding, norm):
     x = torch.randn(1, 2, 44, 48, 36)
     with torch.no_grad():
         expected = network(x)
-        assert (fast(x) - expected).abs().max() < 1e-5 * max(expected.abs().max(), 1)
+        assert (fast(x) - expected).abs().max() < 1e-4 * max(expected.abs().max(), 1)
     after = network.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
 
@@ -71,7 +143,7 @@ def test_fast_on_cpu_takes_networks_of_monais():
     network = BasicUNet(3, 1, 2, features=(4, 4, 8, 8, 8, 4), norm="instance").eval()
     x = torch.randn(1, 1, 32, 36, 48)[..., :32, :32, :32]
     with torch.no_grad():
-        torch.testing.assert_close(fast_on_cpu(network)(x), network(x), rtol=0, atol=1e-5)
+        torch.testing.assert_close(fast_on_cpu(network)(x), network(x), rtol=0, atol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -89,7 +161,7 @@ def test_the_original_keeps_its_layers():
     x = torch.randn(2, 1, 6, 7, 8)
     torch.testing.assert_close(fast(x), network(x), rtol=1e-4, atol=1e-5)
     assert [type(layer) for layer in network] == [nn.Conv3d, nn.InstanceNorm3d]
-    assert [type(layer) for layer in fast] == [nn.Conv3d, InstanceNorm3d]
+    assert [type(layer) for layer in fast] == [Conv3d, InstanceNorm3d]
     assert {value.data_ptr() for value in network.parameters()}.isdisjoint(v.data_ptr() for v in fast.parameters())
 
 

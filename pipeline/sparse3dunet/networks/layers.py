@@ -8,30 +8,89 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+SMALL = 20_480
+"""Channels times voxels of the first two axes up to which PyTorch convolves a single volume in float32 itself, not by
+oneDNN (``use_mkldnn`` in its ATen/native/Convolution.cpp)."""
+
 
 def fast_on_cpu(network: nn.Module) -> nn.Module:
     """Return a copy of a network, in eval mode, that computes the same, but faster on a CPU.
 
-    In the memory layout ``channels_last_3d`` oneDNN need not reorder its inputs, and :class:`InstanceNorm3d`, which
-    replaces PyTorch's, keeps that layout. TorchScript is returned as it is.
+    In the memory layout ``channels_last_3d`` oneDNN need not reorder its inputs. :class:`InstanceNorm3d` and
+    :class:`Conv3d` replace PyTorch's. TorchScript is returned as it is.
     """
     if isinstance(network, torch.jit.ScriptModule):
         return network
     network = copy.deepcopy(network)
     for parent in list(network.modules()):
         for name, layer in list(parent.named_children()):
-            if (same := keeping_layout(layer)) is not layer:
+            if (same := fast_layer(layer)) is not layer:
                 setattr(parent, name, same)
     return network.eval().to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
 
-def keeping_layout(layer: nn.Module) -> nn.Module:
-    """Return :class:`InstanceNorm3d` for PyTorch's without running statistics, and any other layer itself."""
+def fast_layer(layer: nn.Module) -> nn.Module:
+    """Return a layer that computes the same, but faster on a CPU; the layer itself if there is none."""
+    if type(layer) is nn.Conv3d:
+        same = copy.copy(layer)  # with the same parameters
+        same.__class__ = Conv3d
+        return same
     if type(layer) is not nn.InstanceNorm3d or layer.track_running_stats:
         return layer
-    same = InstanceNorm3d(layer.num_features, layer.eps, affine=layer.affine)
-    same.load_state_dict(layer.state_dict())
-    return same
+    normed = InstanceNorm3d(layer.num_features, layer.eps, affine=layer.affine)
+    normed.load_state_dict(layer.state_dict())
+    return normed
+
+
+class Conv3d(nn.Conv3d):
+    """``torch.nn.Conv3d`` that oneDNN computes for a single small volume in float32 too, up to eight times as fast.
+
+    PyTorch has a batch computed by oneDNN, but not such a volume. It is therefore split along its first axis, into two
+    halves that overlap by the kernel's reach.
+
+    Shapes: as of ``torch.nn.Conv3d``.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if torch.jit.is_scripting():
+            return self._conv_forward(input, self.weight, self.bias)
+        return self._forward(input)
+
+    @torch.jit.unused
+    def _forward(self, input: torch.Tensor) -> torch.Tensor:
+        length = self._output_length(input) if self._is_slow(input) else 0
+        if length < 2:
+            return self._conv_forward(input, self.weight, self.bias)
+        half = (length + 1) // 2
+        reach, pad = self.kernel_size[0] - 1, self._padding()
+        padded = F.pad(input, (0, 0, 0, 0, pad[0], pad[0])) if pad[0] else input
+        halves = torch.cat([padded[:, :, start : start + half + reach] for start in (0, length - half)])
+        first, second = F.conv3d(halves, self.weight, self.bias, padding=(0, pad[1], pad[2])).split(1)
+        return torch.cat([first, second[:, :, 2 * half - length :]], 2)
+
+    def _is_slow(self, input: torch.Tensor) -> bool:
+        """Return whether PyTorch would not use oneDNN, though it could, nor record or compile the computation."""
+        return (
+            type(input) is torch.Tensor
+            and input.device.type == "cpu"
+            and input.dtype == self.weight.dtype == torch.float32
+            and input.ndim == 5
+            and len(input) == 1
+            and input.shape[1:4].numel() <= SMALL
+            and {*self.stride, *self.dilation, self.groups} == {1} != {*self.kernel_size[1:]}
+            and self.padding_mode == "zeros"
+            and not isinstance(self.padding, str)
+            and torch.backends.mkldnn.is_available()
+            and not torch.is_autocast_enabled("cpu")
+            and not torch.jit.is_tracing()
+            and not torch.compiler.is_compiling()
+        )
+
+    def _padding(self) -> list[int]:
+        return [int(n) for n in self.padding]
+
+    def _output_length(self, input: torch.Tensor) -> int:
+        return input.shape[2] + 2 * self._padding()[0] - self.kernel_size[0] + 1
 
 
 class InstanceNorm3d(nn.InstanceNorm3d):
@@ -78,7 +137,7 @@ def _is_channels_last(x: torch.Tensor) -> bool:
     return on_cpu and x.is_contiguous(memory_format=torch.channels_last_3d) and not x.is_contiguous()
 
 
-class Float32Conv3d(nn.Conv3d):
+class Float32Conv3d(Conv3d):
     """``torch.nn.Conv3d`` that computes in float32 even under autocast."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:

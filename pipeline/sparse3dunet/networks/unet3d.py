@@ -13,7 +13,7 @@ from monai.utils import ensure_tuple_rep
 from torch import nn
 
 from sparse3dunet.networks.concatenated import additive_weights
-from sparse3dunet.networks.layers import MaxPool3d, keeping_layout
+from sparse3dunet.networks.layers import Conv3d, MaxPool3d, fast_layer
 from sparse3dunet.networks.shapes import center_crop
 
 PADDINGS = ("valid", "same")
@@ -255,7 +255,7 @@ class _Layers:
         self.pad = self.reach if padding == "same" else 0
 
     def plain_conv(self, inputs: int, outputs: int) -> nn.Conv3d:
-        return nn.Conv3d(inputs, outputs, self.kernel, padding=self.pad)
+        return Conv3d(inputs, outputs, self.kernel, padding=self.pad)
 
     def upsample(self, inputs: int, outputs: int, stride: tuple[int, int, int]) -> nn.ConvTranspose3d:
         """Return what an up-convolution by `stride` and a following convolution are together."""
@@ -268,7 +268,7 @@ class _Layers:
     def after_conv(self, channels: int) -> list[nn.Module]:
         layers: list[nn.Module] = []
         if self.norm is not None:
-            layers.append(keeping_layout(get_norm_layer(self.norm, spatial_dims=3, channels=channels)))
+            layers.append(fast_layer(get_norm_layer(self.norm, spatial_dims=3, channels=channels)))
         return [*layers, get_act_layer(self.act)]
 
     def double_conv(self, inputs: int, middle: int, outputs: int) -> nn.Sequential:

@@ -18,11 +18,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparse3dunet.networks.layers import Float32Conv3d, Float32ConvTranspose3d
+from sparse3dunet.networks.layers import Conv3d, Float32Conv3d, Float32ConvTranspose3d
 
 LARGEST_ERROR = 0.05
 """Largest relative error of bfloat16 against float32; rounding alone makes about 0.004."""
-_IN_FLOAT32: dict[type, type] = {nn.Conv3d: Float32Conv3d, nn.ConvTranspose3d: Float32ConvTranspose3d}
+_IN_FLOAT32: dict[type, type] = {
+    nn.Conv3d: Float32Conv3d,
+    Conv3d: Float32Conv3d,
+    nn.ConvTranspose3d: Float32ConvTranspose3d,
+}
 _checked: dict[str, bool] = {}  # in this process
 _reported: set[int] = set()  # numbers of convolutions
 
