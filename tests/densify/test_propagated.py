@@ -100,6 +100,49 @@ def test_what_is_small_is_never_left_at_its_preview(tmp_path, case):
     assert many.refine(case, []).held is None
 
 
+@pytest.fixture
+def slow(monkeypatch):
+    """Make previews of any size count, and return a function that makes them take that much longer than planned."""
+    monkeypatch.setattr(propagated, "PREVIEW_WORK", 1.0)
+    monkeypatch.setattr(propagated, "LEAST_WORK", 10.0)
+    monkeypatch.setattr(propagated, "COARSEST", 10.0)
+    monkeypatch.setattr(propagated, "WHOLE_SECONDS", 0.0)
+    work = np.prod(SHAPE) * 4
+    seconds = propagated.SECONDS * work / propagated.WORK / propagated.SHARE  # that it is planned for
+    preview, clock = Ensemble.preview, SimpleNamespace(now=0.0)
+    monkeypatch.setattr(propagated, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+
+    def make(slowness):
+        def slowed(self):
+            clock.now += slowness * propagated.PREVIEW_SECONDS * self.work_to_do
+            return preview(self)
+
+        monkeypatch.setattr(Ensemble, "preview", slowed)
+        return 1.01 * seconds
+
+    return make
+
+
+def test_on_a_slow_machine_the_rest_is_done_on_a_coarser_grid(tmp_path, case, slow, fitted):
+    kept = propagation(tmp_path, slow(3))
+    preview = kept.preview(case, [])
+    refined = kept.refine(case, [])
+    fine, coarse = fitted
+    assert np.prod(SHAPE) * 4 / 6 < coarse.work_to_do <= fine.work_to_do / 2.9
+    assert refined.prob.shape == preview.prob.shape  # both at full resolution
+    (tmp_path / "kept").joinpath(next((tmp_path / "kept").glob("*_refined.npz"))).unlink()
+    again = propagation(tmp_path, slow(1))  # killed and continued, now faster: it stays at what was decided
+    assert_same(again.refine(case, []), refined)
+
+
+@pytest.mark.parametrize("slowness", [0.5, 1, 1.2])
+def test_on_a_machine_as_fast_as_planned_the_preview_is_gone_on_with(tmp_path, case, slow, fitted, slowness):
+    kept = propagation(tmp_path, slow(slowness))
+    kept.preview(case, [])
+    assert kept.refine(case, []).held is not None
+    assert len(fitted) == 1
+
+
 def test_a_damaged_file_is_made_again(tmp_path, case, fitted):
     kept = propagation(tmp_path)
     refined = kept.refine(case, [])

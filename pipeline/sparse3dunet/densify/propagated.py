@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -30,8 +31,14 @@ SECONDS = 60.0
 """Seconds that WORK takes on two cores."""
 WHOLE_SECONDS = 0.5e-6
 """Seconds per voxel times (classes + 1) of a volume at full resolution."""
+PREVIEW_SECONDS = 0.76e-6
+"""Seconds that a preview takes by its work, on that machine."""
+PREVIEW_WHOLE = 0.12
+"""Share of the work at full resolution in a preview."""
 SHARE = 0.7
 """Share of a run's time that propagation may take."""
+SLACK = 1.25
+"""Factor by which propagation may exceed it before its grid becomes coarser."""
 LEAST_WORK, MOST_WORK = WORK / 2, 4 * WORK
 """Limits of the work for a single volume: with less, a preview on a finer grid is as good; more improves little."""
 COARSEST = WORK / 20
@@ -100,8 +107,11 @@ class Propagation:
         propagated = self._load(case, PREVIEW)
         if propagated is None:
             ensemble = self._fit(case, held_out)
-            propagated = self._save(case, PREVIEW, ensemble.preview(), self._needed(ensemble))
-            self._last = ensemble if self.keeps_one else None
+            started = time.perf_counter()
+            found = ensemble.preview()
+            work = self._work_in_time(ensemble, time.perf_counter() - started)
+            propagated = self._save(case, PREVIEW, found, self._needed(ensemble), work)
+            self._last = ensemble if self.keeps_one and not work else None
         return propagated
 
     def refine(
@@ -113,20 +123,15 @@ class Propagation:
             preview = self.preview(case, held_out)
             if self.seconds_for(case) > self.seconds:
                 return preview
-            ensemble = self._last or self._fit(case, held_out)
+            work = self._number(case, "work")
+            ensemble = self._last or self._fit(case, held_out, work=work or None)
             self._last = None
             propagated = self._save(case, REFINED, ensemble.refine(on_part))
         return propagated
 
     def seconds_for(self, case: ImageCase) -> float:
         """Return the seconds of run time needed to refine the preview; 0 if that is done, or is little work."""
-        if self._file(case, REFINED).is_file():
-            return 0.0
-        try:
-            with _opened(self._file(case, PREVIEW)) as content:
-                return float(content["needed"])
-        except _DAMAGED:
-            return 0.0
+        return 0.0 if self._file(case, REFINED).is_file() else self._number(case, "needed")
 
     def work_for(self, shape: Sequence[int]) -> float:
         """Return the work, voxels times (classes + 1), for a volume of this shape; see :class:`Ensemble`."""
@@ -140,9 +145,33 @@ class Propagation:
             return 0.0
         return self.cases * (SECONDS * work / WORK + self._whole_seconds(ensemble.shape)) / SHARE
 
+    def _work_in_time(self, ensemble: Ensemble, seconds: float) -> float:
+        """Return the work that there is time for, by the seconds that the preview took; 0 if it is that of its grid.
+
+        Another machine than that of :data:`SECONDS`, or one under load, takes longer.
+        """
+        planned, whole = ensemble.work_to_do, self._whole_seconds(ensemble.shape)
+        if planned <= PREVIEW_WORK:  # little, and its seconds say nothing
+            return 0.0
+        slowness = seconds / (PREVIEW_SECONDS * planned + PREVIEW_WHOLE * whole)
+        share = SHARE * self.seconds / self.cases
+        if slowness * (SECONDS * planned / WORK + whole) <= SLACK * share:
+            return 0.0
+        least = max(LEAST_WORK / self.cases, COARSEST)
+        work = max(WORK * (share / slowness - whole) / SECONDS, least)
+        return work if work < planned / SLACK else 0.0
+
     def _whole_seconds(self, shape: Sequence[int]) -> float:
         """Return the seconds for the work at full resolution: borders, results and the report."""
         return WHOLE_SECONDS * float(np.prod(shape)) * (self.num_classes + 1)
+
+    def _number(self, case: ImageCase, name: str) -> float:
+        """Return a number that was kept with a case's preview; 0 if there is none."""
+        try:
+            with _opened(self._file(case, PREVIEW)) as content:
+                return float(content[name])
+        except _DAMAGED:
+            return 0.0
 
     def best(self, case: ImageCase) -> Propagated | None:
         """Return the best stored result of a case; None if there is none."""
@@ -185,15 +214,28 @@ class Propagation:
         whole[found.box] = np.where(found.prob.max(0) >= CERTAIN, found.prob.argmax(0), -1)
         return MetaTensor(torch.from_numpy(whole)[None], affine=torch.from_numpy(np.asarray(volume.affine, float)))
 
-    def _fit(self, case: ImageCase, held_out: Sequence[Slices], unseen: Slices | None = None) -> Ensemble:
-        """Return the methods fitted to a case; with slices that they do not see, on a grid fit for a preview."""
+    def _fit(
+        self,
+        case: ImageCase,
+        held_out: Sequence[Slices],
+        unseen: Slices | None = None,
+        work: float | None = None,
+    ) -> Ensemble:
+        """Return the methods fitted to a case; with slices that they do not see, on a grid fit for a preview.
+
+        Args:
+            case: the case.
+            held_out: slices that each part holds out.
+            unseen: slices that are left out of the annotation; None for none.
+            work: see :class:`Ensemble`; None: by the minutes.
+        """
         volumes = [read_image(file) for file in case.files]
         channels = [c for v in volumes for c in ([v.data] if v.data.ndim == 3 else np.moveaxis(v.data, -1, 0))]
         annotation = self.annotation_of(case.files[0])
         image = np.stack([np.asarray(channel, np.float32) for channel in channels])
         held_out = held_out if any(any(slices) for slices in held_out) else []
         in_file_order = [to_file_order(slices, volumes[0].affine, image.shape[1:]) for slices in held_out]
-        seen, work = annotation.annotated, self.work_for(image.shape[1:])
+        seen, work = annotation.annotated, work or self.work_for(image.shape[1:])
         if unseen is not None:
             seen = seen & ~slices_mask(seen.shape, to_file_order(unseen, volumes[0].affine, seen.shape))
             work = max(PREVIEW_WORK / self.cases, COARSEST)
@@ -205,9 +247,11 @@ class Propagation:
         """Return the path of a result, named by a digest as names of cases may contain slashes."""
         return self.folder / f"{hashlib.sha256(os.fsencode(case.name)).hexdigest()[:16]}_{kind}.npz"
 
-    def _save(self, case: ImageCase, kind: str, found: Propagated, needed: float = 0.0) -> Propagated:
+    def _save(
+        self, case: ImageCase, kind: str, found: Propagated, needed: float = 0.0, work: float = 0.0
+    ) -> Propagated:
         """Save a result and return it as read back, rounded, so that a resumed run gives the same."""
-        arrays: dict[str, Any] = {"prob": half(found.prob), "method": found.method, "needed": needed}
+        arrays: dict[str, Any] = {"prob": half(found.prob), "method": found.method, "needed": needed, "work": work}
         arrays["box"] = [[b.start, b.stop] for b in found.box]
         if found.held is not None:
             arrays |= {f"held_{f.name}": np.asarray(getattr(found.held, f.name)) for f in fields(Held)}
