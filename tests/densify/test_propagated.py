@@ -100,44 +100,84 @@ def test_what_is_small_is_never_left_at_its_preview(tmp_path, case):
     assert many.refine(case, []).held is None
 
 
+WORK_TO_DO = float(np.prod(SHAPE)) * 4
+
+
 @pytest.fixture
 def slow(monkeypatch):
     """Make previews of any size count, and return a function that makes them take that much longer than planned."""
     monkeypatch.setattr(propagated, "PREVIEW_WORK", 1.0)
+    monkeypatch.setattr(propagated, "MEASURABLE", 1.0)
     monkeypatch.setattr(propagated, "LEAST_WORK", 10.0)
     monkeypatch.setattr(propagated, "COARSEST", 10.0)
-    monkeypatch.setattr(propagated, "WHOLE_SECONDS", 0.0)
-    work = np.prod(SHAPE) * 4
-    seconds = propagated.SECONDS * work / propagated.WORK / propagated.SHARE  # that it is planned for
     preview, clock = Ensemble.preview, SimpleNamespace(now=0.0)
     monkeypatch.setattr(propagated, "time", SimpleNamespace(perf_counter=lambda: clock.now))
 
     def make(slowness):
         def slowed(self):
-            clock.now += slowness * propagated.PREVIEW_SECONDS * self.work_to_do
+            whole = propagated.WHOLE_SECONDS * WORK_TO_DO
+            clock.now += slowness * (propagated.PREVIEW_SECONDS * WORK_TO_DO + propagated.PREVIEW_WHOLE * whole)
             return preview(self)
 
         monkeypatch.setattr(Ensemble, "preview", slowed)
-        return 1.01 * seconds
 
     return make
 
 
+def planned(cases=1):
+    """Seconds of a run that suffice for the grid of the volume."""
+    whole = propagated.WHOLE_SECONDS * WORK_TO_DO
+    return 1.01 * cases * (propagated.SECONDS * WORK_TO_DO / propagated.WORK + whole) / propagated.SHARE
+
+
 def test_on_a_slow_machine_the_rest_is_done_on_a_coarser_grid(tmp_path, case, slow, fitted):
-    kept = propagation(tmp_path, slow(3))
+    slow(3)
+    kept = propagation(tmp_path, planned())
     preview = kept.preview(case, [])
     refined = kept.refine(case, [])
     fine, coarse = fitted
-    assert np.prod(SHAPE) * 4 / 6 < coarse.work_to_do <= fine.work_to_do / 2.9
+    assert WORK_TO_DO / 6 < coarse.work_to_do <= fine.work_to_do / 2.9
     assert refined.prob.shape == preview.prob.shape  # both at full resolution
-    (tmp_path / "kept").joinpath(next((tmp_path / "kept").glob("*_refined.npz"))).unlink()
-    again = propagation(tmp_path, slow(1))  # killed and continued, now faster: it stays at what was decided
-    assert_same(again.refine(case, []), refined)
+    next((tmp_path / "kept").glob("*_refined.npz")).unlink()
+    assert_same(propagation(tmp_path, planned()).refine(case, []), refined)  # killed and continued
+    next((tmp_path / "kept").glob("*_refined.npz")).unlink()
+    propagation(tmp_path, 10 * planned()).refine(case, [])  # with more minutes
+    assert fitted[-1].work_to_do == fine.work_to_do
+
+
+def test_each_of_several_volumes_is_judged(tmp_path, case, slow, fitted):
+    slow(3)
+    kept = propagation(tmp_path, planned(5), cases=5)
+    kept.preview(case, [])
+    kept.refine(case, [])
+    assert fitted[-1].work_to_do <= fitted[0].work_to_do / 2.9
+
+
+def test_on_a_machine_too_slow_for_the_coarsest_grid_the_preview_is_the_result(tmp_path, case, slow, monkeypatch):
+    slow(8)
+    monkeypatch.setattr(propagated, "LEAST_WORK", WORK_TO_DO / 2)
+    kept = propagation(tmp_path, planned())
+    preview = kept.preview(case, [])
+    assert kept.refine(case, []).method == preview.method
+    assert kept.held(case) is None
+    needed = kept.seconds_for(case)
+    assert 3 < needed / planned() < 4  # eight times as long for half the work, of which a fifth may be exceeded
+    assert propagation(tmp_path, 1.01 * needed).refine(case, []).held is not None
 
 
 @pytest.mark.parametrize("slowness", [0.5, 1, 1.2])
-def test_on_a_machine_as_fast_as_planned_the_preview_is_gone_on_with(tmp_path, case, slow, fitted, slowness):
-    kept = propagation(tmp_path, slow(slowness))
+def test_on_a_machine_about_as_fast_as_planned_the_previews_grid_stays(tmp_path, case, slow, fitted, slowness):
+    slow(slowness)
+    kept = propagation(tmp_path, planned())
+    kept.preview(case, [])
+    assert kept.refine(case, []).held is not None
+    assert len(fitted) == 1
+
+
+def test_the_preview_of_a_small_volume_tells_nothing_of_the_machine(tmp_path, case, slow, monkeypatch, fitted):
+    slow(100)
+    monkeypatch.setattr(propagated, "MEASURABLE", 2 * WORK_TO_DO)
+    kept = propagation(tmp_path, planned())
     kept.preview(case, [])
     assert kept.refine(case, []).held is not None
     assert len(fitted) == 1

@@ -7,6 +7,7 @@ import torch
 from monai.data import MetaTensor
 from monai.networks.nets import BasicUNet
 from torch import nn
+from torch.export import Dim
 from torch.profiler import ProfilerActivity, profile
 
 from sparse3dunet.networks import UNet3D
@@ -90,6 +91,39 @@ def test_one_volume_is_convolved_by_onednn(shape):
     assert not any("slow_conv3d" in name for name in names)
 
 
+def test_what_pytorch_gives_to_onednn_is_not_split():
+    for options in ({"kernel_size": 5, "padding": 2}, {"kernel_size": (3, 5, 5)}, {"kernel_size": 1}):
+        layer = Conv3d(4, 4, **options)
+        with profile(activities=[ProfilerActivity.CPU]) as run:
+            layer(torch.randn(1, 4, 8, 8, 8))
+        assert "aten::cat" not in {event.key for event in run.key_averages()}
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_convolution_of_few_slices(length):
+    ours = Conv3d(2, 3, 3, padding=1)
+    theirs = nn.Conv3d(2, 3, 3, padding=1)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(1, 2, length, 6, 6)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("error::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_a_recorded_convolution_is_not_split():
+    """A recorded network takes other sizes and batches than it was recorded with."""
+    layer = Conv3d(1, 2, 3, padding=1)
+    x = torch.randn(3, 1, 7, 8, 9)
+    shape = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC, 4: Dim.DYNAMIC}
+    exported = torch.export.export(layer, (torch.randn(2, 1, 6, 6, 6),), dynamic_shapes=(shape,)).module()
+    for recorded in (torch.jit.trace(layer, torch.randn(1, 1, 6, 6, 6)), torch.jit.script(layer), exported):
+        torch.testing.assert_close(recorded(x), layer(x), rtol=1e-5, atol=1e-5)
+
+
+def test_a_wrong_number_of_channels_is_told_of_the_volume_that_was_given():
+    with pytest.raises(RuntimeError, match=r"\[1, 3, 5, 6, 6\]"):
+        Conv3d(2, 2, 3)(torch.randn(1, 3, 5, 6, 6))
+
+
 def test_networks_have_such_convolutions():
     ours = UNet3D(1, 3, channels=(8, 16, 32), padding="same")
     others = fast_on_cpu(BasicUNet(3, 1, 2, features=(4, 4, 8, 8, 8, 4)))
@@ -102,7 +136,9 @@ def test_networks_have_such_convolutions():
 def test_convolution_takes_metatensors_and_doubles():
     layer = Conv3d(1, 2, 3, padding=1)
     x = torch.randn(1, 1, 6, 6, 6)
-    assert isinstance(layer(MetaTensor(x)), MetaTensor)
+    found = layer(MetaTensor(x))
+    assert isinstance(found, MetaTensor)
+    torch.testing.assert_close(found.as_tensor(), layer(x), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(layer.double()(x.double()).float(), layer.float()(x), rtol=1e-5, atol=1e-5)
 
 

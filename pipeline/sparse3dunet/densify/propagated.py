@@ -32,13 +32,15 @@ SECONDS = 60.0
 WHOLE_SECONDS = 0.5e-6
 """Seconds per voxel times (classes + 1) of a volume at full resolution."""
 PREVIEW_SECONDS = 0.76e-6
-"""Seconds that a preview takes by its work, on that machine."""
+"""Seconds that a preview takes on the two cores of SECONDS, per unit of work."""
 PREVIEW_WHOLE = 0.12
-"""Share of the work at full resolution in a preview."""
+"""Share of the seconds at full resolution that a preview takes."""
+MEASURABLE = 2 * PREVIEW_WORK
+"""Minimum work by whose preview a machine's speed is judged: less takes hardly any time."""
 SHARE = 0.7
 """Share of a run's time that propagation may take."""
 SLACK = 1.25
-"""Factor by which propagation may exceed it before its grid becomes coarser."""
+"""Factor by which propagation may exceed it on a slow machine."""
 LEAST_WORK, MOST_WORK = WORK / 2, 4 * WORK
 """Limits of the work for a single volume: with less, a preview on a finer grid is as good; more improves little."""
 COARSEST = WORK / 20
@@ -109,9 +111,9 @@ class Propagation:
             ensemble = self._fit(case, held_out)
             started = time.perf_counter()
             found = ensemble.preview()
-            work = self._work_in_time(ensemble, time.perf_counter() - started)
-            propagated = self._save(case, PREVIEW, found, self._needed(ensemble), work)
-            self._last = ensemble if self.keeps_one and not work else None
+            kept = self._measured(ensemble, time.perf_counter() - started)
+            propagated = self._save(case, PREVIEW, found, kept)
+            self._last = ensemble if self.keeps_one else None
         return propagated
 
     def refine(
@@ -121,45 +123,51 @@ class Propagation:
         propagated = self._load(case, REFINED)
         if propagated is None:
             preview = self.preview(case, held_out)
-            if self.seconds_for(case) > self.seconds:
+            work, needed = self._affordable(case)
+            if needed > self.seconds:
                 return preview
-            work = self._number(case, "work")
-            ensemble = self._last or self._fit(case, held_out, work=work or None)
+            ensemble = None if work else self._last
             self._last = None
+            ensemble = ensemble or self._fit(case, held_out, work=work)
             propagated = self._save(case, REFINED, ensemble.refine(on_part))
         return propagated
 
     def seconds_for(self, case: ImageCase) -> float:
         """Return the seconds of run time needed to refine the preview; 0 if that is done, or is little work."""
-        return 0.0 if self._file(case, REFINED).is_file() else self._number(case, "needed")
+        return 0.0 if self._file(case, REFINED).is_file() else self._affordable(case)[1]
 
     def work_for(self, shape: Sequence[int]) -> float:
         """Return the work, voxels times (classes + 1), for a volume of this shape; see :class:`Ensemble`."""
         seconds = SHARE * self.seconds / self.cases - self._whole_seconds(shape)
         return float(np.clip(WORK * seconds / SECONDS, max(LEAST_WORK / self.cases, COARSEST), MOST_WORK))
 
-    def _needed(self, ensemble: Ensemble) -> float:
-        """Return the seconds of run time that suffice for this much work on each volume; 0 if it is little."""
-        work = ensemble.work_to_do
-        if work <= PREVIEW_WORK / self.cases:
-            return 0.0
-        return self.cases * (SECONDS * work / WORK + self._whole_seconds(ensemble.shape)) / SHARE
+    def _measured(self, ensemble: Ensemble, seconds: float) -> dict[str, float]:
+        """Return what the preview of a volume tells of the time for more, to be kept with it.
 
-    def _work_in_time(self, ensemble: Ensemble, seconds: float) -> float:
-        """Return the work that there is time for, by the seconds that the preview took; 0 if it is that of its grid.
-
-        Another machine than that of :data:`SECONDS`, or one under load, takes longer.
+        Args:
+            ensemble: the methods.
+            seconds: time that the preview took.
         """
-        planned, whole = ensemble.work_to_do, self._whole_seconds(ensemble.shape)
-        if planned <= PREVIEW_WORK:  # little, and its seconds say nothing
-            return 0.0
-        slowness = seconds / (PREVIEW_SECONDS * planned + PREVIEW_WHOLE * whole)
-        share = SHARE * self.seconds / self.cases
-        if slowness * (SECONDS * planned / WORK + whole) <= SLACK * share:
-            return 0.0
+        work, whole = ensemble.work_to_do, self._whole_seconds(ensemble.shape)
+        expected = PREVIEW_SECONDS * work + PREVIEW_WHOLE * whole
+        return {"work": work, "whole": whole, "slowness": seconds / expected if work > MEASURABLE else 1.0}
+
+    def _affordable(self, case: ImageCase) -> tuple[float | None, float]:
+        """Return the work that there is time for, None if it is that of the preview's grid, and the seconds it needs.
+
+        These are seconds of run time for as much work on each volume; 0 if it is little. Another machine than that of
+        :data:`SECONDS`, or one under load, takes longer, as the preview has shown: then the grid becomes coarser.
+        """
+        work, whole, slowness = (self._number(case, name) for name in ("work", "whole", "slowness"))
+        if work <= PREVIEW_WORK / self.cases:
+            return None, 0.0
+        share, nominal = SHARE * self.seconds / self.cases, SECONDS * work / WORK + whole
+        if slowness <= SLACK or slowness * nominal <= SLACK * share:
+            return None, self.cases * nominal / SHARE
         least = max(LEAST_WORK / self.cases, COARSEST)
-        work = max(WORK * (share / slowness - whole) / SECONDS, least)
-        return work if work < planned / SLACK else 0.0
+        chosen = min(max(WORK * (share / slowness - whole) / SECONDS, least), work)
+        needed = self.cases * slowness * (SECONDS * chosen / WORK + whole) / (SHARE * SLACK)
+        return chosen if chosen < work / SLACK else None, needed
 
     def _whole_seconds(self, shape: Sequence[int]) -> float:
         """Return the seconds for the work at full resolution: borders, results and the report."""
@@ -248,10 +256,10 @@ class Propagation:
         return self.folder / f"{hashlib.sha256(os.fsencode(case.name)).hexdigest()[:16]}_{kind}.npz"
 
     def _save(
-        self, case: ImageCase, kind: str, found: Propagated, needed: float = 0.0, work: float = 0.0
+        self, case: ImageCase, kind: str, found: Propagated, numbers: Mapping[str, float] | None = None
     ) -> Propagated:
         """Save a result and return it as read back, rounded, so that a resumed run gives the same."""
-        arrays: dict[str, Any] = {"prob": half(found.prob), "method": found.method, "needed": needed, "work": work}
+        arrays: dict[str, Any] = {"prob": half(found.prob), "method": found.method, **(numbers or {})}
         arrays["box"] = [[b.start, b.stop] for b in found.box]
         if found.held is not None:
             arrays |= {f"held_{f.name}": np.asarray(getattr(found.held, f.name)) for f in fields(Held)}

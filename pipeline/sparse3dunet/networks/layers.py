@@ -24,29 +24,27 @@ def fast_on_cpu(network: nn.Module) -> nn.Module:
     network = copy.deepcopy(network)
     for parent in list(network.modules()):
         for name, layer in list(parent.named_children()):
-            if (same := fast_layer(layer)) is not layer:
+            if type(layer) is nn.Conv3d:
+                layer.__class__ = Conv3d
+            elif (same := keeping_layout(layer)) is not layer:
                 setattr(parent, name, same)
     return network.eval().to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
 
-def fast_layer(layer: nn.Module) -> nn.Module:
-    """Return a layer that computes the same, but faster on a CPU; the layer itself if there is none."""
-    if type(layer) is nn.Conv3d:
-        same = copy.copy(layer)  # with the same parameters
-        same.__class__ = Conv3d
-        return same
+def keeping_layout(layer: nn.Module) -> nn.Module:
+    """Return :class:`InstanceNorm3d` for PyTorch's without running statistics, and any other layer itself."""
     if type(layer) is not nn.InstanceNorm3d or layer.track_running_stats:
         return layer
-    normed = InstanceNorm3d(layer.num_features, layer.eps, affine=layer.affine)
-    normed.load_state_dict(layer.state_dict())
-    return normed
+    same = InstanceNorm3d(layer.num_features, layer.eps, affine=layer.affine)
+    same.load_state_dict(layer.state_dict())
+    return same
 
 
 class Conv3d(nn.Conv3d):
     """``torch.nn.Conv3d`` that oneDNN computes for a single small volume in float32 too, up to eight times as fast.
 
-    PyTorch has a batch computed by oneDNN, but not such a volume. It is therefore split along its first axis, into two
-    halves that overlap by the kernel's reach.
+    PyTorch has a batch computed by oneDNN, but not such a volume. With stride 1, no dilation and zero padding in
+    numbers it is therefore split along its first axis, into two halves that overlap by the kernel's reach.
 
     Shapes: as of ``torch.nn.Conv3d``.
     """
@@ -70,20 +68,21 @@ class Conv3d(nn.Conv3d):
 
     def _is_slow(self, input: torch.Tensor) -> bool:
         """Return whether PyTorch would not use oneDNN, though it could, nor record or compile the computation."""
+        if torch.jit.is_tracing() or torch.compiler.is_compiling() or type(input) is not torch.Tensor:
+            return False
         return (
-            type(input) is torch.Tensor
-            and input.device.type == "cpu"
+            input.device.type == "cpu"
             and input.dtype == self.weight.dtype == torch.float32
+            and input.shape[:2] == (1, self.in_channels)
             and input.ndim == 5
-            and len(input) == 1
             and input.shape[1:4].numel() <= SMALL
-            and {*self.stride, *self.dilation, self.groups} == {1} != {*self.kernel_size[1:]}
+            and {*self.stride, *self.dilation, self.groups} == {1}
+            and max(self.kernel_size[1:]) > 1
+            and min(self.kernel_size[1:]) <= 3
             and self.padding_mode == "zeros"
             and not isinstance(self.padding, str)
             and torch.backends.mkldnn.is_available()
             and not torch.is_autocast_enabled("cpu")
-            and not torch.jit.is_tracing()
-            and not torch.compiler.is_compiling()
         )
 
     def _padding(self) -> list[int]:

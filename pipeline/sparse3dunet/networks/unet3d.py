@@ -13,7 +13,7 @@ from monai.utils import ensure_tuple_rep
 from torch import nn
 
 from sparse3dunet.networks.concatenated import additive_weights
-from sparse3dunet.networks.layers import Conv3d, MaxPool3d, fast_layer
+from sparse3dunet.networks.layers import Conv3d, MaxPool3d, keeping_layout
 from sparse3dunet.networks.shapes import center_crop
 
 PADDINGS = ("valid", "same")
@@ -268,7 +268,7 @@ class _Layers:
     def after_conv(self, channels: int) -> list[nn.Module]:
         layers: list[nn.Module] = []
         if self.norm is not None:
-            layers.append(fast_layer(get_norm_layer(self.norm, spatial_dims=3, channels=channels)))
+            layers.append(keeping_layout(get_norm_layer(self.norm, spatial_dims=3, channels=channels)))
         return [*layers, get_act_layer(self.act)]
 
     def double_conv(self, inputs: int, middle: int, outputs: int) -> nn.Sequential:
