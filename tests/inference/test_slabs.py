@@ -12,6 +12,7 @@ from torch import nn
 from sparse3dunet.errors import DataError
 from sparse3dunet.inference.slabs import SlabInferer
 from sparse3dunet.networks import UNet3D
+from sparse3dunet.networks.layers import fast_on_cpu
 
 WINDOW = (16, 20, 24)
 
@@ -45,6 +46,7 @@ def test_equals_monai(network, shape, overlap):
     x = torch.randn(2, 2, *shape)
     found = SlabInferer(WINDOW, overlap, bfloat16=False)(x, network)
     torch.testing.assert_close(found, monai(x, network, overlap), rtol=0, atol=1e-4)
+    torch.testing.assert_close(found, monai(x, fast_on_cpu(network), overlap), rtol=0, atol=1e-5)  # the same rounding
 
 
 def test_metadata_is_kept(network):

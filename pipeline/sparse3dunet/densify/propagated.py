@@ -158,7 +158,11 @@ class Propagation:
         These are seconds of run time for as much work on each volume; 0 if it is little. Another machine than that of
         :data:`SECONDS`, or one under load, takes longer, as the preview has shown: then the grid becomes coarser.
         """
-        work, whole, slowness = (self._number(case, name) for name in ("work", "whole", "slowness"))
+        try:
+            with _opened(self._file(case, PREVIEW)) as content:
+                work, whole, slowness = (float(content[name]) for name in ("work", "whole", "slowness"))
+        except _DAMAGED:
+            return None, 0.0
         if work <= PREVIEW_WORK / self.cases:
             return None, 0.0
         share, nominal = SHARE * self.seconds / self.cases, SECONDS * work / WORK + whole
@@ -172,14 +176,6 @@ class Propagation:
     def _whole_seconds(self, shape: Sequence[int]) -> float:
         """Return the seconds for the work at full resolution: borders, results and the report."""
         return WHOLE_SECONDS * float(np.prod(shape)) * (self.num_classes + 1)
-
-    def _number(self, case: ImageCase, name: str) -> float:
-        """Return a number that was kept with a case's preview; 0 if there is none."""
-        try:
-            with _opened(self._file(case, PREVIEW)) as content:
-                return float(content[name])
-        except _DAMAGED:
-            return 0.0
 
     def best(self, case: ImageCase) -> Propagated | None:
         """Return the best stored result of a case; None if there is none."""

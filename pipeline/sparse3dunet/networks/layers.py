@@ -56,12 +56,12 @@ class Conv3d(nn.Conv3d):
 
     @torch.jit.unused
     def _forward(self, input: torch.Tensor) -> torch.Tensor:
-        length = self._output_length(input) if self._is_slow(input) else 0
-        if length < 2:
+        if not self._is_slow(input):
             return self._conv_forward(input, self.weight, self.bias)
-        half = (length + 1) // 2
-        reach, pad = self.kernel_size[0] - 1, self._padding()
+        reach, pad = self.kernel_size[0] - 1, [int(n) for n in self.padding]
         padded = F.pad(input, (0, 0, 0, 0, pad[0], pad[0])) if pad[0] else input
+        length = padded.shape[2] - reach
+        half = (length + 1) // 2
         halves = torch.cat([padded[:, :, start : start + half + reach] for start in (0, length - half)])
         first, second = F.conv3d(halves, self.weight, self.bias, padding=(0, pad[1], pad[2])).split(1)
         return torch.cat([first, second[:, :, 2 * half - length :]], 2)
@@ -81,15 +81,10 @@ class Conv3d(nn.Conv3d):
             and min(self.kernel_size[1:]) <= 3
             and self.padding_mode == "zeros"
             and not isinstance(self.padding, str)
+            and input.shape[2] + 2 * int(self.padding[0]) > self.kernel_size[0]  # two results along this axis, or more
             and torch.backends.mkldnn.is_available()
             and not torch.is_autocast_enabled("cpu")
         )
-
-    def _padding(self) -> list[int]:
-        return [int(n) for n in self.padding]
-
-    def _output_length(self, input: torch.Tensor) -> int:
-        return input.shape[2] + 2 * self._padding()[0] - self.kernel_size[0] + 1
 
 
 class InstanceNorm3d(nn.InstanceNorm3d):
