@@ -16,7 +16,14 @@ from typing import Any
 
 import fire
 import monai.bundle
-from monai.bundle import ConfigComponent, ConfigParser, ConfigWorkflow, ReferenceResolver, update_kwargs
+from monai.bundle import (
+    ComponentLocator,
+    ConfigComponent,
+    ConfigParser,
+    ConfigWorkflow,
+    ReferenceResolver,
+    update_kwargs,
+)
 from monai.bundle.utils import merge_kv
 from monai.utils import ensure_tuple
 
@@ -273,15 +280,24 @@ def _arguments(node: Any) -> tuple[set[str], bool]:
     if not isinstance(node, Mapping) or "_target_" not in node:
         return set(), False
     target = node["_target_"]
-    found = (
-        locate(str(ConfigComponent({"_target_": target}).resolve_module_name())) if isinstance(target, str) else None
-    )
     try:
-        parameters = inspect.signature(found).parameters.values()  # type: ignore[arg-type]
+        parameters = inspect.signature(_located(target) if isinstance(target, str) else None).parameters.values()  # type: ignore[arg-type]
     except (TypeError, ValueError):
         return OF_COMPONENTS, True
     named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     return named | OF_COMPONENTS, any(p.kind == p.VAR_KEYWORD for p in parameters)
+
+
+@functools.cache
+def _located(target: str) -> Any:
+    """Return the component of that name, as MONAI finds it; None if there is none."""
+    return locate(str(ConfigComponent({"_target_": target}, locator=_components()).resolve_module_name()))
+
+
+@functools.cache
+def _components() -> ComponentLocator:
+    """Return MONAI's table of its components, which it would make again for each of them."""
+    return ComponentLocator()
 
 
 def _used(config: Any) -> set[str]:
@@ -313,8 +329,7 @@ def check_plain(files: Sequence[str | Path], settings: Mapping[str, Any]) -> Non
         files: the configs.
         settings: values by name.
     """
-    _read(files)  # whose errors name the line
-    config = ConfigParser.load_config_files([str(file) for file in files])
+    config = _of_files(files)
     for name, value in settings.items():
         check_literal(name, value)
         _refuse_runs(config, [name])

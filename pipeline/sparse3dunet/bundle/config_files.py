@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +26,15 @@ def read_config(file: str | Path) -> dict[str, Any]:
         DataError: when it is damaged, no table of settings, or too large.
     """
     check_regular(file)
+    state = os.stat(file)
+    return copy.deepcopy(_read(str(file), state.st_mtime_ns, state.st_size, state.st_ino))
+
+
+@functools.lru_cache(maxsize=32)
+def _read(file: str, *_state: int) -> dict[str, Any]:
+    """Read a config, once for each of its states: the checks of a run each read all of its configs."""
     try:
-        content = ConfigParser.load_config_file(str(file))
+        content = ConfigParser.load_config_file(file)
         count = _count(content, {})
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -33,14 +43,14 @@ def read_config(file: str | Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise _damaged(f"{file}, line {error.lineno}", error.msg) from error
     except RecursionError as error:
-        raise _damaged(str(file), "it is nested too deeply, or contains itself") from error
+        raise _damaged(file, "it is nested too deeply, or contains itself") from error
     except (yaml.YAMLError, ValueError, TypeError) as error:  # other characters than text, another suffix
-        raise _damaged(str(file), " ".join(str(error).split())[:200]) from error
+        raise _damaged(file, " ".join(str(error).split())[:200]) from error
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         found = "nothing" if content is None else f"a {type(content).__name__}"
         raise _damaged(f"{file}, line 1", f"found {found}, expected lines such as max_epochs: 20")
     if count > MOST_ENTRIES:
-        raise _damaged(str(file), f"it stands for {count} entries, expected {MOST_ENTRIES} at most")
+        raise _damaged(file, f"it stands for {count} entries, expected {MOST_ENTRIES} at most")
     return content
 
 
