@@ -90,3 +90,19 @@ def test_names_of_classes_by_the_option_as_typed(dataset, error_of, tmp_path):
     files = (dataset / "imagesTr/case_0.nii.gz", dataset / "labelsTr/case_0.nii.gz")
     error = error_of("densify", *files, "-o", tmp_path / "out", "--class-names", "background,one")
     assert "--class-names gives 2 name(s) (background, one) for 3 classes" in error
+
+
+@pytest.mark.parametrize("given", [np.ndarray.tolist, torch.tensor, lambda array: array.astype(">i4")])
+def test_labels_in_lists_tensors_and_any_byte_order(given):
+    label, weight = SparseLabel(3, ignore_index=255)(given(np.array([[[[0, 1], [2, 255]]]])))
+    assert label.tolist() == [[[[0, 1], [2, 0]]]]
+    assert weight.tolist() == [[[[1, 1], [1, 0]]]]
+
+
+@pytest.mark.parametrize("given", [[[[[0, 1], [2]]]], "case_1.nii.gz", None, np.array([[[["1"]]]])])
+def test_no_numbers(given):
+    with pytest.raises(DataError, match=r"the label map is no array of numbers \(.*\); expected shape \(1, X, Y, Z\)"):
+        SparseLabel(3)(given)
+    if given is not None:
+        with pytest.raises(DataError, match="the weight image is no array of numbers"):
+            SparseLabel(3)(np.zeros((1, 1, 2, 2), int), given)

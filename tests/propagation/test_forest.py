@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from sparse3dunet.errors import DataError
 from sparse3dunet.propagation import AutoContext, Forest
 from sparse3dunet.propagation.forest import context, draw, features, mean_prob
 from tests.propagation.scans import SHAPE, assert_probabilities, nested, on_slices, overlap, quick, scan_of
@@ -91,3 +92,8 @@ def test_trees_learn_which_method_is_right():
     found = trees.fit([rows], [drawn]).predict([columns, looks], 2).reshape(2, *SHAPE)
     assert_probabilities(found, SHAPE, 2)
     assert overlap(found.argmax(0), label, WEIGHT == 0, 1) > 0.95
+
+
+def test_trees_that_were_not_fitted():
+    with pytest.raises(DataError, match=r"this AutoContext was not fitted yet; call fit\(rows, drawn\)"):
+        AutoContext().predict([np.zeros((4, 3))], 2)

@@ -79,7 +79,7 @@ class SparseLabel(Transform):
     def __call__(
         self, annotation: Any, weight: Any = None, annotated_slices: Any = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        values = convert_to_tensor(annotation, track_meta=True)
+        values = as_tensor(annotation, "label map")
         source = source_of(values)
         if values.shape[0] != 1 or values.ndim != 4:
             raise DataError(
@@ -114,7 +114,7 @@ class SparseLabel(Transform):
     def _weights(self, plain: torch.Tensor, weight: Any, source: str) -> torch.Tensor:
         if weight is None:
             return torch.ones(plain.shape, dtype=torch.float32, device=plain.device)
-        given = convert_to_tensor(weight, track_meta=True)
+        given = as_tensor(weight, "weight image")
         name = source_of(given)
         given = torch.as_tensor(convert_to_tensor(given, track_meta=False), dtype=torch.float32, device=plain.device)
         if given.shape != plain.shape:
@@ -175,6 +175,18 @@ class SparseLabel(Transform):
 
     def _unlabeled_text(self) -> str:
         return "ignore_index: " + (", ".join(map(str, self.ignore_index)) or "none set")
+
+
+def as_tensor(values: Any, name: str) -> torch.Tensor:
+    """Return an array, a tensor or nested lists as a MetaTensor; raise DataError, naming what it is, for others."""
+    try:
+        given = values if hasattr(values, "shape") else np.array(values)
+        if isinstance(given, np.ndarray):  # PyTorch takes no other order of bytes than the machine's
+            given = given.astype(given.dtype.newbyteorder("="), copy=False)
+        return MetaTensor(convert_to_tensor(given, track_meta=True))
+    except (TypeError, ValueError, RuntimeError) as error:  # lists of unequal lengths, text, None
+        reason = str(error).split(". ")[0]
+        raise DataError(f"the {name} is no array of numbers ({reason}); expected shape (1, X, Y, Z).") from error
 
 
 def whole_numbers(values: Any, name: str) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
 
+from sparse3dunet.errors import DataError
 from sparse3dunet.propagation.responses import filter_responses, gaussian, positions, surroundings
 from sparse3dunet.propagation.scan import Propagator, Scan, log_prob, single, softmax
 from sparse3dunet.propagation.shape import distance_from
@@ -92,6 +93,8 @@ class AutoContext:
 
     def predict(self, columns: Sequence[np.ndarray], num_classes: int) -> np.ndarray:
         """Return probabilities (K, N) of voxels whose columns (N, F) are given in one array or several."""
+        if not hasattr(self, "_forest"):
+            raise DataError("this AutoContext was not fitted yet; call fit(rows, drawn) first.")
         return probabilities(self._forest, columns, num_classes)
 
 
