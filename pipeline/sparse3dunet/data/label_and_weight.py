@@ -99,7 +99,7 @@ class SparseLabel(Transform):
                 "Annotate at least one slice, or remove the case from the data set."
             )
         label = self._class_numbers(plain, weights > 0, source)
-        return tuple(convert_to_dst_type(part, values, dtype=part.dtype)[0] for part in (label, weights))
+        return tuple(convert_to_dst_type(part, values, dtype=part.dtype)[0] for part in (label, weights))  # type: ignore[return-value]
 
     def _check_precision(self, dtype: torch.dtype, source: str) -> None:
         """Raise DataError if numbers of this type cannot tell a class from the next whole number."""
@@ -114,9 +114,9 @@ class SparseLabel(Transform):
     def _weights(self, plain: torch.Tensor, weight: Any, source: str) -> torch.Tensor:
         if weight is None:
             return torch.ones(plain.shape, dtype=torch.float32, device=plain.device)
-        given = as_tensor(weight, "weight image")
-        name = source_of(given)
-        given = torch.as_tensor(convert_to_tensor(given, track_meta=False), dtype=torch.float32, device=plain.device)
+        image = as_tensor(weight, "weight image")
+        name = source_of(image)
+        given = torch.as_tensor(convert_to_tensor(image, track_meta=False), dtype=torch.float32, device=plain.device)
         if given.shape != plain.shape:
             raise DataError(
                 f"{name}: the weight image has shape {tuple(given.shape[1:])}, its label map {tuple(plain.shape[1:])} "
@@ -177,7 +177,7 @@ class SparseLabel(Transform):
         return "ignore_index: " + (", ".join(map(str, self.ignore_index)) or "none set")
 
 
-def as_tensor(values: Any, name: str) -> torch.Tensor:
+def as_tensor(values: Any, name: str) -> MetaTensor:
     """Return an array, a tensor or nested lists as a MetaTensor; raise DataError, naming what it is, for others."""
     try:
         given = values if hasattr(values, "shape") else np.array(values)

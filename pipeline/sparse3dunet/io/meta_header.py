@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.text_header import (
     MOST_VOXELS,
@@ -32,27 +34,27 @@ OWN_KEYS = re.compile(
 BLANK = " \t\n\r\v\f"
 LONGEST_KEY, LONGEST_TEXT = 200, 250
 """MetaIO copies keys, and the values of its own ones, to arrays of 255 characters, without a check."""
-ELEMENT_BYTES = {
-    **dict.fromkeys(("MET_CHAR", "MET_UCHAR"), 1),
-    **dict.fromkeys(("MET_SHORT", "MET_USHORT"), 2),
-    **dict.fromkeys(("MET_INT", "MET_UINT", "MET_FLOAT"), 4),
-    **dict.fromkeys(("MET_LONG", "MET_ULONG"), 4),  # of 32 bits in MetaIO
-    **dict.fromkeys(("MET_LONG_LONG", "MET_ULONG_LONG", "MET_DOUBLE"), 8),
+ELEMENT_TYPES = {
+    **{"MET_CHAR": "i1", "MET_UCHAR": "u1", "MET_SHORT": "i2", "MET_USHORT": "u2", "MET_INT": "i4", "MET_UINT": "u4"},
+    **{"MET_LONG": "i4", "MET_ULONG": "u4", "MET_LONG_LONG": "i8", "MET_ULONG_LONG": "u8"},  # long: 32 bits in MetaIO
+    **{"MET_FLOAT": "f4", "MET_DOUBLE": "f8"},
 }
-"""Bytes of a number, by ElementType."""
+"""Types of numbers, as of NumPy, by ElementType."""
+DEFAULTS = {"BinaryData": "True", "CompressedData": "False"}
+"""What MetaIO takes a flag for that the header does not have."""
 
 
 @dataclass(frozen=True)
 class MetaHeader:
-    """MetaIO's own fields of a header by key, the offset of its end, and how many numbers and bytes its voxels are."""
+    """MetaIO's own fields of a header by key, the offset of its end, and how many numbers of which type follow."""
 
     fields: dict[str, str]
     end: int
     num_numbers: int
-    num_bytes: int
+    dtype: np.dtype
 
     def is_true(self, key: str) -> bool:
-        return self.fields.get(key, "").lower() in ("true", "t", "1")
+        return self.fields.get(key, DEFAULTS[key]).lower() in ("true", "t", "1")
 
 
 def read_meta_header(path: Path) -> MetaHeader:
@@ -75,8 +77,7 @@ def read_meta_header(path: Path) -> MetaHeader:
         raise unreadable(path, f"its header has no {LAST}")
     if fields.get("ObjectType", "Image") != "Image":
         raise unreadable(path, f"ObjectType is {shown(fields['ObjectType'])}, expected Image")
-    count, size = _check_numbers(path, fields)
-    return MetaHeader(fields, end, count, count * size)
+    return MetaHeader(fields, end, *_check_numbers(path, fields))
 
 
 def _entries(path: Path, lines: list[str]) -> Iterator[tuple[int, str, str]]:
@@ -102,8 +103,8 @@ def _entries(path: Path, lines: list[str]) -> Iterator[tuple[int, str, str]]:
         is_open = separator is None and (is_open or bool(head))
 
 
-def _check_numbers(path: Path, fields: dict[str, str]) -> tuple[int, int]:
-    """Check size and geometry, and return how many numbers the voxels are, and the bytes of one."""
+def _check_numbers(path: Path, fields: dict[str, str]) -> tuple[int, np.dtype]:
+    """Check size and geometry, and return how many numbers the voxels are, and their type."""
     missing = [key for key in ("NDims", "DimSize", "ElementType") if key not in fields]
     if missing:
         raise unreadable(path, f"its header has no {', '.join(missing)}")
@@ -129,9 +130,9 @@ def _check_numbers(path: Path, fields: dict[str, str]) -> tuple[int, int]:
         whole_number(path, key, fields.get(key, "0"), -1, 2**62)
     channels = whole_number(path, "ElementNumberOfChannels", fields.get("ElementNumberOfChannels", "1"), 1, 10_000)
     kind = fields["ElementType"]
-    if kind.removesuffix("_ARRAY") not in ELEMENT_BYTES:
-        raise unreadable(path, f"ElementType is {shown(kind)}, expected one of {', '.join(ELEMENT_BYTES)}")
-    return math.prod(size) * channels, ELEMENT_BYTES[kind.removesuffix("_ARRAY")]
+    if kind.removesuffix("_ARRAY") not in ELEMENT_TYPES:
+        raise unreadable(path, f"ElementType is {shown(kind)}, expected one of {', '.join(ELEMENT_TYPES)}")
+    return math.prod(size) * channels, np.dtype(ELEMENT_TYPES[kind.removesuffix("_ARRAY")])
 
 
 _BY_AXIS = ("DimSize", "ElementSpacing", "ElementSize", *MATRICES, *ORIGINS)

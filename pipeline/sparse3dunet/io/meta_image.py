@@ -13,7 +13,7 @@ import numpy as np
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.itk import itk_affine, itk_array, itk_header, itk_read, itk_write
 from sparse3dunet.io.meta_header import LAST, MetaHeader, read_meta_header
-from sparse3dunet.io.payload import check_compressed, check_length, check_regular
+from sparse3dunet.io.payload import check_compressed, check_length, check_regular, check_text
 from sparse3dunet.io.text_geometry import meta_in_mm
 from sparse3dunet.io.text_header import shown, unreadable, whole_number
 from sparse3dunet.io.volumes import Volume
@@ -30,8 +30,8 @@ def read_meta_image(path: Path) -> Volume:
     header = read_meta_header(path)
     files = voxel_files(path, header)
     reader = itk_header(path, "MetaImageIO")
-    if len(files) == 1:
-        _check_voxels(path, files[0], header)
+    for file in files:
+        _check_voxels(path, file, header, header.num_numbers // len(files))
     affine, is_sized = meta_in_mm(path, header.fields, itk_affine(reader))
     notes = _intensity_notes(path, header)
     return Volume(str(path), itk_array(itk_read(reader, path)), affine, has_voxel_size=is_sized, notes=notes)
@@ -109,20 +109,20 @@ def voxel_files(path: Path, header: MetaHeader) -> list[Path]:
 
 def _numbered(path: Path, pattern: str, slices: int) -> list[str]:
     """Return the names of "scan_%03d.raw 1 20 1": a pattern, the first and the last number, the step."""
-    parts = re.fullmatch(r"([^%]*%0?\d?[diu][^%]*?)\s+(\d{1,9})\s+(\d{1,9})(?:\s+(\d{1,9}))?", pattern)
-    if parts is None:
+    parts = re.fullmatch(r"([^%]*%0?\d?[diu][^%]*?)\s+(\d{1,9})\s+(\d{1,9})\s+(\d{1,9})", pattern)
+    if parts is None or int(parts[4]) == 0:  # MetaIO divides by the step
         raise unreadable(
             path, f"{LAST} has a % ({shown(pattern)}), expected a file, or a pattern such as scan_%03d.raw 1 20 1"
         )
-    text, first, last, step = parts[1], int(parts[2]), int(parts[3]), int(parts[4] or 1)
-    numbers = range(first, last + 1, max(step, 1))
+    text, (first, last, step) = parts[1], map(int, parts.groups()[1:])
+    numbers = range(first, last + 1, step)
     if len(numbers) != slices:
         raise unreadable(path, f"{LAST} names {len(numbers)} slices, expected {slices}")
     return [text % number for number in numbers]
 
 
-def _check_voxels(path: Path, file: Path, header: MetaHeader) -> None:
-    """Raise DataError if the voxels in one file are missing, truncated or damaged.
+def _check_voxels(path: Path, file: Path, header: MetaHeader, count: int) -> None:
+    """Raise DataError if the `count` numbers in a file of voxels are missing, truncated or damaged.
 
     ITK prints at most a line for such files, and returns what it has: with the middle of a file overwritten, 7502 of
     15000 compressed voxels were wrong. For truncated files, its message is "No such file or directory".
@@ -131,13 +131,13 @@ def _check_voxels(path: Path, file: Path, header: MetaHeader) -> None:
     start = header.end if file == path else max(skipped, 0)
     if file == path and skipped not in (-1, 0, header.end):
         raise unreadable(path, f"HeaderSize is {skipped}, but the header ends after {header.end} bytes")
-    found = file.stat().st_size - start
+    found, expected = file.stat().st_size - start, count * header.dtype.itemsize
     if header.is_true("CompressedData"):
         # Without a given size, ITK finds no voxels after a header.
         size = int(fields.get("CompressedDataSize", "0" if file == path else str(found)))
-        check_compressed(path, file, start, size, header.num_bytes)
+        check_compressed(path, file, start, size, expected)
     elif header.is_true("BinaryData"):
-        found = min(found, header.num_bytes) if skipped < 0 else found  # negative: the voxels are at the end
-        check_length(path, file, found, header.num_bytes)
-    elif len(words := file.read_bytes()[start:].split()) != header.num_numbers:
-        raise unreadable(path, f"its voxels are {len(words)} numbers as text, expected {header.num_numbers}")
+        found = min(found, expected) if skipped < 0 else found  # negative: the voxels are at the end
+        check_length(path, file, found, expected)
+    else:
+        check_text(path, file, start, count, header.dtype)

@@ -7,8 +7,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from sparse3dunet.errors import DataError
-from sparse3dunet.io.payload import check_compressed, check_length, check_regular
+from sparse3dunet.io.payload import check_compressed, check_length, check_regular, check_text
 from sparse3dunet.io.text_header import (
     MOST_VOXELS,
     decimals,
@@ -20,15 +22,18 @@ from sparse3dunet.io.text_header import (
 )
 
 _SHORT, _INT, _LONG = ("short", "short int", "int16"), ("int", "int32"), ("longlong", "long long", "int64")
-TYPE_BYTES = {
-    **dict.fromkeys(("signed char", "int8", "int8_t", "uchar", "unsigned char", "uint8", "uint8_t"), 1),
-    **dict.fromkeys((*_SHORT, "signed short", "signed short int", "int16_t", "ushort", "unsigned short"), 2),
-    **dict.fromkeys(("unsigned short int", "uint16", "uint16_t"), 2),
-    **dict.fromkeys((*_INT, "signed int", "int32_t", "uint", "unsigned int", "uint32", "uint32_t", "float"), 4),
-    **dict.fromkeys((*_LONG, "long long int", "signed long long", "signed long long int", "int64_t", "ulonglong"), 8),
-    **dict.fromkeys(("unsigned long long", "unsigned long long int", "uint64", "uint64_t", "double"), 8),
+TYPES = {
+    **dict.fromkeys(("signed char", "int8", "int8_t"), "i1"),
+    **dict.fromkeys(("uchar", "unsigned char", "uint8", "uint8_t"), "u1"),
+    **dict.fromkeys((*_SHORT, "signed short", "signed short int", "int16_t"), "i2"),
+    **dict.fromkeys(("ushort", "unsigned short", "unsigned short int", "uint16", "uint16_t"), "u2"),
+    **dict.fromkeys((*_INT, "signed int", "int32_t"), "i4"),
+    **dict.fromkeys(("uint", "unsigned int", "uint32", "uint32_t"), "u4"),
+    **dict.fromkeys((*_LONG, "long long int", "signed long long", "signed long long int", "int64_t"), "i8"),
+    **dict.fromkeys(("ulonglong", "unsigned long long", "unsigned long long int", "uint64", "uint64_t"), "u8"),
+    **{"float": "f4", "double": "f8"},
 }
-"""Bytes of a number, by type."""
+"""Types of numbers, as of NumPy."""
 ENCODINGS = {"raw": "raw", "gz": "gzip", "gzip": "gzip"} | dict.fromkeys(("txt", "text", "ascii"), "text")
 
 
@@ -47,14 +52,15 @@ LONGEST_VALUE, LONGEST_WORD = 500, 100
 
 @dataclass(frozen=True)
 class NrrdHeader:
-    """Fields of an NRRD header by lower-case name, the offset of its end, and the number of bytes of its voxels.
+    """Fields of an NRRD header by lower-case name, the offset of its end, and how many numbers of which type follow.
 
     `listed` are the lines after ``data file: LIST``, each the name of a file.
     """
 
     fields: dict[str, str]
     end: int
-    num_bytes: int
+    num_numbers: int
+    dtype: np.dtype
     listed: tuple[str, ...] = ()
 
 
@@ -88,11 +94,11 @@ def read_nrrd_header(path: Path) -> NrrdHeader:
         if name == "datafile" and value.strip().startswith("LIST"):
             listed = tuple(lines[number:])
             break
-    return NrrdHeader(fields, end, _check_numbers(path, fields), listed)
+    return NrrdHeader(fields, end, *_check_numbers(path, fields), listed)
 
 
-def _check_numbers(path: Path, fields: dict[str, str]) -> int:
-    """Check size and geometry, and return the number of bytes of the voxels."""
+def _check_numbers(path: Path, fields: dict[str, str]) -> tuple[int, np.dtype]:
+    """Check size and geometry, and return how many numbers the voxels are, and their type."""
     missing = [name for name in ("dimension", "type", "sizes", "encoding") if name not in fields]
     if missing:
         raise unreadable(path, f"its header has no {', '.join(missing)}")
@@ -103,7 +109,7 @@ def _check_numbers(path: Path, fields: dict[str, str]) -> int:
     if fields["encoding"].lower() not in ENCODINGS:
         raise unreadable(path, f"encoding is {shown(fields['encoding'])}, expected raw, gzip or text")
     kind = " ".join(fields["type"].lower().split())
-    if kind not in TYPE_BYTES:
+    if kind not in TYPES:
         raise unreadable(path, f"type is {shown(fields['type'])}, expected one such as short, uint8 or float")
     for name in ("lineskip", "byteskip"):
         whole_number(path, name, fields.get(name, "0"), -1 if name == "byteskip" else 0, 2**40)
@@ -111,7 +117,7 @@ def _check_numbers(path: Path, fields: dict[str, str]) -> int:
         vectors = re.findall(r"\(([^)]*)\)", fields["spacedirections"])
         for vector in vectors:
             decimals(path, "space directions", vector.replace(",", " "), len(vector.split(",")))
-    return math.prod(sizes) * TYPE_BYTES[kind]
+    return math.prod(sizes), np.dtype(TYPES[kind])
 
 
 def check_voxels(path: Path, header: NrrdHeader) -> None:
@@ -130,11 +136,11 @@ def check_voxels(path: Path, header: NrrdHeader) -> None:
     if len(files) not in {math.prod(sizes[i:]) for i in range(len(sizes) + 1)}:  # of which ITK tells
         return
     for file in files:
-        _check_file(path, header, file, header.num_bytes // len(files))
+        _check_file(path, header, file, header.num_numbers // len(files))
 
 
-def _check_file(path: Path, header: NrrdHeader, file: Path, num_bytes: int) -> None:
-    fields = header.fields
+def _check_file(path: Path, header: NrrdHeader, file: Path, count: int) -> None:
+    fields, num_bytes = header.fields, count * header.dtype.itemsize
     encoding, start = ENCODINGS[fields["encoding"].lower()], 0 if fields.get("datafile") else header.end
     skip, lines = int(fields.get("byteskip", "0")), int(fields.get("lineskip", "0"))
     if lines:
@@ -147,8 +153,10 @@ def _check_file(path: Path, header: NrrdHeader, file: Path, num_bytes: int) -> N
     if encoding == "raw":
         found = min(found, num_bytes) if skip < 0 else found - skip  # negative: the voxels are at the end
         check_length(path, file, found, num_bytes)
-    elif encoding != "text":
-        check_compressed(path, file, start, found, num_bytes + max(skip, 0))
+    elif encoding == "gzip":
+        check_compressed(path, file, start, found, num_bytes + max(skip, 0), kinds=("gzip",))
+    else:
+        check_text(path, file, start + max(skip, 0), count, header.dtype)
 
 
 def voxel_files(path: Path, header: NrrdHeader) -> list[Path]:

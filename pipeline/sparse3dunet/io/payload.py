@@ -6,12 +6,16 @@ import gzip
 import re
 import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from sparse3dunet.errors import DataError
 
 CHUNK = 2**20
+LARGEST_RATIO = 1032
+"""Bytes that one compressed byte of gzip or zlib can give at most (zlib's technical details)."""
 _KINDS = {
     stat.S_ISFIFO: "a named pipe",
     stat.S_ISSOCK: "a socket",
@@ -62,7 +66,9 @@ def _check_kind(mode: int, where: str | Path) -> None:
         raise DataError(f"{where} is {kind}; expected a file. Copy the content to a file, and pass that.")
 
 
-def check_compressed(path: Path, file: Path, start: int, size: int, expected: int) -> None:
+def check_compressed(
+    path: Path, file: Path, start: int, size: int, expected: int, kinds: Sequence[str] = ("gzip", "zlib")
+) -> None:
     """Check the checksum and the length of compressed voxels: ITK does neither for NRRD, and invents what is missing.
 
     Args:
@@ -71,13 +77,15 @@ def check_compressed(path: Path, file: Path, start: int, size: int, expected: in
         start: offset of the compressed bytes: gzip or zlib, by the first bytes.
         size: number of compressed bytes.
         expected: number of bytes that they are to give; no more is unpacked.
+        kinds: what the format's reader unpacks: Teem takes anything but gzip for the voxels themselves.
 
     Raises:
         DataError: when they are damaged, or give more or fewer bytes.
     """
+    check_packed(path, size, expected)
     found = 0
     try:
-        for piece in _unpacked(file, start, size):
+        for piece in _unpacked(file, start, size, kinds):
             found += len(piece)
             if found > expected:
                 break
@@ -103,10 +111,52 @@ def check_length(path: Path, file: Path, found: int, expected: int) -> None:
         )
 
 
-def _unpacked(file: Path, start: int, size: int) -> Iterator[bytes]:
+def check_packed(path: str | Path, size: int, expected: int) -> None:
+    """Raise DataError if `size` bytes of gzip or zlib cannot give as many as `expected`, before memory is asked for."""
+    if size * LARGEST_RATIO + CHUNK < expected:
+        raise DataError(
+            f"{path}: truncated: {size} compressed bytes cannot be the {expected} bytes of voxels of its header; "
+            "header and voxels do not belong together. Copy or export it again."
+        )
+
+
+def check_text(path: Path, file: Path, start: int, count: int, dtype: np.dtype) -> None:
+    """Raise DataError unless voxels written as text are `count` numbers of that type.
+
+    ITK takes 300 for 44 where the type is of 8 bits, and 1.7 for 1 where it is whole.
+    """
+    with file.open("rb") as stream:
+        stream.seek(start)
+        words = stream.read().split()
+    if len(words) != count:
+        raise DataError(
+            f"{path}: the voxels in {file.name} are {len(words)} numbers as text, expected {count}; header and voxels "
+            "do not belong together. Copy or export it again."
+        )
+    is_whole = dtype.kind in "iu"
+    bounds = np.iinfo(dtype) if is_whole else np.finfo(dtype)
+    limits = (bounds.min, bounds.max) if is_whole else (float(bounds.min), float(bounds.max))
+    if not all(_is_number(word, is_whole, *limits) for word in set(words)):
+        raise DataError(
+            f"{path}: the voxels in {file.name}, written as text, are not all {'whole ' * is_whole}numbers from "
+            f"{bounds.min:g} to {bounds.max:g}, as its type says; expected these, with blanks between. Export it again."
+        )
+
+
+def _is_number(word: bytes, is_whole: bool, low: float, high: float) -> bool:
+    """Return whether a word is a number within bounds; for fractions also NaN and infinity, which are told later."""
+    if is_whole:
+        return bool(re.fullmatch(rb"[+-]?\d{1,20}", word)) and low <= int(word) <= high
+    if re.fullmatch(rb"(?i:[+-]?(nan|inf))", word):
+        return True
+    return bool(re.fullmatch(rb"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,4})?", word)) and low <= float(word) <= high
+
+
+def _unpacked(file: Path, start: int, size: int, kinds: Sequence[str]) -> Iterator[bytes]:
     """Yield the unpacked bytes piece by piece.
 
     Raises:
+        ValueError: when they are not of one of the kinds.
         EOFError: when the end is missing.
         OSError: when gzip's bytes are damaged.
         zlib.error: when zlib's are.
@@ -115,7 +165,10 @@ def _unpacked(file: Path, start: int, size: int) -> Iterator[bytes]:
         stream.seek(start)
         head = stream.read(2)
         stream.seek(start)
-        if head == b"\x1f\x8b":
+        is_gzip = head == b"\x1f\x8b"
+        if ("gzip" if is_gzip else "zlib") not in kinds:
+            raise ValueError(f"they do not begin as {kinds[0]} does")
+        if is_gzip:
             with gzip.GzipFile(fileobj=stream) as unpacked:
                 while piece := unpacked.read(CHUNK):
                     yield piece

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ import numpy as np
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.nifti_header import BYTE_ORDERS, check_nifti_header
-from sparse3dunet.io.payload import check_regular
+from sparse3dunet.io.payload import check_packed, check_regular
 
 AFFINE_TOLERANCE = 0.1
 """Maximum distance in voxels between the corners of two volumes on the same grid."""
@@ -99,6 +100,8 @@ def read_volume(path: str | Path) -> Volume:
     try:
         image = _open(path)
         if str(path).lower().endswith(".gz"):
+            dtype, shape = image.get_data_dtype(), image.shape
+            check_packed(path, os.path.getsize(path), dtype.itemsize * math.prod(shape))
             with gzip.open(path) as file:
                 image = type(image).from_stream(file)
                 data = np.asanyarray(image.dataobj)
@@ -108,6 +111,8 @@ def read_volume(path: str | Path) -> Volume:
             with open(path, "rb") as file:
                 file.seek(image.dataobj.offset + image.dataobj.dtype.itemsize * data.size)
                 _check_end(file, data.size)
+    except DataError:
+        raise
     except Exception as error:  # nibabel, zlib and the file system raise a dozen kinds here
         what = " ".join(f"{type(error).__name__}: {error}".split())
         raise DataError(
