@@ -254,6 +254,9 @@ def test_classes(client, scan, tmp_path):
         ([*names, {"name": "background"}], "means background"),
         ([*names, {"name": "a", "color": "red"}], "expected #rrggbb"),
         ({"name": "a"}, "expected a list"),
+        ([*names, {"name": None}], "expected a list"),
+        ([*names, {"name": ["x"]}], "expected a list"),
+        ([*names, {"name": "x", "color": 5}], "expected a list"),
     ):
         answer = send(bad)
         assert answer.status_code == 400

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -127,6 +128,8 @@ def test_json_makes_the_estimate_again(capsys):
     assert content["mean_dice_interval"] == [found.low, found.high]
     empty = Estimate(reason="one slice is annotated")
     assert Estimate.from_json(json.loads(json.dumps(empty.as_json()))) == empty
+    assert empty.as_json()["usable"] is None  # nothing tells
+    assert Estimate(reason="", warnings=["the scan has one value"]).as_json()["usable"] is False
 
 
 def test_warnings():
@@ -180,11 +183,15 @@ def test_the_table_has_a_row_for_each_class_and_the_mean(capsys, monkeypatch):
         ]
 
 
-def test_what_people_read(capsys):
+def test_what_people_read(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "140")
     found = estimated(expected([0.99, 0.4, 0.4], counts=np.array([990, 10, 0])))
     show(found)
     told = capsys.readouterr().out
     assert told.count("likely to be useless") == 2
+    assert "annotated slice(s), held out in turn" in told
+    show(replace(found, folds=0))
+    assert "annotated slice(s), blocks of which were held out in turn" in capsys.readouterr().out
     for word in (*NAMES, "mean", interval_text(found.low, found.high)):
         assert word in told
     show(Estimate(reason="one slice [is] annotated"))

@@ -26,7 +26,8 @@ def test_options_that_are_none(tmp_path, error_of, options, words):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--minutes", "-1"], "minutes must be a number above 0"),
+        (["--minutes", "-1"], "minutes must be a number of at least 0.001"),
+        (["--minutes", "1e-9"], "minutes must be a number of at least 0.001"),
         (["--ignore-index", "7"], "annotation.nii.gz: every voxel counts as annotated (the classes are 0, 1, 2, 255)"),
         (["--background", "9"], "annotation.nii.gz: no voxel of any case is labelled background (value 9)"),
         (["--class-names", "a,b"], "class"),

@@ -13,6 +13,8 @@ from sparse3dunet.data.slices import find_slices, plane_names
 from sparse3dunet.io.grid import shear
 from sparse3dunet.io.volumes import Volume
 
+SMALLEST_CONTRAST = float(np.finfo(np.float32).tiny)
+"""Difference of the largest and the smallest value below which 32-bit floats cannot tell values apart."""
 SHEAR_TOLD = 0.01
 """Cosine between two axes of a volume above which a warning is given."""
 
@@ -39,8 +41,15 @@ def notes(volume: Volume, *paths: str) -> list[Doubt]:
 def image_doubts(image: Volume) -> list[Doubt]:
     """Return doubts about an image."""
     doubts = []
-    if image.data.min() == image.data.max():
-        text = f"{image.path}: all voxels have the value {image.data.flat[0]}; there is nothing to learn."
+    low, high = image.data.min(), image.data.max()
+    if low == high:
+        text = f"{image.path}: all voxels have the value {low}; there is nothing to learn."
+        doubts.append(("constant", text))
+    elif float(high) - float(low) < SMALLEST_CONTRAST:
+        text = (
+            f"{image.path}: all voxels have nearly the same value, from {low:g} to {high:g}, which is no contrast for "
+            "the 32-bit floats that are computed with. Scale the image."
+        )
         doubts.append(("constant", text))
     cosine = shear(image.affine)
     if cosine > SHEAR_TOLD:

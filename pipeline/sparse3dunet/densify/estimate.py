@@ -103,9 +103,9 @@ class Estimate:
         return _mean([c.held_out_dice for c in self.classes[1:]])
 
     @property
-    def usable(self) -> bool:
-        """Whether the result is likely to be useful."""
-        return not self.warnings
+    def usable(self) -> bool | None:
+        """Whether the result is likely to be useful; None if nothing tells: there is no warning, but no estimate."""
+        return False if self.warnings else True if self.classes else None
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values, from which :meth:`from_json` restores the estimate."""
@@ -216,8 +216,9 @@ def show(found: Estimate) -> None:
     if not found.classes:
         console.print(f"Quality: not evaluable (n = 0): {escape(found.reason)}", highlight=False, soft_wrap=True)
         return
-    source = f"{found.slices} annotated slice(s)" if found.slices else "blocks of the annotation"
-    table = Table(title=f"Quality estimate from {source}, held out in turn", box=box.SIMPLE_HEAD)
+    source = f"{found.slices} annotated slice(s)" if found.slices else "the annotation"
+    parts = "held out in turn" if found.folds else "blocks of which were held out in turn"
+    table = Table(title=f"Quality estimate from {source}, {parts}", box=box.SIMPLE_HEAD)
     for heading in ("class", "n", "Dice", "90 % interval", "IoU", "held-out Dice"):
         table.add_column(heading, justify="left" if heading == "class" else "right")
     for entry in found.classes:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparse3dunet.densify.made import pair_of
-from sparse3dunet.densify.state import State
+from sparse3dunet.densify.state import LEARNED_FILE, State
 from sparse3dunet.errors import DataError
 from sparse3dunet.inference.inputs import ImageCase
 from sparse3dunet.inference.records import CaseRecord
@@ -65,12 +65,21 @@ def check_places(results: Results, before: State | None) -> None:
                 f"{preview.absolute()} exists and is not what a former run wrote there: it was changed, or is another "
                 "file. Move it, or change -o."
             )
-    existing = [name for name in OWN_FILES if (folder / name).exists()]
+    existing = [folder / name for name in OWN_FILES if (folder / name).exists()]
+    existing += [path for path in (folder / "work").glob("*") if not _is_begun(path)]
     if existing and before is None:
         raise DataError(
-            f"{folder.absolute() / existing[0]} exists, and no former run wrote it: there is no work/state.json. Pass "
-            "another folder for the results (-o)."
+            f"{existing[0].absolute()} exists, and no former run wrote it: there is no work/state.json. Pass another "
+            "folder for the results (-o)."
         )
+
+
+def _is_begun(path: Path) -> bool:
+    """Return whether a path in ``work`` may be of a run that was killed before it wrote its state, or of annotate."""
+    if path.name.startswith(".") or path.name in ("inputs", "annotate"):
+        return True
+    is_learned = path.name in ("learning", "learned") and path.is_dir()
+    return is_learned and all(LEARNED_FILE.match(file.name) for file in path.iterdir())
 
 
 def is_ours(path: Path, written: Mapping[str, str]) -> bool:

@@ -22,6 +22,7 @@ from sparse3dunet.training.settings import target_spacing
 from sparse3dunet.transforms.holdout import TRAINING, HoldOutSlices, HoldOutSlicesd
 
 AUTO = "auto"
+LEAST_MINUTES = 0.001
 VOXELS_PER_MINUTE = {"cpu": 2_000_000, "cuda": 60_000_000}
 """Voxels of all volumes together up to which they are not resampled; above, the finest axes become coarser."""
 FOLDS = 3
@@ -78,9 +79,9 @@ def check_untrained(pretrained: Any) -> None:
 
 
 def check_minutes(minutes: Any) -> None:
-    """Raise DataError unless `minutes` is a number above 0."""
-    if not is_positive(minutes):
-        raise DataError(f"minutes must be a number above 0, for example --minutes 5; got {minutes!r}.")
+    """Raise DataError unless `minutes` is a number of at least :data:`LEAST_MINUTES`."""
+    if not is_positive(minutes) or minutes < LEAST_MINUTES:
+        raise DataError(f"minutes must be a number of at least {LEAST_MINUTES}, such as --minutes 5; got {minutes!r}.")
 
 
 def check_pseudo_weight(weight: Any) -> None:

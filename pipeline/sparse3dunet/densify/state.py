@@ -50,6 +50,8 @@ VERSION = 1
 """Version of the state's fields."""
 LARGEST = 2**31
 """Bound of all numbers."""
+LEARNED_FILE = re.compile(r"\.?[0-9a-f]{16}\.")
+"""Start of the name of a file of :class:`Learned`, or of its draft."""
 PART = re.compile(r"final|fold_\d{1,4}")
 """Names of the parts of a training."""
 
@@ -143,7 +145,8 @@ class StateFile:
             return
         folder = self.path.parent
         for last in folder.glob("*/last.pt"):
-            last.unlink()
+            if PART.fullmatch(last.parent.name):
+                last.unlink()
         shutil.rmtree(folder / PROPAGATED, ignore_errors=True)
         if not state.keeps_fold:
             for model in folder.glob("fold_*/model.*"):
@@ -229,7 +232,10 @@ class Learned:
             os.replace(self.pending, self.folder)
 
     def changed(self, name: str, numbers: np.ndarray, annotated: np.ndarray) -> int:
-        """Return how many learned voxels have another label now, or none; 0 if nothing is stored."""
+        """Return how many learned voxels have another label now, or none; 0 if nothing is stored.
+
+        All of them, if the scan has another shape now.
+        """
         try:
             check_no_pipe(self.folder / _file(name))
             with np.load(self.folder / _file(name)) as content:
@@ -237,7 +243,7 @@ class Learned:
         except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error):
             return 0
         if before.shape != numbers.shape:
-            return 0
+            return int((before >= 0).sum())
         return int(((before >= 0) & (before != np.where(annotated, numbers, -1))).sum())
 
 

@@ -19,6 +19,8 @@ from sparse3dunet.progress import minutes_text
 from sparse3dunet.training.log import last_iteration
 from sparse3dunet.training.speed import FEW
 
+FEWEST_VOXELS = 10
+"""Annotated voxels of all structures below which nothing useful can be learned."""
 Entry = tuple[str, str, str]
 """Name, value and reason."""
 
@@ -48,7 +50,9 @@ def at_start(report: DataReport, state: State, options: Options, plan: Plan) -> 
         reason = "the first is the one that the former run's model was not trained on" if state.keeps_fold else reason
         entries.append(("quality estimate", f"{count} part(s) of the slices held out", reason))
     if state.goes_on:
-        entries.append(("initial network", "the former run's model", "it was trained on this annotation"))
+        entries.append(
+            ("initial network", "the former run's model", "trained in this folder; start over with --restart")
+        )
     kind = "GPU" if torch.device(options.device).type == "cuda" else "CPU"
     millions = sum(case.voxels for case in report.cases) / 1e6
     size = f"{millions:.1f} million voxels, for {minutes_text(options.minutes)} on this {kind}"
@@ -121,8 +125,12 @@ def _iterations(output_dir: Path, state: State) -> int:
 
 def hopeless(report: DataReport) -> list[str]:
     """Return why the data themselves make a useful result unlikely, and what to do; empty if nothing does."""
+    warnings = []
     texts = [text for case in report.cases for kind, text in case.warnings if kind == "constant"]
-    if not texts:
-        return []
-    more = f" The same in {len(texts) - 1} more volume(s)." if len(texts) > 1 else ""
-    return [f"{texts[0]} Pass the scan that was annotated, or export it again.{more}"]
+    if texts:
+        more = f" The same in {len(texts) - 1} more volume(s)." if len(texts) > 1 else ""
+        warnings.append(f"{texts[0]} Pass the scan that was annotated, or export it again.{more}")
+    foreground = sum(sum(case.class_counts[1:]) for case in report.cases)
+    if foreground < FEWEST_VOXELS:
+        warnings.append(f"only {foreground} voxel(s) of structures are annotated. Annotate whole slices.")
+    return warnings

@@ -28,8 +28,8 @@ UNLABELED_VALUE = 255
 """Value that means unlabeled in most programs, as negative values do."""
 LARGEST_VALUE = 2**32
 """Largest value of a class or of unlabeled voxels."""
-LARGEST_NUMBER = float(np.finfo(np.float32).max)
-"""Largest intensity, as networks compute with 32-bit floats."""
+LARGEST_NUMBER = 1e30
+"""Largest intensity: networks compute with 32-bit floats, and sums over a volume must not exceed these either."""
 MOST_VALUES = 255
 """Number of values of a label map above which it is taken for an image."""
 IN_MM = {"micron": 1e-3, "meter": 1e3}
@@ -222,7 +222,7 @@ def check_finite(volume: Volume) -> None:
 
 
 def no_numbers(values: np.ndarray) -> np.ndarray:
-    """Return the values that are NaN or infinite, or would be as 32-bit numbers."""
+    """Return the values that are NaN, infinite, or too large to compute with in 32 bits."""
     return values[~(np.abs(values) <= LARGEST_NUMBER)]  # false for NaN, too
 
 
@@ -231,8 +231,8 @@ def no_numbers_text(bad: np.ndarray) -> str:
     if not np.isfinite(bad).all():
         return "are NaN or infinite; expected numbers. Replace them, for example by the background's value."
     return (
-        f"are out of the range of the 32-bit floats that networks compute with, such as {bad[0]:g}; expected at most "
-        f"{LARGEST_NUMBER:.3g}. Scale the image, or replace them, for example by the background's value."
+        f"are too large to compute with in 32-bit floats, such as {bad[0]:g}; expected at most {LARGEST_NUMBER:g}. "
+        "Scale the image, or replace them, for example by the background's value."
     )
 
 

@@ -62,7 +62,7 @@ def edited(classes: Sequence[Class], entries: Any) -> list[Class]:
     Raises:
         DataError: when it is none, or a class is missing.
     """
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+    if not isinstance(entries, list) or not all(map(_is_entry, entries)):
         raise DataError('expected a list of classes such as {"name": "liver", "color": "#e69f00"}.')
     if len(entries) < len(classes):
         raise DataError(f"found {len(entries)} classes; expected at least {len(classes)}: none is ever removed.")
@@ -73,10 +73,17 @@ def edited(classes: Sequence[Class], entries: Any) -> list[Class]:
     default = [BACKGROUND_COLOR, *map(class_color, range(1, len(entries)))]
     return _new(
         [
-            Class(value, str(entry.get("name", "")), str(entry.get("color") or color).lower())
+            Class(value, entry.get("name", ""), (entry.get("color") or color).lower())
             for value, color, entry in zip(values, default, entries)
         ]
     )
+
+
+def _is_entry(entry: Any) -> bool:
+    """Return whether an entry is {"name": text, "color": text}, of which each may be missing; None is no color."""
+    if not isinstance(entry, dict):
+        return False
+    return isinstance(entry.get("name", ""), str) and isinstance(entry.get("color") or "", str)
 
 
 def _new(classes: list[Class]) -> list[Class]:
