@@ -1,5 +1,7 @@
 """Bad options of check, and bad inputs of simulate: each ends in one message, which tells the cure."""
 
+import re
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -225,3 +227,18 @@ def test_simulate_writes_values_that_only_64_bits_would_hold_unsigned(tmp_path):
     result = run_sparse3dunet("simulate", tmp_path / "a.nii.gz", "-o", tmp_path / "out", *options)
     assert result.returncode == 0, result.stderr
     assert set(np.unique(nib.load(tmp_path / "out/a.nii.gz").dataobj)) == {-1, 0, 100000, 200000}
+
+
+@pytest.mark.parametrize("value", [-1, 256, 257, 300, 70000])
+@pytest.mark.parametrize("option", [("--slices", 1), ("--fraction", 0.1)])
+def test_simulate_writes_the_value_that_it_says(tmp_path, value, option):
+    """Of 8-bit labels, 257 became 1: all unlabeled voxels were of class 1."""
+    dense = write_nifti(tmp_path / "dense.nii.gz", make_volume(0)[1].astype(np.uint8))
+    done = run_sparse3dunet("simulate", dense, "-o", tmp_path / "out", *option, "--ignore-index", value)
+    assert done.returncode == 0, done.stderr
+    assert f"the others are {value} (unlabeled)" in done.stdout
+    label = np.asarray(nib.load(dense).dataobj)
+    sparse = np.asarray(nib.load(tmp_path / "out/dense.nii.gz").dataobj)
+    share = float(re.search(r"([\d.]+)% of the voxels kept", done.stdout)[1])
+    assert (sparse != value).mean() == pytest.approx(share / 100, abs=1e-4)
+    np.testing.assert_array_equal(sparse[sparse != value], label[sparse != value])

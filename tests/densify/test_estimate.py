@@ -191,7 +191,7 @@ def test_what_people_read(capsys, monkeypatch):
     assert told.count("likely to be useless") == 2
     assert "annotated slice(s), held out in turn" in told
     show(replace(found, folds=0))
-    assert "annotated slice(s), blocks of which were held out in turn" in capsys.readouterr().out
+    assert "annotated slice(s), held out in blocks" in capsys.readouterr().out
     for word in (*NAMES, "mean", interval_text(found.low, found.high)):
         assert word in told
     show(Estimate(reason="one slice [is] annotated"))

@@ -330,3 +330,15 @@ def test_table(capsys, monkeypatch):
     assert "case_[9]" in out
     assert "case_[10]" not in out
     assert "2 more case(s)" in out
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16])
+@pytest.mark.parametrize("mark", [-1, 255, 256, 257, 300, 70000])
+def test_the_mark_of_a_template_is_no_other_value(dtype, mark):
+    """NumPy takes a whole number modulo the range of 8 bits: 257 was 1, so unlabeled voxels were of class 1."""
+    values = np.zeros((6, 5, 4), dtype)
+    values[:, :, 1] = 2
+    annotated = slices_mask(values.shape, [[2], [3], [1]])
+    marked = with_mark(values, [], annotated, "all", np.eye(4), mark)
+    assert (marked[~annotated] == mark).all()
+    np.testing.assert_array_equal(marked[annotated], values[annotated])

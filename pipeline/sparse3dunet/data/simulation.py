@@ -284,7 +284,8 @@ def _sparse(label: Volume, keep: Randomizable, seed: int, unlabeled: int) -> tup
     types = [np.min_scalar_type(int(value)) for value in (label.data.min(), label.data.max(), unlabeled)]
     dtype = np.result_type(*types)
     dtype = np.dtype(np.int32) if dtype.itemsize > 4 else dtype  # holds up to LARGEST; formats have no 64-bit integers
-    return np.where(kept, label.data, unlabeled).astype(dtype), float(kept.mean())
+    # In the wider type from the start: NumPy takes a whole number modulo the range of the array beside it
+    return np.where(kept, label.data.astype(dtype), dtype.type(unlabeled)), float(kept.mean())
 
 
 def _write(sparse: np.ndarray, label: Volume, target: Path, names: Labels) -> None:

@@ -217,7 +217,7 @@ def show(found: Estimate) -> None:
         console.print(f"Quality: not evaluable (n = 0): {escape(found.reason)}", highlight=False, soft_wrap=True)
         return
     source = f"{found.slices} annotated slice(s)" if found.slices else "the annotation"
-    parts = "held out in turn" if found.folds else "blocks of which were held out in turn"
+    parts = "held out in turn" if found.folds else "held out in blocks"
     table = Table(title=f"Quality estimate from {source}, {parts}", box=box.SIMPLE_HEAD)
     for heading in ("class", "n", "Dice", "90 % interval", "IoU", "held-out Dice"):
         table.add_column(heading, justify="left" if heading == "class" else "right")

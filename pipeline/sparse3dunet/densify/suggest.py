@@ -193,7 +193,9 @@ def with_mark(
             return values
     except DataError:  # they are not found, or something else may be
         pass
-    return np.where(counted, values, mark).astype(np.promote_types(values.dtype, np.min_scalar_type(mark)))
+    # In the wider type from the start: NumPy takes a whole number modulo the range of the array beside it
+    dtype = np.promote_types(values.dtype, np.min_scalar_type(mark))
+    return np.where(counted, values.astype(dtype), dtype.type(mark))
 
 
 def as_rows(suggestions: Sequence[Suggestion]) -> list[dict[str, Any]]:
