@@ -87,6 +87,18 @@ def test_a_batch_goes_on(tmp_path, capsys):
     assert not list((tmp_path / "out").glob("case_2*"))
 
 
+def test_a_model_of_images_as_they_are_knows_their_voxel_size(tmp_path, capsys):
+    """Nothing is resampled, but centimetres for millimetres make volumes a thousand times too large."""
+    data = make_volume(0, (20, 22, 18))[0]
+    files = [write_nifti(tmp_path / f"{s}.nii.gz", data, np.diag([float(s)] * 3 + [1])) for s in (1, 10, 1000)]
+    cases = [ImageCase(f"c{file.name.split('.')[0]}", (str(file),)) for file in files]
+    output = Output(tmp_path / "out", list(NAMES.values()), VALUES, pictures=False)
+    assert predict_batch(cases, predictor(random_network(), voxel_size=(1, 1, 1.2)), output, {}).done == 3
+    told = capsys.readouterr().out.replace("\n", " ")
+    for file, is_told in zip(files, (False, True, True)):
+        assert (f"{file}: its voxels, " in told) == is_told
+
+
 @pytest.mark.parametrize("quiet", [False, True])
 def test_notes_on_every_image_of_a_batch(tmp_path, capsys, quiet):
     """Of one kind, the first few are printed and the others counted; the summary has them all, also after a resume."""

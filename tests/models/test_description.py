@@ -85,7 +85,9 @@ def test_notes_of_others_are_ignored_but_a_newer_schema_is_not():
         ModelDescription.from_json(newer, "here")
 
 
-@pytest.mark.parametrize("name", ["spacing", "normalize", "in_channels", "class_colors", "schema_version"])
+@pytest.mark.parametrize(
+    "name", ["spacing", "normalize", "in_channels", "class_colors", "schema_version", "voxel_size"]
+)
 def test_a_damaged_key_is_not_taken_for_a_note(name):
     """Without the field, the model would be used in another way."""
     content = json.loads(described(normalize=["Scale(a=1)"]).to_json())
@@ -93,7 +95,7 @@ def test_a_damaged_key_is_not_taken_for_a_note(name):
     with pytest.raises(DataError, match=rf"here: has the key '{name[:-1]}h', .* no '{name}'; .* Copy it again"):
         ModelDescription.from_json(json.dumps(damaged), "here")
     del content[name]
-    if name in ("class_colors", "schema_version"):  # not in all files
+    if name in ("class_colors", "schema_version", "voxel_size"):  # not in all files
         ModelDescription.from_json(json.dumps(content), "here")
     else:
         with pytest.raises(DataError, match=f"here: has no {name}; expected "):
@@ -147,6 +149,7 @@ def test_predictions_with_a_model_of_0_10_0_count_as_made_with_it(tmp_path):
         ("network", [[], "UNet3D", 3]),
         ("in_channels", [0, -1, 1.5, "1", True, None]),
         ("spacing", [[1, 1], [1, 1, 0], [1, 1, -1], [1, 1, "1"], 1]),
+        ("voxel_size", [[1, 1], [1, 1, 0], [1, 1, "1"], 1]),
         ("unlabeled", [255, ["255"], [0.5], None]),
         ("ignore_index", ["255", [0.5], 0.5, True]),
         ("annotated_slices", ["some", {"axial": ["x"]}, 3]),

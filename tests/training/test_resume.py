@@ -3,8 +3,10 @@
 import csv
 import math
 import random
+import re
 import signal
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -243,6 +245,19 @@ def test_without_a_signal_handler_in_a_thread_of_its_own(tmp_path):
     thread.start()
     thread.join()
     assert ended == [None]
+
+
+def test_a_flipped_bit_is_found(tmp_path):
+    """PyTorch writes checksums, but does not look at them: a weight would be another one, without a word."""
+    Training(tmp_path).resumable.run()
+    state = tmp_path / "last.pt"
+    content = bytearray(state.read_bytes())
+    with zipfile.ZipFile(state) as archive:
+        entry = max(archive.infolist(), key=lambda entry: entry.file_size)
+    content[entry.header_offset + 30 + len(entry.filename) + entry.file_size // 2] ^= 1
+    state.write_bytes(content)
+    with pytest.raises(DataError, match=rf"last\.pt is damaged: its checksums differ at {re.escape(entry.filename)}"):
+        Training(tmp_path).resumable.run(resume=True)
 
 
 def test_faults_are_named(tmp_path):

@@ -318,7 +318,7 @@ class Batch:
                 self._write_drafts(job, volumes[0], prediction)
                 if "picture" in job.names:
                     _draw(job.record.drafts / job.names["picture"], job.case.name, volumes[0], prediction, self.output)
-            notes = image_notes(volumes, self.predictor.spacing, prediction.notes)
+            notes = image_notes(volumes, self.predictor.voxel_size, prediction.notes)
             voxel_ml = float(abs(np.linalg.det(volumes[0].affine[:3, :3]))) / 1000
             job.record.finish(
                 list(job.names.values()),

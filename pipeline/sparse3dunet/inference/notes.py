@@ -21,7 +21,7 @@ def image_notes(
 
     Args:
         volumes: the image's files.
-        spacing: spacing in mm that the network was trained at; None for images as they are.
+        spacing: voxel size in mm that the network was trained at; None if unknown.
         more: notes of the prediction.
     """
     first = volumes[0]

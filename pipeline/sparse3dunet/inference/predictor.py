@@ -115,6 +115,8 @@ class Predictor:
         intensity: absolute scale of a network trained on one, see :class:`~sparse3dunet.transforms.NormalizeImage`;
             without effect if `normalize` is given.
         regions: class numbers by the name of the region, if the network has an output for each; None for classes.
+        voxel_size: voxel size in mm of the images that the network was trained on, if `spacing` is None; images of
+            which it is far off are noted. None if unknown.
     """
 
     def __init__(
@@ -132,7 +134,9 @@ class Predictor:
         min_ml: dict[int, float] | None = None,
         intensity: Mapping[str, float] | None = None,
         regions: Regions | None = None,
+        voxel_size: Sequence[float] | None = None,
     ) -> None:
+        self.voxel_size = spacing or voxel_size
         self.intensity = intensity
         self.network, self.inferer, self.device = network, inferer, torch.device(device)
         self.class_values = np.asarray(class_values, dtype=smallest_type(class_values))

@@ -39,7 +39,7 @@ def scale_note(image: Volume, spacing: Sequence[float] | None) -> str:
 
     Args:
         image: the image.
-        spacing: spacing in mm that the network was trained at; None for images as they are.
+        spacing: voxel size in mm that the network was trained at; None if unknown.
     """
     if not spacing or 1 / SUSPICIOUS < _ratio(image, spacing) < SUSPICIOUS:
         return ""

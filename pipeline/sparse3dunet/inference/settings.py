@@ -49,6 +49,7 @@ class Settings:
             _minimum_sizes(self.min_ml, model.class_names),
             model.description.intensity,
             model.description.regions,
+            model.voxel_size,
         )
 
     def key(self, model: Model, predictor: Predictor) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from monai.bundle import ConfigParser
 
@@ -56,6 +57,7 @@ class ModelDescription:
             :class:`~sparse3dunet.transforms.NormalizeImage`; None for each image's z-score.
         regions: class numbers by the name of the region, in the order in which they are written, for a network with a
             sigmoid output for each; None for one with a softmax over classes.
+        voxel_size: median voxel size of the data set in mm, before any resampling; None if unknown.
         training: names of the training cases.
         validation: names of the cases by which the best epoch was selected.
         schema_version: version of these fields.
@@ -77,6 +79,7 @@ class ModelDescription:
     training: tuple[str, ...] = ()
     validation: tuple[str, ...] = ()
     class_colors: tuple[str, ...] = field(default=(), compare=False)
+    voxel_size: tuple[float, ...] | None = field(default=None, compare=False)
     schema_version: int = SCHEMA_VERSION
     sparse3dunet_version: str | None = field(default=__version__, compare=False)
 
@@ -85,10 +88,9 @@ class ModelDescription:
         return json.dumps(asdict(replace(self, sparse3dunet_version=__version__)), indent=1) + "\n"
 
     def settings(self) -> dict[str, Any]:
-        """Return all fields but version and colours as plain values: what stays the same when resuming."""
+        """Return all fields that are compared as plain values: what stays the same when resuming."""
         content = json.loads(self.to_json())
-        del content["sparse3dunet_version"], content["class_colors"]
-        return content
+        return {entry.name: content[entry.name] for entry in fields(self) if entry.compare}
 
     @classmethod
     def from_json(cls, text: str | bytes, where: str) -> ModelDescription:
@@ -130,6 +132,7 @@ def describe_model(
     normalize: Sequence[str] = (),
     intensity: Mapping[str, float] | None = None,
     regions: Mapping[str, Sequence[int]] | None = None,
+    voxel_sizes: Sequence[Sequence[float]] = (),
 ) -> ModelDescription:
     """Describe a model that is to be trained.
 
@@ -144,6 +147,7 @@ def describe_model(
         normalize: see :class:`ModelDescription`.
         intensity: see :class:`ModelDescription`.
         regions: see :class:`ModelDescription`.
+        voxel_sizes: voxel size of each case in mm.
     """
     content = {
         "class_names": data_set.class_names,
@@ -159,6 +163,7 @@ def describe_model(
         "normalize": normalize,
         "intensity": intensity,
         "regions": regions or None,
+        "voxel_size": [float(f"{size:.4g}") for size in np.median(voxel_sizes, axis=0)] if len(voxel_sizes) else None,
         "training": [case_name(case) for case in split[0]],
         "validation": [case_name(case) for case in split[1]],
     }

@@ -158,6 +158,10 @@ _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda v: v is None or (_are_numbers(v, (int, float)) and len(v) == 3 and min(v) > 0),
         "three numbers above 0, in mm, or null",
     ),
+    "voxel_size": (
+        lambda v: v is None or (_are_numbers(v, (int, float)) and len(v) == 3 and min(v) > 0),
+        "three numbers above 0, in mm, or null",
+    ),
     "unlabeled": (_are_numbers, "a list of whole numbers"),
     "ignore_index": (
         lambda v: v is None or is_number(v, int) or _are_numbers(v),
@@ -173,5 +177,5 @@ _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 """By field, a check of the value read from JSON, and what is expected."""
 _WRITTEN = (*_EXPECTED, "schema_version")
-_NOT_ALWAYS_WRITTEN = ("class_colors", "sparse3dunet_version")
+_NOT_ALWAYS_WRITTEN = ("class_colors", "sparse3dunet_version", "voxel_size")
 """Fields that the first files of the current schema version lack, or that nothing depends on."""

@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import nn
@@ -65,6 +65,11 @@ class Model:
     @property
     def spacing(self) -> tuple[float, ...] | None:
         return self.description.spacing
+
+    @property
+    def voxel_size(self) -> tuple[float, ...] | None:
+        """Voxel size in mm that the network was trained at; None if unknown."""
+        return self.description.spacing or self.description.voxel_size
 
     @property
     def in_channels(self) -> int:
@@ -150,21 +155,29 @@ def _weights_file(path: Path) -> tuple[Any, str]:
 
 def _check_whole(content: bytes, where: str) -> None:
     """Raise DataError if the checksums that PyTorch writes, but does not check, show damage."""
-    if not zipfile.is_zipfile(io.BytesIO(content)):
-        return  # loading reports what it is
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            _check_sizes(archive.infolist(), where)
-            damaged = archive.testzip()
-    except DataError:
-        raise
-    except Exception as error:  # many kinds, as above
-        damaged = str(error)
-    if damaged:
+    if damaged := damaged_entry(io.BytesIO(content), where):
         raise DataError(
             f"{where}: damaged model file, its checksums differ at {damaged}. Copy it again, or train again; if it "
             "was saved with torch.serialization.set_crc32_options(False), save it again without that."
         )
+
+
+def damaged_entry(file: Path | IO[bytes], where: str) -> str:
+    """Return the entry of a file of PyTorch's whose checksum differs; empty if none does, or if it is another file.
+
+    Raises:
+        DataError: when it would unpack to far more than it is.
+    """
+    if not zipfile.is_zipfile(file):
+        return ""  # loading reports what it is
+    try:
+        with zipfile.ZipFile(file) as archive:
+            _check_sizes(archive.infolist(), where)
+            return archive.testzip() or ""
+    except DataError:
+        raise
+    except Exception as error:  # many kinds, as above
+        return str(error)
 
 
 def _check_sizes(entries: list[zipfile.ZipInfo], where: str) -> None:

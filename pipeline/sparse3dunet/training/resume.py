@@ -26,6 +26,7 @@ from sparse3dunet.errors import DataError
 from sparse3dunet.models.checkpoints import save_file
 from sparse3dunet.models.description import ModelDescription, differs
 from sparse3dunet.models.description_checks import is_number
+from sparse3dunet.models.loading import damaged_entry
 from sparse3dunet.training.budget import Budget
 from sparse3dunet.training.random_states import random_state, set_random_state
 
@@ -190,6 +191,12 @@ class ResumableTraining:
     def _read(self) -> dict[str, Any] | None:
         if not self.path.is_file():
             return None
+        try:
+            damaged = damaged_entry(self.path, str(self.path))
+        except (OSError, DataError) as error:
+            raise StateError(f"{error} {_CURE}") from error
+        if damaged:  # PyTorch writes checksums, but does not look at them
+            raise StateError(f"{self.path} is damaged: its checksums differ at {damaged}. {_CURE}")
         try:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
         except Exception as error:  # zipfile, pickle and PyTorch raise many kinds here
