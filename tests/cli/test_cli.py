@@ -84,7 +84,7 @@ def test_check_warns(dataset):
         "no voxel is annotated as core",
         "case_1.nii.gz: no voxel is labelled background",
         "orders of magnitude",
-        "voxel sizes differ, from 1x2x2 to 2x2x5 mm",
+        "voxel sizes differ, along the axes from 1x2x2 to 2x2x5 mm",
     ):
         assert any(words in warning for warning in warnings), (words, warnings)
     assert len(warnings) == 4

@@ -318,7 +318,10 @@ def _inspect_images(report: DataReport) -> None:
     if not report.spacings_agree:
         spacings = np.array([case.spacing for case in cases])
         low, high = ("x".join(f"{s:.3g}" for s in f(spacings, axis=0)) for f in (np.min, np.max))
-        text = f"voxel sizes differ, from {low} to {high} mm: resampled to their median unless --spacing is set."
+        text = (
+            f"voxel sizes differ, along the axes from {low} to {high} mm; trainings resample to their median unless "
+            "--spacing is set."
+        )
         report.warnings.append(("spacing", text))
     memory = machine_memory()
     if memory and report.memory > MEMORY_SHARE * memory and not has_parts(report.data_set.cases):

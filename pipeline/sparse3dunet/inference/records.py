@@ -177,7 +177,8 @@ class CaseRecord:
         if other is not None:
             raise DataError(
                 f"{self.case.files[0]}: the results named {self.case.name} are those of {other}. Predict into another "
-                "folder, or both in one command, which names them differently; --overwrite replaces them."
+                "folder, rename one of the images, or, if they are in different folders, pass both in one command; "
+                "--overwrite replaces them."
             )
 
     def _other_image(self, record: Mapping[str, Any]) -> str | None:

@@ -33,7 +33,10 @@ from sparse3dunet.networks import UNet3D
 DESCRIPTION_SUFFIX = ".json"
 UNPLANNED = {"channels": [16, 32, 64, 128], "strides": 2, "kernel_sizes": 3}
 """What a plan determines of the network, for voxels that are nearly cubes."""
-NO_MODEL = "{path}: there is no trained model. Train one first (run training), or pass one: --model_file FILE."
+NO_MODEL = (
+    "{path}: there is no trained model. Train one first (run training), pass one (--model_file FILE), or run a "
+    "packaged bundle in its folder, or with --bundle_root FOLDER."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
