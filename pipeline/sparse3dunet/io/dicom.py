@@ -26,6 +26,7 @@ from sparse3dunet.io.dicom_header import (
     read_header,
 )
 from sparse3dunet.io.dicom_inverted import shown_plainly
+from sparse3dunet.io.dicom_rescaling import check_stored, rescaled
 from sparse3dunet.io.dicom_stack import stack
 from sparse3dunet.io.volumes import Volume, check_affine
 
@@ -93,7 +94,7 @@ def read_dicom_file(path: str | Path) -> Volume:
             f"{path}: found one slice, which is not a volume; expected a multi-frame file, or all slices of a series "
             "in one folder. Pass the folder that contains them all."
         )
-    _check_rescaling(file)
+    check_stored(file)
     _check_frames_alike(file)
     data = _read_pixels(file)
     positions = [position for position in file.by_frame(POSITION) if len(position) == 3]
@@ -167,7 +168,7 @@ def _read_pixels(file: DicomFile) -> np.ndarray:
             f"{file.path}: the pixels decode to {voxels.shape[:3]} columns, rows and frames; expected "
             f"{file.shape[:3]} as in the header. Copy or export it again."
         )
-    return voxels
+    return rescaled(file, voxels)
 
 
 def _read_slices(files: Sequence[DicomFile]) -> np.ndarray:
@@ -175,19 +176,13 @@ def _read_slices(files: Sequence[DicomFile]) -> np.ndarray:
     data: Any = None
     for i, file in enumerate(files):
         # One by one: ITK's reader of series would round all to the first one's type, which depends on its slope.
-        _check_rescaling(file)
+        check_stored(file)
         pixels = _read_pixels(file)[:, :, 0]
         if data is None:
             data = np.empty((*pixels.shape[:2], len(files), *pixels.shape[2:]), pixels.dtype, order="F")
         data = data.astype(np.promote_types(data.dtype, pixels.dtype), copy=False)
         data[:, :, i] = pixels
     return data
-
-
-def _check_rescaling(file: DicomFile) -> None:
-    """Raise DataError if values are rescaled by what is no number: GDCM reads 0,75 as 0, and blanks as anything."""
-    for keyword in (SLOPE, INTERCEPT):
-        file.check_number(keyword)
 
 
 def _check_frames_alike(file: DicomFile) -> None:

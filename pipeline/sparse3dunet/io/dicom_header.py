@@ -44,7 +44,7 @@ TABLE = "ModalityLUTSequence"
 """Table from stored values to those that they mean."""
 KEYWORDS = (
     *("SeriesInstanceUID", "SeriesNumber", "Modality", "NumberOfFrames", "FrameOfReferenceUID", "PatientID"),
-    *(TABLE, GAP, DETECTORS, SLICES, *TIMES),
+    *("SOPClassUID", TABLE, GAP, DETECTORS, SLICES, *TIMES),
     *(BY_FRAME, SHARED, *GROUPS, *USUAL, *PIXELS),
 )
 """Elements that are read."""
@@ -107,6 +107,10 @@ class DicomFile:
     def by_frame(self, keyword: str) -> list[np.ndarray]:
         """Return the decimal numbers of an element for each frame: its own, or the shared ones; empty if missing."""
         return [decimals(place, keyword) for place in self._places(keyword)]
+
+    def is_grouped(self, keyword: str) -> bool:
+        """Return whether an element of the first frame is looked for in its group, not in the whole file's elements."""
+        return self._places(keyword)[0] is not self.header
 
     def check_number(self, keyword: str) -> None:
         """Raise DataError if an element is not empty, but is not one number."""
