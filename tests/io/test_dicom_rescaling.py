@@ -84,3 +84,27 @@ def test_what_cannot_be_measured_is_refused(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"frames\.dcm: it was not found out whether its RescaleSlope") as error:
         read_image(path)
     assert "Doe" not in str(error.value)
+
+
+def test_a_slope_of_zero_is_refused(tmp_path):
+    path = rescale(write_frames(tmp_path / "frames.dcm"), KINDS[0], SHARED, slope=0)
+    series = write_series(tmp_path / "ct", voxels(), RescaleSlope=lambda k: 0 if k == 2 else 1)
+    for image in (path, series):
+        with pytest.raises(DataError, match=r"RescaleSlope \(0028\|1053\) is 0, .*; expected .* other than 0"):
+            read_image(image)
+
+
+@pytest.mark.parametrize(("stored", "high"), [(12, 15), (12, 10)])
+def test_values_in_other_bits_are_refused(tmp_path, stored, high):
+    """As before the standard of 2000 values could be in the upper bits; some programs state so, but use the lowest."""
+    series = write_series(tmp_path / "ct", voxels(), BitsStored=stored, HighBit=high)
+    path = write_frames(tmp_path / "frames.dcm")
+    edit(lambda file: file.update({"BitsStored": stored, "HighBit": high}))(path)
+    for image in (path, series):
+        with pytest.raises(DataError, match=rf"HighBit .* is {high}, with {stored} bits stored; expected 11"):
+            read_image(image)
+
+
+def test_a_high_bit_does_not_matter_if_all_are_stored(tmp_path):
+    series = write_series(tmp_path / "ct", voxels(), HighBit=11)
+    np.testing.assert_array_equal(read_image(series).data, voxels())

@@ -44,7 +44,7 @@ TABLE = "ModalityLUTSequence"
 """Table from stored values to those that they mean."""
 KEYWORDS = (
     *("SeriesInstanceUID", "SeriesNumber", "Modality", "NumberOfFrames", "FrameOfReferenceUID", "PatientID"),
-    *("SOPClassUID", TABLE, GAP, DETECTORS, SLICES, *TIMES),
+    *("SOPClassUID", "BitsStored", "HighBit", TABLE, GAP, DETECTORS, SLICES, *TIMES),
     *(BY_FRAME, SHARED, *GROUPS, *USUAL, *PIXELS),
 )
 """Elements that are read."""

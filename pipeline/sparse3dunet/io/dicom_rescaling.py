@@ -1,4 +1,4 @@
-"""From DICOM's stored values to those that they mean: what a file states of it, applied where GDCM does not apply it."""
+"""From stored values of DICOM to those that they mean: what a file states of it, applied where GDCM does not."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from sparse3dunet.io.dicom_header import (
     SLOPE,
     DicomFile,
     name_with_tag,
+    whole_number,
 )
 
 LARGEST = 2**16 - 1
@@ -30,9 +31,23 @@ TOLERANCE = 1e-6
 
 
 def check_stored(file: DicomFile) -> None:
-    """Raise DataError if values are rescaled by what is no number: GDCM reads 0,75 as 0, and blanks as anything."""
+    """Raise DataError if values are rescaled by what is no number or 0, or if it is not sure which bits they are.
+
+    GDCM reads 0,75 as 0, blanks as anything, and a slope of 0 as 1; it takes the lowest bits if these are not all.
+    """
     for keyword in (SLOPE, INTERCEPT):
         file.check_number(keyword)
+    if any(len(slope) and not slope[0] for slope in file.by_frame(SLOPE)):
+        raise DataError(
+            f"{file.path}: {name_with_tag(SLOPE)} is 0, by which all values would be the same; expected a number other "
+            "than 0, such as 1. Correct it, or export the series again."
+        )
+    allocated, stored, high = (whole_number(file.header, key) for key in ("BitsAllocated", "BitsStored", "HighBit"))
+    if stored is not None and high is not None and stored != allocated and high != stored - 1:
+        raise DataError(
+            f"{file.path}: {name_with_tag('HighBit')} is {high}, with {stored} bits stored; expected {stored - 1}, "
+            "since it is not sure otherwise which bits are the values. Correct it, or convert the series to NIfTI."
+        )
 
 
 def rescaled(file: DicomFile, voxels: np.ndarray) -> np.ndarray:
