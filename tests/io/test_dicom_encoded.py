@@ -59,6 +59,19 @@ def test_run_lengths_may_be_padded(tmp_path):
     np.testing.assert_array_equal(read_image(folder).data, slices)
 
 
+@pytest.mark.parametrize("shape", [(6, 5, 3), (6, 6, 3), (2, 1, 3), (300, 1, 3), (1, 300, 3)])
+@pytest.mark.parametrize("interpretation", ["MONOCHROME1", "MONOCHROME2"])
+def test_run_lengths_of_small_frames(tmp_path, shape, interpretation):
+    """Which GDCM takes for damaged."""
+    stored = np.random.default_rng(0).integers(-2000, 2000, shape).astype(np.int16)
+    folder = write_series(
+        tmp_path / "ct", stored, RescaleSlope=0.5, RescaleIntercept=-10, PhotometricInterpretation=interpretation
+    )
+    for path in folder.iterdir():
+        edit(lambda elements: elements.compress(RLELossless))(path)
+    np.testing.assert_array_equal(read_image(folder).data, stored * 0.5 - 10)
+
+
 @pytest.mark.parametrize("shape", [(13, 17), (13, 1), (1, 1)])
 @pytest.mark.parametrize("zeros", [0, 1, 4, 32, 1001])
 @pytest.mark.parametrize("last", [0, 7])

@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,34 @@ def read_pixels(path: Path) -> np.ndarray:
     return itk_array(itk_read(itk_reader("GDCMImageIO"), path))
 
 
+def read_encoded(path: Path) -> np.ndarray:
+    """Decode a compressed file as :func:`read_pixels` does, run lengths (RLE) also where GDCM takes them for damaged.
+
+    It does so in small frames, where a run-length segment starts beyond as many bytes as the pixels are.
+
+    Raises:
+        DataError: when it cannot be decoded.
+    """
+    try:
+        return read_pixels(path)
+    except DataError as error:
+        from pydicom import dcmread  # seldom needed, and the process would start later
+        from pydicom.config import disable_value_validation
+        from pydicom.uid import RLELossless
+
+        with tempfile.TemporaryDirectory(prefix="dicom-") as folder, disable_value_validation():
+            copy = Path(folder) / "image.dcm"
+            try:
+                elements = dcmread(path, force=True)
+                if elements.file_meta.TransferSyntaxUID != RLELossless:
+                    raise error
+                elements.decompress()
+                elements.save_as(copy)
+                return read_pixels(copy)
+            except Exception:  # pydicom raises a dozen kinds here
+                raise error from None
+
+
 def decode(path: Path) -> np.ndarray:
     """Decode a compressed file as :func:`read_pixels` does, but in the process for that.
 
@@ -45,7 +74,7 @@ def decode(path: Path) -> np.ndarray:
         DataError: also when that process ends, or takes longer than LONGEST.
     """
     if not sys.executable:  # an embedded interpreter
-        return read_pixels(path)
+        return read_encoded(path)
     with _LOCK:
         return _decoder().decode(path)
 
@@ -149,7 +178,7 @@ def serve() -> None:
         answer: dict[str, Any]
         voxels = np.empty(0)
         try:
-            voxels = read_pixels(Path(json.loads(line)))
+            voxels = read_encoded(Path(json.loads(line)))
             answer = {"dtype": voxels.dtype.str, "shape": voxels.shape}
         except DataError as error:
             answer = {"error": str(error)}
