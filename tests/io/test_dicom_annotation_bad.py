@@ -11,6 +11,7 @@ from sparse3dunet.io.rtstruct import filled
 from tests.io.dicom_files import write_rtstruct, write_seg, write_series
 from tests.io.test_dicom_annotation import circles, masks, on, options, voxels  # noqa: F401
 
+BY_FRAME = "PerFrameFunctionalGroupsSequence"
 SQUARE = np.array([[9.9, -21, 5], [13, -21, 5], [13, -15, 5], [9.9, -15, 5]])
 SQUARES = {"a": [SQUARE], "b": [SQUARE + np.array([0, 0, 2.5])]}
 
@@ -118,6 +119,32 @@ def test_contradictions_are_refused(tmp_path, spoil, words):
     assert "\n" not in str(error.value)
 
 
+def in_shared(group, keyword, value):
+    return segments(lambda e: setattr(e.SharedFunctionalGroupsSequence[0][group][0], keyword, value))
+
+
+@pytest.mark.parametrize(
+    ("group", "keyword", "value"),
+    [
+        ("PlaneOrientationSequence", "ImageOrientationPatient", [0, 0, 0, 0, 0, 0]),
+        ("PlaneOrientationSequence", "ImageOrientationPatient", [1, 0, 0, 1, 0, 0]),
+        ("PlaneOrientationSequence", "ImageOrientationPatient", [1, 0, 0, 0.6, 0.8, 0]),
+        ("PixelMeasuresSequence", "PixelSpacing", [0, 0]),
+        ("PixelMeasuresSequence", "PixelSpacing", [1.3, -0.7]),
+    ],
+)
+def test_frames_on_no_plane_are_refused(tmp_path, group, keyword, value):
+    """With their image, and alone."""
+    series, path = write_series(tmp_path / "ct", voxels()), tmp_path / "a.dcm"
+    in_shared(group, keyword, value)(path, series)
+    for read in (lambda: on(read_image(series), path), lambda: read_image(path)):
+        with pytest.raises(
+            DataError, match=r"a\.dcm: frame 1 has the pixel spacing .*; expected two positive"
+        ) as error:
+            read()
+        assert "\n" not in str(error.value)
+
+
 def test_structures_without_contours_and_structure_zero_are_read(tmp_path):
     """Planning systems list structures that nobody drew; some count from 0."""
     series = write_series(tmp_path / "ct", voxels())
@@ -170,12 +197,40 @@ def test_far_points_take_no_memory(tmp_path):
             on(read_image(series), path)
 
 
-@pytest.mark.parametrize("gap", [0, 1e-9])
-def test_a_grid_of_its_own_is_of_plausible_size(tmp_path, gap):
+@pytest.mark.parametrize(
+    ("gap", "words"),
+    [
+        (0, r"mm apart .* at most 10000 slices"),
+        (1e-9, r"frames on 2 alone, at least 7.5 mm apart; expected at most 10 times"),
+        (1e-3, r"SpacingBetweenSlices is 0\.001 mm, by which \d+ slices would have frames on 2 alone"),
+    ],
+)
+def test_a_grid_of_its_own_is_of_plausible_size(tmp_path, gap, words):
     series = write_series(tmp_path / "ct", voxels())
     path = write_seg(tmp_path / "seg.dcm", series, masks() if gap else {"a": masks()["Spleen"]})
     elements = dcmread(path)
     elements.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SpacingBetweenSlices = gap
     elements.save_as(path)
-    with pytest.raises(DataError, match=r"mm apart .* at most 10000 slices"):
+    with pytest.raises(DataError, match=words):
         read_image(path)
+
+
+def test_frames_of_which_the_stated_distance_is_no_part(tmp_path):
+    """They are the truth; a part of their distance may be stated, if slices without a segment have no frame."""
+    series = write_series(tmp_path / "ct", voxels())
+    path = write_seg(tmp_path / "seg.dcm", series, masks())
+    elements = dcmread(path)
+    heights = sorted({float(f.PlanePositionSequence[0].ImagePositionPatient[2]) for f in elements[BY_FRAME]})
+    for gap, count in ((2.5, 1 + round((heights[-1] - heights[0]) / 2.5)), (2.0, len(heights))):
+        elements.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SpacingBetweenSlices = gap
+        elements.save_as(path)
+        volume = read_image(path)
+        assert volume.data.shape[2] == count
+        assert any("no multiples" in note for note in volume.notes) == (gap == 2.0)
+
+
+def test_fractions_above_the_largest_are_refused(tmp_path):
+    series, path = write_series(tmp_path / "ct", voxels()), tmp_path / "a.dcm"
+    segments(lambda e: setattr(e, "MaximumFractionalValue", 100), "FRACTIONAL")(path, series)
+    with pytest.raises(DataError, match=r"a\.dcm: frame \d+ has the value 255; expected .* 100, as in Maximum"):
+        on(read_image(series), path)

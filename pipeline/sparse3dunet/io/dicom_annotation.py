@@ -25,6 +25,7 @@ from sparse3dunet.io import dicom_seg, rtstruct
 from sparse3dunet.io.defaults import default_segments
 from sparse3dunet.io.dicom_header import is_dicom_file, uid_text
 from sparse3dunet.io.dicom_seg import Part
+from sparse3dunet.io.dicom_seg_frames import own_grid
 from sparse3dunet.io.segments import (
     BACKGROUND,
     SPECIAL,
@@ -220,7 +221,9 @@ def read_alone(path: Path) -> Volume:
             f"{path}: contours (RTSTRUCT) have no grid of their own; expected a label map here. Pass them "
             "together with their image: densify IMAGE ANNOTATION, simulate --image IMAGE, or a datalist."
         )
-    return read_dense(path, dicom_seg.own_grid(dicom_seg.read(path)))
+    grid = own_grid(*dicom_seg.read(path).source)
+    label = read_dense(path, grid)
+    return replace(label, notes=(*grid.notes, *label.notes))
 
 
 def read_dense(path: Path, grid: Volume) -> Volume:

@@ -16,7 +16,8 @@ from pydicom import Dataset
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.dicom_header import name_with_tag, whole_number
-from sparse3dunet.io.dicom_seg import DicomAnnotation, Part, numbered, read_elements
+from sparse3dunet.io.dicom_seg import DicomAnnotation, Part, read_elements
+from sparse3dunet.io.dicom_seg_frames import numbered
 from sparse3dunet.io.grid import LPS_TO_RAS
 from sparse3dunet.io.volumes import Volume
 
