@@ -326,7 +326,7 @@ class _Painted:
 
     def check(self) -> None:
         """Raise DataError if nothing was added, or segments overlap and their order was not given."""
-        outside = self.annotation.outside
+        outside = len(self.annotation.left_out.slices)
         if not self.planes:
             where = f"all {outside} are outside of it" if outside else "they are empty"
             raise DataError(
@@ -351,11 +351,7 @@ class _Painted:
         yield from self.annotation.notes
         if self._is_sparse():
             yield f"{self.path}: {self._rule()}"
-        if self.annotation.outside:
-            yield (
-                f"{self.path}: {self.annotation.outside} of its slices or contours are outside of the image "
-                f"({self.grid.path}), and were left out. Check that the series is complete."
-            )
+        yield from self.annotation.left_out.notes(self.path, self.grid)
         yield from overlap_notes(self.path, self.overlaps)
         missing = [self.names[number] for number in self.values if number not in self.seen]
         if missing:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,46 @@ class Part:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """What lies outside of the image, known once all parts were yielded.
+
+    Attributes:
+        slices: slices or contours that are wholly outside.
+        pixels: numbers of pixels outside and of all, on other slices, by the number of the segment.
+    """
+
+    slices: list[Any] = field(default_factory=list)
+    pixels: dict[int, tuple[int, int]] = field(default_factory=dict)
+
+    def clear(self) -> None:
+        self.slices.clear()
+        self.pixels.clear()
+
+    def count(self, number: int, outside: int, total: int) -> None:
+        """Add the pixels of a segment on a slice."""
+        before = self.pixels.get(number, (0, 0))
+        self.pixels[number] = (before[0] + outside, before[1] + total)
+
+    def notes(self, path: Path, image: Volume) -> Iterator[str]:
+        """Yield what a user must know of it."""
+        if self.slices:
+            yield (
+                f"{path}: {len(self.slices)} of its slices or contours are outside of the image ({image.path}), and "
+                "were left out. Check that the series is complete."
+            )
+        cut = [
+            f"{outside} of {total} pixels ({100 * outside / total:.2g} %) of number {number}"
+            for number, (outside, total) in self.pixels.items()
+            if outside
+        ]
+        if cut:
+            yield (
+                f"{path}: segments or structures reach beyond the border of the image ({image.path}), where they were "
+                f"left out: {', '.join(cut)}. Check that the image is whole, and the one that was annotated."
+            )
+
+
+@dataclass(frozen=True)
 class DicomAnnotation:
     """Segmentation or structure set.
 
@@ -51,7 +91,7 @@ class DicomAnnotation:
         series: UIDs of the image series that it was made on.
         notes: what a user must know.
         source: path and elements.
-        outside: number of slices or contours outside of the image, once all parts were yielded.
+        left_out: what lies outside of the image.
     """
 
     names: Mapping[int, str]
@@ -60,11 +100,7 @@ class DicomAnnotation:
     series: set[str]
     notes: tuple[str, ...]
     source: tuple[Path, Dataset]
-    missed: list[Any]
-
-    @property
-    def outside(self) -> int:
-        return len(self.missed)
+    left_out: LeftOut
 
 
 def read(path: Path) -> DicomAnnotation:
@@ -86,14 +122,14 @@ def read(path: Path) -> DicomAnnotation:
             f"({positive(path, header, 'MaximumFractionalValue')}) count as in the segment."
         )
     uids = {str(item.get("SeriesInstanceUID") or "") for item in header.get("ReferencedSeriesSequence") or []}
-    missed: list[Any] = []
+    left_out = LeftOut()
 
     def parts(numbers: Sequence[int], image: Volume) -> Iterator[Part]:
-        missed.clear()
-        return _parts(path, header, numbers, image, missed)
+        left_out.clear()
+        return _parts(path, header, numbers, image, left_out)
 
     frames_of_reference = dict.fromkeys(names, str(header.get("FrameOfReferenceUID") or ""))
-    return DicomAnnotation(names, parts, frames_of_reference, uids - {""}, tuple(notes), (path, header), missed)
+    return DicomAnnotation(names, parts, frames_of_reference, uids - {""}, tuple(notes), (path, header), left_out)
 
 
 def read_elements(path: Path, what: str) -> Dataset:
@@ -125,8 +161,8 @@ def _check_lengths(elements: Dataset) -> None:
             _check_lengths(item)
 
 
-def _parts(path: Path, header: Dataset, numbers: Sequence[int], image: Volume, missed: list[Any]) -> Iterator[Part]:
-    """Yield the part of a segment in each frame, in the order of `numbers`; slices outside of the image are counted."""
+def _parts(path: Path, header: Dataset, numbers: Sequence[int], image: Volume, left_out: LeftOut) -> Iterator[Part]:
+    """Yield the part of a segment in each frame, in the order of `numbers`; what is outside of the image is counted."""
     to_voxels = np.linalg.inv(image.affine)
     rank = {number: place for place, number in enumerate(numbers)}
     frames = [frame for frame in frames_of(path, header) if frame.number is None or frame.number in rank]
@@ -151,10 +187,14 @@ def _parts(path: Path, header: Dataset, numbers: Sequence[int], image: Volume, m
         within = ((indices >= 0) & (indices < image.spatial_shape)).all(axis=1)
         axis = int(np.flatnonzero(~step[:3, :2].any(axis=1))[0])
         own = np.isin(values, numbers)
-        if own.any() and not (own & within).any() and (place := (axis, int(indices[0, axis]))) not in missed:
-            missed.append(place)
+        is_outside = own.any() and not (own & within).any()
+        if is_outside and (place := (axis, int(indices[0, axis]))) not in left_out.slices:
+            left_out.slices.append(place)
         for number in numbers if frame.number is None else [frame.number]:
-            yield Part(number, axis, indices[within & (values == number)])
+            here = values == number
+            if not is_outside:
+                left_out.count(number, int((here & ~within).sum()), int(here.sum()))
+            yield Part(number, axis, indices[within & here])
 
 
 def _check_values(path: Path, values: np.ndarray, listed: Sequence[int]) -> None:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from pydicom import Dataset
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.dicom_header import name_with_tag, whole_number
-from sparse3dunet.io.dicom_seg import DicomAnnotation, Part, read_elements
+from sparse3dunet.io.dicom_seg import DicomAnnotation, LeftOut, Part, read_elements
 from sparse3dunet.io.dicom_seg_frames import numbered
 from sparse3dunet.io.grid import LPS_TO_RAS
 from sparse3dunet.io.volumes import Volume
@@ -28,6 +27,8 @@ FARTHEST = 1e6
 """Largest coordinate of a contour, in mm."""
 PLANE_TOLERANCE = 0.25
 """Distance from the nearest slice, in slices, up to which a contour was drawn on it."""
+OUTLINE = 1.0
+"""Pixels by which a contour may reach beyond the border of the image: programs draw along it."""
 SAME_HEIGHT = 0.02
 """Distance of contours, in slices, up to which they were drawn at one height, where those within others are holes."""
 
@@ -45,14 +46,14 @@ def read(path: Path) -> DicomAnnotation:
     contours = _contours(path, elements, names)
     others = sum(kind not in AREAS for by_roi in contours.values() for kind, _ in by_roi)
     notes = (f"{path}: {others} contours are points or open lines, and were left out.",) if others else ()
-    missed: list[Any] = []
+    left_out = LeftOut()
 
     def parts(numbers: Sequence[int], image: Volume) -> Iterator[Part]:
-        missed.clear()
+        left_out.clear()
         areas = {n: [points for kind, points in contours.get(n, []) if kind in AREAS] for n in numbers}
-        return _parts(path, names, areas, image, missed)
+        return _parts(path, names, areas, image, left_out)
 
-    return DicomAnnotation(names, parts, frames, _series(elements), notes, (path, elements), missed)
+    return DicomAnnotation(names, parts, frames, _series(elements), notes, (path, elements), left_out)
 
 
 def _series(elements: Dataset) -> set[str]:
@@ -100,9 +101,9 @@ def _contours(path: Path, elements: Dataset, numbers: Container[int]) -> dict[in
 
 
 def _parts(
-    path: Path, names: dict[int, str], areas: dict[int, list[np.ndarray]], image: Volume, missed: list[Any]
+    path: Path, names: dict[int, str], areas: dict[int, list[np.ndarray]], image: Volume, left_out: LeftOut
 ) -> Iterator[Part]:
-    """Yield the area of each structure on each slice; contours outside of the image are counted."""
+    """Yield the area of each structure on each slice; what is outside of the image is counted."""
     to_voxels = np.linalg.inv(image.affine) @ LPS_TO_RAS
     voxels = {n: [points @ to_voxels[:3, :3].T + to_voxels[:3, 3] for points in areas[n]] for n in areas}
     everything = [points for listed in voxels.values() for points in listed if len(points)]
@@ -118,13 +119,32 @@ def _parts(
             low, high = points[:, plane].min(axis=0), points[:, plane].max(axis=0)
             is_beside = (high < -0.5).any() or (low > np.array(shape) - 0.5).any()
             if is_beside or not 0 <= index < image.spatial_shape[axis]:
-                missed.append(number)
+                left_out.slices.append(number)
                 continue
             slices.setdefault(index, []).append(points)
         for index, on_slice in slices.items():
-            area = _area(on_slice, axis, plane, shape)
+            area, outside = _within(on_slice, axis, plane, shape)
+            left_out.count(number, outside, outside + int(area.sum()))
             indices = np.insert(np.argwhere(area), axis, index, axis=1)
             yield Part(number, axis, indices)
+
+
+def _within(contours: list[np.ndarray], axis: int, plane: list[int], shape: tuple[int, int]) -> tuple[np.ndarray, int]:
+    """Return the mask of a structure on a slice, and its number of pixels outside, up to an image's size away.
+
+    Of contours that reach beyond the border by no more than OUTLINE, no pixel counts as outside.
+    """
+    points, size = np.concatenate(contours)[:, plane], np.array(shape)
+    beyond = np.array([-0.5 - points.min(axis=0), points.max(axis=0) - size + 0.5])
+    if (beyond <= OUTLINE).all():
+        return _area(contours, axis, plane, shape), 0
+    before, behind = np.ceil(beyond).clip(0, size).astype(int)
+    offset = np.zeros(3)
+    offset[plane] = before
+    height, width = (size + before + behind).tolist()
+    whole = _area([points + offset for points in contours], axis, plane, (height, width))
+    area = whole[before[0] : before[0] + shape[0], before[1] : before[1] + shape[1]]
+    return area, int(whole.sum()) - int(area.sum())
 
 
 def _area(contours: list[np.ndarray], axis: int, plane: list[int], shape: tuple[int, int]) -> np.ndarray:
