@@ -28,7 +28,7 @@ from sparse3dunet.io.volumes import AFFINE_TOLERANCE, Volume, check_affine
 
 MOST_SLICES = 10_000
 """Number of slices up to which a segmentation is read on a grid of its own."""
-MOST_EMPTY = 10
+MOST_EMPTY = 100
 """How many times as many slices as have frames a grid may have by the stated distance of slices."""
 
 
