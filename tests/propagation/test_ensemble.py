@@ -169,7 +169,7 @@ def test_a_class_on_one_slice_is_not_lost():
 
 
 def test_a_class_of_one_voxel():
-    """Only the slice without it can be held out, and no block."""
+    """It cannot be held out; all else can."""
     image, label = nested()
     label = (label > 0).astype(int)
     label[12, 10, 8] = 2
@@ -178,6 +178,22 @@ def test_a_class_of_one_voxel():
     prob = ensemble.refine().whole(SHAPE)
     assert_probabilities(prob, SHAPE, 3)
     assert overlap(prob.argmax(0), label, weight == 0, 1) > 0.8
+
+
+@pytest.mark.parametrize("boards", [0, ensemble.BOARDS])
+def test_a_class_of_one_voxel_costs_no_other_class(boards, monkeypatch):
+    """Where blocks could not be held out because of it, and no slice of another class, that other one was lost."""
+    monkeypatch.setattr(ensemble, "BOARDS", boards)
+    _, label = nested()
+    label = (label > 0).astype(int)
+    label[9:15, 7:13, 6:11] = 2
+    image = label + np.random.default_rng(0).normal(0, 0.5, SHAPE)
+    weight = on_slices(SHAPE, [6], [4], [8])
+    label[2, 2, 8] = 3
+    with quick(32):
+        prob = Ensemble(slices=[[[6], [], []], [[], [4], []]]).fit(image, label, weight).predict_proba()
+    assert overlap(prob.argmax(0), label, weight == 0, 2) > 0.7
+    assert_probabilities(prob, SHAPE, 4)
 
 
 def test_channels_are_looked_at_together():

@@ -48,6 +48,18 @@ def test_parts_are_sound(name, spacing):
     assert ("slices" in kinds) == (name != "one")
 
 
+def test_a_class_of_one_voxel_is_not_held_out_but_all_others_are():
+    _, label = nested()
+    label[2, 2, 8] = 3
+    scan = scan_on([], [], [3, 8, 12], label=label)
+    blocks = [part for part in deal(scan, boards=2) if part.kind == "blocks"]
+    assert blocks
+    assert all(part.left[2, 2, 8] for part in blocks)
+    for black, white in zip(blocks[::2], blocks[1::2], strict=True):
+        assert torch.equal(black.held | white.held, scan.known & (scan.label != 3))
+    assert all(set(scan.label[part.held].tolist()) == {0, 1, 2} for part in blocks)
+
+
 @pytest.mark.parametrize("name", ANNOTATED)
 def test_each_slice_is_held_out_once_and_with_its_neighbours(name):
     slices = ANNOTATED[name]

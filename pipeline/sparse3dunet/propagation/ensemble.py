@@ -13,7 +13,7 @@ from scipy.ndimage import binary_dilation
 from sparse3dunet.data.slices import Slices, slices_mask
 from sparse3dunet.propagation.calibration import dice, importance
 from sparse3dunet.propagation.field import Field
-from sparse3dunet.propagation.forest import POSITIONS, AutoContext, Forest, context, features, mean_prob
+from sparse3dunet.propagation.forest import POSITIONS, AutoContext, Drawn, Forest, context, features, mean_prob
 from sparse3dunet.propagation.parts import Part, deal
 from sparse3dunet.propagation.random_walker import RandomWalker
 from sparse3dunet.propagation.scan import Propagator, Scan, half, single
@@ -243,9 +243,22 @@ class Ensemble(Propagator):
         """Return the probabilities (K, X, Y, Z) of trees trained on some parts, combined with their companion."""
         scan, members = self._scan, self._predict(MEMBERS)
         trees = AutoContext(seed=self.seed).fit([self._rows(view) for view in views], [view.drawn for view in views])
-        columns = [context(scan, members, mean_prob(members)), self._features]
+        mean = mean_prob(members)
+        columns = [context(scan, members, mean), self._features]
         prob = trees.predict(columns, scan.num_classes).reshape(scan.num_classes, *scan.shape)
-        return companion.combine(prob, members)
+        return companion.combine(self._with_unseen(prob, mean, [view.drawn for view in views]), members)
+
+    def _with_unseen(self, prob: np.ndarray, mean: np.ndarray, drawn: Sequence[Drawn]) -> np.ndarray:
+        """Return the trees' probabilities (K, ...), with those of other methods for classes that no drawn voxel has.
+
+        Nothing of such a class was held out, so trees would say that it is nowhere.
+        """
+        unseen = np.setdiff1d(self._scan.classes(), np.concatenate([of.label for of in drawn]))
+        if not len(unseen):
+            return prob
+        result = prob * (1 - mean[unseen].sum(0))
+        result[unseen] = mean[unseen]
+        return result
 
     def _judge(self, views: Sequence[View]) -> list[np.ndarray]:
         """Return the probabilities (K, N) at each part's places by trees trained on the other parts.
@@ -262,7 +275,8 @@ class Ensemble(Propagator):
                 result.append(mean_prob(view.members[:SHAPE]))  # the trees would not know one of the part's classes
                 continue
             trees = AutoContext(JUDGING_TREES, self.seed).fit([r[chosen] for r, chosen in zip(rows, apart)], learned)
-            result.append(trees.predict([view.columns, self._features[view.places]], self._scan.num_classes))
+            prob = trees.predict([view.columns, self._features[view.places]], self._scan.num_classes)
+            result.append(self._with_unseen(prob, mean_prob(view.members), learned))
         return result
 
     def _companion(self, views: Sequence[View], judged: Sequence[np.ndarray]) -> Companion:

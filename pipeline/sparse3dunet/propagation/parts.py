@@ -55,7 +55,8 @@ def deal(scan: Scan, slices: Iterable[Slices] | None = None, boards: int = 1) ->
         if bool(held.any()) and _keeps_classes(scan, scan.known & ~held, LEFT_OF_SLICES):
             fold = -1 if slices is None else number
             found.append(Part("slices", held, scan.known & ~held, fold))
-    return found + _blocks(scan, boards)
+    # A class of a voxel or two cannot be divided; it must not keep the others from being held out
+    return found + (_blocks(scan, boards, scan.known) or _blocks(scan, boards, _divisible(scan)))
 
 
 def deal_slices(scan: Scan) -> list[Slices]:
@@ -73,19 +74,25 @@ def deal_slices(scan: Scan) -> list[Slices]:
     return parts
 
 
-def _blocks(scan: Scan, boards: int) -> list[Part]:
-    """Return parts of blocks in chessboard patterns: black, white; each further board is finer and shifted."""
+def _blocks(scan: Scan, boards: int, allowed: torch.Tensor) -> list[Part]:
+    """Return parts of blocks in chessboard patterns: black, white; each further board is finer and shifted.
+
+    Args:
+        scan: the annotated scan.
+        boards: number of chessboards.
+        allowed: (X, Y, Z) bool, annotated voxels that may be held out.
+    """
     unknown = ~scan.known
     if not bool(unknown.any()):
         return []
     width = WIDTH * float(np.percentile(distance_from(scan.known, scan.spacing)[unknown.numpy()], 90))
-    least = 2 * float(scan.spacing.min())
+    least = _finest(scan)
     found: list[Part] = []
     for number in range(boards):
         size = width * FINER**number
         while True:
             board = torch.from_numpy(_chessboard(scan.shape, scan.spacing, size, number * size / 3))
-            parts = [Part("blocks", scan.known & color, scan.known & ~color) for color in (board, ~board)]
+            parts = [Part("blocks", held, scan.known & ~held) for held in (allowed & board, allowed & ~board)]
             if all(bool(p.held.any()) and _keeps_classes(scan, p.left, LEFT_OF_BLOCKS) for p in parts):
                 found += parts
                 break
@@ -93,6 +100,23 @@ def _blocks(scan: Scan, boards: int) -> list[Part]:
                 break
             size *= 0.8
     return found
+
+
+def _finest(scan: Scan) -> float:
+    """Return the width of the smallest blocks, in mm."""
+    return 2 * float(scan.spacing.min())
+
+
+def _divisible(scan: Scan) -> torch.Tensor:
+    """Return the annotated voxels (X, Y, Z), bool, of classes of which the finest chessboard has some on both colours.
+
+    None, if these are fewer than two.
+    """
+    board = torch.from_numpy(_chessboard(scan.shape, scan.spacing, _finest(scan), 0.0))
+    colors = [scan.label[scan.known & color] for color in (board, ~board)]
+    black, white = (torch.bincount(labels, minlength=scan.num_classes).double() for labels in colors)
+    divided = torch.minimum(black, white) >= LEFT_OF_BLOCKS * (black + white).clamp(min=1)
+    return scan.known & divided[scan.label.long()] & bool(divided.sum() > 1)
 
 
 def _chessboard(shape: Sequence[int], spacing: np.ndarray, width: float, shift: float) -> np.ndarray:
