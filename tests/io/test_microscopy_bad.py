@@ -13,7 +13,6 @@ import zarr
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import check_output, read_image
 from sparse3dunet.io.defaults import parse_axes, parse_voxel_size
-from sparse3dunet.io.hdf5 import label_dataset
 from tests.io.microscopy import KINDS, SHAPE, voxels, write
 from tests.io.test_microscopy import OUTPUTS, image_like
 
@@ -119,72 +118,6 @@ def test_as_many_axes_as_dimensions(tmp_path, axes):
     with h5py.File(path, "a") as file:
         file["exported_data"].attrs["axistags"] = f'{{"axes": {[{"key": axis} for axis in axes]}}}'.replace("'", '"')
     assert f"the file states {len(axes)} axes, {axes.upper()}, but found 3 dimensions" in error_of(path)
-
-
-@pytest.mark.parametrize("fault", [None, "missing", "damaged", "another dataset", "in this file"])
-def test_virtual_datasets(tmp_path, fault):
-    """HDF5 reads zeros where it does not find what a virtual dataset shows."""
-    array = voxels((8, 7, 6))
-    (tmp_path / "parts").mkdir()
-    layout = h5py.VirtualLayout((6, 7, 8), np.uint8)
-    for z in range(6):
-        with h5py.File(tmp_path / f"parts/{z}.h5", "w") as file:
-            file["raw"] = array.T[z]
-        layout[z] = h5py.VirtualSource(f"parts/{z}.h5", "raw", (7, 8))
-    if fault == "in this file":
-        layout[3] = h5py.VirtualSource(".", "own", (7, 8))
-    with h5py.File(tmp_path / "a.h5", "w") as file:
-        file.create_virtual_dataset("raw", layout)
-        file["own"] = array.T[3]
-    part = tmp_path / "parts/3.h5"
-    if fault == "missing":
-        part.unlink()
-    elif fault == "damaged":
-        part.write_bytes(part.read_bytes()[:100])
-    elif fault == "another dataset":
-        with h5py.File(part, "a") as file:
-            file.move("raw", "other")
-    if fault in (None, "in this file"):
-        np.testing.assert_array_equal(read_image(tmp_path / "a.h5").data, array)
-    else:
-        assert "the dataset raw of parts/3.h5, which is missing or damaged" in error_of(tmp_path / "a.h5")
-
-
-def test_links(tmp_path):
-    """Those within the file are followed; one to another file is not: it may name any file of the user's."""
-    array, small = voxels((8, 7, 6)), voxels((4, 5, 6))
-    with h5py.File(tmp_path / "other.h5", "w") as file:
-        file["raw"] = array.T
-    with h5py.File(tmp_path / "a.h5", "w") as file:
-        file["deep/er/volume"] = array.T
-        file["small"] = small.T
-        file["flat"] = small[0]
-        file["deep/link"] = h5py.SoftLink("er/volume")
-        file["raw"] = h5py.SoftLink("/deep/link")
-        file["group"] = h5py.SoftLink("deep")
-        for name, target in (("circle", "/circle"), ("nothing", "/deep/none"), ("through", "/out/raw")):
-            file[name] = h5py.SoftLink(target)
-        file["label"] = h5py.ExternalLink("other.h5", "/raw")
-        file["out"] = h5py.ExternalLink("other.h5", "/")
-    for name in ("", ":/raw", ":/group/er/volume", ":/group/link", "/deep/link"):
-        np.testing.assert_array_equal(read_image(f"{tmp_path}/a.h5{name}").data, array)
-    for name in ("label", "out/raw", "through"):
-        assert "link to another file, which is not followed" in error_of(f"{tmp_path}/a.h5:/{name}")
-    for name in ("circle", "nothing", "deep", "raw/raw"):
-        assert "no dataset" in error_of(f"{tmp_path}/a.h5:/{name}")
-    assert "found shape (5, 6)" in error_of(f"{tmp_path}/a.h5:/flat")
-    assert label_dataset(f"{tmp_path}/a.h5") == f"{tmp_path}/a.h5"
-
-
-def test_voxels_in_a_truncated_file(tmp_path):
-    """HDF5 reads zeros behind its end."""
-    array, external = voxels((8, 7, 6)), tmp_path / "a.raw"
-    with h5py.File(tmp_path / "a.h5", "w") as file:
-        files = [(str(external), 0, h5py.h5f.UNLIMITED)]
-        file.create_dataset("raw", shape=(6, 7, 8), dtype="u1", external=files)[...] = array.T
-    np.testing.assert_array_equal(read_image(tmp_path / "a.h5").data, array)
-    external.write_bytes(external.read_bytes()[:-1])
-    assert "a.raw, is truncated" in error_of(tmp_path / "a.h5")
 
 
 @pytest.mark.parametrize("kind", ["ngff04.zarr", "ngff05.zarr", "blosc"])

@@ -52,13 +52,6 @@ def write_ome(path, array):
     return path.with_name("z&3.ome.tif")
 
 
-def write_external(path, array):
-    with h5py.File(path, "w") as file:
-        raw = [(str(path.with_name("a.raw")), 0, h5py.h5f.UNLIMITED)]
-        file.create_dataset("raw", shape=(5, 6, 7), dtype="u1", external=raw)[...] = array.T
-    return path.with_name("a.raw")
-
-
 def write_virtual(path, array, pattern=False):
     layout = h5py.VirtualLayout((5, 6, 7), np.uint8)
     for k in range(5):
@@ -81,7 +74,7 @@ def write_virtual(path, array, pattern=False):
 @pytest.mark.parametrize(
     ("name", "write"),
     [
-        *(("a.mhd", write_itk), ("a.nhdr", write_itk), ("a.ome.tif", write_ome), ("a.h5", write_external)),
+        *(("a.mhd", write_itk), ("a.nhdr", write_itk), ("a.ome.tif", write_ome)),
         *(("b.nhdr", write_slices("LIST\n" + "\n".join(f"s{k}.raw" for k in range(5)))), ("a.hdf5", write_virtual)),
         ("b.h5", partial(write_virtual, pattern=True)),
         *(("c.nhdr", write_slices("s%d.raw 0 4 1")), ("d.nhdr", write_slices("s%d.raw 4 0 -1 2"))),

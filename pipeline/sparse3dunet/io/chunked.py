@@ -148,8 +148,7 @@ def pieces(n: int, length: int, flipped: bool = False) -> list[slice]:
 def stored_bytes(array: Any, place: Path, enough: int) -> int:
     """Return how many bytes of a ChunkedArray are on disk; of a folder of Zarr, no more are counted than `enough`."""
     if hasattr(array.source, "is_virtual"):  # HDF5
-        is_elsewhere = array.source.is_virtual or array.source.external
-        return enough if is_elsewhere else array.source.id.get_storage_size()
+        return enough if array.source.is_virtual else array.source.id.get_storage_size()
     total = 0
     for file in place.rglob("*"):
         total += file.stat().st_size if file.is_file() else 0

@@ -6,11 +6,9 @@ Sources: ilastik's ``axistags`` (JSON of VIGRA's AxisTags: a key for each dimens
 
 from __future__ import annotations
 
-import contextlib
-import glob
 import json
-import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ import numpy as np
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.chunked import ChunkedArray
+from sparse3dunet.io.hdf5_sources import check_sources, linked
 from sparse3dunet.io.microscopy import package, readable, stored_order, volume_of
 from sparse3dunet.io.suffixes import split
 from sparse3dunet.io.volumes import Volume
@@ -26,8 +25,6 @@ USUAL = ("raw", "exported_data", "data", "volume", "label")
 """Names of datasets to read where none is given, in this order."""
 LABEL, MAP = "label", "data"
 """Names of the datasets that are written."""
-MOST_LINKS = 32
-"""Number of links from one to the next, as these may be a circle."""
 TYPE_FLAGS = {"c": 1, "x": 2, "y": 2, "z": 2, "t": 8}
 
 
@@ -40,17 +37,15 @@ def read_hdf5(path: Path, opened: bool = False) -> Volume:
             then open as long as that exists.
 
     Raises:
-        DataError: when it is damaged, lacks the dataset, or that is no volume.
+        DataError: when it is damaged, lacks the dataset, or that is no volume, or in other files than those beside it.
     """
     file, inner = split(path)
     h5py = package("h5py", path)
     with readable(path, "a whole HDF5 file"):
         if opened:
-            dataset = _dataset(h5py, path, h5py.File(file, "r"), inner)
-            return volume_of(path, ChunkedArray.of(dataset), _axes_of(dataset), _sizes(dataset))
+            return _volume(h5py, path, h5py.File(file, "r"), inner, opened)
         with h5py.File(file, "r") as content:
-            dataset = _dataset(h5py, path, content, inner)
-            return volume_of(path, dataset[()], _axes_of(dataset), _sizes(dataset))
+            return _volume(h5py, path, content, inner, opened)
 
 
 def label_dataset(path: str) -> str:
@@ -61,7 +56,7 @@ def label_dataset(path: str) -> str:
     h5py = package("h5py", path)
     with readable(path, "a whole HDF5 file"), h5py.File(file, "r") as content:
         try:
-            is_there = isinstance(_linked(h5py, Path(path), content, LABEL), h5py.Dataset)
+            is_there = isinstance(linked(h5py, Path(path), content, LABEL), h5py.Dataset)
         except DataError:  # a link to another file
             return path
         return f"{path}:/{LABEL}" if is_there else path
@@ -110,6 +105,13 @@ def new_dataset(
     return dataset
 
 
+def _volume(h5py: Any, path: Path, content: Any, inner: str, opened: bool) -> Volume:
+    dataset = _dataset(h5py, path, content, inner)
+    notes = check_sources(h5py, path, dataset)
+    voxels = ChunkedArray.of(dataset) if opened else dataset[()]
+    return replace(volume_of(path, voxels, _axes_of(dataset), _sizes(dataset)), notes=notes)
+
+
 def _dataset(h5py: Any, path: Path, content: Any, inner: str) -> Any:
     """Return the dataset to read."""
     found: dict[str, tuple[int, ...]] = {}
@@ -122,12 +124,11 @@ def _dataset(h5py: Any, path: Path, content: Any, inner: str) -> Any:
     outside: DataError | None = None
     for name in [inner] if inner else [*USUAL, *(found if len(found) == 1 else ())]:
         try:
-            item = _linked(h5py, path, content, name)
+            item = linked(h5py, path, content, name)
         except DataError as error:
             outside = error
             continue
         if isinstance(item, h5py.Dataset) and len(item.shape or ()) >= 3:
-            _check_sources(h5py, path, item)
             return item
         if isinstance(item, h5py.Dataset) and inner:
             raise DataError(f"{path}: found shape {item.shape}; expected a volume of three dimensions.")
@@ -139,93 +140,6 @@ def _dataset(h5py: Any, path: Path, content: Any, inner: str) -> Any:
         f"{path}: {what}; expected a volume. Datasets of three or more dimensions: {listed}. Pass one: "
         f"{split(path)[0].name}:/{next(iter(found), 'raw')}."
     )
-
-
-def _linked(h5py: Any, path: Path, content: Any, name: str) -> Any:
-    """Return what a name leads to, also by links within the file; None if to nothing.
-
-    Raises:
-        DataError: for a link to another file: a file from elsewhere must not choose which others are read.
-    """
-    item, steps, followed = content, name.split("/"), 0
-    while steps:
-        step = steps.pop(0)
-        if step in ("", "."):
-            continue
-        links, key = getattr(item.id, "links", None), step.encode(errors="surrogateescape")
-        if links is None or not links.exists(key):
-            return None
-        kind = links.get_info(key).type
-        if kind == h5py.h5l.TYPE_EXTERNAL:
-            raise DataError(
-                f"{path}: {name} is, or is in, a link to another file, which is not followed; expected a dataset of "
-                "the file itself. Pass the other file, with its dataset, such as other.h5:/raw."
-            )
-        if kind == h5py.h5l.TYPE_SOFT:
-            target = links.get_val(key).decode(errors="surrogateescape")
-            item, steps, followed = content if target.startswith("/") else item, target.split("/") + steps, followed + 1
-            if followed > MOST_LINKS:
-                return None
-            continue
-        item = item[key]
-    return item
-
-
-def _check_sources(h5py: Any, path: Path, dataset: Any) -> None:
-    """Raise DataError if a dataset's voxels are in other files, of which one is missing: HDF5 reads zeros there."""
-    left = dataset.nbytes
-    for name, start, size in dataset.external or ():
-        if Path(name).is_file() and Path(name).stat().st_size < start + min(size, left):
-            raise DataError(f"{path}: the file of its voxels, {name}, is truncated. Copy it again.")
-        left -= min(size, left)
-    if not dataset.is_virtual:
-        return
-    for name, inner in sorted({(source.file_name, source.dset_name) for source in dataset.virtual_sources()}):
-        if "%b" in name + inner:  # a pattern, for as many as there are
-            continue
-        file = next(iter(_found_by_hdf5(name, Path(dataset.file.filename))), name)
-        try:
-            with h5py.File(file, "r") as content:
-                _check_sources(h5py, path, content[inner])
-        except (OSError, KeyError) as error:
-            raise DataError(
-                f"{path}: it shows the dataset {inner} of {name}, which is missing or damaged; expected all files that "
-                "it consists of. Copy them, too, to the same folder."
-            ) from error
-
-
-def _found_by_hdf5(name: str, file: Path) -> list[Path]:
-    """Return the existing files that the name of a virtual dataset's source in `file` stands for, by HDF5's rules."""
-    if name == ".":
-        return [file]
-    short = Path(name).name if Path(name).is_absolute() else name
-    for place in (name, str(file.parent / short), short):
-        pattern = "*".join(map(glob.escape, place.split("%b")))
-        if found := [Path(other) for other in glob.glob(pattern) if os.path.isfile(other)]:
-            return found
-    return []
-
-
-def source_files(file: Path) -> list[Path]:
-    """Return the other files that the voxels of a file's datasets are in, and those of the files found."""
-    h5py = package("h5py", file)
-    found: set[Path] = set()
-
-    def visit(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset):
-            found.update(Path(external) for external, _, _ in item.external or ())
-            sources = {source.file_name for source in item.virtual_sources()} if item.is_virtual else set()
-            shown.update(other for source in sources for other in _found_by_hdf5(source, Path(item.file.filename)))
-
-    seen: set[Path] = set()
-    shown = {file}
-    while left := shown - seen:
-        seen |= left
-        for one in left:
-            # A damaged file raises errors of many kinds, and is told by who reads it
-            with contextlib.suppress(Exception), h5py.File(one, "r") as content:
-                content.visititems(visit)
-    return sorted(found | seen)
 
 
 def _axes_of(dataset: Any) -> str | None:

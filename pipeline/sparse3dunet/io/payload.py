@@ -32,7 +32,7 @@ def check_regular(path: str | Path, part_of: str | Path = "") -> None:
         path: path of the file.
         part_of: path of the image that names the file, for the message.
     """
-    where = f"{part_of}: {_named(path)}" if part_of else path
+    where = f"{part_of}: {named(path)}" if part_of else path
     try:
         mode = Path(path).stat().st_mode
     except (OSError, ValueError) as error:  # missing, no access, a loop of links; a name with a null character
@@ -44,7 +44,7 @@ def check_regular(path: str | Path, part_of: str | Path = "") -> None:
     _check_kind(mode, where)
 
 
-def _named(path: str | Path) -> str:
+def named(path: str | Path) -> str:
     """Return a path that a header names; not one in which more of a damaged header may be, as there may be names."""
     text = str(path)
     is_plain = text.isprintable() and not re.search(r"[=:]", text)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sparse3dunet.errors import DataError
-from sparse3dunet.io.hdf5 import source_files
+from sparse3dunet.io.hdf5_sources import source_files
 from sparse3dunet.io.meta_header import read_meta_header
 from sparse3dunet.io.meta_image import voxel_files as meta_files
 from sparse3dunet.io.microscopy import package, readable
