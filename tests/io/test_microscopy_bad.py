@@ -163,6 +163,60 @@ def test_a_missing_plane_of_ome(tmp_path):
     assert re.search("1 of 5 planes are missing", error_of(path))
 
 
+def set_tag(path, page, tag, number, value):
+    """Set one number of a TIFF's tag; value None leaves that and all further ones out."""
+    content = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as file:
+        found = file.pages[page].aspage().tags[tag]
+        size = {3: 2, 4: 4}[int(found.dtype)]
+        place = found.offset + 4 if value is None else found.valueoffset + size * number
+    content[place : place + 4 if value is None else place + size] = (
+        number.to_bytes(4, "little") if value is None else value.to_bytes(size, "little")
+    )
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("tag", ["Offsets", "ByteCounts"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"compression": "zlib"},
+        {"compression": "zlib", "ome": True, "metadata": {"axes": "ZYX"}},
+        {"compression": "zlib", "imagej": True, "metadata": {"axes": "ZYX"}},
+        {"compression": "zlib", "rowsperstrip": 7},
+        {"tile": (16, 16)},
+        {"compression": "zlib", "tile": (16, 16)},
+        {"rowsperstrip": 7},
+    ],
+)
+@pytest.mark.parametrize("page", [0, 2])
+def test_strips_and_tiles_that_are_not_stored(tmp_path, options, tag, page):
+    """tifffile would fill them with zeros."""
+    path = tmp_path / ("a.ome.tif" if options.get("ome") else "a.tif")
+    tifffile.imwrite(path, voxels((33, 40, 5), np.uint16, 60000).T, **{"metadata": None, **options})
+    assert read_image(path).data.shape == (33, 40, 5)
+    set_tag(path, page, ("Tile" if "tile" in options else "Strip") + tag, 0, 0)
+    assert re.search(r"\d of 5 planes are missing, or some of their strips or tiles", error_of(path))
+
+
+@pytest.mark.parametrize("page", [0, 2])
+@pytest.mark.parametrize("options", [{"metadata": None}, {"metadata": None, "contiguous": False}, {}])
+def test_planes_that_are_nowhere(tmp_path, options, page):
+    """The header would be read as voxels."""
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        for plane in [voxels((33, 40, 5)).T] if "contiguous" not in options else voxels((33, 40, 5)).T:
+            file.write(plane, **options)
+    set_tag(tmp_path / "a.tif", page if options else 0, "StripOffsets", 0, 0)
+    assert "1 of 5 planes are missing" in error_of(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("tag", ["TileOffsets", "TileByteCounts"])
+def test_fewer_tiles_than_there_are(tmp_path, tag):
+    tifffile.imwrite(tmp_path / "a.tif", voxels((33, 40, 5)).T, metadata=None, tile=(16, 16), compression="zlib")
+    set_tag(tmp_path / "a.tif", 2, tag, 3, None)
+    assert "1 of 5 planes are missing" in error_of(tmp_path / "a.tif")
+
+
 def test_fewer_planes_than_imagej_says(tmp_path):
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, voxels().T, imagej=True, compression="zlib")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import html
 import logging
+import math
 import re
 import uuid
 from collections.abc import Iterator, Mapping
@@ -137,15 +138,23 @@ def _only_series(path: Path, file: Any) -> Any:
 def _voxels(path: Path, file: Any, series: Any) -> np.ndarray:
     if file.is_imagej:
         _check_imagej_pages(path, file, series)
-    if series.dataoffset is not None:
-        return package("tifffile", path).memmap(path, series=0, mode="r")
-    missing = sum(page is None for page in series.pages)
-    if missing:  # tifffile fills them with zeros
+    is_mapped = series.dataoffset is not None
+    planes = series.pages[:1] if is_mapped else list(series.pages)
+    empty = sum(page is None or _is_empty(page) for page in planes)
+    if empty:  # tifffile fills them with zeros
         raise DataError(
-            f"{path}: {missing} of {len(series.pages)} planes are missing; expected all. If the stack has several "
-            "files, copy all of them; otherwise export it again."
+            f"{path}: {empty} of {len(series.pages)} planes are missing, or some of their strips or tiles; expected "
+            "all. If the stack has several files, copy all of them; otherwise export it again."
         )
-    return series.asarray()
+    return package("tifffile", path).memmap(path, series=0, mode="r") if is_mapped else series.asarray()
+
+
+def _is_empty(page: Any) -> bool:
+    """Return whether voxels of a plane are not stored, as in GDAL's sparse files: an offset or a size of 0."""
+    if page.is_contiguous:  # which is read from the first offset on, whatever the size
+        return not page.dataoffsets[0]
+    is_whole = min(len(page.dataoffsets), len(page.databytecounts)) >= math.prod(page.chunked)
+    return not (is_whole and all(page.dataoffsets) and all(page.databytecounts))
 
 
 def _check_imagej_pages(path: Path, file: Any, series: Any) -> None:
