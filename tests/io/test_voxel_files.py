@@ -15,6 +15,7 @@ from sparse3dunet.inference.inputs import ImageCase, find_images
 from sparse3dunet.inference.records import CaseRecord
 from sparse3dunet.io import read_image
 from sparse3dunet.io.suffixes import state_of
+from sparse3dunet.io.voxel_files import voxel_files
 from tests.inference.test_records import do
 from tests.io.microscopy import voxels
 
@@ -50,6 +51,21 @@ def write_ome(path, array):
         name = path if not k else path.with_name(f"z&{k}.ome.tif")
         tifffile.imwrite(name, array.T[k], description=xml, metadata=None, photometric="minisblack")
     return path.with_name("z&3.ome.tif")
+
+
+def write_planes(path, planes, files, array=ARRAY):
+    """An OME-TIFF whose planes are those of other files, each by its name and number there."""
+    tifffile.imwrite(path, 0 * array.T, ome=True, metadata={"axes": "ZYX"}, photometric="minisblack")
+    xml = tifffile.TiffFile(path).ome_metadata
+    data = "".join(
+        f'<TiffData IFD="{ifd}" FirstZ="{z}" PlaneCount="1"><UUID FileName="{name}">urn:uuid:{name}</UUID></TiffData>'
+        for z, (name, ifd) in enumerate(planes)
+    )
+    xml = xml[: xml.index("<TiffData")] + data + xml[xml.index("</Pixels>") :]
+    tifffile.tiffcomment(path, xml.encode())
+    for name, content in files.items():
+        (path.parent / name).parent.mkdir(exist_ok=True)
+        tifffile.imwrite(path.parent / name, content.T, metadata=None, photometric="minisblack")
 
 
 def write_virtual(path, array, pattern=False):
@@ -92,6 +108,45 @@ def test_a_change_of_the_voxels_is_seen(tmp_path, name, write):
     os.utime(other, ns=(1, 1))  # an older file in its place, of the same size
     assert state_of(tmp_path / name) != before
     assert not CaseRecord(tmp_path / "out", case, {"model": "one"}).is_done()
+
+
+@pytest.mark.parametrize("other", ["b.ome.tif", "parts/b.ome.tif"])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_all_planes_in_another_file(tmp_path, other, reverse):
+    """They are there one after the other, at an offset that is none in the file itself."""
+    order = range(4, -1, -1) if reverse else range(5)
+    write_planes(tmp_path / "a.ome.tif", [(other, ifd) for ifd in order], {other: ARRAY})
+    found = read_image(tmp_path / "a.ome.tif")
+    np.testing.assert_array_equal(found.data, ARRAY[:, :, ::-1] if reverse else ARRAY)
+    assert [str(tmp_path / other)] == voxel_files(tmp_path / "a.ome.tif")
+    (tmp_path / other).unlink()
+    with pytest.raises(DataError, match=r"a\.ome\.tif: planes of it are in b\.ome\.tif, which is missing"):
+        read_image(tmp_path / "a.ome.tif")
+
+
+def test_planes_at_offsets_that_seem_to_follow(tmp_path):
+    """Each is in a file of its own, but at the offset of the former one's end."""
+    array = voxels((8, 6, 5))
+    names = [f"p{k}.ome.tif" for k in range(5)]
+    write_planes(tmp_path / "a.ome.tif", [(name, 0) for name in names], {}, array)
+    offsets = []
+    for k, name in enumerate(names):
+        text = "-" * (100 + k * array[..., k].size)
+        tifffile.imwrite(tmp_path / name, array[..., k].T, metadata=None, description=text, photometric="minisblack")
+        offsets += tifffile.TiffFile(tmp_path / name).pages[0].dataoffsets
+    assert set(np.diff(offsets)) == {48}
+    np.testing.assert_array_equal(read_image(tmp_path / "a.ome.tif").data, array)
+
+
+@pytest.mark.parametrize("form", ["absolute", "up", "one of them"])
+def test_planes_in_a_file_elsewhere(tmp_path, form):
+    """An OME-TIFF from elsewhere must not choose which files are read."""
+    (tmp_path / "in").mkdir()
+    other = str(tmp_path / "other/b.ome.tif") if form == "absolute" else "../other/b.ome.tif"
+    planes = [(other if form != "one of them" or k == 3 else "c.ome.tif", k) for k in range(5)]
+    write_planes(tmp_path / "in/a.ome.tif", planes, {other: ARRAY, "c.ome.tif": ARRAY})
+    with pytest.raises(DataError, match=r"a\.ome\.tif: planes of it are in a file elsewhere, which is not read"):
+        read_image(tmp_path / "in/a.ome.tif")
 
 
 @pytest.mark.parametrize("lines", ["s%d.raw 0 999999999 1", "s%d.raw 0 4 0", "s%d.raw 4 0 1", "s%s.raw 0 4 1"])

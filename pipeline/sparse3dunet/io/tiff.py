@@ -10,6 +10,7 @@ import hashlib
 import html
 import logging
 import math
+import os
 import re
 import uuid
 from collections.abc import Iterator, Mapping
@@ -24,6 +25,7 @@ import numpy as np
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.defaults import default_axes
 from sparse3dunet.io.microscopy import in_mm, package, readable, stored_order, volume_of
+from sparse3dunet.io.payload import named
 from sparse3dunet.io.text_header import without_texts
 from sparse3dunet.io.volumes import Volume
 
@@ -48,6 +50,12 @@ def read_tiff(path: Path) -> Volume:
         array = _voxels(path, file, series)
         array, notes = _calibrated(path, array, (file.imagej_metadata or {}) if file.is_imagej else {})
         return replace(volume_of(path, array, _axes_of(series), _sizes(file)), notes=notes)
+
+
+def ome_files(path: Path, xml: str) -> list[Path]:
+    """Return the files that OME-XML names; the pages of several files are one stack."""
+    names = re.findall(r"""\bFileName\s*=\s*["']([^"']*)["']""", xml)
+    return [path.parent / html.unescape(name) for name in dict.fromkeys(names)]
 
 
 def is_ome(path: str | Path) -> bool:
@@ -138,7 +146,10 @@ def _only_series(path: Path, file: Any) -> Any:
 def _voxels(path: Path, file: Any, series: Any) -> np.ndarray:
     if file.is_imagej:
         _check_imagej_pages(path, file, series)
-    is_mapped = series.dataoffset is not None
+    if file.is_ome and series.kind in ("generic", "imagej"):
+        _check_other_planes(path, file)
+    is_own = series.keyframe.parent is file and not series.is_multifile
+    is_mapped = is_own and series.dataoffset is not None
     planes = series.pages[:1] if is_mapped else list(series.pages)
     empty = sum(page is None or _is_empty(page) for page in planes)
     if empty:  # tifffile fills them with zeros
@@ -146,7 +157,33 @@ def _voxels(path: Path, file: Any, series: Any) -> np.ndarray:
             f"{path}: {empty} of {len(series.pages)} planes are missing, or some of their strips or tiles; expected "
             "all. If the stack has several files, copy all of them; otherwise export it again."
         )
-    return package("tifffile", path).memmap(path, series=0, mode="r") if is_mapped else series.asarray()
+    if is_mapped:
+        return package("tifffile", path).memmap(path, series=0, mode="r")
+    if is_own:
+        return series.asarray()
+    _check_folder(path, planes)
+    # Plane by plane, as tifffile may take the offset of contiguous ones for one in the file itself
+    return file.asarray(slice(None), series=series).reshape(series.shape)
+
+
+def _check_other_planes(path: Path, file: Any) -> None:
+    """Raise DataError if OME-XML, of which tifffile could make nothing, names other files: it reads the file's own."""
+    others = [other for other in ome_files(path, file.ome_metadata) if other.name != path.name]
+    if others:
+        raise DataError(
+            f"{path}: planes of it are in {named(others[0].name)}, which is missing, damaged or of another shape; "
+            "expected it in the same folder. Copy it there, too, or give back its name to a file that was renamed."
+        )
+
+
+def _check_folder(path: Path, planes: list[Any]) -> None:
+    """Raise DataError if planes are in files elsewhere: a file must not choose which others are read."""
+    folder = Path(os.path.realpath(path)).parent
+    if not all(Path(os.path.realpath(page.parent.filehandle.path)).is_relative_to(folder) for page in planes):
+        raise DataError(
+            f"{path}: planes of it are in a file elsewhere, which is not read; expected files in its folder, or in "
+            "folders there. Copy all files of the stack there, or pass the other file."
+        )
 
 
 def _is_empty(page: Any) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import html
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from sparse3dunet.io.microscopy import package, readable
 from sparse3dunet.io.nrrd_header import read_nrrd_header
 from sparse3dunet.io.nrrd_header import voxel_files as nrrd_files
 from sparse3dunet.io.suffixes import HDF5_SUFFIXES, META_SUFFIXES, NRRD_SUFFIXES, TIFF_SUFFIXES, suffix_among
+from sparse3dunet.io.tiff import ome_files
 
 
 def voxel_files(file: Path) -> list[str]:
@@ -39,12 +38,8 @@ def _of_nrrd(file: Path) -> list[Path]:
 
 
 def _of_ome(file: Path) -> list[Path]:
-    """Return the files that an OME-TIFF names; the pages of several files are one stack."""
-    tifffile = package("tifffile", file)
-    with tifffile.TiffFile(file) as content:
-        xml = content.ome_metadata or "" if content.is_ome else ""
-    names = re.findall(r"""\bFileName\s*=\s*["']([^"']*)["']""", xml)
-    return [file.parent / html.unescape(name) for name in dict.fromkeys(names)]
+    with package("tifffile", file).TiffFile(file) as content:
+        return ome_files(file, content.ome_metadata or "" if content.is_ome else "")
 
 
 _FINDERS: dict[tuple[str, ...], Callable[[Path], list[Path]]] = {
