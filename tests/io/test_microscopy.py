@@ -134,6 +134,23 @@ def test_units_of_ome_with_references_to_characters(tmp_path, unit):
     np.testing.assert_allclose(read_image(tmp_path / "a.tif").spacing, [2 if "109" in unit else 2e-3] * 3)
 
 
+@pytest.mark.parametrize("scaled", [True, False])
+@pytest.mark.parametrize("kind", ["ngff04.ome.zarr", "ngff05.zarr"])
+def test_the_finest_level_wherever_it_is_listed(tmp_path, kind, scaled):
+    """The specification lists it first."""
+    path = write(tmp_path / kind, voxels())
+    group = zarr.open_group(path)
+    metadata = dict(group.attrs)
+    levels = metadata.get("ome", metadata)["multiscales"][0]["datasets"]
+    levels.reverse()
+    for level in [] if scaled else levels:
+        del level["coordinateTransformations"]
+    group.attrs.update(metadata)
+    found = read_image(path)
+    np.testing.assert_array_equal(found.data, voxels())
+    np.testing.assert_allclose(found.spacing, np.array(SPACING if scaled else (1, 1, 1)) / 1000, rtol=1e-6)
+
+
 def test_where_an_ome_zarr_image_is(tmp_path):
     group = zarr.create_group(tmp_path / "a.zarr", zarr_format=2)
     microscopy.write_ngff(group, voxels().T, "zyx", SPACING, "4")

@@ -165,31 +165,63 @@ def _read_other(path: Path, group: Any, metadata: Mapping[str, Any], opened: boo
 
 
 def _read_multiscales(path: Path, group: Any, multiscales: Mapping[str, Any], version: str, opened: bool) -> Volume:
-    first = multiscales["datasets"][0]
-    array = group[first["path"]]
-    _check_chunks(path, path / str(first["path"]))
-    listed = multiscales.get("axes") or list("tczyx")[-len(array.shape) :]  # 0.2 and older state none
+    levels = multiscales["datasets"]
+    listed = (
+        multiscales.get("axes") or list("tczyx")[-len(group[levels[0]["path"]].shape) :]
+    )  # 0.2 and older state none
     axes = [axis if isinstance(axis, dict) else {"name": axis} for axis in listed]
     names = "".join(str(axis["name"]).lower()[:1] for axis in axes)
-    scale, shift = np.ones(len(axes)), np.zeros(len(axes))
-    transformations = (*first.get("coordinateTransformations", ()), *multiscales.get("coordinateTransformations", ()))
-    for step in transformations:
-        if "scale" in step:
-            factors = _by_axis(path, "scale", step["scale"], len(axes))
-            scale, shift = scale * factors, shift * factors
-        elif "translation" in step:
-            shift = shift + _by_axis(path, "translation", step["translation"], len(axes))
-        elif step.get("type", "identity") != "identity":
-            raise DataError(
-                f"{path}: a coordinate transformation is neither a scale nor a translation, or its numbers are in "
-                "another file; expected a number for each axis. Export the image again."
-            )
+    level = _finest(path, group, levels, names)
+    array = group[level["path"]]
+    _check_chunks(path, path / str(level["path"]))
+    scale, shift = _placement(path, names, level, multiscales)
     sizes = {name: in_mm(scale[i], axes[i].get("unit")) for i, name in enumerate(names)}
     origin = [0.0, 0.0, 0.0]
     if all(sizes.get(name) for name in "xyz"):
         origin = [float(shift[i] / scale[i]) * float(sizes[name] or 0) for name in "xyz" for i in [names.index(name)]]
     header = {"ome_zarr": version if version in VERSIONS else "0.4"}
     return volume_of(path, _voxels(array, opened), names, sizes, origin, header)
+
+
+def _finest(path: Path, group: Any, levels: Sequence[Mapping[str, Any]], names: str) -> Mapping[str, Any]:
+    """Return the level of the smallest voxels, or of the most where the file does not tell their sizes apart.
+
+    The specification lists it first; not all files do.
+
+    Raises:
+        DataError: when a level of larger voxels has more of them.
+    """
+    space = [i for i, name in enumerate(names) if name in "xyz"]
+    voxel = [float(np.abs(_placement(path, names, level)[0][space]).prod()) for level in levels]
+    count = [group[level["path"]].size if level["path"] in group else 0 for level in levels]
+    best = min(range(len(levels)), key=lambda i: (voxel[i], -count[i]))
+    if 0 < count[best] < max(count):
+        raise DataError(
+            f"{path}: the level of the smallest voxels has {count[best]}, but another one has {max(count)}; expected "
+            "the most in the finest one. Correct the scales of the levels, or export the image again."
+        )
+    return levels[best]
+
+
+def _placement(path: Path, names: str, *parts: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the scale and the shift of the coordinate transformations of a level, and of what it is in.
+
+    Raises:
+        DataError: when there are others.
+    """
+    scale, shift = np.ones(len(names)), np.zeros(len(names))
+    for step in (step for part in parts for step in part.get("coordinateTransformations", ())):
+        if "scale" in step:
+            factors = _by_axis(path, "scale", step["scale"], len(names))
+            scale, shift = scale * factors, shift * factors
+        elif "translation" in step:
+            shift = shift + _by_axis(path, "translation", step["translation"], len(names))
+        elif step.get("type", "identity") != "identity":
+            raise DataError(
+                f"{path}: a coordinate transformation is neither a scale nor a translation, or its numbers are in "
+                "another file; expected a number for each axis. Export the image again."
+            )
+    return scale, shift
 
 
 def _by_axis(path: Path, name: str, numbers: Any, count: int) -> np.ndarray:
