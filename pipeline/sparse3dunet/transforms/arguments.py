@@ -12,6 +12,13 @@ import numpy as np
 from sparse3dunet.errors import DataError
 
 
+def entry(data: Mapping[Any, Any], key: Hashable, transform: object) -> Any:
+    """Return a transform's entry of a dictionary; raise KeyError as MONAI's transforms do if it is missing."""
+    if key not in data:
+        raise KeyError(f"Key `{key}` of transform `{type(transform).__name__}` was missing in the data.")
+    return data[key]
+
+
 def axis_or_none(name: str, value: Any) -> int | None:
     """Return an axis, 0, 1 or 2, or None; raise DataError for anything else."""
     if value is not None and (isinstance(value, bool) or value not in (0, 1, 2)):
@@ -76,6 +83,17 @@ def per_axis(name: str, value: Any, most: float = math.inf, positive: bool = Fal
         raise DataError(f"{name} must be one or three numbers, none negative{limit}; got {value!r}.")
     if positive and not values.all():
         raise DataError(f"{name} must be above 0; got {value!r}.")
+    return np.broadcast_to(values, 3)
+
+
+def pixel_sizes(name: str, value: Any) -> np.ndarray:
+    """Return (3,) from a size in mm for all axes or one for each; 0 or less stands for the image's own."""
+    try:
+        values = np.asarray(value, dtype=float)
+    except (TypeError, ValueError):
+        values = np.array(math.nan)
+    if values.shape not in ((), (1,), (3,)) or not np.isfinite(values).all():
+        raise DataError(f"{name} must be one or three sizes in mm, 0 or less to keep an axis; got {value!r}.")
     return np.broadcast_to(values, 3)
 
 

@@ -12,6 +12,7 @@ from monai.transforms import MapTransform
 
 from sparse3dunet.io.volumes import Volume, on_grid_of
 from sparse3dunet.keys import IMAGE, LABEL, REFERENCE, WEIGHT
+from sparse3dunet.transforms.arguments import entry
 
 
 class ImageGridd(MapTransform):
@@ -38,7 +39,7 @@ class ImageGridd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
-            volume, image = _volume(d[key]), _volume(d[self.image_key])
+            volume, image = _volume(d[key]), _volume(entry(d, self.image_key, self))
             placed = on_grid_of(volume, image)
             if placed is not volume:
                 d[key].affine = torch.as_tensor(placed.affine)

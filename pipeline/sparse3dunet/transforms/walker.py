@@ -15,6 +15,7 @@ from sparse3dunet.keys import IMAGE, LABEL, WEIGHT
 from sparse3dunet.propagation.field import Field
 from sparse3dunet.propagation.random_walker import RandomWalker, roughness
 from sparse3dunet.propagation.scan import Scan, enlarged
+from sparse3dunet.transforms.arguments import entry
 
 MOST_VOXELS = 1_500_000
 """Number of voxels on which a random walk takes seconds; larger volumes use a coarser grid."""
@@ -117,5 +118,6 @@ class RandomWalkerLabeld(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
-            d[key], d[self.weight_key] = self.walker(d[self.image_key], d[key], d[self.weight_key])
+            image, weight = entry(d, self.image_key, self), entry(d, self.weight_key, self)
+            d[key], d[self.weight_key] = self.walker(image, d[key], weight)
         return d

@@ -14,6 +14,7 @@ from monai.utils import convert_to_dst_type, convert_to_tensor
 from sparse3dunet.data.label_and_weight import source_of
 from sparse3dunet.errors import DataError
 from sparse3dunet.keys import LABEL, WEIGHT
+from sparse3dunet.transforms.arguments import entry
 
 
 def class_weights(counts: Sequence[float], scheme: str | None = "inverse", cap: float = 10.0) -> list[float]:
@@ -172,5 +173,5 @@ class ClassWeightd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
-            d[key] = self.weigh(d[key], d[self.label_key])
+            d[key] = self.weigh(d[key], entry(d, self.label_key, self))
         return d

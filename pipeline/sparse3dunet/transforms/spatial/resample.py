@@ -12,11 +12,11 @@ from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing
 from monai.transforms import InvertibleTransform, MapTransform, SpatialResample, Transform
 from monai.transforms.utils import scale_affine
-from monai.utils import convert_to_tensor, ensure_tuple_rep
 
-from sparse3dunet.data.label_and_weight import source_of
+from sparse3dunet.data.label_and_weight import as_tensor, source_of
 from sparse3dunet.errors import DataError
 from sparse3dunet.keys import IMAGE, LABEL, WEIGHT
+from sparse3dunet.transforms.arguments import entry, pixel_sizes
 
 SAME_GRID = 1e-3
 """Largest distance, in source voxels, of grids that are considered the same."""
@@ -46,11 +46,12 @@ class ExtentSpacing(InvertibleTransform):
     """
 
     def __init__(self, pixdim: Sequence[float] | float, **kwargs: Any) -> None:
-        self.pixdim = np.array(ensure_tuple_rep(pixdim, 3), dtype=float)
+        self.pixdim = pixel_sizes("pixdim", pixdim)
         self.resample = SpatialResample(**kwargs)
 
     def __call__(self, img: torch.Tensor) -> torch.Tensor:
-        affine, shape = _affine_of(img), tuple(img.shape[1:])
+        known, shape = _affine_of(img), tuple(img.shape[1:])
+        affine = np.eye(4) if known is None else known
         spacing = affine_to_spacing(affine)
         new_shape = extent_shape(shape, spacing, np.where(self.pixdim > 0, self.pixdim, spacing))
         return self.resample(img, torch.as_tensor(affine @ scale_affine(shape, new_shape)), new_shape)
@@ -108,17 +109,24 @@ class ResampleAnnotation(Transform):
     The grids may differ only by scale and shift along each axis. If they are the same, the inputs are returned.
 
     Shapes: label, weight (1, X, Y, Z), the 4 x 4 affine and the shape (X', Y', Z') of the destination -> label, weight
-    (1, X', Y', Z') MetaTensors with that affine; types and other metadata are kept.
+    (1, X', Y', Z') MetaTensors with that affine; types and other metadata are kept. The label is a MetaTensor, as only
+    these have an affine, and a weight that is one has the label's. The destination's affine is None if it has none:
+    label and weight, without one too, are then returned if they have its shape.
 
     Raises:
-        DataError: when the grids are rotated, sheared, flipped or permuted against each other.
+        DataError: when the grids are rotated, sheared, flipped or permuted against each other, or only one of them has
+            an affine; when label and weight are not on one grid of one channel; when all annotation lies outside of
+            the destination.
     """
 
     def __call__(  # type: ignore[override]
         self, label: torch.Tensor, weight: torch.Tensor, dst_affine: Any, dst_shape: Sequence[int]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        src_affine, src_shape, dst_shape = _affine_of(label), tuple(label.shape[1:]), tuple(dst_shape)
-        dst_affine = np.asarray(dst_affine, dtype=float)
+        src_affine, src_shape, dst_shape = _grid_of(label, weight), tuple(label.shape[1:]), tuple(dst_shape)
+        dst_affine = None if dst_affine is None else _checked(dst_affine, "the image")
+        if src_affine is None or dst_affine is None:
+            _check_without_affine(label, src_affine is None, dst_affine is None, dst_shape)
+            return label, weight
         matrix = np.linalg.inv(src_affine) @ dst_affine
         if src_shape == dst_shape and _drift(matrix - np.eye(4), dst_shape) < SAME_GRID:
             return label, weight
@@ -132,7 +140,13 @@ class ResampleAnnotation(Transform):
                 "if they still differ, the label was not drawn on this image: resample it onto the image first."
             )
         rows = [_Row.between(*args) for args in zip(src_shape, dst_shape, scale, shift, affine_to_spacing(src_affine))]
+        label, weight = as_tensor(label, "label"), as_tensor(weight, "weight")
         resampled = _resample(label[0].cpu().numpy(), weight[0].cpu().numpy(), rows)
+        if bool((weight > 0).any()) and not (resampled[1] > 0).any():
+            raise DataError(
+                f"{source_of(label)}: all of its annotation lies outside of the image, so none is left; by their "
+                "affines they are at different places. Give the label the image's affine if it was drawn on it."
+            )
         return _on_grid(resampled[0], label, dst_affine), _on_grid(resampled[1], weight, dst_affine)
 
 
@@ -157,7 +171,7 @@ class AnnotationToMatchd(MapTransform):
         d = dict(data)
         if self.allow_missing_keys and self.label_key not in d and self.weight_key not in d:
             return d
-        label, weight, image = d[self.label_key], d[self.weight_key], d[self.key_dst]
+        label, weight, image = (entry(d, key, self) for key in (self.label_key, self.weight_key, self.key_dst))
         d[self.label_key], d[self.weight_key] = self.resample(label, weight, _affine_of(image), image.shape[1:])
         return d
 
@@ -247,8 +261,48 @@ def _nearest_claim(
     return claims
 
 
-def _affine_of(image: torch.Tensor) -> np.ndarray:
-    return image.affine.numpy() if isinstance(image, MetaTensor) else np.eye(4)
+def _affine_of(image: Any) -> np.ndarray | None:
+    """Return the affine of a MetaTensor; None for other arrays, which have none."""
+    return _checked(image.affine.cpu(), source_of(image)) if isinstance(image, MetaTensor) else None
+
+
+def _checked(affine: Any, source: str) -> np.ndarray:
+    """Return an affine as an array; raise DataError, naming whose it is, if it places no voxels in space."""
+    matrix = np.asarray(affine, dtype=float)
+    if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or np.linalg.matrix_rank(matrix[:3, :3]) < 3:
+        raise DataError(
+            f"{source}: the affine {matrix.tolist()} places no voxels in space; expected 4 x 4 numbers, whose first "
+            "three columns are an axis each. Correct it where the volume is loaded."
+        )
+    return matrix
+
+
+def _grid_of(label: Any, weight: Any) -> np.ndarray | None:
+    """Return the affine of an annotation, None without one; raise DataError unless label and weight are on one grid."""
+    shape, other = (tuple(as_tensor(part, name).shape) for part, name in ((label, "label"), (weight, "weight")))
+    if len(shape) != 4 or shape[0] != 1 or other != shape:
+        raise DataError(
+            f"{source_of(label)}: expected a label and a weight of the same shape (1, X, Y, Z), got {shape} and "
+            f"{other}. Make both of one annotation, as SparseLabel does."
+        )
+    affine, of_weight = _affine_of(label), _affine_of(weight)
+    if affine is None or of_weight is None:
+        return affine
+    if _drift(np.linalg.inv(affine) @ of_weight - np.eye(4), shape[1:]) >= SAME_GRID:
+        raise DataError(f"{source_of(label)}: its weight has another affine; expected the label's, for both.")
+    return affine
+
+
+def _check_without_affine(label: Any, label_has_none: bool, image_has_none: bool, dst_shape: tuple[int, ...]) -> None:
+    """Raise DataError unless neither label nor image has an affine, and both have the same shape."""
+    if label_has_none and image_has_none and tuple(label.shape[1:]) == dst_shape:
+        return
+    found = "neither has an affine, and their shapes differ" if label_has_none and image_has_none else ""
+    found = found or f"the {'label' if label_has_none else 'image'} has none"
+    raise DataError(
+        f"{source_of(label)}: to bring a label {tuple(label.shape[1:])} to the grid of an image {dst_shape}, both need "
+        f"an affine; {found}. Pass MetaTensors, as loaded by VolumeReader, without monai.data.set_track_meta(False)."
+    )
 
 
 def _drift(matrix: np.ndarray, shape: Sequence[int]) -> float:
@@ -256,8 +310,8 @@ def _drift(matrix: np.ndarray, shape: Sequence[int]) -> float:
     return float((np.abs(matrix[:3, :3]) @ np.array(shape) + np.abs(matrix[:3, 3])).max())
 
 
-def _on_grid(values: np.ndarray, source: torch.Tensor, affine: np.ndarray) -> torch.Tensor:
+def _on_grid(values: np.ndarray, source: MetaTensor, affine: np.ndarray) -> torch.Tensor:
     result = MetaTensor(torch.from_numpy(values)[None].to(source.device))
-    result.copy_meta_from(convert_to_tensor(source, track_meta=True))
+    result.copy_meta_from(source)
     result.affine = torch.as_tensor(affine)
     return result
