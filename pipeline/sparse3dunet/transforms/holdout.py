@@ -10,8 +10,9 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
-from monai.utils import convert_to_dst_type, convert_to_tensor
+from monai.utils import convert_to_dst_type
 
+from sparse3dunet.data.label_and_weight import as_tensor
 from sparse3dunet.data.names import case_name
 from sparse3dunet.data.slices import Slices, find_slices, runs, slices_mask
 from sparse3dunet.errors import DataError
@@ -70,7 +71,7 @@ class HoldOutSlices(Transform):
         self.listed = listed
 
     def __call__(self, weight: Any, name: str = "") -> torch.Tensor:
-        tensor = convert_to_tensor(weight, track_meta=True)
+        tensor = as_tensor(weight, "weight")
         plain = tensor.as_tensor()
         held_out = torch.from_numpy(slices_mask(plain.shape[1:], self.held_out((plain > 0)[0], name)))[None]
         keep = held_out if self.part == VALIDATION else ~held_out

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from monai.config import KeysCollection
+from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
+from sparse3dunet.data.label_and_weight import as_tensor
 from sparse3dunet.io.volumes import Volume, on_grid_of
 from sparse3dunet.keys import IMAGE, LABEL, REFERENCE, WEIGHT
 from sparse3dunet.transforms.arguments import entry
@@ -48,6 +50,9 @@ class ImageGridd(MapTransform):
 
 def _volume(tensor: Any) -> Volume:
     """Return a tensor's first channel as a volume, with what its metadata say of the file."""
+    tensor = (
+        tensor if isinstance(tensor, MetaTensor) else as_tensor(tensor, "volume")
+    )  # without metadata, it stays as it is
     meta = tensor.meta
     flags = (bool(meta.get("has_orientation", True)), bool(meta.get("has_voxel_size", True)))
     return Volume("", tensor[0], np.asarray(tensor.affine), None, *flags)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform, Transform
-from monai.utils import convert_to_tensor
 
+from sparse3dunet.data.label_and_weight import as_tensor
 from sparse3dunet.keys import IMAGE, LABEL, WEIGHT
 from sparse3dunet.propagation.field import Field
 from sparse3dunet.propagation.random_walker import RandomWalker, roughness
@@ -62,8 +62,11 @@ class RandomWalkerLabel(Transform):
     def __call__(  # type: ignore[override]
         self, image: Any, label: Any, weight: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        gray = convert_to_tensor(image, track_meta=False)
-        label, weight = convert_to_tensor(label, track_meta=True), convert_to_tensor(weight, track_meta=True)
+        gray, label, weight = (
+            as_tensor(image, "image").as_tensor(),
+            as_tensor(label, "label"),
+            as_tensor(weight, "weight"),
+        )
         unlabeled = weight.as_tensor() == 0
         classes = label.as_tensor()[~unlabeled].unique()
         # A single class would be certain everywhere, and a constant image contains no information.
