@@ -85,6 +85,15 @@ def test_reference_is_complete(room):
     assert [name for name in missing if not name.isupper()] == []
 
 
+def test_propagation_names_the_method_that_is_used_differently():
+    """What the page says of each method holds of all that it does not except."""
+    page = (ROOT / "docs/api/propagation.md").read_text(encoding="utf-8")
+    excepted = re.findall(r"except `(\w+)`", page)
+    room = importlib.import_module("sparse3dunet.propagation")
+    for name in room.__all__:
+        assert hasattr(getattr(room, name), "predict_proba") == (name not in excepted), name
+
+
 @pytest.mark.parametrize("module", EXAMPLES)
 def test_examples_of_docstrings(module):
     assert doctest.testmod(importlib.import_module(module)).failed == 0
