@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from monai.networks.layers.utils import get_act_layer, get_norm_layer
-from monai.utils import ensure_tuple_rep
 from torch import nn
 
 from sparse3dunet.networks.concatenated import additive_weights
@@ -227,23 +226,33 @@ class UNet3D(nn.Module):
 def _check_layers(ends: Mapping[str, int], channels: Sequence[int], padding: str, halved: bool) -> None:
     """Raise ValueError where an argument is out of range; `ends`: channels of the image and of the output, by name."""
     for name, count in ends.items():
-        if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
+        if not _is_count(count):
             raise ValueError(f"{name} must be a whole number above 0, got {count!r}.")
     if padding not in PADDINGS:
         raise ValueError(f"padding must be one of {PADDINGS}, got {padding!r}.")
     if not isinstance(halved, bool):
         raise ValueError(f"halved must be True or False, got {halved!r}.")
-    if len(channels) < 2 or any(c < 1 or (halved and c % 2) for c in channels):
-        even = " even," if halved else ""
-        raise ValueError(f"channels needs at least two{even} positive numbers, got {tuple(channels)}.")
+    listed = channels if isinstance(channels, (list, tuple)) else ()
+    if len(listed) < 2 or any(not _is_count(c) or (halved and c % 2) for c in listed):
+        even = " even" if halved else ""
+        raise ValueError(f"channels needs at least two{even} whole numbers above 0, got {channels!r}.")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 0
 
 
 def _per_step(name: str, values: Any, count: int, channels: Sequence[int]) -> list[tuple[int, int, int]]:
     """Return an argument's values by step and axis; raise ValueError unless there are `count` or one for all."""
-    per_step = (values,) * count if isinstance(values, int) else tuple(values)
+    per_step = (values,) * count if isinstance(values, Integral) else values
+    if not isinstance(per_step, (list, tuple)):
+        raise ValueError(f"{name} must be a whole number, or a list with one or three for each step, got {values!r}.")
     if len(per_step) != count:
         raise ValueError(f"{name} needs {count} entries for {len(channels)} channels, got {per_step}.")
-    return [ensure_tuple_rep(value, 3) for value in per_step]
+    per_axis = [tuple(entry) if isinstance(entry, (list, tuple)) else (entry,) * 3 for entry in per_step]
+    if any(len(entry) != 3 or not all(map(_is_count, entry)) for entry in per_axis):
+        raise ValueError(f"{name} must be whole numbers above 0, one or three for each step, got {values!r}.")
+    return per_axis  # type: ignore[return-value]
 
 
 class _Layers:

@@ -48,6 +48,12 @@ def check_bound(size: Any) -> None:
         )
 
 
+def resolutions(channels: Any) -> int:
+    """Return the number of a network's resolutions; raise DataError unless its channels are a list as in a plan."""
+    check_choices({"channels": list(channels) if isinstance(channels, tuple) else channels})
+    return len(channels)
+
+
 def _are_numbers(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 3 and all(map(is_number, value))
 
@@ -69,7 +75,7 @@ _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "spacing": (lambda v: v is None or (_are_numbers(v) and min(v) > 0), "three numbers above 0, in mm, or null"),
     "patch_size": (_are_whole, "three whole numbers above 0"),
     "channels": (
-        lambda v: isinstance(v, list) and len(v) != 1 and all(isinstance(n, int) and n > 0 for n in v),
+        lambda v: isinstance(v, list) and len(v) != 1 and all(is_number(n, int) and n > 0 for n in v),
         "a whole number above 0 for each of two or more resolutions",
     ),
     "batch_size": (lambda v: isinstance(v, int) and v > 0, "a whole number above 0"),

@@ -23,7 +23,7 @@ from sparse3dunet.io.payload import check_no_pipe
 from sparse3dunet.io.writing import write_text
 from sparse3dunet.models.description import ModelDescription, form_network
 from sparse3dunet.networks import UNet3D
-from sparse3dunet.planning.checks import CURE, SCHEMA_VERSION, check_bound, check_choices, check_plan
+from sparse3dunet.planning.checks import CURE, SCHEMA_VERSION, check_bound, check_choices, check_plan, resolutions
 from sparse3dunet.planning.fingerprint import CT, Fingerprint, fingerprint
 from sparse3dunet.planning.geometry import coarsened, patch_lengths, steps, whole_lengths
 from sparse3dunet.planning.sampling import class_balance
@@ -82,11 +82,11 @@ class Plan:
 
     def strides_for(self, channels: Sequence[int]) -> list[list[int]]:
         """Return the strides of a network with these channels by resolution."""
-        return _first(self.strides, len(channels) - 1)
+        return _first(self.strides, resolutions(channels) - 1)
 
     def kernel_sizes_for(self, channels: Sequence[int]) -> list[list[int]]:
         """Return the kernel sizes of a network with these channels by resolution."""
-        return _first(self.kernel_sizes, len(channels))
+        return _first(self.kernel_sizes, resolutions(channels))
 
     def patch_size_for(self, network: nn.Module) -> list[int]:
         """Return the patch size, rounded up to what a network can process (multiples of 8 if it does not say so)."""
