@@ -165,8 +165,9 @@ def test_split_file(tmp_path):
         path.write_text(json.dumps(content))
         with pytest.raises(DataError, match=words):
             split_cases(cases(3), split_file=path)
-    with pytest.raises(DataError, match="val_fraction"):
-        split_cases(cases(3), 1.0)
+    for fraction in (1.0, None, True, "x", float("nan")):
+        with pytest.raises(DataError, match="val_fraction must be a number"):
+            split_cases(cases(3), fraction)
 
 
 @pytest.mark.parametrize(

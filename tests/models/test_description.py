@@ -158,7 +158,7 @@ def test_predictions_with_a_model_of_0_10_0_count_as_made_with_it(tmp_path):
         ("regions", [[1], "x", {"all": [1, "x"]}, {"all": 1}, {"all": []}, {"all": [1.5]}, {"all": [-1]}]),
         ("training", ["x", [1], None]),
         ("sparse3dunet_version", [1, ["1.0"]]),
-        ("schema_version", [0, -1, 1.5, "1", None]),
+        ("schema_version", [0, -1, 1.0, 1.5, "1", None, True]),
     ],
 )
 def test_a_field_of_another_kind_is_named(name, values):

@@ -107,6 +107,14 @@ def test_a_plan_is_a_file(ct, tmp_path):
     [
         ({"schema_version": 99, "sparse3dunet_version": "7.1"}, "7.1"),
         ({"schema_version": None}, "schema_version"),
+        ({"schema_version": True}, "schema_version"),
+        ({"channels": [True, True]}, "channels"),
+        ({"slice_axis": 1.0}, "slice_axis"),
+        ({"strides": [[1_000_000_000, 1, 1]]}, "strides"),
+        ({"batch_size": 1_000_000_000}, "batch_size: 1000000000; expected a whole number from 1 to 1024"),
+        ({"batch_size": True}, "batch_size"),
+        ({"patch_size": [100_000, 1, 1]}, "patch_size"),
+        ({"patch_size": [512, 512, 512], "batch_size": 16}, "16 patches .* voxels in an iteration"),
         ({"patch_size": [16, 16]}, "patch_size"),
         ({"patch_size": [16, 16, 0]}, "patch_size"),
         ({"spacing": "median"}, "spacing"),
@@ -230,7 +238,7 @@ def test_a_network_of_another_kind(ct):
 def test_settings_come_before_the_plan(ct):
     plan = make_plan(ct, None)
     network = UNet3D(
-        1, 3, [4, 8, 8], plan.strides_for([4, 8, 8]), padding="same", kernel_sizes=plan.kernel_sizes_for("123")
+        1, 3, [4, 8, 8], plan.strides_for([4, 8, 8]), padding="same", kernel_sizes=plan.kernel_sizes_for([4, 8, 8])
     )
     actual = chosen(plan, network, patch_size=[16, 16, 8], flip_prob=[0.5, 0, 0], class_balance=plan.class_balance)
     assert (actual.patch_size, actual.flip_prob, actual.channels) == ((16, 16, 8), (0.5, 0, 0), (4, 8, 8))
@@ -246,6 +254,7 @@ def test_settings_come_before_the_plan(ct):
         ({"flip_prob": 2}, "flip_prob is [2, 2, 2]; expected three numbers from 0 to 1"),
         ({"slice_axis": 7}, "slice_axis is 7; expected 0, 1, 2 or null"),
         ({"patch_size": [16, 0, 8]}, "patch_size is [16, 0, 8]; expected three whole numbers above 0"),
+        ({"batch_size": 10**9}, "batch_size is 1000000000; expected a whole number from 1 to 1024"),
     ],
 )
 def test_settings_that_no_plan_may_have(ct, settings, words):
@@ -313,6 +322,8 @@ def normalized(path, scale):
         (("--minutes", "nan"), "minutes must be a number above 0"),
         (("--largest_patch_size", "16"), "largest_patch_size is 16; expected three whole numbers"),
         (("--largest_patch_size", "[16,16,0]"), "largest_patch_size is [16, 16, 0]; expected three whole numbers"),
+        (("--patch_voxels", "-1"), "patch_voxels must be a number of at least 1"),
+        (("--network_def#channels", "8"), "channels is 8; expected a whole number above 0 for each"),
         (("--spacing", "[1e-6,1,1]"), "--spacing 1e-06,1,1: case_0 would have"),
     ],
 )

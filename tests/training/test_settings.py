@@ -15,7 +15,7 @@ from sparse3dunet.training.data import read
 from sparse3dunet.training.distributed import share, show_data, show_results, wrap
 from sparse3dunet.training.engines import NamedHandler
 from sparse3dunet.training.resume import fixed_settings
-from sparse3dunet.training.settings import default_workers
+from sparse3dunet.training.settings import check_rates, default_workers
 
 DECLARED = {"class_names": ["a", "b"], "class_values": [0, 4], "ignore_index": [9], "num_channels": 1}
 
@@ -58,6 +58,22 @@ def test_nothing_learns_from_references(dataset):
 )  # a name alone, as from the command line
 def test_workers(device, workers):
     assert default_workers(device) == workers
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("learning_rate", [[1], None, True, 0, -1, float("nan"), float("inf")]),
+        ("num_workers", [1.5, "x", -1, None, True]),
+        ("cache_rate", [float("nan"), -1, 2, None, "x"]),
+    ],
+)
+def test_settings_that_are_no_numbers_in_their_range(name, values):
+    good = {"learning_rate": 0.001, "num_workers": 0, "cache_rate": 1.0}
+    check_rates(**good)
+    for value in values:
+        with pytest.raises(DataError, match=f"^{name} must be a .*number.*; got "):
+            check_rates(**{**good, name: value})
 
 
 def test_patience_is_of_epochs():

@@ -48,8 +48,9 @@ def split_cases(
     """
     if split_file is not None:
         return _split_by_file(cases, Path(str(split_file)).expanduser())
-    if not 0 <= val_fraction < 1:
-        raise DataError(f"val_fraction must be at least 0 and below 1, got {val_fraction}.")
+    is_number = isinstance(val_fraction, (int, float)) and not isinstance(val_fraction, bool)
+    if not is_number or not 0 <= val_fraction < 1:
+        raise DataError(f"val_fraction must be a number of at least 0 and below 1, got {val_fraction!r:.80}.")
     if len(cases) <= 1 or val_fraction == 0:
         return list(cases), _few(cases)
     if validation:

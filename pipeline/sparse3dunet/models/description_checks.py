@@ -33,7 +33,7 @@ def migrated(content: Mapping[str, Any]) -> dict[str, Any]:
     are loaded), and ``in_channels`` is given for any network. Version 2 (0.12.0) added ``regions`` and ``intensity``.
     """
     result = dict(content) if "schema_version" in content else _first_version(content)
-    if result["schema_version"] == 1:
+    if is_number(result["schema_version"], int) and result["schema_version"] == 1:
         result |= {"schema_version": 2, "regions": None}
     return result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +12,9 @@ from sparse3dunet.models.description_checks import is_number
 from sparse3dunet.transforms.normalize import is_intensity
 
 SCHEMA_VERSION = 1
+MOST_BATCH, LONGEST, MOST_STRIDE = 1024, 4096, 16
+MOST_VOXELS = 2**30
+"""Bounds of a batch's patches, a patch's axis, a stride, and an iteration's voxels, far beyond any machine's memory."""
 CURE = "Make one: sparse3dunet plan DATA -o FILE"
 
 
@@ -19,7 +23,7 @@ def check_plan(content: Any, where: str) -> None:
     if not isinstance(content, dict):
         raise DataError(f"{where}: not a plan: expected a JSON object, found {content!r:.40}. {CURE}")
     version = content.get("schema_version")
-    if isinstance(version, int) and version > SCHEMA_VERSION:
+    if is_number(version, int) and version > SCHEMA_VERSION:
         raise DataError(
             f"{where}: was written by sparse3dunet {content.get('sparse3dunet_version')}, whose plans (schema version "
             f"{version}) this one, {__version__}, cannot read. Update sparse3dunet to that version or a later one."
@@ -29,6 +33,7 @@ def check_plan(content: Any, where: str) -> None:
             raise DataError(f"{where}: not a plan: it has no {name}; expected {expected}. {CURE}")
         if not fits(content[name]):
             raise DataError(f"{where}: has no valid {name}: {content[name]!r:.80}; expected {expected}. {CURE}")
+    _check_iteration(content, f"{where}: ")
 
 
 def check_choices(choices: Mapping[str, Any]) -> None:
@@ -37,6 +42,17 @@ def check_choices(choices: Mapping[str, Any]) -> None:
         fits, expected = _EXPECTED[name]
         if not fits(value):
             raise DataError(f"{name} is {value!r:.80}; expected {expected}.")
+    _check_iteration(choices, "")
+
+
+def _check_iteration(choices: Mapping[str, Any], where: str) -> None:
+    """Raise DataError if the patches of an iteration have more voxels than any machine could process."""
+    voxels = math.prod(choices.get("patch_size", ())) * choices.get("batch_size", 1)
+    if voxels > MOST_VOXELS:
+        raise DataError(
+            f"{where}{choices.get('batch_size', 1)} patches of {choices['patch_size']} are {voxels:.3g} voxels in an "
+            f"iteration; expected at most {MOST_VOXELS:.3g}. Choose a smaller patch_size or batch_size."
+        )
 
 
 def check_bound(size: Any) -> None:
@@ -46,6 +62,12 @@ def check_bound(size: Any) -> None:
             f"largest_patch_size is {size!r}; expected three whole numbers above 0, such as --largest_patch_size "
             '"[64,64,64]".'
         )
+
+
+def check_patch_voxels(voxels: Any) -> None:
+    """Raise DataError unless the number of voxels that a patch may have is one."""
+    if not is_number(voxels) or voxels < 1:
+        raise DataError(f"patch_voxels must be a number of at least 1, such as --patch_voxels 262144; got {voxels!r}.")
 
 
 def resolutions(channels: Any) -> int:
@@ -71,17 +93,20 @@ def _are_kernels(value: Any) -> bool:
 
 
 _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "schema_version": (lambda v: v == SCHEMA_VERSION, str(SCHEMA_VERSION)),
+    "schema_version": (lambda v: is_number(v, int) and v == SCHEMA_VERSION, str(SCHEMA_VERSION)),
     "spacing": (lambda v: v is None or (_are_numbers(v) and min(v) > 0), "three numbers above 0, in mm, or null"),
-    "patch_size": (_are_whole, "three whole numbers above 0"),
+    "patch_size": (
+        lambda v: _are_whole(v) and max(v) <= LONGEST,
+        f"three whole numbers above 0, at most {LONGEST}",
+    ),
     "channels": (
         lambda v: isinstance(v, list) and len(v) != 1 and all(is_number(n, int) and n > 0 for n in v),
         "a whole number above 0 for each of two or more resolutions",
     ),
-    "batch_size": (lambda v: isinstance(v, int) and v > 0, "a whole number above 0"),
+    "batch_size": (lambda v: is_number(v, int) and 0 < v <= MOST_BATCH, f"a whole number from 1 to {MOST_BATCH}"),
     "strides": (
-        lambda v: isinstance(v, list) and len(v) > 0 and all(map(_are_whole, v)),
-        "three whole numbers above 0 for each downsampling",
+        lambda v: isinstance(v, list) and len(v) > 0 and all(_are_whole(s) and max(s) <= MOST_STRIDE for s in v),
+        f"three whole numbers from 1 to {MOST_STRIDE} for each downsampling",
     ),
     "kernel_sizes": (_are_kernels, "three numbers, 1 or 3, for each resolution"),
     "intensity": (is_intensity, "lower, upper, mean and std, with lower < upper and std above 0, or null"),
@@ -92,6 +117,6 @@ _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda v: isinstance(v, dict) and _are_names(v.get("class_names")),
         "an object, and class_names in it a list of names",
     ),
-    "slice_axis": (lambda v: v is None or (v in (0, 1, 2) and not isinstance(v, bool)), "0, 1, 2 or null"),
+    "slice_axis": (lambda v: v is None or (is_number(v, int) and v in (0, 1, 2)), "0, 1, 2 or null"),
 }
 """By field, a check of the value read from JSON, and what is expected."""

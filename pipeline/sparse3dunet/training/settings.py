@@ -23,7 +23,9 @@ from sparse3dunet.keys import ANNOTATED_CLASSES
 from sparse3dunet.losses.regions import Regions
 from sparse3dunet.metrics import tolerance
 from sparse3dunet.models.description import ModelDescription
+from sparse3dunet.models.description_checks import is_number
 from sparse3dunet.networks import UNet3D
+from sparse3dunet.planning.checks import check_patch_voxels
 from sparse3dunet.planning.plan import planned_spacing
 from sparse3dunet.planning.sampling import draw_shares
 from sparse3dunet.training.budget import check_minutes
@@ -57,6 +59,7 @@ def target_spacing(
         DataError: when `spacing` is none of these, `minutes` no number above 0, or a volume would not fit into memory.
     """
     check_minutes(minutes)
+    check_patch_voxels(patch_voxels)
     spacing = planned_spacing(report, spacing, plan, minutes, patch_voxels)
     if spacing is None:
         return None
@@ -178,6 +181,17 @@ def check_counts(counts: Mapping[str, Any]) -> None:
     for name, value in counts.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise DataError(f"{name} must be a whole number of at least 1, such as --{name} 10; got {value!r}.")
+
+
+def check_rates(learning_rate: Any, num_workers: Any, cache_rate: Any) -> None:
+    """Raise DataError, naming the setting, unless each of these is a number in its range."""
+    for name, value, fits, expected in (
+        ("learning_rate", learning_rate, lambda v: is_number(v) and v > 0, "a number above 0, such as 0.001"),
+        ("num_workers", num_workers, lambda v: is_number(v, int) and v >= 0, "a whole number of at least 0, such as 4"),
+        ("cache_rate", cache_rate, lambda v: is_number(v) and 0 <= v <= 1, "a number from 0 to 1, such as 0.5"),
+    ):
+        if not fits(value):
+            raise DataError(f"{name} must be {expected}; got {value!r:.80}.")
 
 
 def check_looked_for(data_set: DataSet, training: Sequence[Case], like: ModelDescription | None = None) -> None:
