@@ -23,7 +23,7 @@ def check_plan(content: Any, where: str) -> None:
     if not isinstance(content, dict):
         raise DataError(f"{where}: not a plan: expected a JSON object, found {content!r:.40}. {CURE}")
     version = content.get("schema_version")
-    if is_number(version, int) and version > SCHEMA_VERSION:
+    if isinstance(version, int) and is_number(version, int) and version > SCHEMA_VERSION:
         raise DataError(
             f"{where}: was written by sparse3dunet {content.get('sparse3dunet_version')}, whose plans (schema version "
             f"{version}) this one, {__version__}, cannot read. Update sparse3dunet to that version or a later one."
