@@ -22,8 +22,8 @@ def check_plan(content: Any, where: str) -> None:
     """Raise DataError unless the content of a JSON file is a plan; `where` names the file."""
     if not isinstance(content, dict):
         raise DataError(f"{where}: not a plan: expected a JSON object, found {content!r:.40}. {CURE}")
-    version = content.get("schema_version")
-    if isinstance(version, int) and is_number(version, int) and version > SCHEMA_VERSION:
+    version: Any = content.get("schema_version")
+    if is_number(version, int) and version > SCHEMA_VERSION:
         raise DataError(
             f"{where}: was written by sparse3dunet {content.get('sparse3dunet_version')}, whose plans (schema version "
             f"{version}) this one, {__version__}, cannot read. Update sparse3dunet to that version or a later one."
@@ -55,8 +55,9 @@ def _check_iteration(choices: Mapping[str, Any], where: str) -> None:
         )
 
 
-def check_bound(size: Any) -> None:
-    """Raise DataError unless the upper bound of the patch size is three whole numbers, or None."""
+def check_bound(size: Any, voxels: Any) -> None:
+    """Raise DataError unless the upper bound of the patch size is three whole numbers, or None; as the voxels' does."""
+    check_patch_voxels(voxels)
     if size is not None and not _are_whole(list(size) if isinstance(size, tuple) else size):
         raise DataError(
             f"largest_patch_size is {size!r}; expected three whole numbers above 0, such as --largest_patch_size "

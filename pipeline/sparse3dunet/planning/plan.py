@@ -23,15 +23,7 @@ from sparse3dunet.io.payload import check_no_pipe
 from sparse3dunet.io.writing import write_text
 from sparse3dunet.models.description import ModelDescription, form_network
 from sparse3dunet.networks import UNet3D
-from sparse3dunet.planning.checks import (
-    CURE,
-    SCHEMA_VERSION,
-    check_bound,
-    check_choices,
-    check_patch_voxels,
-    check_plan,
-    resolutions,
-)
+from sparse3dunet.planning.checks import CURE, SCHEMA_VERSION, check_bound, check_choices, check_plan, resolutions
 from sparse3dunet.planning.fingerprint import CT, Fingerprint, fingerprint
 from sparse3dunet.planning.geometry import coarsened, patch_lengths, steps, whole_lengths
 from sparse3dunet.planning.sampling import class_balance
@@ -156,8 +148,7 @@ def make_plan(
     Raises:
         DataError: when the file is not a plan, or does not fit the data set.
     """
-    check_bound(largest_patch_size)
-    check_patch_voxels(patch_voxels)
+    check_bound(largest_patch_size, patch_voxels)
     found, model = fingerprint(report), _as(like)
     if plan_file is not None:
         taken = _check_fits(read_plan(plan_file), found, plan_file)
