@@ -19,6 +19,7 @@ from sparse3dunet.densify.suggest import (
     with_mark,
     write_json,
 )
+from sparse3dunet.errors import DataError
 
 SHAPE = (48, 40, 44)
 AFFINE = np.array([[1.0, 0, 0, -20], [0, 1.5, 0, -10], [0, 0, 2.0, 5], [0, 0, 0, 1]])
@@ -342,3 +343,13 @@ def test_the_mark_of_a_template_is_no_other_value(dtype, mark):
     marked = with_mark(values, [], annotated, "all", np.eye(4), mark)
     assert (marked[~annotated] == mark).all()
     np.testing.assert_array_equal(marked[annotated], values[annotated])
+
+
+def test_confidence_that_is_no_uint8():
+    confidence, segmentation, annotated = scene([((24, 20, 22), 6)])
+    for wrong in (confidence / 255, confidence.astype(np.int64), confidence.tolist()):
+        with pytest.raises(DataError, match="confidence must be uint8, 255 for a probability of 1"):
+            suggest_slices(wrong, segmentation, annotated, AFFINE)
+    for shapes in ((confidence[:-1], segmentation, annotated), (confidence, segmentation, annotated[None])):
+        with pytest.raises(DataError, match="must have one shape"):
+            suggest_slices(*shapes, AFFINE)

@@ -232,3 +232,10 @@ def test_the_table_tells_what_means_leave_out(scores, capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert "1 shown, but not predicted, 1 predicted, but not shown" in text
     assert "nan" not in text
+
+
+@pytest.mark.parametrize("tolerances", [[-1] * 3, [1, 2], [1, 2, np.nan], 2])
+def test_tolerances_are_one_length_for_each_class(tolerances):
+    label = torch.zeros(1, 6, 6, 6, dtype=torch.long)
+    with pytest.raises(ValueError, match="tolerances must be 3 numbers of at least 0"):
+        measure(label, target_of(label, torch.ones(1, 6, 6, 6)), 3, SPACING, tolerances=tolerances)

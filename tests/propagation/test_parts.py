@@ -5,6 +5,8 @@ import pytest
 import torch
 
 from sparse3dunet.data.slices import runs, slices_mask
+from sparse3dunet.errors import DataError
+from sparse3dunet.propagation import Ensemble
 from sparse3dunet.propagation.parts import deal, deal_slices
 from tests.propagation.scans import SHAPE, nested, on_slices, scan_of
 
@@ -111,3 +113,10 @@ def test_nothing_is_held_out_of_what_is_annotated_whole_or_once():
     weight = np.zeros(SHAPE)
     weight[12, 10, 8] = 1
     assert deal(scan_of(image, label, weight), boards=2) == []
+
+
+@pytest.mark.parametrize("part", [[3], [[], [], [-1]], [[], [], [99]], [[], [3]], [[], [], [1.5]], "axial"])
+def test_slices_to_hold_out_are_the_scans_own(part):
+    image, label = nested()
+    with pytest.raises(DataError, match=r"part 1 to hold out: the slices are .*; expected a list of indices for each"):
+        Ensemble(slices=[[[], [], [3]], part]).fit(image, label, on_slices(SHAPE, [], [], [3, 8]))

@@ -109,7 +109,7 @@ def test_thick_slices_are_farther_apart():
 
 @pytest.mark.parametrize("options", [{"beta": 0}, {"beta": -1}, {"iterations": 0}])
 def test_wrong_options(options):
-    with pytest.raises(ValueError, match="expected beta > 0 and iterations >= 1"):
+    with pytest.raises(ValueError, match=f"^{next(iter(options))} must be .*, got"):
         RandomWalker(**options)
 
 
@@ -195,6 +195,21 @@ def test_data_that_cannot_be_used():
     for shape in ((3, 5, 5, 5), SHAPE):
         with pytest.raises(DataError, match=r"prior has shape .*; expected \(\d+, 24, 20, 16\)"):
             PriorWalker(np.ones(shape)).fit(image, label * 0, WEIGHT)
+
+
+@pytest.mark.parametrize("value", [0, -1, np.nan, np.inf])
+def test_numbers_of_a_walk_are_above_zero(value):
+    prior = np.full((2, *SHAPE), 0.5)
+    for make in (
+        lambda: RandomWalker(beta=value),
+        lambda: PriorWalker(prior, beta=value),
+        lambda: PriorWalker(prior, gamma=value),
+    ):
+        with pytest.raises(ValueError, match="must be a number above 0, got"):
+            make()
+    if value:
+        with pytest.raises(DataError, match="the prior has values that are negative, NaN or infinite"):
+            PriorWalker(np.where(np.arange(16) == 3, value, prior))
 
 
 @pytest.mark.parametrize(

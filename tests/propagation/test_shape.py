@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from sparse3dunet.propagation import ShapeInterpolation
+from sparse3dunet.errors import DataError
+from sparse3dunet.propagation import Ensemble, ShapeInterpolation
 from sparse3dunet.propagation.shape import distance_from
-from tests.propagation.scans import assert_probabilities, on_slices, scan_of
+from tests.propagation.scans import assert_probabilities, on_slices, quick, scan_of
 
 SHAPE = (24, 22, 13)
 
@@ -101,7 +102,7 @@ def test_scribbles_tell_no_shape():
     label, weight = two_discs()
     weight[:] = 0
     weight[10:14, 11, 2] = weight[0, :5, 3] = 1
-    prob = interpolated(label, weight)
+    prob = ShapeInterpolation().fit_scan(scan_of(np.zeros(SHAPE), label, weight)).predict_proba()
     np.testing.assert_allclose(prob, 0.5, atol=1e-6)
 
 
@@ -110,3 +111,19 @@ def test_distances_are_in_mm():
     scan = scan_of(np.zeros(SHAPE), np.zeros(SHAPE, int), weight, (1, 2, 3))
     distance = distance_from(scan.known, scan.spacing)
     np.testing.assert_allclose(distance[5, 5], 3 * np.abs(np.arange(13) - 4))
+
+
+def test_without_slices_there_are_no_shapes():
+    """Rather than the same probability for all; the ensemble has other members that learn from scribbles."""
+    label, scribbles = two_discs()[0], np.zeros(SHAPE)
+    scribbles[::4, ::5, ::4] = 1
+    with pytest.raises(DataError, match="no slices are annotated"):
+        interpolated(label, scribbles)
+    with quick():
+        assert_probabilities(Ensemble(num_classes=2).fit(label + 0.0, label, scribbles).predict_proba(), SHAPE, 2)
+
+
+@pytest.mark.parametrize("reach", [0, -1, np.nan, np.inf])
+def test_reach_is_above_zero(reach):
+    with pytest.raises(ValueError, match="reach must be a number above 0"):
+        ShapeInterpolation(reach=reach)

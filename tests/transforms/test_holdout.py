@@ -106,3 +106,11 @@ def test_what_cannot_be_held_out():
             HoldOutSlices(fold, folds)
     with pytest.raises(ValueError, match="part"):
         HoldOutSlices(0, 3, "test")
+
+
+@pytest.mark.parametrize("slices", [[3], [[], [], [-1]], [[], [], [99]], [[], [], [], [1]], [[], [], ["1"]], "axial"])
+def test_listed_slices_are_the_cases_own(slices):
+    hold_out = HoldOutSlices(listed={"a": slices, "b": [[], [], [2]]}, part="validation")
+    with pytest.raises(DataError, match=r"a: the slices are .*; expected a list of indices for each axis"):
+        hold_out(weight(), "a")
+    assert find_slices(hold_out(weight(), "b")[0].numpy() > 0) == [[], [], [2]]

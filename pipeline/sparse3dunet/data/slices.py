@@ -41,6 +41,18 @@ def slices_mask(shape: Sequence[int], slices: Slices) -> np.ndarray:
     return mask
 
 
+def checked_slices(slices: Any, shape: Sequence[int], source: str) -> Slices:
+    """Return slices by axis as lists; raise DataError, naming where they are from, unless each is one of the volume."""
+    plain = _plain(slices)
+    is_nested = isinstance(plain, list) and len(plain) == 3 and all(isinstance(indices, list) for indices in plain)
+    if not is_nested or not all(type(i) is int and 0 <= i < n for indices, n in zip(plain, shape) for i in indices):
+        raise DataError(
+            f"{source}: the slices are {str(slices)[:80]}; expected a list of indices for each axis, such as "
+            f"[[], [], [3]], in a volume of {tuple(shape)} voxels, from 0."
+        )
+    return plain
+
+
 def find_slices(mask: np.ndarray) -> Slices | None:
     """Return the slices that a mask consists of, in any direction; None if they cannot be determined.
 

@@ -108,7 +108,19 @@ def suggest_slices(
 
     Returns:
         Slices that are not annotated; the same ones for any order and direction of the volume's axes.
+
+    Raises:
+        DataError: when the confidence is not uint8, or the volumes' shapes differ.
     """
+    confidence, segmentation, annotated = map(np.asarray, (confidence, segmentation, annotated))
+    shapes = [volume.shape for volume in (confidence, segmentation, annotated)]
+    if len(shapes[0]) != 3 or len(set(shapes)) > 1:
+        raise DataError(f"confidence, segmentation and annotated must have one shape (X, Y, Z), got {shapes}.")
+    if confidence.dtype != np.uint8:
+        raise DataError(
+            f"confidence must be uint8, 255 for a probability of 1, got {confidence.dtype}; of probabilities p make it "
+            "by (255 * p).round().astype(numpy.uint8)."
+        )
     if count < 1:
         return []
     affine = np.asarray(affine, float)

@@ -19,6 +19,7 @@ from sparse3dunet.metrics.surfaces import (
     slice_distances,
     surface_distances,
 )
+from sparse3dunet.metrics.tolerance import check_tolerances
 
 ABSENT, MISSED, NOT_LOOKED_FOR = "not in the reference", "not predicted", "was not looked for"
 SPURIOUS = f"{ABSENT}, but predicted"
@@ -100,9 +101,11 @@ def measure(
         The scores of each class 0 ... K-1, or of the background and each region.
 
     Raises:
-        ValueError: when shapes differ, a class is out of range or no whole number, or the spacing is not above 0.
+        ValueError: when shapes differ, a class is out of range or no whole number, the spacing is not above 0, or a
+            tolerance is negative or no number.
     """
     check_spacing(spacing, pred.ndim - 1)
+    check_tolerances(tolerances, num_classes)
     counts = overlap_counts(pred[None], target[None], num_classes, regions)[0].cpu()
     looked_for = annotated_classes(target[None], num_classes)
     known = np.ones(num_classes, bool) if looked_for is None else looked_for[0].cpu().numpy()

@@ -38,6 +38,13 @@ def surface_tolerances(setting: Any, class_names: Sequence[str], spacings: Seque
     return [auto if value == AUTO or value is None else _checked(value) for value in given]
 
 
+def check_tolerances(tolerances: Sequence[float] | None, count: int) -> None:
+    """Raise ValueError unless tolerances are one number of at least 0 for each class, or None."""
+    sizes = np.zeros(count) if tolerances is None else np.asarray(tolerances, float)
+    if sizes.shape != (count,) or not (np.isfinite(sizes) & (sizes >= 0)).all():
+        raise ValueError(f"tolerances must be {count} numbers of at least 0, one for each class; got {tolerances!r}.")
+
+
 def describe(tolerances: Sequence[float], class_names: Sequence[str]) -> str:
     """Return tolerances in words, as in "2 mm" or "liver 3 mm, tumor 1 mm"."""
     by_name = dict(zip(class_names, tolerances))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from scipy.ndimage import binary_dilation
 
-from sparse3dunet.data.slices import Slices, slices_mask
+from sparse3dunet.data.slices import Slices, checked_slices, slices_mask
 from sparse3dunet.propagation.calibration import dice, importance
 from sparse3dunet.propagation.field import Field
 from sparse3dunet.propagation.forest import POSITIONS, AutoContext, Drawn, Forest, context, features, mean_prob
@@ -121,6 +121,11 @@ class Ensemble(Propagator):
 
     def fit_scan(self, scan: Scan) -> Ensemble:
         """Fit to a checked scan."""
+        if self.slices is not None:
+            self.slices = [
+                checked_slices(part, scan.shape, f"part {number} to hold out")
+                for number, part in enumerate(self.slices)
+            ]
         self._whole, self._field = scan, Field.of(scan, self.work)
         self._scan = self._field.coarse(scan)
         self._features = features(self._scan)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -34,8 +35,7 @@ class RandomWalker(Propagator):
     """
 
     def __init__(self, beta: float = 2000.0, iterations: int = 40, num_classes: int | None = None) -> None:
-        if beta <= 0 or iterations < 1:
-            raise ValueError(f"expected beta > 0 and iterations >= 1, got {beta} and {iterations}.")
+        _check_numbers(iterations, beta=beta)
         self.beta, self.iterations, self.num_classes = beta, iterations, num_classes
 
     def fit_scan(self, scan: Scan) -> RandomWalker:
@@ -66,7 +66,10 @@ class PriorWalker(Propagator):
     """
 
     def __init__(self, prior: np.ndarray, beta: float = 3.0, gamma: float = 1.0, iterations: int = 20) -> None:
-        self.prior = torch.from_numpy(np.asarray(prior, np.float32))
+        _check_numbers(iterations, beta=beta, gamma=gamma)
+        self.prior = torch.from_numpy(np.array(prior, np.float32))
+        if not bool(((self.prior >= 0) & self.prior.isfinite()).all()):
+            raise DataError("the prior has values that are negative, NaN or infinite; expected probabilities.")
         self.beta, self.gamma, self.iterations = beta, gamma, iterations
         self.num_classes = len(self.prior)
 
@@ -84,6 +87,15 @@ class PriorWalker(Propagator):
     def predict_proba(self) -> np.ndarray:
         self._check_fitted()
         return (self._prob / self._prob.sum(0).clamp(min=1e-6)).numpy()
+
+
+def _check_numbers(iterations: float, **positive: float) -> None:
+    """Raise ValueError unless the others are above 0 and finite, and the iterations at least 1."""
+    for name, value in positive.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} must be a number above 0, got {value}.")
+    if not iterations >= 1:
+        raise ValueError(f"iterations must be at least 1, got {iterations}.")
 
 
 def conductances(image: torch.Tensor, spacing: Sequence[float] | np.ndarray, beta: float) -> list[torch.Tensor]:

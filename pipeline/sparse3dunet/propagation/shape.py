@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import torch
 from scipy.ndimage import distance_transform_edt
 
+from sparse3dunet.errors import DataError
 from sparse3dunet.propagation.scan import Propagator, Scan, softmax
 
 SHARE = 0.3
@@ -25,16 +30,29 @@ class ShapeInterpolation(Propagator):
     """
 
     def __init__(self, num_classes: int | None = None, reach: float = 50.0) -> None:
+        if not 0 < reach < math.inf:
+            raise ValueError(f"reach must be a number above 0, got {reach}.")
         self.num_classes, self.reach = num_classes, reach
 
+    def fit(self, image: Any, label: Any, weight: Any, spacing: Sequence[float] = (1, 1, 1)) -> ShapeInterpolation:
+        """Fit to an image and its annotation, as all methods; raise DataError if no slices are annotated."""
+        super().fit(image, label, weight, spacing)
+        if not self._axes:
+            raise DataError(
+                "no slices are annotated, only parts of some, so there are no shapes to interpolate. Annotate whole "
+                "slices, or use RandomWalker or Forest, which learn from any voxels."
+            )
+        return self
+
     def fit_scan(self, scan: Scan) -> ShapeInterpolation:
-        unit = scan.plane_spacing
+        unit, self._axes = scan.plane_spacing, 0
         total = np.zeros((scan.num_classes, *scan.shape), np.float32)
         weight = np.full(scan.shape, 1e-6, np.float32)
         for axis, slices in enumerate(_annotated_slices(scan.known.numpy())):
             known, size = np.moveaxis(scan.known.numpy(), axis, 0), scan.spacing[axis] / unit
             if not len(slices) or min(known.shape[1:]) < 2:
                 continue
+            self._axes += 1
             label = np.moveaxis(scan.label.numpy(), axis, 0)
             sampling = np.delete(scan.spacing, axis) / unit
             signed = np.stack([self._signed(label[i], known[i], scan.num_classes, sampling) for i in slices])

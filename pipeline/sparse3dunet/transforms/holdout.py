@@ -14,7 +14,7 @@ from monai.utils import convert_to_dst_type
 
 from sparse3dunet.data.label_and_weight import as_tensor
 from sparse3dunet.data.names import case_name
-from sparse3dunet.data.slices import Slices, find_slices, runs, slices_mask
+from sparse3dunet.data.slices import Slices, checked_slices, find_slices, runs, slices_mask
 from sparse3dunet.errors import DataError
 from sparse3dunet.keys import WEIGHT
 
@@ -42,7 +42,8 @@ class HoldOutSlices(Transform):
     Shapes: weight (1, X, Y, Z) -> weight (1, X, Y, Z); the two parts have no voxel in common and add up to the whole.
 
     Raises:
-        DataError: when the annotation does not consist of slices, or of one slice only.
+        DataError: when the annotation does not consist of slices, or of one slice only; when listed
+            slices are none of the case's.
 
     Example:
         >>> weight = torch.zeros(1, 4, 4, 9)
@@ -81,7 +82,7 @@ class HoldOutSlices(Transform):
     def held_out(self, annotated: torch.Tensor, name: str = "") -> Slices:
         """Return the slices of this fold by axis, given the (X, Y, Z) annotated voxels and the case's name."""
         if self.listed is not None:
-            return self.listed.get(name, [[], [], []])
+            return checked_slices(self.listed.get(name, [[], [], []]), annotated.shape, name or "a case")
         dense = bool(annotated.all())
         slices = None if dense else find_slices(annotated.cpu().numpy())
         if slices is None:
