@@ -139,11 +139,19 @@ def test_bfloat16_is_near(network):
 def test_faults_are_named(network, valid_network):
     for arguments, words in [
         ({"overlap": 1}, "overlap"),
+        ({"overlap": (0.5, 0.5, 0.5)}, "overlap must be one number"),
+        ({"overlap": "a"}, "overlap must be one number"),
+        ({"mirror_axes": 0}, "mirror_axes must be a list"),
+        ({"roi_size": (16.7, 16, 16)}, "roi_size must be one or three whole numbers"),
+        ({"roi_size": (16, 16)}, "roi_size must be"),
+        ({"roi_size": 0}, "roi_size must be"),
+        ({"roi_size": None}, "roi_size must be"),
         ({"border": "zeros"}, "border"),
         ({"mirror_axes": (3,)}, "mirror_axes"),
     ]:
         with pytest.raises(ValueError, match=words):
-            SlabInferer(WINDOW, **arguments)
+            SlabInferer(**{"roi_size": WINDOW, **arguments})
+    assert SlabInferer(16).roi_size == SlabInferer((16, 16.0, 16)).roi_size == (16, 16, 16)
     with pytest.raises(DataError, match=r"15 voxels along axis 0.*12 and 16"):
         SlabInferer((15, 20, 24))(torch.rand(1, 2, 30, 30, 30), network)
     shallow = UNet3D(1, 2, channels=(4, 8, 8, 8)).eval()
@@ -167,6 +175,12 @@ def test_a_plain_function_is_a_network(network):
     torch.testing.assert_close(found, monai(x, network), rtol=0, atol=1e-5)
     with pytest.raises(DataError, match=r"returns \(8, 10, 12\) voxels for a window of \(16, 20, 24\)"):
         SlabInferer(WINDOW)(x, lambda batch: batch[..., ::2, ::2, ::2])
+    for outputs in ((x, x), [x], {"out": x}):
+        with pytest.raises(DataError, match=f"the network returns a {type(outputs).__name__}, expected one tensor"):
+            SlabInferer(WINDOW)(x, lambda batch, outputs=outputs: outputs)
+    for batch in (x[:0], x[0], x[..., :0]):
+        with pytest.raises(DataError, match=r"expected a batch of volumes \(B, C, X, Y, Z\)"):
+            SlabInferer(WINDOW)(batch, network)
 
 
 @pytest.mark.parametrize("dtype", [torch.int16, torch.float16, torch.float64])

@@ -21,6 +21,7 @@ from sparse3dunet.networks.layers import fast_on_cpu
 
 PIECE = 2**25
 """Largest number of logits that are yielded at once."""
+NUMBER = (int, float, np.number)
 MOST_CONSTANTS = 4
 """Number of constant windows whose logits are kept; there is seldom more than the background's."""
 
@@ -42,7 +43,7 @@ class SlabInferer(Inferer):
     one by one, in the memory layout in which oneDNN convolves fastest.
 
     Args:
-        roi_size: size of a window, (X, Y, Z) voxels of the network's input.
+        roi_size: size of a window, (X, Y, Z) voxels of the network's input, or one number for all axes.
         overlap: overlap of windows, 0 <= overlap < 1; not used for seamless tiles.
         sw_batch_size: number of windows per batch on a GPU.
         border: how to extend the volume: "replicate" the outermost voxels, or "mirror" the volume in them; None to
@@ -62,7 +63,7 @@ class SlabInferer(Inferer):
 
     def __init__(
         self,
-        roi_size: Sequence[int],
+        roi_size: Sequence[int] | int,
         overlap: float = 0.5,
         sw_batch_size: int = 4,
         border: str | None = None,
@@ -71,13 +72,13 @@ class SlabInferer(Inferer):
         on_window: Callable[[int, int], None] | None = None,
     ) -> None:
         super().__init__()
-        if not 0 <= overlap < 1:
-            raise ValueError(f"overlap must be at least 0 and below 1, got {overlap}.")
+        if not isinstance(overlap, NUMBER) or not 0 <= float(overlap) < 1:
+            raise ValueError(f"overlap must be one number, at least 0 and below 1, got {overlap!r}.")
         if border not in (None, *BORDERS):
             raise ValueError(f"border must be one of {BORDERS} or None, got {border!r}.")
-        if not set(mirror_axes) <= {0, 1, 2}:
-            raise ValueError(f"mirror_axes must be among 0, 1 and 2, got {mirror_axes}.")
-        self.roi_size = tuple(int(n) for n in roi_size)
+        if not isinstance(mirror_axes, (list, tuple)) or not all(axis in (0, 1, 2) for axis in mirror_axes):
+            raise ValueError(f"mirror_axes must be a list of axes among 0, 1 and 2, got {mirror_axes!r}.")
+        self.roi_size = _window(roi_size)
         self.overlap = overlap
         self.sw_batch_size = sw_batch_size
         self.border = border
@@ -86,6 +87,8 @@ class SlabInferer(Inferer):
         self.on_window = on_window
 
     def __call__(self, inputs: torch.Tensor, network: Network, *args: Any, **kwargs: Any) -> torch.Tensor:  # type: ignore[override]
+        if inputs.ndim != 5 or not inputs.numel():
+            raise DataError(f"expected a batch of volumes (B, C, X, Y, Z), got shape {tuple(inputs.shape)}.")
         volumes = convert_to_tensor(inputs, track_meta=False).float().cpu().numpy()
         row_axis = self.windows(inputs.shape[2:], network).row_axis
         results = []
@@ -212,7 +215,13 @@ class _Runner:
                 flipped = batch.flip(axes) if axes else batch
                 if self.device.type == "cpu":
                     flipped = flipped.contiguous(memory_format=torch.channels_last_3d)
-                logits = self.network(flipped, *self.args, **self.kwargs).float()
+                found = self.network(flipped, *self.args, **self.kwargs)
+                if not isinstance(found, torch.Tensor):
+                    raise DataError(
+                        f"the network returns a {type(found).__name__}, expected one tensor of logits; wrap a network "
+                        "with several outputs so that it returns the main one."
+                    )
+                logits = found.float()
                 if tuple(logits.shape[2:]) != self.output_size:
                     raise DataError(
                         f"the network returns {tuple(logits.shape[2:])} voxels for a window of "
@@ -261,6 +270,14 @@ class _Blend:
         for sums in (self.weight, self.total.movedim(1, 0)):
             for i in range(len(sums)):  # one by one: source and target overlap
                 sums[i] = sums[i + shift] if i + shift < len(sums) else 0
+
+
+def _window(roi_size: Any) -> tuple[int, ...]:
+    """Return the size of a window along each axis; raise ValueError unless it is one or three whole numbers above 0."""
+    sizes = [roi_size] * 3 if isinstance(roi_size, NUMBER) else list(roi_size) if isinstance(roi_size, Iterable) else []
+    if len(sizes) != 3 or not all(isinstance(n, NUMBER) and n > 0 and float(n).is_integer() for n in sizes):
+        raise ValueError(f"roi_size must be one or three whole numbers of voxels above 0, got {roi_size!r}.")
+    return tuple(int(n) for n in sizes)
 
 
 def _output_size(network: Network, roi_size: tuple[int, ...]) -> tuple[int, ...]:
