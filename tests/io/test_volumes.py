@@ -6,6 +6,8 @@ from dataclasses import replace
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
+from monai.data import MetaTensor
 
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import read_image, write_map, write_segmentation
@@ -194,3 +196,15 @@ def test_values_are_counted_exactly(dtype):
     else:
         assert found == dict(zip(values, (5, 2, 1)))
     assert values_found(np.array([], dtype)) == {}
+
+
+def test_tensors_are_written_and_names_are_a_dictionary(tmp_path):
+    nib.save(nib.Nifti1Image(np.zeros((4, 5, 6), np.int16), np.eye(4)), tmp_path / "image.nii")
+    image, labels = read_image(tmp_path / "image.nii"), np.arange(120).reshape(4, 5, 6) % 3
+    for number, given in enumerate((torch.from_numpy(labels), MetaTensor(labels), labels.tolist())):
+        write_segmentation(tmp_path / f"{number}.nii.gz", given, image, {0: "a", 1: "b", 2: "c"})
+        assert np.array_equal(np.asarray(nib.load(tmp_path / f"{number}.nii.gz").dataobj), labels)
+        write_map(tmp_path / f"{number}.mha", given, image)
+    for names in (["a", "b"], None):
+        with pytest.raises(ValueError, match="class_names must be a dictionary of names by value"):
+            write_segmentation(tmp_path / "x.nii.gz", labels, image, names)

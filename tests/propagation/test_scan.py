@@ -5,6 +5,8 @@ import pytest
 import torch
 
 from sparse3dunet.errors import DataError
+from sparse3dunet.propagation import RandomWalker
+from sparse3dunet.propagation.scan import Scan
 from tests.propagation.scans import scan_of
 
 SHAPE = (40, 40, 40)
@@ -93,3 +95,13 @@ def test_each_channel_has_its_own_scale():
     image, label = dark_with_bright_cubes()
     both = scan_of(np.stack([image, 5 - 3 * image]), label, np.ones(SHAPE)).image
     np.testing.assert_allclose(both[1], 1 - both[0], atol=1e-4)
+
+
+def test_lists_are_taken_and_what_is_no_array_is_named():
+    image, label = dark_with_bright_cubes()
+    lists = Scan.of(image.tolist(), label.tolist(), np.ones(SHAPE).tolist(), (1, 1, 1))
+    assert torch.equal(lists.label, torch.from_numpy(label))
+    for name in ("image", "label", "weight"):
+        given = {"image": image, "label": label, "weight": np.ones(SHAPE)} | {name: None}
+        with pytest.raises(DataError, match=f"the {name} is no array of numbers"):
+            RandomWalker().fit(**given)

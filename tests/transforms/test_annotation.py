@@ -145,3 +145,8 @@ def test_a_class_that_floats_cannot_tell_from_the_next_number(dtype):
 def test_several_channels():
     with pytest.raises(DataError, match=r"one channel and three dimensions, found shape \(2, 3"):
         SparseLabel(3)(np.zeros((2, 3, 3, 3)))
+
+
+def test_a_weight_image_of_two_channels():
+    with pytest.raises(DataError, match="the weight image has 2 channels; expected one"):
+        SparseLabel(3)(torch.zeros(1, 4, 5, 6), torch.ones(2, 4, 5, 6))

@@ -117,6 +117,8 @@ class SparseLabel(Transform):
         image = as_tensor(weight, "weight image")
         name = source_of(image)
         given = torch.as_tensor(convert_to_tensor(image, track_meta=False), dtype=torch.float32, device=plain.device)
+        if given.shape[1:] == plain.shape[1:] and len(given) != 1:
+            raise DataError(f"{name}: the weight image has {len(given)} channels; expected one ({source}).")
         if given.shape != plain.shape:
             raise DataError(
                 f"{name}: the weight image has shape {tuple(given.shape[1:])}, its label map {tuple(plain.shape[1:])} "

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -98,9 +98,13 @@ def write_segmentation(
     Raises:
         DataError: see :func:`check_output`.
         OSError: when it could not be written completely; a former file at `path` is kept.
-        ValueError: when `labels` are not integers, or have another shape than the image.
+        ValueError: when `labels` are not integers, or have another shape than the image; when `class_names` are no
+            dictionary.
     """
+    if not isinstance(class_names, Mapping):
+        raise ValueError(f"class_names must be a dictionary of names by value, got {str(class_names)[:80]}.")
     check_output(path, like, class_names)
+    labels = _array(labels)
     _check_shape(labels, like, "biu", 3)
     labels, suffix = _of_common_type(labels), output_suffix(path)
     with replacing(path, suffix) as draft:
@@ -136,6 +140,7 @@ def write_map(path: str | Path, values: np.ndarray, like: Volume, description: s
         ValueError: when `values` are not real numbers, or have another shape than the image.
     """
     check_output(path, like)
+    values = _array(values)
     _check_shape(values, like, "biuf", values.ndim if values.ndim == 4 else 3)
     values, suffix = _of_common_type(values), output_suffix(path)
     if suffix == ".seg.nrrd" or suffix in DICOM_SUFFIXES:
@@ -148,6 +153,13 @@ def write_map(path: str | Path, values: np.ndarray, like: Volume, description: s
         else:
             metadata = {"description": description} if description else {}
             (write_meta_image if suffix == ".mha" else write_nrrd)(draft, values, like.affine, metadata)
+
+
+def _array(values: Any) -> np.ndarray:
+    """Return a tensor, or nested lists, as an array; arrays, also on disk, as they are."""
+    if hasattr(values, "detach"):
+        return np.asarray(values.detach().cpu())
+    return values if hasattr(values, "dtype") else np.asarray(values)
 
 
 def _check_shape(array: np.ndarray, like: Volume, kinds: str, ndim: int) -> None:

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from monai.utils import convert_to_tensor
 
+from sparse3dunet.data.label_and_weight import as_tensor
 from sparse3dunet.errors import DataError
 from sparse3dunet.io.volumes import whole_labels
 from sparse3dunet.losses.target import label_numbers
@@ -59,7 +59,8 @@ class Scan:
         Raises:
             DataError: when shapes or values are not as above, or nothing is annotated.
         """
-        gray, numbers, counts = (convert_to_tensor(x, track_meta=False).cpu() for x in (image, label, weight))
+        given = {"image": image, "label": label, "weight": weight}
+        gray, numbers, counts = (as_tensor(values, name).as_tensor().cpu() for name, values in given.items())
         gray = gray[None] if gray.ndim == 3 else gray
         numbers, counts = (x[0] if x.ndim == 4 and len(x) == 1 else x for x in (numbers, counts))
         size = np.asarray(spacing, float)
