@@ -325,7 +325,7 @@ def _section(
     files, image = results.files(case), read_image(case.files[0])
     annotation = results.annotation(case.files[0])
     found = read_segmentation(files["segmentation"], image, results.output.labels)
-    confidence = np.asarray(read_image(files["confidence"]).data)
+    confidence = np.asarray(read_image(files["confidence"]).data, np.uint8)
     numbers = class_numbers(found, results.data_set.class_values)
     reference = results.reference(case)
     if reference is not None:
