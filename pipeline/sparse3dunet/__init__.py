@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import Any
 
-__version__ = "0.22.0"
+__version__ = "0.23.0"
 __all__ = ["Densifier", "show"]
 
 _PLACES = {

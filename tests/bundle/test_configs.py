@@ -337,7 +337,7 @@ def test_nones_beside_a_file_of_arguments(trained, tmp_path):
     ("setting", "words"),
     [
         (("--epoch", 2), "--epoch: there is no such setting. Did you mean --max_epochs"),
-        (("--network_def#channels", "abc"), "network_def (sparse3dunet.networks.UNet3D): "),
+        (("--network_def#channels", "abc"), "channels is 'abc'; expected a whole number above 0"),
         (("--loss#_target_", "torch.nn.Foo"), "loss (torch.nn.Foo): ModuleNotFoundError: Cannot locate"),
         (("--val_interval", "$1/0"), "val_interval ($1/0): ZeroDivisionError: division by zero"),
     ],

@@ -267,7 +267,7 @@ def test_files_of_others_are_not_overwritten(tmp_path):
     "name",
     [
         *("experiment7/last.pt", "learning/thesis.txt", "learned/notes.txt", "propagation/a.csv", "fold_3/model.pt"),
-        *("a.txt", "inputs/datalist.json"),
+        "a.txt",
     ],
 )
 def test_a_folder_work_of_others_is_left_alone(tmp_path, name):

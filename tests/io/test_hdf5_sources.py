@@ -140,15 +140,15 @@ def test_a_virtual_dataset_of_itself(tmp_path):
         assert "a virtual dataset shows itself" in error_of(tmp_path / name)
 
 
-@pytest.mark.parametrize(("stored", "shown"), [("f4", "u1"), ("i4", "u2"), ("f8", "f4"), ("i1", "u1"), ("S3", "u1")])
+@pytest.mark.parametrize(("stored", "shown"), [("f4", "u1"), ("i4", "u2"), ("i1", "u1"), ("S3", "u1")])
 def test_types_that_change_values(tmp_path, stored, shown):
     write_source(tmp_path / "b.h5", ARRAY.astype(stored))
     write_virtual(tmp_path / "a.h5", "b.h5", dtype=shown)
     message = error_of(tmp_path / "a.h5")
-    assert f"virtual dataset of {np.dtype(shown)} shows one of {np.dtype(stored)}, which changes values" in message
+    assert f"virtual dataset of {np.dtype(shown)} shows one of {np.dtype(stored)}, which may change values" in message
 
 
-@pytest.mark.parametrize(("stored", "shown"), [("u1", "f4"), ("u1", ">u2"), ("bool", "u1")])
+@pytest.mark.parametrize(("stored", "shown"), [("u1", "f4"), ("f8", "f4"), ("i4", "f4"), ("u1", ">u2"), ("bool", "u1")])
 def test_types_that_keep_values(tmp_path, stored, shown):
     write_source(tmp_path / "b.h5", ARRAY.astype(stored))
     write_virtual(tmp_path / "a.h5", "b.h5", dtype=shown)

@@ -39,9 +39,17 @@ def write_meta(path, lines, kind="MET_UCHAR"):
 
 @pytest.mark.parametrize("name", ["a.nrrd", "a.mha"])
 @pytest.mark.parametrize(
-    ("dtype", "words"), [("u1", "0 1 255\n+3 4 5"), ("i2", "-32768 1 2 3 4 32767"), ("f4", "1e2 -.5 3. 4 5 1.5E-3")]
+    ("dtype", "words"),
+    [
+        ("u1", "0 1 255\n+3 4 5"),
+        ("u1", "0. 1.0 2.000 3 4 5"),
+        ("f4", "3.4028235e+38 0 0 0 0 0"),
+        ("i2", "-32768 1 2 3 4 32767"),
+        ("f4", "1e2 -.5 3. 4 5 1.5E-3"),
+    ],
 )
 def test_text(tmp_path, name, dtype, words):
+    """Also as programs write it whose numbers all have a point."""
     found = read_image(write_text(tmp_path / name, words, dtype)).data
     np.testing.assert_array_equal(found.ravel("F"), np.array(words.split(), np.float64).astype(found.dtype))
 
@@ -59,6 +67,14 @@ def test_text_that_is_no_number_of_the_type(tmp_path, name, dtype, word):
         DataError, match=rf"{name}: the voxels in {name}, written as text, are not all (whole )?numbers"
     ):
         read_image(write_text(tmp_path / name, f"0 1 {word} 2 3 4", dtype))
+
+
+def test_text_with_commas(tmp_path):
+    """Teem skips one behind a number; MetaIO does not."""
+    found = read_image(write_text(tmp_path / "a.nrrd", "0, 1, 2,\n3, 4, 5")).data
+    np.testing.assert_array_equal(found.ravel("F"), range(6))
+    with pytest.raises(DataError, match="are not all whole numbers"):
+        read_image(write_text(tmp_path / "a.mha", "0, 1, 2,\n3, 4, 5"))
 
 
 @pytest.mark.parametrize("name", ["a.nrrd", "a.mha"])

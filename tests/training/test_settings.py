@@ -63,7 +63,7 @@ def test_workers(device, workers):
 @pytest.mark.parametrize(
     ("name", "values"),
     [
-        ("learning_rate", [[1], None, True, 0, -1, float("nan"), float("inf")]),
+        ("learning_rate", [[1], None, True, -1, float("nan"), float("inf")]),
         ("num_workers", [1.5, "x", -1, None, True]),
         ("cache_rate", [float("nan"), -1, 2, None, "x"]),
     ],

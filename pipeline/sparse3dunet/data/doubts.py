@@ -14,7 +14,7 @@ from sparse3dunet.io.grid import shear
 from sparse3dunet.io.volumes import Volume
 
 SMALLEST_CONTRAST = float(np.finfo(np.float32).tiny)
-"""Difference of the largest and the smallest value below which 32-bit floats cannot tell values apart."""
+"""Smallest difference of values that 32-bit floats compute with in full precision."""
 SHEAR_TOLD = 0.01
 """Cosine between two axes of a volume above which a warning is given."""
 
@@ -45,10 +45,10 @@ def image_doubts(image: Volume) -> list[Doubt]:
     if low == high:
         text = f"{image.path}: all voxels have the value {low}; there is nothing to learn."
         doubts.append(("constant", text))
-    elif float(high) - float(low) < SMALLEST_CONTRAST:
+    elif np.float32(low) == np.float32(high) or float(high) - float(low) < SMALLEST_CONTRAST:
         text = (
-            f"{image.path}: all voxels have nearly the same value, from {low:g} to {high:g}, which is no contrast for "
-            "the 32-bit floats that are computed with. Scale the image."
+            f"{image.path}: all voxels have nearly the same value, from {float(low)!r} to {float(high)!r}, which is no "
+            "contrast for the 32-bit floats that are computed with. Scale the image."
         )
         doubts.append(("constant", text))
     cosine = shear(image.affine)

@@ -139,7 +139,6 @@ def prepare_pair(
     read = from_dicom if annotation_file(annotation) else _from_label_map
     image, made_of, declared, labels = read(scan, annotation, given, annotated_slices)
     dense = None if reference is None else _absolute(reference)
-    _check_ours(folder)
     made = Made(folder, (scan, annotation, *([] if dense is None else [dense])))
     made.check_scan(scan)
     name = image_name(scan)
@@ -161,13 +160,6 @@ def prepare_pair(
         content["colors"] = {str(value): color for value, color in sorted(labels.colors.items())}
     write_text(folder / DATALIST, json.dumps(content, indent=2) + "\n")  # ASCII: names may be no UTF-8
     return folder / DATALIST
-
-
-def _check_ours(folder: Path) -> None:
-    """Raise DataError if a datalist is in the folder that no run made, and that would be replaced."""
-    path = folder / DATALIST
-    if path.exists() and not (folder.parent / "state.json").exists() and pair_of(path) is None:
-        raise DataError(f"{path} exists, and no former run wrote it. Pass another folder for the results (-o).")
 
 
 def _from_label_map(scan: Path, annotation: Path, given: list[int], annotated_slices: Any) -> Pair:

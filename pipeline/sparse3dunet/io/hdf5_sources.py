@@ -144,10 +144,11 @@ def _check_shown(h5py: Any, path: Path, dataset: Any, shown: Any, source: _Sourc
     Raises:
         DataError: when they are not all in it, or do not fit in the dataset's type.
     """
-    if not np.can_cast(source.dtype, dataset.dtype):
+    # Fractions are computed with in 32 bits anyway
+    if not np.can_cast(source.dtype, dataset.dtype) and not (dataset.dtype.kind == "f" and source.dtype.kind in "iuf"):
         raise DataError(
-            f"{path}: a virtual dataset of {dataset.dtype} shows one of {source.dtype}, which changes values; expected "
-            "a type that holds them all. Export it again with the type of the other one."
+            f"{path}: a virtual dataset of {dataset.dtype} shows one of {source.dtype}, which may change values; "
+            "expected a type that holds them all. Export it again with the type of the other one."
         )
     _, points, is_limited = _selection(h5py, shown.vspace)
     if shown.src_space.get_select_type() == h5py.h5s.SEL_ALL:
@@ -202,7 +203,8 @@ def _is_beside(file: Path, name: str, path: Path) -> bool:
     """Return whether a source's file is in an image's folder or below, by its name alone: links are the user's own."""
     image, _ = split(path)
     folders = (os.path.abspath(image.parent), os.path.dirname(os.path.realpath(image)))
-    is_in = any(Path(os.path.abspath(file)).is_relative_to(folder) for folder in folders)
+    places = (os.path.abspath(file), os.path.join(os.path.realpath(file.parent), file.name))
+    is_in = any(Path(place).is_relative_to(folder) for place in places for folder in folders)
     return is_in and ".." not in Path(name).parts  # by which a link to a folder would lead elsewhere
 
 

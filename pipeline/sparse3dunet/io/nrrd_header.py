@@ -156,7 +156,7 @@ def _check_file(path: Path, header: NrrdHeader, file: Path, count: int) -> None:
     elif encoding == "gzip":
         check_compressed(path, file, start, found, num_bytes + max(skip, 0), kinds=("gzip",))
     else:
-        check_text(path, file, start + max(skip, 0), count, header.dtype)
+        check_text(path, file, start + max(skip, 0), count, header.dtype, has_commas=True)
 
 
 def voxel_files(path: Path, header: NrrdHeader) -> list[Path]:

@@ -166,12 +166,11 @@ def _read_other(path: Path, group: Any, metadata: Mapping[str, Any], opened: boo
 
 def _read_multiscales(path: Path, group: Any, multiscales: Mapping[str, Any], version: str, opened: bool) -> Volume:
     levels = multiscales["datasets"]
-    listed = (
-        multiscales.get("axes") or list("tczyx")[-len(group[levels[0]["path"]].shape) :]
-    )  # 0.2 and older state none
+    # 0.2 and older state none
+    listed = multiscales.get("axes") or list("tczyx")[-len(group[levels[0]["path"]].shape) :]
     axes = [axis if isinstance(axis, dict) else {"name": axis} for axis in listed]
     names = "".join(str(axis["name"]).lower()[:1] for axis in axes)
-    level = _finest(path, group, levels, names)
+    level = _finest(group, levels)
     array = group[level["path"]]
     _check_chunks(path, path / str(level["path"]))
     scale, shift = _placement(path, names, level, multiscales)
@@ -183,24 +182,9 @@ def _read_multiscales(path: Path, group: Any, multiscales: Mapping[str, Any], ve
     return volume_of(path, _voxels(array, opened), names, sizes, origin, header)
 
 
-def _finest(path: Path, group: Any, levels: Sequence[Mapping[str, Any]], names: str) -> Mapping[str, Any]:
-    """Return the level of the smallest voxels, or of the most where the file does not tell their sizes apart.
-
-    The specification lists it first; not all files do.
-
-    Raises:
-        DataError: when a level of larger voxels has more of them.
-    """
-    space = [i for i, name in enumerate(names) if name in "xyz"]
-    voxel = [float(np.abs(_placement(path, names, level)[0][space]).prod()) for level in levels]
-    count = [group[level["path"]].size if level["path"] in group else 0 for level in levels]
-    best = min(range(len(levels)), key=lambda i: (voxel[i], -count[i]))
-    if 0 < count[best] < max(count):
-        raise DataError(
-            f"{path}: the level of the smallest voxels has {count[best]}, but another one has {max(count)}; expected "
-            "the most in the finest one. Correct the scales of the levels, or export the image again."
-        )
-    return levels[best]
+def _finest(group: Any, levels: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Return the level of the most voxels: the specification lists it first, but not all files do."""
+    return max(levels, key=lambda level: group[level["path"]].size if level["path"] in group else -1)
 
 
 def _placement(path: Path, names: str, *parts: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -210,7 +194,7 @@ def _placement(path: Path, names: str, *parts: Mapping[str, Any]) -> tuple[np.nd
         DataError: when there are others.
     """
     scale, shift = np.ones(len(names)), np.zeros(len(names))
-    for step in (step for part in parts for step in part.get("coordinateTransformations", ())):
+    for step in (step for part in parts for step in part.get("coordinateTransformations") or ()):
         if "scale" in step:
             factors = _by_axis(path, "scale", step["scale"], len(names))
             scale, shift = scale * factors, shift * factors

@@ -120,14 +120,23 @@ def check_packed(path: str | Path, size: int, expected: int) -> None:
         )
 
 
-def check_text(path: Path, file: Path, start: int, count: int, dtype: np.dtype) -> None:
+def check_text(path: Path, file: Path, start: int, count: int, dtype: np.dtype, has_commas: bool = False) -> None:
     """Raise DataError unless voxels written as text are `count` numbers of that type.
 
     ITK takes 300 for 44 where the type is of 8 bits, and 1.7 for 1 where it is whole.
+
+    Args:
+        path: path of the image, for messages.
+        file: path of the file with the voxels.
+        start: offset of the text.
+        count: number of numbers.
+        dtype: their type.
+        has_commas: whether a comma may follow a number.
     """
     with file.open("rb") as stream:
         stream.seek(start)
         words = stream.read().split()
+    words = [word.removesuffix(b",") for word in words] if has_commas else words
     if len(words) != count:
         raise DataError(
             f"{path}: the voxels in {file.name} are {len(words)} numbers as text, expected {count}; header and voxels "
@@ -146,10 +155,11 @@ def check_text(path: Path, file: Path, start: int, count: int, dtype: np.dtype) 
 def _is_number(word: bytes, is_whole: bool, low: float, high: float) -> bool:
     """Return whether a word is a number within bounds; for fractions also NaN and infinity, which are told later."""
     if is_whole:
-        return bool(re.fullmatch(rb"[+-]?\d{1,20}", word)) and low <= int(word) <= high
+        return bool(re.fullmatch(rb"[+-]?\d{1,20}(\.0*)?", word)) and low <= int(word.split(b".")[0]) <= high
     if re.fullmatch(rb"(?i:[+-]?(nan|inf))", word):
         return True
-    return bool(re.fullmatch(rb"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,4})?", word)) and low <= float(word) <= high
+    is_number = re.fullmatch(rb"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,4})?", word)
+    return bool(is_number) and low <= float(word) * (1 - 1e-7) <= high  # rounded to the digits of the type
 
 
 def _unpacked(file: Path, start: int, size: int, kinds: Sequence[str]) -> Iterator[bytes]:

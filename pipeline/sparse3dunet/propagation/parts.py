@@ -18,6 +18,8 @@ from sparse3dunet.propagation.shape import distance_from
 
 LEFT_OF_SLICES, LEFT_OF_BLOCKS = 0.1, 0.2
 """Share of each class's annotated voxels that must be left when slices, or blocks, are held out."""
+FEW = 10
+"""Number of annotated voxels up to which a class need not be divided: it would make the blocks of all others small."""
 WIDTH = 3.0
 """Width of the first board's blocks, relative to the 90th percentile of unlabeled voxels' distance from annotation."""
 FINER = 0.65
@@ -55,8 +57,7 @@ def deal(scan: Scan, slices: Iterable[Slices] | None = None, boards: int = 1) ->
         if bool(held.any()) and _keeps_classes(scan, scan.known & ~held, LEFT_OF_SLICES):
             fold = -1 if slices is None else number
             found.append(Part("slices", held, scan.known & ~held, fold))
-    # A class of a voxel or two cannot be divided; it must not keep the others from being held out
-    return found + (_blocks(scan, boards, scan.known) or _blocks(scan, boards, _divisible(scan)))
+    return found + _blocks(scan, boards)
 
 
 def deal_slices(scan: Scan) -> list[Slices]:
@@ -74,27 +75,26 @@ def deal_slices(scan: Scan) -> list[Slices]:
     return parts
 
 
-def _blocks(scan: Scan, boards: int, allowed: torch.Tensor) -> list[Part]:
+def _blocks(scan: Scan, boards: int) -> list[Part]:
     """Return parts of blocks in chessboard patterns: black, white; each further board is finer and shifted.
 
-    Args:
-        scan: the annotated scan.
-        boards: number of chessboards.
-        allowed: (X, Y, Z) bool, annotated voxels that may be held out.
+    A board is made finer until it divides each class. Of those that it does not divide, nothing is held out: these are
+    classes of few voxels, and, on the finest one, any.
     """
     unknown = ~scan.known
     if not bool(unknown.any()):
         return []
     width = WIDTH * float(np.percentile(distance_from(scan.known, scan.spacing)[unknown.numpy()], 90))
-    least = _finest(scan)
+    least = 2 * float(scan.spacing.min())
     found: list[Part] = []
     for number in range(boards):
         size = width * FINER**number
         while True:
             board = torch.from_numpy(_chessboard(scan.shape, scan.spacing, size, number * size / 3))
-            parts = [Part("blocks", held, scan.known & ~held) for held in (allowed & board, allowed & ~board)]
-            if all(bool(p.held.any()) and _keeps_classes(scan, p.left, LEFT_OF_BLOCKS) for p in parts):
-                found += parts
+            divided, is_all = _divided(scan, board)
+            if is_all or (size <= least and int(divided.sum()) > 1):
+                held = [scan.known & color & divided[scan.label.long()] for color in (board, ~board)]
+                found += [Part("blocks", part, scan.known & ~part) for part in held]
                 break
             if size <= least:
                 break
@@ -102,21 +102,14 @@ def _blocks(scan: Scan, boards: int, allowed: torch.Tensor) -> list[Part]:
     return found
 
 
-def _finest(scan: Scan) -> float:
-    """Return the width of the smallest blocks, in mm."""
-    return 2 * float(scan.spacing.min())
-
-
-def _divisible(scan: Scan) -> torch.Tensor:
-    """Return the annotated voxels (X, Y, Z), bool, of classes of which the finest chessboard has some on both colours.
-
-    None, if these are fewer than two.
-    """
-    board = torch.from_numpy(_chessboard(scan.shape, scan.spacing, _finest(scan), 0.0))
-    colors = [scan.label[scan.known & color] for color in (board, ~board)]
+def _divided(scan: Scan, board: torch.Tensor) -> tuple[torch.Tensor, bool]:
+    """Return which classes (K,) have enough voxels on both colours, and whether these are all but those of few."""
+    colors = (scan.label[scan.known & color] for color in (board, ~board))
     black, white = (torch.bincount(labels, minlength=scan.num_classes).double() for labels in colors)
-    divided = torch.minimum(black, white) >= LEFT_OF_BLOCKS * (black + white).clamp(min=1)
-    return scan.known & divided[scan.label.long()] & bool(divided.sum() > 1)
+    total = black + white
+    divided = (total > 0) & (torch.minimum(black, white) >= LEFT_OF_BLOCKS * total)
+    present = int((total > 0).sum())
+    return divided, bool((divided | (total <= FEW)).all()) and int(divided.sum()) >= min(present, 2)
 
 
 def _chessboard(shape: Sequence[int], spacing: np.ndarray, width: float, shift: float) -> np.ndarray:

@@ -196,7 +196,10 @@ class ResumableTraining:
         except (OSError, DataError) as error:
             raise StateError(f"{error} {_CURE}") from error
         if damaged:  # PyTorch writes checksums, but does not look at them
-            raise StateError(f"{self.path} is damaged: its checksums differ at {damaged}. {_CURE}")
+            raise StateError(
+                f"{self.path} is damaged: its checksums differ at {damaged}. If it was saved with "
+                f"torch.serialization.set_crc32_options(False), save it again without that. {_CURE}"
+            )
         try:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
         except Exception as error:  # zipfile, pickle and PyTorch raise many kinds here

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -185,8 +186,12 @@ def check_counts(counts: Mapping[str, Any]) -> None:
 
 def check_rates(learning_rate: Any, num_workers: Any, cache_rate: Any) -> None:
     """Raise DataError, naming the setting, unless each of these is a number in its range."""
+
+    def is_rate(value: Any) -> bool:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
+
     for name, value, fits, expected in (
-        ("learning_rate", learning_rate, lambda v: is_number(v) and v > 0, "a number above 0, such as 0.001"),
+        ("learning_rate", learning_rate, is_rate, "a number of at least 0, such as 0.001"),
         ("num_workers", num_workers, lambda v: is_number(v, int) and v >= 0, "a whole number of at least 0, such as 4"),
         ("cache_rate", cache_rate, lambda v: is_number(v) and 0 <= v <= 1, "a number from 0 to 1, such as 0.5"),
     ):

@@ -50,9 +50,8 @@ class ImageGridd(MapTransform):
 
 def _volume(tensor: Any) -> Volume:
     """Return a tensor's first channel as a volume, with what its metadata say of the file."""
-    tensor = (
-        tensor if isinstance(tensor, MetaTensor) else as_tensor(tensor, "volume")
-    )  # without metadata, it stays as it is
+    # Without metadata, it stays as it is
+    tensor = tensor if isinstance(tensor, MetaTensor) else as_tensor(tensor, "volume")
     meta = tensor.meta
     flags = (bool(meta.get("has_orientation", True)), bool(meta.get("has_voxel_size", True)))
     return Volume("", tensor[0], np.asarray(tensor.affine), None, *flags)

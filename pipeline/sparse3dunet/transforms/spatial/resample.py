@@ -286,7 +286,7 @@ def _grid_of(label: Any, weight: Any) -> np.ndarray | None:
             f"{other}. Make both of one annotation, as SparseLabel does."
         )
     affine, of_weight = _affine_of(label), _affine_of(weight)
-    if affine is None or of_weight is None:
+    if affine is None or of_weight is None or np.array_equal(of_weight, np.eye(4)):  # MONAI's default, for none
         return affine
     if _drift(np.linalg.inv(affine) @ of_weight - np.eye(4), shape[1:]) >= SAME_GRID:
         raise DataError(f"{source_of(label)}: its weight has another affine; expected the label's, for both.")
