@@ -210,8 +210,8 @@ def test_version():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--learning_rate", -1), "optimizer (torch.optim.AdamW): ValueError: Invalid learning rate: -1"),
-        (("--network_def#channels", "[8]"), "network_def (sparse3dunet.networks.UNet3D): "),
+        (("--learning_rate", -1), "learning_rate must be a number of at least 0, such as 0.001; got -1"),
+        (("--network_def#channels", "[8]"), "channels is [8]; expected a whole number above 0 for each of two or more"),
         (("--minutes", "nan"), "minutes must be a number above 0"),
         (("--class_balance", 2), "class_balance is 2; expected a number from 0 to 1"),
     ],
