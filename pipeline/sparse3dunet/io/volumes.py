@@ -28,7 +28,7 @@ UNLABELED_VALUE = 255
 """Value that means unlabeled in most programs, as negative values do."""
 LARGEST_VALUE = 2**32
 """Largest value of a class or of unlabeled voxels."""
-LARGEST_NUMBER = 1e30
+LARGEST_NUMBER = 1e36
 """Largest intensity: networks compute with 32-bit floats, and sums over a volume must not exceed these either."""
 MOST_VALUES = 255
 """Number of values of a label map above which it is taken for an image."""
