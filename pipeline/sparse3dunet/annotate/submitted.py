@@ -14,7 +14,7 @@ from sparse3dunet.data.slices import Slices, plane_names, slices_mask
 from sparse3dunet.errors import DataError
 from sparse3dunet.io import read_image, write_map
 from sparse3dunet.io.formats import read_named_label
-from sparse3dunet.io.volumes import UNLABELED_VALUE, Volume, check_same_grid, on_grid_of
+from sparse3dunet.io.volumes import UNLABELED_VALUE, Volume, check_same_grid, marked, on_grid_of
 from sparse3dunet.io.written import file_digest
 
 ANNOTATION, DELIVERED, SUBMITTED = "annotation.nii.gz", "delivered.nii.gz", "submitted.txt"
@@ -56,7 +56,7 @@ def annotation_in(
     former = np.full(label.shape, UNLABELED_VALUE, np.uint8) if former is None else former
     if delivered is None or not _is_corrected(label, former, delivered):
         part = finished_part(label > 0, affine)
-        return Submitted(np.where(part.annotated, label, UNLABELED_VALUE).astype(np.uint8), part.reason)
+        return Submitted(marked(label, part.annotated, UNLABELED_VALUE, np.uint8), part.reason)
     changed = label != delivered
     slices = corrected_slices(changed)
     known = changed | (former != UNLABELED_VALUE)
@@ -67,7 +67,7 @@ def annotation_in(
         reason = f"the corrected slices of the delivered segmentation count as finished ({named})"
     if (former != UNLABELED_VALUE).any():
         reason += "; so does the former annotation"
-    return Submitted(np.where(known, label, UNLABELED_VALUE).astype(np.uint8), reason)
+    return Submitted(marked(label, known, UNLABELED_VALUE, np.uint8), reason)
 
 
 def corrected_slices(changed: np.ndarray) -> Slices:

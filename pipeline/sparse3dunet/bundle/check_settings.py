@@ -280,8 +280,9 @@ def _arguments(node: Any) -> tuple[set[str], bool]:
     if not isinstance(node, Mapping) or "_target_" not in node:
         return set(), False
     target = node["_target_"]
+    found = _located(target) if isinstance(target, str) else None
     try:
-        parameters = inspect.signature(_located(target) if isinstance(target, str) else None).parameters.values()  # type: ignore[arg-type]
+        parameters = inspect.signature(found).parameters.values()  # type: ignore[arg-type]
     except (TypeError, ValueError):
         return OF_COMPONENTS, True
     named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}

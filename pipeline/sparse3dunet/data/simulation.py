@@ -37,7 +37,7 @@ from sparse3dunet.io.suffixes import (
     split,
     suffix_among,
 )
-from sparse3dunet.io.volumes import Volume, values_found
+from sparse3dunet.io.volumes import Volume, marked, values_found
 from sparse3dunet.io.writing import replacing, write_segmentation, write_text
 from sparse3dunet.io.written import as_written, is_as_written
 
@@ -284,8 +284,7 @@ def _sparse(label: Volume, keep: Randomizable, seed: int, unlabeled: int) -> tup
     types = [np.min_scalar_type(int(value)) for value in (label.data.min(), label.data.max(), unlabeled)]
     dtype = np.result_type(*types)
     dtype = np.dtype(np.int32) if dtype.itemsize > 4 else dtype  # holds up to LARGEST; formats have no 64-bit integers
-    # In the wider type from the start: NumPy takes a whole number modulo the range of the array beside it
-    return np.where(kept, label.data.astype(dtype), dtype.type(unlabeled)), float(kept.mean())
+    return marked(label.data, kept, unlabeled, dtype), float(kept.mean())
 
 
 def _write(sparse: np.ndarray, label: Volume, target: Path, names: Labels) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from sparse3dunet.data.slices import Slices, slices_mask
 from sparse3dunet.errors import DataError
+from sparse3dunet.io.volumes import marked
 from sparse3dunet.keys import IMAGE, LABEL, REFERENCE
 from sparse3dunet.transforms.simulate import choose_slices
 
@@ -103,7 +104,7 @@ def write_data_set(
 def _write_case(folder: Path, case: DenseCase, slices_per_axis: int, unlabeled: int) -> Slices:
     """Write a case's three files and return the annotated slices."""
     slices = choose_slices(case.dense > 0, slices_per_axis, "equidistant")
-    sparse = np.where(slices_mask(case.dense.shape, slices), case.dense, unlabeled).astype(np.uint8)
+    sparse = marked(case.dense, slices_mask(case.dense.shape, slices), unlabeled, np.uint8)
     arrays = {IMAGE: case.image.astype(np.float32), LABEL: sparse, REFERENCE: case.dense}
     for key, array in arrays.items():
         path = folder / FOLDERS[key] / case.file_name

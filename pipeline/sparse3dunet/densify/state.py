@@ -25,6 +25,7 @@ from sparse3dunet.io.defaults import as_key
 from sparse3dunet.io.json_files import load_json, misfit
 from sparse3dunet.io.payload import check_no_pipe
 from sparse3dunet.io.suffixes import files_of
+from sparse3dunet.io.volumes import marked
 from sparse3dunet.io.writing import replacing, write_text
 from sparse3dunet.keys import ANNOTATED_CLASSES, ANNOTATED_SLICES, IMAGE
 from sparse3dunet.planning import read_plan
@@ -223,7 +224,7 @@ class Learned:
         """Write a case's class numbers, which count where it is annotated; both (X, Y, Z)."""
         # NumPy would add a suffix to a file name
         with replacing(self.pending / _file(name)) as draft, draft.open("wb") as file:
-            np.savez_compressed(file, numbers=np.where(annotated, numbers, -1).astype(np.int16))
+            np.savez_compressed(file, numbers=marked(numbers, annotated, -1, np.int16))
 
     def finish(self) -> None:
         """Make the pending annotation that of the model."""
@@ -244,7 +245,7 @@ class Learned:
             return 0
         if before.shape != numbers.shape:
             return int((before >= 0).sum())
-        return int(((before >= 0) & (before != np.where(annotated, numbers, -1))).sum())
+        return int(((before >= 0) & (before != marked(numbers, annotated, -1, np.int16))).sum())
 
 
 def _file(name: str) -> str:

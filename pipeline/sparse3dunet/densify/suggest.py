@@ -17,6 +17,7 @@ from sparse3dunet.console import Console, Table, box, escape
 from sparse3dunet.data.conventions import infer
 from sparse3dunet.data.slices import ALL, nonempty_slices, plane_names, slices_mask
 from sparse3dunet.errors import DataError
+from sparse3dunet.io.volumes import marked
 from sparse3dunet.io.writing import write_text
 
 REACH = 3.0
@@ -205,9 +206,7 @@ def with_mark(
             return values
     except DataError:  # they are not found, or something else may be
         pass
-    # In the wider type from the start: NumPy takes a whole number modulo the range of the array beside it
-    dtype = np.promote_types(values.dtype, np.min_scalar_type(mark))
-    return np.where(counted, values.astype(dtype), dtype.type(mark))
+    return marked(values, counted, mark, np.promote_types(values.dtype, np.min_scalar_type(mark)))
 
 
 def as_rows(suggestions: Sequence[Suggestion]) -> list[dict[str, Any]]:

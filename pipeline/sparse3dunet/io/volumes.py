@@ -29,7 +29,7 @@ UNLABELED_VALUE = 255
 LARGEST_VALUE = 2**32
 """Largest value of a class or of unlabeled voxels."""
 LARGEST_NUMBER = 1e36
-"""Largest intensity: networks compute with 32-bit floats, and sums over a volume must not exceed these either."""
+"""Largest intensity: below the largest 32-bit float, which differences and products would exceed."""
 MOST_VALUES = 255
 """Number of values of a label map above which it is taken for an image."""
 IN_MM = {"micron": 1e-3, "meter": 1e3}
@@ -331,6 +331,15 @@ def values_found(data: np.ndarray) -> dict[float, int]:
 def value_text(value: float) -> str:
     """Return a value of a label map for people; whole numbers exactly."""
     return f"{value:.0f}" if float(value).is_integer() else f"{value:.7g}"
+
+
+def marked(values: np.ndarray, kept: np.ndarray, mark: int, dtype: Any) -> np.ndarray:
+    """Return whole numbers where they are kept, and elsewhere a mark, in a type that holds both.
+
+    NumPy takes a Python number modulo the range of the array beside it, so 257 beside 8-bit labels would be 1.
+    """
+    dtype = np.dtype(dtype)
+    return np.where(kept, values.astype(dtype), dtype.type(mark))
 
 
 def class_numbers(values: np.ndarray, class_values: Sequence[int]) -> np.ndarray:

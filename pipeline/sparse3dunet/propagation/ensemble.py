@@ -121,8 +121,9 @@ class Ensemble(Propagator):
 
     def fit_scan(self, scan: Scan) -> Ensemble:
         """Fit to a checked scan."""
+        self._slices: list[Slices] | None = None
         if self.slices is not None:
-            self.slices = [
+            self._slices = [
                 checked_slices(part, scan.shape, f"part {number} to hold out")
                 for number, part in enumerate(self.slices)
             ]
@@ -187,7 +188,7 @@ class Ensemble(Propagator):
 
     def _own_slices(self) -> list[Slices] | None:
         """Return the slices to hold out, on the working grid."""
-        if self.slices is None:
+        if self._slices is None:
             return None
         field, shape = self._field, self._scan.shape
         return [
@@ -195,7 +196,7 @@ class Ensemble(Propagator):
                 sorted({(i - b.start) // s for i in found if b.start <= i < min(b.stop, b.start + n * s)})
                 for found, b, s, n in zip(chosen, field.box, field.step, shape)
             ]
-            for chosen in self.slices
+            for chosen in self._slices
         ]
 
     def _predict(self, numbers: Sequence[int]) -> np.ndarray:

@@ -54,7 +54,7 @@ def deal(scan: Scan, slices: Iterable[Slices] | None = None, boards: int = 1) ->
     found: list[Part] = []
     for number, chosen in enumerate(deal_slices(scan) if slices is None else slices):
         held = torch.from_numpy(slices_mask(scan.shape, chosen)) & scan.known
-        if bool(held.any()) and _keeps_classes(scan, scan.known & ~held, LEFT_OF_SLICES):
+        if bool(held.any()) and _keeps_classes(scan, scan.known & ~held):
             fold = -1 if slices is None else number
             found.append(Part("slices", held, scan.known & ~held, fold))
     return found + _blocks(scan, boards)
@@ -118,7 +118,7 @@ def _chessboard(shape: Sequence[int], spacing: np.ndarray, width: float, shift: 
     return np.asarray(total % 2 == 0)
 
 
-def _keeps_classes(scan: Scan, left: torch.Tensor, share: float) -> bool:
+def _keeps_classes(scan: Scan, left: torch.Tensor) -> bool:
     """Return whether enough of each class is left; otherwise trees would learn that unseen classes are likely."""
     before, after = (torch.bincount(scan.label[mask], minlength=scan.num_classes) for mask in (scan.known, left))
-    return bool((after >= share * before).all() and ((after > 0) | (before == 0)).all())
+    return bool((after >= LEFT_OF_SLICES * before).all() and ((after > 0) | (before == 0)).all())

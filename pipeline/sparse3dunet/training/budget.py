@@ -16,9 +16,14 @@ UNLIMITED = 10**9
 """The trainer's number of epochs if minutes end the training."""
 
 
-def is_positive(minutes: Any) -> bool:
+def is_finite(value: Any) -> bool:
+    """Return whether a setting is a number, and neither a truth value, nor NaN, nor infinite."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
+
+
+def is_positive(value: Any) -> bool:
     """Return whether a setting is a number above 0."""
-    return isinstance(minutes, (int, float)) and not isinstance(minutes, bool) and 0 < minutes < math.inf
+    return is_finite(value) and value > 0
 
 
 def check_minutes(minutes: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from sparse3dunet.networks import UNet3D
 from sparse3dunet.planning.checks import check_patch_voxels
 from sparse3dunet.planning.plan import planned_spacing
 from sparse3dunet.planning.sampling import draw_shares
-from sparse3dunet.training.budget import check_minutes
+from sparse3dunet.training.budget import check_minutes, is_finite
 
 CHANNEL_BYTES, GRID_BYTES = 4, 24
 """Bytes of a voxel in memory: of a channel, a label map or a weight, and of its coordinates while one is resampled."""
@@ -186,12 +185,8 @@ def check_counts(counts: Mapping[str, Any]) -> None:
 
 def check_rates(learning_rate: Any, num_workers: Any, cache_rate: Any) -> None:
     """Raise DataError, naming the setting, unless each of these is a number in its range."""
-
-    def is_rate(value: Any) -> bool:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
-
     for name, value, fits, expected in (
-        ("learning_rate", learning_rate, is_rate, "a number of at least 0, such as 0.001"),
+        ("learning_rate", learning_rate, lambda v: is_finite(v) and v >= 0, "a number of at least 0, such as 0.001"),
         ("num_workers", num_workers, lambda v: is_number(v, int) and v >= 0, "a whole number of at least 0, such as 4"),
         ("cache_rate", cache_rate, lambda v: is_number(v) and 0 <= v <= 1, "a number from 0 to 1, such as 0.5"),
     ):
