@@ -185,7 +185,8 @@ def as_tensor(values: Any, name: str) -> MetaTensor:
         given = values if hasattr(values, "shape") else np.array(values)
         if isinstance(given, np.ndarray):  # PyTorch takes no other order of bytes than the machine's
             given = given.astype(given.dtype.newbyteorder("="), copy=False)
-        return MetaTensor(convert_to_tensor(given, track_meta=True))
+        tensor = convert_to_tensor(given, track_meta=True)
+        return tensor if isinstance(tensor, MetaTensor) else MetaTensor(tensor)  # where MONAI tracks none
     except (TypeError, ValueError, RuntimeError) as error:  # lists of unequal lengths, text, None
         reason = str(error).split(". ")[0]
         raise DataError(f"the {name} is no array of numbers ({reason}); expected shape (1, X, Y, Z).") from error
